@@ -1,0 +1,30 @@
+"""JM-NAT: jointly masked non-autoregressive translation for Hugging Face Transformers (Guo, Xu, Chen, ACL 2020)."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
+from .data_collator import DataCollatorForJMNat
+from .generation_jmnat import JMNatGenerateOutput
+from .modeling_jmnat import JMNatForConditionalGeneration, JMNatModel, JMNatSeq2SeqLMOutput
+from .tokenization_jmnat import JMNatTokenizer
+from .trainer import JMNatTrainer, JMNatTrainingArguments
+
+AutoConfig.register("jmnat", JMNatConfig, exist_ok=True)
+AutoModel.register(JMNatConfig, JMNatModel, exist_ok=True)
+AutoModelForSeq2SeqLM.register(JMNatConfig, JMNatForConditionalGeneration, exist_ok=True)
+AutoTokenizer.register(JMNatConfig, tokenizer_class=JMNatTokenizer, exist_ok=True)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DataCollatorForJMNat",
+    "JMNatConfig",
+    "JMNatForConditionalGeneration",
+    "JMNatGenerateOutput",
+    "JMNatGenerationConfig",
+    "JMNatModel",
+    "JMNatSeq2SeqLMOutput",
+    "JMNatTokenizer",
+    "JMNatTrainer",
+    "JMNatTrainingArguments",
+]

@@ -1,0 +1,158 @@
+"""Batches by token budget: examples of like lengths together, as many as fit."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+from .masking import mix_seed
+
+
+class TokenBatchSampler(Sampler[list[int]]):
+    """Yields lists of example indices whose padded source and padded target both hold at most `max_tokens` tokens.
+
+    Examples are divided once into buckets of like (source, target) lengths. Each epoch shuffles inside the buckets,
+    cuts every bucket into batches of nearly equal size and shuffles the batches, all from (seed, epoch) alone. The
+    size of a bucket's batches follows from the bucket's longest lengths, so the number of batches is the same in
+    every epoch, as the `Trainer` needs it.
+
+    With several processes each takes every `num_replicas`-th batch of one common order (this is what
+    `accelerator.prepare` does): let `num_replicas` be their number and all get equally many.
+
+    Args:
+        source_lengths: tokens of each example's source, `</s>` included.
+        target_lengths: the same for the target.
+        max_tokens: bound for (sentences * longest source) and for (sentences * longest target) of a batch.
+        seed: seed of the order.
+        shuffle: False gives the same batches in every epoch, short sentences first.
+        max_sentences: bound for the sentences of a batch; None for no bound.
+        num_replicas: the number of batches is filled up to a multiple of this by repeating the first ones.
+        batches_per_bucket: buckets are not divided below this many batches: more gives more variety between epochs,
+            less gives less padding.
+
+    Raises:
+        ValueError: an argument is out of range, or an example is longer than `max_tokens` by itself.
+    """
+
+    def __init__(
+        self,
+        source_lengths: Sequence[int],
+        target_lengths: Sequence[int],
+        max_tokens: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        max_sentences: int | None = None,
+        num_replicas: int = 1,
+        batches_per_bucket: int = 2,
+    ):
+        source_lengths = np.asarray(source_lengths, dtype=np.int64)
+        target_lengths = np.asarray(target_lengths, dtype=np.int64)
+        _check_lengths(source_lengths, target_lengths, max_tokens)
+        limits = {
+            "max_sentences": max_sentences,
+            "num_replicas": num_replicas,
+            "batches_per_bucket": batches_per_bucket,
+        }
+        for name, value in limits.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, it must be at least 1")
+        self.max_tokens = max_tokens
+        self.max_sentences = max_sentences
+        self.seed = seed
+        self.shuffle = shuffle
+        self.num_replicas = num_replicas
+        self.batches_per_bucket = batches_per_bucket
+        self.epoch = 0
+        self._buckets = self._make_buckets(source_lengths, target_lengths)
+        num_batches = sum(count for _, count in self._buckets)
+        self._num_batches = -(-num_batches // num_replicas) * num_replicas
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order that the next iteration takes."""
+        self.epoch = int(epoch)
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
+        batches = []
+        for indices, num_batches in self._buckets:
+            if self.shuffle:
+                indices = indices[torch.randperm(len(indices), generator=generator).numpy()]
+            batches.extend(np.array_split(indices, num_batches))
+        if self.shuffle:
+            batches = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
+        for i in range(self._num_batches):
+            yield batches[i % len(batches)].tolist()
+
+    def _batch_sizes(self, longest: np.ndarray | int) -> np.ndarray | int:
+        """Sentences that fit into a batch whose longest side is `longest`."""
+        sizes = self.max_tokens // longest
+        return sizes if self.max_sentences is None else np.minimum(sizes, self.max_sentences)
+
+    def _make_buckets(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> list[tuple[np.ndarray, int]]:
+        """Pairs of example indices and number of batches, one per bucket, short sentences first."""
+        # Examples with the same two lengths are one item of the division, so its cost hardly grows with the corpus.
+        pairs, item_of_example, counts = np.unique(
+            np.stack([source_lengths, target_lengths], axis=1), axis=0, return_inverse=True, return_counts=True
+        )
+        items_of_buckets, pending = [], [np.arange(len(pairs))]
+        while pending:
+            items = pending.pop()
+            halves = self._divide(pairs[items], counts[items])
+            if halves is None:
+                items_of_buckets.append(items)
+            else:
+                pending.extend(items[half] for half in halves)
+        items_of_buckets.sort(key=lambda items: tuple(pairs[items].max(axis=0)[::-1]))
+
+        bucket_of_item = np.empty(len(pairs), dtype=np.int64)
+        for bucket, items in enumerate(items_of_buckets):
+            bucket_of_item[items] = bucket
+        bucket_of_example = bucket_of_item[item_of_example.reshape(-1)]
+        order = np.argsort(bucket_of_example, kind="stable")
+        bounds = np.cumsum(np.bincount(bucket_of_example))[:-1]
+        buckets = []
+        for items, indices in zip(items_of_buckets, np.split(order, bounds), strict=True):
+            size = self._batch_sizes(int(pairs[items].max()))
+            buckets.append((indices, -(-len(indices) // int(size))))
+        return buckets
+
+    def _divide(self, pairs: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """Cut items (K, 2) along source or target length where that saves most padding; None when nothing is saved."""
+        total = counts.sum()
+        best_cost, best = total * pairs.max(axis=0).sum(), None
+        for side in (0, 1):
+            order = np.argsort(pairs[:, side], kind="stable")
+            left_counts = np.cumsum(counts[order])[:-1]
+            right_counts = total - left_counts
+            left_longest = np.maximum.accumulate(pairs[order], axis=0)[:-1]  # (K - 1, 2)
+            right_longest = np.maximum.accumulate(pairs[order][::-1], axis=0)[::-1][1:]
+            costs = left_counts * left_longest.sum(axis=1) + right_counts * right_longest.sum(axis=1)
+            left_batches = left_counts / self._batch_sizes(left_longest.max(axis=1))
+            right_batches = right_counts / self._batch_sizes(right_longest.max(axis=1))
+            too_small = np.minimum(left_batches, right_batches) < self.batches_per_bucket
+            costs = np.where(too_small, np.inf, costs)
+            if len(costs) and costs.min() < best_cost:
+                cut = int(costs.argmin())
+                best_cost, best = costs[cut], (order[: cut + 1], order[cut + 1 :])
+        return best
+
+
+def _check_lengths(source_lengths: np.ndarray, target_lengths: np.ndarray, max_tokens: int) -> None:
+    if source_lengths.ndim != 1 or source_lengths.shape != target_lengths.shape or not len(source_lengths):
+        raise ValueError(
+            f"source_lengths and target_lengths have shapes {source_lengths.shape} and {target_lengths.shape}, "
+            "they must be one-dimensional, equally long and not empty"
+        )
+    shortest, longest = (function(source_lengths, target_lengths) for function in (np.minimum, np.maximum))
+    if shortest.min() < 1:
+        raise ValueError(f"example {int(shortest.argmin())} has no source or no target token, it must have at least 1")
+    if longest.max() > max_tokens:
+        example = int((longest > max_tokens).argmax())
+        raise ValueError(
+            f"example {example} has {source_lengths[example]} source and {target_lengths[example]} target tokens, "
+            f"max_tokens is {max_tokens}: leave the example out or raise max_tokens"
+        )

@@ -1,0 +1,181 @@
+"""The mean of several checkpoints of one run, tensor by tensor, as one ordinary model folder.
+
+The tensors of the files are averaged, not a loaded model's `state_dict`: a tied matrix is stored once and stays so.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+WEIGHTS_NAME = "model.safetensors"
+INDEX_NAME = "model.safetensors.index.json"
+AVERAGING_NAME = "averaging.json"
+# Taken from the first checkpoint; optimizer, scheduler and trainer states are left behind.
+COPIED_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.py",
+)
+# What may differ between the configurations of two checkpoints of one model.
+FREE_CONFIG_FIELDS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+
+
+class _Weights:
+    """The safetensors file or files of one checkpoint folder, opened lazily: one tensor in memory at a time."""
+
+    def __init__(self, directory: Path, stack: ExitStack):
+        self.directory = directory
+        if (directory / INDEX_NAME).is_file():
+            weight_map = json.loads((directory / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
+            names = sorted(set(weight_map.values()))
+        elif (directory / WEIGHTS_NAME).is_file():
+            names = [WEIGHTS_NAME]
+        elif directory.is_dir():
+            raise ValueError(f"{directory} holds no {WEIGHTS_NAME}: each checkpoint must be a saved model folder")
+        else:
+            raise ValueError(f"{directory} is not a folder: each checkpoint must be a saved model folder")
+        self._files = {}
+        for name in names:
+            try:
+                file = stack.enter_context(safe_open(directory / name, framework="pt"))
+            except SafetensorError as error:
+                raise ValueError(f"{directory / name} is not a complete safetensors file ({error})") from None
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def keys(self) -> set[str]:
+        return set(self._files)
+
+    def shape(self, key: str) -> list[int]:
+        return list(self._files[key].get_slice(key).get_shape())
+
+    def tensor(self, key: str) -> torch.Tensor:
+        return self._files[key].get_tensor(key)
+
+
+def average_checkpoints(directories: Sequence[str | Path], output_dir: str | Path) -> Path:
+    """Write the mean of the checkpoints in `directories` to `output_dir` and return its path.
+
+    Sums are kept in float64, the mean is stored in the type that the first checkpoint has. Configuration, generation
+    configuration and tokenizer come from the first checkpoint. The folder is written under another name and renamed
+    when complete, so that a full disk or a kill never leaves half a model. An earlier average at `output_dir` is
+    replaced; any other folder with content is refused.
+
+    Raises:
+        ValueError: no checkpoints, one given twice, keys, shapes, configurations or tokenizers that differ, or an
+            `output_dir` that must not be replaced.
+        OSError: a file cannot be read or written.
+    """
+    directories = [Path(directory) for directory in directories]
+    output_dir = Path(output_dir)
+    _check_arguments(directories, output_dir)
+    with ExitStack() as stack:
+        checkpoints = [_Weights(directory, stack) for directory in directories]
+        for checkpoint in checkpoints[1:]:
+            _check_same_model(checkpoints[0], checkpoint)
+        tensors = {key: _mean(checkpoints, key) for key in sorted(checkpoints[0].keys())}
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+    try:
+        _write_folder(temporary, tensors, directories)
+        _replace_folder(temporary, output_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output_dir
+
+
+def _check_arguments(directories: list[Path], output_dir: Path) -> None:
+    if not directories:
+        raise ValueError("directories is empty: at least one checkpoint folder is needed")
+    resolved = [directory.resolve() for directory in directories]
+    for position, directory in enumerate(resolved):
+        if directory in resolved[:position]:
+            raise ValueError(f"{directories[position]} is given twice: each checkpoint counts once")
+    if output_dir.resolve() in resolved:
+        raise ValueError(f"output_dir {output_dir} is one of the checkpoints: choose another folder")
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"output_dir {output_dir} is a file: choose a folder")
+    if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / AVERAGING_NAME).is_file():
+        raise ValueError(f"output_dir {output_dir} exists and is no earlier average: choose a new or empty folder")
+
+
+def _check_same_model(first: _Weights, other: _Weights) -> None:
+    """Refuse two checkpoints that cannot be of one model; the sentence names what differs."""
+    for here, there in ((first, other), (other, first)):
+        missing = sorted(here.keys() - there.keys())
+        if missing:
+            raise ValueError(f"{there.directory} lacks the tensor {missing[0]} that {here.directory} has")
+    for key in sorted(first.keys()):
+        if first.shape(key) != other.shape(key):
+            raise ValueError(
+                f"tensor {key} has shape {other.shape(key)} in {other.directory} and {first.shape(key)} in "
+                f"{first.directory}: only checkpoints of one model can be averaged"
+            )
+    configs = [_read_json(weights.directory / "config.json") for weights in (first, other)]
+    for field in sorted(set().union(*configs) - FREE_CONFIG_FIELDS):
+        if configs[0].get(field) != configs[1].get(field):
+            raise ValueError(
+                f"config field {field} is {configs[1].get(field)} in {other.directory} and {configs[0].get(field)} in "
+                f"{first.directory}: only checkpoints of one model can be averaged"
+            )
+    tokenizers = [weights.directory / "tokenizer.json" for weights in (first, other)]
+    if all(path.is_file() for path in tokenizers) and tokenizers[0].read_bytes() != tokenizers[1].read_bytes():
+        raise ValueError(f"{tokenizers[1]} differs from {tokenizers[0]}: checkpoints must share one tokenizer")
+
+
+def _read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _mean(checkpoints: list[_Weights], key: str) -> torch.Tensor:
+    first = checkpoints[0].tensor(key)
+    if not first.is_floating_point():
+        for checkpoint in checkpoints[1:]:
+            if not torch.equal(checkpoint.tensor(key), first):
+                raise ValueError(f"tensor {key} holds {first.dtype} values that differ: they have no mean")
+        return first
+    total = first.double()
+    for checkpoint in checkpoints[1:]:
+        total += checkpoint.tensor(key).double()
+    return (total / len(checkpoints)).to(first.dtype)
+
+
+def _write_folder(folder: Path, tensors: dict[str, torch.Tensor], directories: list[Path]) -> None:
+    folder.chmod(0o755)  # a temporary folder is private
+    for pattern in COPIED_PATTERNS:
+        for file in sorted(directories[0].glob(pattern)):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+    names = [directory.resolve().name for directory in directories]
+    (folder / AVERAGING_NAME).write_text(json.dumps({"checkpoints": names}, indent=2) + "\n", encoding="utf-8")
+    try:
+        save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {WEIGHTS_NAME}: {error}") from None
+
+
+def _replace_folder(temporary: Path, output_dir: Path) -> None:
+    """Rename `temporary` to `output_dir`; what was there is removed after the new folder is in place."""
+    if not output_dir.exists():
+        temporary.rename(output_dir)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+    output_dir.rename(old)
+    try:
+        temporary.rename(output_dir)
+    except OSError:
+        old.rename(output_dir)
+        raise
+    shutil.rmtree(old)

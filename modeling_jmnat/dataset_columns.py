@@ -1,0 +1,30 @@
+"""Reading columns of a `datasets.Dataset`, or of a plain list of rows, without copying what is not needed."""
+
+import numpy as np
+
+
+def column_lengths(dataset, name: str) -> np.ndarray:
+    """Number of ids in each row of a column of lists; a `datasets.Dataset` is not copied into Python for it."""
+    if hasattr(dataset, "with_format"):
+        import pyarrow.compute
+
+        column = dataset.with_format("arrow")[name][:]
+        return np.asarray(pyarrow.compute.list_value_length(column))
+    return np.asarray([len(dataset[index][name]) for index in range(len(dataset))])
+
+
+def text_column(dataset, name: str, limit: int | None) -> list[str]:
+    """The first `limit` texts of a column (None: all)."""
+    first = dataset[0]
+    if name not in first:
+        raise ValueError(f"the evaluation data has no column {name!r}, which eval_num_iterations needs: {list(first)}")
+    if hasattr(dataset, "select_columns"):
+        return list(dataset[name][:limit])
+    return [dataset[index][name] for index in range(len(dataset))][:limit]
+
+
+def without_text(dataset):
+    """The data set without the columns that the collator does not read (reading text costs time)."""
+    if not hasattr(dataset, "select_columns"):
+        return dataset
+    return dataset.select_columns([name for name in ("id", "input_ids", "labels") if name in dataset.column_names])

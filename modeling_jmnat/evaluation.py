@@ -1,0 +1,195 @@
+"""How well and how fast a model translates: the figures of the paper's tables 2 and 3, for JM-NAT and its teachers.
+
+sacreBLEU with its signature is the score to compare with other work; tokenised BLEU is what the paper reports.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+from .tokenization_jmnat import moses_tool
+from .translation import (
+    Translation,
+    is_jmnat,
+    translate_lines,
+)
+
+WARM_UP_SENTENCES = 8
+
+
+def count_repeated_tokens(tokens: Sequence) -> int:
+    """Number of tokens that equal their immediate predecessor (Table 3): "a a a b" has 2."""
+    return sum(token == previous for previous, token in zip(tokens, tokens[1:], strict=False))
+
+
+def score_translations(
+    hypotheses: Sequence[str], references: Sequence[str], target_language: str = "en", lowercase: bool = False
+) -> dict:
+    """Corpus scores of `hypotheses` against one reference each.
+
+    Args:
+        target_language: two-letter language whose Moses rules split words for tokenised BLEU and for repeats.
+        lowercase: ignore case in every score, as the paper does on IWSLT14.
+
+    Returns:
+        `sacrebleu`, `chrf` and `tokenized_bleu` (0 to 100), each with its sacreBLEU signature, and
+        `repeated_tokens_per_sentence`: words equal to the word before them, after Moses tokenisation.
+
+    Raises:
+        ValueError: no sentences, different numbers of them, or a language unknown to Moses.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    if not hypotheses or len(hypotheses) != len(references):
+        raise ValueError(
+            f"{len(hypotheses)} hypotheses and {len(references)} references: the same number, at least one, is needed"
+        )
+    split = moses_tool("tokenizer", target_language)
+    tokenized = [split(text.lower() if lowercase else text) for text in hypotheses]
+    tokenized_references = [split(text.lower() if lowercase else text) for text in references]
+    scores = {}
+    for name, metric, texts, targets in (
+        ("sacrebleu", BLEU(lowercase=lowercase), hypotheses, references),
+        ("chrf", CHRF(lowercase=lowercase), hypotheses, references),
+        ("tokenized_bleu", BLEU(lowercase=lowercase, tokenize="none", force=True), tokenized, tokenized_references),
+    ):
+        scores[name] = metric.corpus_score(texts, [targets]).score
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    scores["repeated_tokens_per_sentence"] = _mean([count_repeated_tokens(text.split()) for text in tokenized])
+    return scores
+
+
+def evaluate_model(
+    model,
+    tokenizer,
+    sources: Sequence[str],
+    references: Sequence[str],
+    settings: Sequence[dict],
+    *,
+    generation: dict | None = None,
+    target_language: str = "en",
+    lowercase: bool = False,
+    batch_tokens: int | None = None,
+    latency_sentences: int = 0,
+    progress: bool = False,
+) -> Iterator[tuple[dict, list[str]]]:
+    """Translate `sources` once per entry of `settings` and yield the figures with the translations.
+
+    Args:
+        settings: the options that differ, such as `[{"num_iterations": 1}, {"num_iterations": 4}]`.
+        generation: the options that all share, such as `{"num_length_candidates": 4}`.
+        latency_sentences: also translate so many sentences, spread over the file, one at a time and report the
+            milliseconds from text to text. 0 leaves it out.
+    """
+    for setting in settings:
+        translate = _translator(model, tokenizer, {**(generation or {}), **setting}, batch_tokens)
+        translate(sources[:WARM_UP_SENTENCES])
+        start = time.perf_counter()
+        translations = translate(sources, progress=progress, total=len(sources))
+        seconds = time.perf_counter() - start
+        texts = [translation.text for translation in translations]
+        figures = {
+            **setting,
+            **score_translations(texts, references, target_language, lowercase),
+            **(decoding_figures(tokenizer, translations, references) if is_jmnat(model) else {}),
+            "seconds": seconds,
+            "sentences_per_second": len(sources) / seconds,
+            "tokens_per_second": sum(len(translation.token_ids) for translation in translations) / seconds,
+        }
+        if latency_sentences:
+            figures["latency_ms"] = measure_latency(translate, sources, latency_sentences)
+        yield _rounded(figures), texts
+
+
+def _translator(model, tokenizer, options: dict, batch_tokens: int | None) -> Callable[..., list[Translation]]:
+    def translate(lines, **kwargs):
+        return list(translate_lines(model, tokenizer, lines, max_batch_tokens=batch_tokens, **kwargs, **options))
+
+    return translate
+
+
+def decoding_figures(tokenizer, translations: Sequence[Translation], references: Sequence[str]) -> dict:
+    """Passes and lengths of a JM-NAT decoding; lengths are counted in tokens, `</s>` included.
+
+    Returns:
+        `mean_passes`; `length_recall`, share of sentences whose reference length is among the `length_recall_at`
+        lengths that were tried; `length_accuracy`, share whose translation is as long as the reference. Blank lines
+        are left out.
+    """
+    lengths = [len(ids) for ids in tokenizer(text_target=list(references), verbose=False)["input_ids"]]
+    decoded = [(item, length) for item, length in zip(translations, lengths, strict=True) if item.num_passes]
+    return {
+        "mean_passes": _mean([item.num_passes for item, _ in decoded]),
+        "length_recall": _mean([length in item.candidate_lengths for item, length in decoded]),
+        "length_recall_at": max((len(item.candidate_lengths) for item, _ in decoded), default=0),
+        "length_accuracy": _mean([len(item.token_ids) + 1 == length for item, length in decoded]),
+    }
+
+
+def measure_latency(translate: Callable[..., list[Translation]], sources: Sequence[str], number: int) -> dict:
+    """Milliseconds per sentence at batch 1, from text to text: mean, median and 99th percentile.
+
+    The sentences are spread evenly over the file. `WARM_UP_SENTENCES` are translated before the clock starts.
+    """
+    number = min(number, len(sources))
+    chosen = [sources[position * len(sources) // number] for position in range(number)]
+    for source in chosen[:WARM_UP_SENTENCES]:
+        translate([source])
+    times = []
+    for source in chosen:
+        start = time.perf_counter()
+        translate([source])
+        times.append(1000 * (time.perf_counter() - start))
+    ordered = torch.tensor(times, dtype=torch.float64)
+    return {
+        "sentences": number,
+        "mean": ordered.mean().item(),
+        "p50": ordered.quantile(0.50).item(),
+        "p99": ordered.quantile(0.99).item(),
+    }
+
+
+def describe_environment(model) -> dict:
+    """Versions and device that figures were measured with."""
+    import sacrebleu
+
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "sacrebleu": sacrebleu.__version__,
+        },
+        "device": {
+            "type": device.type,
+            "name": name,
+            "threads": torch.get_num_threads(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+    }
+
+
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _rounded(value):
+    """Floats in nested dicts to four decimals: more are noise in every figure here."""
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

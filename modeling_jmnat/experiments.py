@@ -1,0 +1,180 @@
+"""Named stages of an experiment, each a command of its own: skipped when done, resumed when cut off, run side by side.
+
+A stage is done when its command ended with exit code 0 and its last line of JSON did not say `"finished": false`; a file
+in `OUTPUT/stages/` then tells so, with the command and the figures. A stage without that file is simply run again: the
+commands resume by themselves.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .output_files import write_json
+
+GRACE_SECONDS = 90  # what a stage has to write its checkpoint once it was asked to stop
+LOG_TAIL_LINES = 5
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Args:
+        name: also of its log and of its mark, unique in a run.
+        command: arguments after the Python interpreter, script first.
+        needs: names of the stages that must be done before.
+        trains: the command takes `--time_budget MINUTES` and stops by itself with a checkpoint.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    trains: bool = False
+
+
+@dataclass
+class Running:
+    stage: Stage
+    process: subprocess.Popen
+    since: float
+
+
+@dataclass
+class StageRunner:
+    """Runs stages in order, up to `jobs` at a time, until all are done or the time is over.
+
+    Args:
+        output_dir: holds `stages/` (marks) and `logs/`.
+        jobs: commands at a time.
+        time_budget: minutes, None for no limit. At the end running stages are asked to stop (SIGTERM).
+    """
+
+    output_dir: Path
+    jobs: int = 1
+    time_budget: float | None = None
+    threads: int | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self, stages: Sequence[Stage]) -> dict[str, str]:
+        """Returns the state of each stage: done, stopped, failed or waiting.
+
+        Raises:
+            ValueError: a stage was done by another command, or needs one that does not exist.
+        """
+        states = {stage.name: "done" if self.is_done(stage) else "waiting" for stage in stages}
+        for stage in stages:
+            unknown = [name for name in stage.needs if name not in states]
+            if unknown:
+                raise ValueError(f"stage {stage.name} needs {unknown[0]}, which is not a stage")
+        running: list[Running] = []
+        initial = sum(state == "done" for state in states.values())
+        with tqdm(total=len(stages), initial=initial, desc="stages", unit="stage", disable=None) as bar:
+            try:
+                while True:
+                    for item in [item for item in running if item.process.poll() is not None]:
+                        running.remove(item)
+                        states[item.stage.name] = self.finish(item)
+                        bar.update(states[item.stage.name] == "done")
+                    if self.seconds_left() <= 0:
+                        break
+                    for stage in stages:
+                        ready = states[stage.name] == "waiting" and all(states[n] == "done" for n in stage.needs)
+                        if ready and len(running) < self.jobs:
+                            running.append(self.start(stage))
+                            states[stage.name] = "running"
+                    if not running:
+                        break
+                    bar.set_postfix_str(", ".join(item.stage.name for item in running)[:60])
+                    time.sleep(0.5)
+            finally:
+                for item, state in zip(running, self.stop(running), strict=True):
+                    states[item.stage.name] = state
+        return states
+
+    def seconds_left(self) -> float:
+        if self.time_budget is None:
+            return float("inf")
+        return self.time_budget * 60 - (time.monotonic() - self.started)
+
+    def mark(self, stage: Stage) -> Path:
+        return self.output_dir / "stages" / f"{stage.name}.json"
+
+    def log(self, stage: Stage) -> Path:
+        return self.output_dir / "logs" / f"{stage.name}.log"
+
+    def is_done(self, stage: Stage) -> bool:
+        mark = self.mark(stage)
+        if not mark.is_file():
+            return False
+        done_by = json.loads(mark.read_text(encoding="utf-8"))["command"]
+        if done_by != list(stage.command):
+            changed = sorted(set(done_by) ^ set(stage.command))
+            raise ValueError(
+                f"stage {stage.name} was done with other settings ({' '.join(changed)}): choose another --output "
+                f"or delete {mark} and the stage's folder"
+            )
+        return True
+
+    def start(self, stage: Stage) -> Running:
+        command = [sys.executable, *stage.command]
+        if stage.trains and self.time_budget is not None:
+            command += ["--time_budget", f"{self.seconds_left() / 60:.2f}"]
+        environment = dict(os.environ)
+        if self.threads is not None:
+            environment.update(OMP_NUM_THREADS=str(self.threads), TOKENIZERS_PARALLELISM="false")
+        log = self.log(stage)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+        return Running(stage, process, time.monotonic())
+
+    def finish(self, item: Running) -> str:
+        """Mark a stage that has ended and say how."""
+        lines = self.log(item.stage).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if item.process.returncode != 0:
+            tqdm.write(f"{item.stage.name} failed (exit code {item.process.returncode}), the end of its log:")
+            tqdm.write("\n".join(lines[-LOG_TAIL_LINES:]))
+            return "failed"
+        figures = last_json(lines)
+        if figures.get("finished") is False:
+            return "stopped"
+        seconds = round(time.monotonic() - item.since, 1)
+        mark = {"stage": item.stage.name, "command": list(item.stage.command), "seconds": seconds, "figures": figures}
+        self.mark(item.stage).parent.mkdir(exist_ok=True)
+        write_json(self.mark(item.stage), mark)
+        tqdm.write(f"{item.stage.name}: done in {seconds / 60:.1f} minutes")
+        return "done"
+
+    def stop(self, running: Sequence[Running]) -> list[str]:
+        """Ask what still runs to stop, wait for its checkpoint, and return how each ended."""
+        for item in running:
+            item.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for item in running:
+            try:
+                item.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(item.process.pid, signal.SIGKILL)
+                item.process.wait()
+        return [self.finish(item) if item.process.returncode == 0 else "stopped" for item in running]
+
+
+def last_json(lines: Sequence[str]) -> dict:
+    """The object in the last line that holds one; an empty one if there is none."""
+    for line in reversed(lines):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except json.JSONDecodeError:
+                continue
+    return {}

@@ -1,0 +1,444 @@
+"""Decoding of JM-NAT (section 4.4): candidate lengths, a canvas of `<mask>`, k passes, choice of the best candidate.
+
+The loop asks three methods of its model, `encode_for_generation`, `prepare_decoding` and `predict_tokens`, so that
+every backend shares it. B sentences, C length candidates, R = B C rows (less when rows have stopped), T positions.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation import GenerationMixin
+from transformers.utils import ModelOutput
+
+from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options
+
+# What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
+IGNORED_ARGUMENTS = (
+    "labels",
+    "decoder_input_ids",
+    "decoder_attention_mask",
+    "masked_positions",
+    "encoder_targets",
+    "loss_denominators",
+    "synced_gpus",
+    "use_cache",
+)
+
+
+class JMNatPass(NamedTuple):
+    """One pass over all candidates; positions beyond a candidate's length hold `<pad>`."""
+
+    canvas: torch.LongTensor  # (B, C, T) what the decoder read
+    tokens: torch.LongTensor  # (B, C, T) the candidate after the pass
+    log_probs: torch.FloatTensor  # (B, C, T) of these tokens
+
+
+@dataclass
+class JMNatGenerateOutput(ModelOutput):
+    """Result of `generate(..., return_dict_in_generate=True)`; R is B num_return_sequences, best first.
+
+    Args:
+        sequences: (R, T') ids up to and with the first `</s>`, padded on the right.
+        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization, or the reranker's score.
+        token_scores: (R, T') log-probabilities, 0 at padding.
+        lengths: (R,) T of the candidate, `</s>` included.
+        num_passes: (B,) most passes that any candidate of the sentence took.
+        history: with `output_history`, one `JMNatPass` per pass.
+        candidate_lengths: (B, C) the lengths tried, most probable first.
+        best_candidates: (B, num_return_sequences) index of each returned sequence among the candidates.
+    """
+
+    sequences: torch.LongTensor | None = None
+    sequences_scores: torch.FloatTensor | None = None
+    token_scores: torch.FloatTensor | None = None
+    lengths: torch.LongTensor | None = None
+    num_passes: torch.LongTensor | None = None
+    history: tuple[JMNatPass, ...] | None = None
+    candidate_lengths: torch.LongTensor | None = None
+    best_candidates: torch.LongTensor | None = None
+
+
+@dataclass
+class JMNatDecodingState:
+    """What all passes share. Tensors over sources have B rows, each serving R/B consecutive canvas rows.
+
+    Args:
+        attend_mask: (R, 1, 1 or T, T) bool for self- and positional attention.
+        encoder_attend_mask: (B, 1, 1, S) bool.
+        key_values: per layer, keys and values of cross-attention, (B, H, S, D/H) each.
+        position_probs: per layer, probabilities of positional attention (R, H, T, T).
+    """
+
+    attend_mask: torch.Tensor
+    encoder_attend_mask: torch.Tensor | None = None
+    key_values: list[tuple[torch.Tensor, torch.Tensor]] | None = None
+    position_probs: list[torch.Tensor] | None = None
+
+    def select(self, rows: torch.Tensor, sources: torch.Tensor) -> "JMNatDecodingState":
+        """Keep canvas rows `rows`; `sources` are the source rows that then serve them, evenly and in order."""
+        return JMNatDecodingState(
+            attend_mask=self.attend_mask[rows],
+            encoder_attend_mask=self.encoder_attend_mask[sources],
+            key_values=[(key[sources], value[sources]) for key, value in self.key_values],
+            position_probs=None if self.position_probs is None else [probs[rows] for probs in self.position_probs],
+        )
+
+
+def num_remasked(lengths, iteration: int, num_iterations: int, schedule: str):
+    """How many tokens are masked again before pass `iteration` + 1: an int for an int, a tensor for a tensor.
+
+    `linear` is floor(T (1 - i/k)), `cosine` floor(T cos(pi i / 2k)); at least 1. Both are computed in whole numbers,
+    so that no rounding error can take one token away (T cos 60 degrees is T/2).
+    """
+    if schedule == "linear":
+        count = lengths * (num_iterations - iteration) // num_iterations
+    else:
+        ratio = round(math.cos(math.pi * iteration / (2 * num_iterations)) * 2**40)
+        count = lengths * ratio // 2**40
+    return count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
+
+
+def remask_order(log_probs: torch.Tensor, lengths: torch.Tensor, set_size: int = 1) -> torch.Tensor:
+    """Positions (R, T) of each row in the order in which they are masked again; padding comes last.
+
+    With `set_size` n = 1 that is by rising probability. With n > 1 each token takes along the n consecutive tokens
+    that begin with it (the last n of the row, where it stands closer to the end): first itself, then its nearest.
+
+    Args:
+        log_probs: (R, T) of the present tokens.
+        lengths: (R,) numbers of tokens.
+    """
+    num_positions = log_probs.shape[1]
+    positions = torch.arange(num_positions, device=log_probs.device)[None]
+    padding = positions >= lengths[:, None]
+    order = log_probs.masked_fill(padding, math.inf).argsort(dim=1, stable=True)
+    if set_size == 1:
+        return order
+    rank = torch.empty_like(order).scatter_(1, order, positions.expand_as(order))  # (R, T)
+    first = torch.minimum(positions, lengths[:, None] - set_size).clamp(min=0)  # where each token's set begins
+    never = num_positions * set_size
+    key = torch.full_like(rank, never)
+    for distance in range(1 - set_size, set_size):  # position = token + distance
+        token = positions - distance
+        inside = (token >= 0) & (token < lengths[:, None])
+        token = token.clamp(0, num_positions - 1).expand_as(rank)
+        begin = first.gather(1, token)
+        inside = inside & (positions >= begin) & (positions < begin + set_size)
+        key = torch.minimum(key, torch.where(inside, rank.gather(1, token) * set_size + abs(distance), never))
+    return key.masked_fill(padding, never).argsort(dim=1, stable=True)
+
+
+def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Number of tokens (..) up to and with the first `</s>` of (.., T), all of a row's tokens where it has none."""
+    positions = torch.arange(tokens.shape[-1], device=tokens.device)
+    ends = torch.where(tokens == eos_token_id, positions + 1, tokens.shape[-1] + 1).amin(dim=-1)
+    return torch.minimum(ends, lengths)
+
+
+class MaskPredict:
+    """The passes over one batch of canvases. Rows that stop leave the batch: `rows` are those that still go on.
+
+    Args:
+        model: anything with `config`, `prepare_decoding` and `predict_tokens`.
+        options: resolved options.
+        lengths: (B, C) target lengths.
+        suppressed: (V,) bool, True at ids that are never predicted, or None.
+
+    After `run`, `tokens` and `log_probs` are (B, C, T), `num_passes` and `pruned` (B, C).
+    """
+
+    def __init__(self, model, options: JMNatOptions, lengths: torch.Tensor, suppressed: torch.Tensor | None):
+        self.model = model
+        self.options = options
+        self.suppressed = suppressed
+        self.mask_token_id = model.config.mask_token_id
+        self.set_size = model.config.ngram_size if options.remask_adjacent else 1
+        self.shape = lengths.shape
+        self.lengths = lengths.flatten()  # (R,)
+        self.longest = int(lengths.max())
+        self.positions = torch.arange(self.longest, device=lengths.device)[None]
+        self.target_mask = self.positions < self.lengths[:, None]  # (R, T)
+        self.tokens = torch.where(self.target_mask, self.mask_token_id, model.config.pad_token_id)
+        self.log_probs = torch.zeros(self.tokens.shape, dtype=torch.float32, device=lengths.device)
+        self.num_passes = torch.zeros_like(self.lengths)
+        self.pruned = torch.zeros_like(self.lengths, dtype=torch.bool)
+        self.history: list[JMNatPass] = []
+        self.rows = torch.arange(self.lengths.shape[0], device=lengths.device)
+        self.source_of_row = self.rows // self.shape[1]
+        self.served_by = torch.arange(self.shape[0], device=lengths.device)  # the source in each row of the state
+
+    def run(self, states: torch.Tensor, source_mask: torch.Tensor, first_canvas: torch.Tensor | None = None) -> None:
+        """Decode from encoder states (B, S, D); `first_canvas` (R, T) takes the place of `<mask>` everywhere."""
+        self.state = self.model.prepare_decoding(states, source_mask, self.target_mask)
+        for iteration in range(self.options.num_iterations):
+            before = self.tokens[self.rows]
+            positions, chosen = self.choose(iteration)
+            masked = torch.where(chosen, self.mask_token_id, before.gather(1, positions))
+            canvas = before.scatter(1, positions, masked)
+            if iteration == 0 and first_canvas is not None:
+                canvas = first_canvas
+            if self.options.update_all:
+                positions, chosen = self.everywhere()
+            self.predict(canvas, positions, chosen)
+            if iteration + 1 == self.options.num_iterations:
+                break
+            going_on = self.going_on(iteration, before)
+            if going_on is not None and not bool(going_on.all()):
+                self.keep(going_on)
+                if self.rows.numel() == 0:
+                    break
+        for name in ("tokens", "log_probs", "num_passes", "pruned"):
+            setattr(self, name, getattr(self, name).unflatten(0, self.shape))
+
+    def everywhere(self) -> tuple[torch.Tensor, torch.Tensor]:
+        chosen = self.target_mask[self.rows]
+        return self.positions.expand_as(chosen), chosen
+
+    def choose(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions (R, M) to be masked before pass `iteration` + 1, and which of them really are (R, M)."""
+        if iteration == 0:
+            return self.everywhere()
+        options, lengths, log_probs = self.options, self.lengths[self.rows], self.log_probs[self.rows]
+        counts = num_remasked(lengths, iteration, options.num_iterations, options.remask_schedule)
+        most = num_remasked(self.longest, iteration, options.num_iterations, options.remask_schedule)
+        order = remask_order(log_probs, lengths, self.set_size)[:, :most]
+        chosen = self.positions[:, :most] < counts[:, None]
+        if options.confidence_threshold is not None:
+            chosen = chosen & (log_probs.gather(1, order) < math.log(options.confidence_threshold))
+        return order, chosen
+
+    def predict(self, canvas: torch.Tensor, positions: torch.Tensor, chosen: torch.Tensor) -> None:
+        """One decoder pass over canvas (R, T); the tokens `chosen` among `positions` are replaced."""
+        tokens, log_probs = self.tokens[self.rows], self.log_probs[self.rows]
+        new_tokens, new_log_probs = self.model.predict_tokens(canvas, positions, self.state, self.suppressed)
+        new_tokens = torch.where(chosen, new_tokens, tokens.gather(1, positions))
+        new_log_probs = torch.where(chosen, new_log_probs, log_probs.gather(1, positions))
+        self.tokens[self.rows] = tokens.scatter(1, positions, new_tokens)
+        self.log_probs[self.rows] = log_probs.scatter(1, positions, new_log_probs)
+        self.num_passes[self.rows] += 1
+        if self.options.output_history:
+            seen = self.tokens.clone()  # rows that have stopped stay as they were
+            seen[self.rows] = canvas
+            entries = (seen, self.tokens.clone(), self.log_probs.clone())
+            self.history.append(JMNatPass(*(entry.unflatten(0, self.shape) for entry in entries)))
+
+    def going_on(self, iteration: int, before: torch.Tensor) -> torch.Tensor | None:
+        """(R,) bool, False for rows that stop after this pass; None when no rule can stop one."""
+        options, rules = self.options, []
+        if options.early_stop and iteration > 0:
+            rules.append((self.tokens[self.rows] != before).any(dim=1))
+        if options.confidence_threshold is not None:  # log_probs are 0 at padding
+            rules.append((self.log_probs[self.rows] < math.log(options.confidence_threshold)).any(dim=1))
+        if options.prune_candidates == iteration + 1:
+            scores = candidate_scores(self.log_probs, self.lengths, options).view(self.shape)
+            best = scores.topk(options.num_return_sequences, dim=1).indices
+            self.pruned = torch.ones_like(scores, dtype=torch.bool).scatter(1, best, False).flatten()
+            rules.append(~self.pruned[self.rows])
+        return torch.stack(rules).all(dim=0) if rules else None
+
+    def keep(self, going_on: torch.Tensor) -> None:
+        """Let rows leave. Sources stay shared where each has as many rows left, else each row gets its own."""
+        kept = going_on.nonzero().flatten()
+        self.rows = self.rows[kept]
+        needed, counts = self.source_of_row[self.rows].unique_consecutive(return_counts=True)
+        if self.rows.numel() and not bool((counts == counts[0]).all()):
+            needed = self.source_of_row[self.rows]
+        # Any row of the state that holds the source does.
+        holder = torch.zeros_like(self.source_of_row)
+        holder[self.served_by] = torch.arange(self.served_by.shape[0], device=holder.device)
+        self.state = self.state.select(kept, holder[needed])
+        self.served_by = needed
+
+
+def candidate_scores(log_probs: torch.Tensor, lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
+    """Sum of log_probs (.., T), which are 0 at padding, / (T + length_offset)**length_normalization."""
+    divisors = (lengths + options.length_offset).to(log_probs.dtype) ** options.length_normalization
+    return log_probs.sum(dim=-1) / divisors
+
+
+def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """Mean log-probability of candidates (B, C, T), padded, under an autoregressive seq2seq model: (B, C).
+
+    An object with a method `score(input_ids, attention_mask, candidate_ids)` (B source rows, B C candidate rows) is
+    asked for it; any other is run with teacher forcing and must share the vocabulary.
+    """
+    batch_size, num_candidates, _ = candidates.shape
+    flat = candidates.flatten(0, 1)
+    if hasattr(reranker, "score"):
+        return reranker.score(input_ids, attention_mask, flat).view(batch_size, num_candidates)
+    encoder_outputs = reranker.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
+    states = encoder_outputs[0].repeat_interleave(num_candidates, dim=0)
+    labels = flat.masked_fill(flat == pad_token_id, -100)
+    logits = reranker(
+        encoder_outputs=(states,),
+        attention_mask=attention_mask.repeat_interleave(num_candidates, dim=0),
+        labels=labels,
+    ).logits
+    valid = labels != -100
+    log_probs = logits.float().log_softmax(dim=-1).gather(2, labels.clamp(min=0)[:, :, None]).squeeze(2)
+    return (log_probs * valid).sum(dim=1).div(valid.sum(dim=1)).view(batch_size, num_candidates)
+
+
+class JMNatGenerationMixin(GenerationMixin):
+    """`generate` for models that predict all target tokens at once."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor=None,
+        stopping_criteria=None,
+        streamer=None,
+        target_lengths: torch.Tensor | None = None,
+        reranker=None,
+        **kwargs,
+    ) -> torch.LongTensor | JMNatGenerateOutput:
+        """Translate in exactly `num_iterations` passes over the candidates of the most probable lengths.
+
+        Options come from the keyword arguments, then from `generation_config`, then from the model's own, then from
+        the defaults; `JMNatGenerationConfig` explains them. The result of a sentence depends on nothing else in
+        its batch.
+
+        Args:
+            inputs: (B, S) source ids, also as `input_ids`; or `inputs_embeds`, or `encoder_outputs`.
+            target_lengths: (B,) lengths to use instead of the predicted ones; C candidates form a window around them.
+            reranker: an autoregressive seq2seq model that chooses among the candidates (noisy parallel decoding).
+
+        Returns:
+            (B num_return_sequences, L) ids padded on the right, or a `JMNatGenerateOutput` with
+            `return_dict_in_generate=True` or `output_history=True`.
+
+        Raises:
+            ValueError: an option out of its range, an unknown or unsupported argument.
+        """
+        if logits_processor or stopping_criteria or streamer:
+            raise ValueError(
+                "logits_processor, stopping_criteria and streamer are not supported: all words are predicted at once"
+            )
+        kwargs = {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
+        input_ids = kwargs.pop("input_ids", inputs)
+        source = {name: kwargs.pop(name, None) for name in ("attention_mask", "inputs_embeds", "encoder_outputs")}
+        options = self._resolve_generation_options(generation_config, kwargs)
+        if input_ids is None and reranker is not None:
+            raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
+
+        states, source_mask, length_log_probs = self.encode_for_generation(input_ids, **source)
+        lengths = self._choose_lengths(length_log_probs, options, target_lengths)
+        decoding = MaskPredict(self, options, lengths, self._suppressed_tokens(options, lengths.device))
+        copied = None
+        if self.config.decoder_input == "source_copy":
+            copied = self.copy_source(input_ids, source_mask, decoding.target_mask)
+        decoding.run(states, source_mask, copied)
+        ends = first_end(decoding.tokens, lengths, self.config.eos_token_id)  # (B, C)
+        texts = decoding.tokens.masked_fill(decoding.positions >= ends[..., None], self.config.pad_token_id)
+        if reranker is None:
+            scores = candidate_scores(decoding.log_probs, lengths, options)
+        else:
+            scores = reranker_scores(reranker, input_ids, source_mask.long(), texts, self.config.pad_token_id)
+        return self._best_candidates(decoding, lengths, ends, texts, scores.to(lengths.device))
+
+    def _best_candidates(self, decoding: MaskPredict, lengths, ends, texts, scores):
+        """The `num_return_sequences` candidates with the highest scores (B, C) of each sentence, best first."""
+        options = decoding.options
+        scores = scores.masked_fill(decoding.pruned, -math.inf)
+        scores, best = scores.topk(options.num_return_sequences, dim=1)  # (B, num_return_sequences)
+        sentence = torch.arange(best.shape[0], device=best.device)[:, None]
+        ends, lengths_of_best = ends[sentence, best].flatten(), lengths[sentence, best].flatten()
+        width = int(ends.max())
+        sequences = texts[sentence, best].flatten(0, 1)[:, :width]
+        if not (options.return_dict_in_generate or options.output_history):
+            return sequences
+        token_scores = decoding.log_probs[sentence, best].flatten(0, 1)[:, :width]
+        return JMNatGenerateOutput(
+            sequences=sequences,
+            sequences_scores=scores.flatten(),
+            token_scores=token_scores.masked_fill(decoding.positions[:, :width] >= ends[:, None], 0.0),
+            lengths=lengths_of_best,
+            num_passes=decoding.num_passes.amax(dim=1),
+            history=tuple(decoding.history) if options.output_history else None,
+            candidate_lengths=lengths,
+            best_candidates=best,
+        )
+
+    def _resolve_generation_options(self, generation_config, kwargs: dict[str, Any]) -> JMNatOptions:
+        """Merge and check; whatever is left in `kwargs` is a mistake and is named."""
+        kwargs = dict(kwargs)
+        num_beams = kwargs.pop("num_beams", None)
+        if num_beams is not None:  # what Seq2SeqTrainer and pipelines call the width of the search
+            kwargs.setdefault("num_length_candidates", num_beams)
+        max_new_tokens = kwargs.pop("max_new_tokens", None)
+        if max_new_tokens is not None:  # nothing comes before the new tokens
+            kwargs["max_length"] = max_new_tokens
+        unset = (None, False)
+        unknown = [name for name in kwargs if name not in OPTION_NAMES and not any(kwargs[name] is x for x in unset)]
+        if unknown:
+            raise ValueError(
+                f"generate got {', '.join(sorted(unknown))}, which it does not know; options are "
+                f"{', '.join(OPTION_NAMES)}, target_lengths and reranker"
+            )
+        sources = [kwargs, generation_config, self.generation_config]
+        options = resolve_options(*(source for source in sources if source is not None))
+        options.check()
+        if self.config.decoder_input == "source_copy" and options.num_iterations > 1:
+            raise ValueError(
+                f"num_iterations={options.num_iterations} must be 1 with decoder_input='source_copy': "
+                "the basic NAT has no masks to refine"
+            )
+        return options
+
+    def _choose_lengths(self, length_log_probs, options: JMNatOptions, target_lengths) -> torch.Tensor:
+        """(B, C) candidate lengths, from 2 (one token and `</s>`) to the longest that is allowed."""
+        num_candidates = options.num_length_candidates
+        longest = length_log_probs.shape[1] - 1
+        if options.max_length is not None:
+            longest = min(longest, options.max_length)
+        if num_candidates > longest:
+            raise ValueError(f"num_length_candidates={num_candidates} is more than the {longest} lengths there are")
+        if target_lengths is None:
+            lengths = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1).indices
+        else:
+            target_lengths = torch.as_tensor(target_lengths, device=length_log_probs.device).long()
+            if target_lengths.shape != length_log_probs.shape[:1]:
+                raise ValueError(
+                    f"target_lengths has shape {tuple(target_lengths.shape)}, "
+                    f"it must hold one length for each of {length_log_probs.shape[0]} sentences"
+                )
+            # The length itself first, then its neighbours: +1, -1, +2, -2, ...
+            steps = [(i + 1) // 2 * (1 if i % 2 else -1) for i in range(num_candidates)]
+            lengths = target_lengths[:, None] + torch.tensor(steps, device=target_lengths.device)
+        return lengths.clamp(min=2, max=max(longest, 2))
+
+    def _suppressed_tokens(self, options: JMNatOptions, device) -> torch.Tensor | None:
+        """(V,) bool, True at ids that are never predicted; None when there are none."""
+        ids = options.suppress_tokens
+        if ids is None:
+            ids = [self.config.pad_token_id, self.config.mask_token_id, self.config.bos_token_id]
+        ids = [i for i in ids if i is not None]
+        if not ids:
+            return None
+        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
+            raise ValueError(f"suppress_tokens={ids} must lie in [0, {self.config.vocab_size})")
+        suppressed = torch.zeros(self.config.vocab_size, dtype=torch.bool)
+        suppressed[ids] = True
+        return suppressed.to(device)
+
+    def adjust_generation_fn(self, generation_config, *args, **kwargs):
+        """Load our own class of generation config; the inherited method would read the base class and drop options."""
+        names = ("from_auto_class", "from_pipeline", "pretrained_model_name_or_path")
+        kwargs.update(zip(names, args, strict=False))
+        path = kwargs.pop("pretrained_model_name_or_path", None)
+        if generation_config is not None:
+            self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
+            return
+        if path is None:
+            return
+        for name in ("from_auto_class", "from_pipeline", "trust_remote_code"):
+            kwargs.pop(name, None)
+        try:
+            self.generation_config = self.generation_config_class.from_pretrained(path, **kwargs)
+        except OSError:  # no such file: the defaults, made from the model's config, stay
+            return

@@ -1,0 +1,48 @@
+"""Output files that are either complete or not there: written under another name, renamed at the end."""
+
+import contextlib
+import gzip
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder; what is written there moves to `path` when the block ends well.
+
+    Raises:
+        OSError: the folder does not exist or is not writable, or the disk is full; a file at `path` stays as it was.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is not a folder: cannot write {path.name} there")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_text_file(path: str | Path) -> Iterator[TextIO]:
+    """Open a UTF-8 file for writing (`.gz` is compressed) that appears at `path` when the block ends without error.
+
+    Raises:
+        OSError: as `atomic_file`.
+    """
+    open_file = gzip.open if Path(path).suffix == ".gz" else open
+    with atomic_file(path) as temporary, open_file(temporary, "wt", encoding="utf-8", newline="\n") as file:
+        yield file
+
+
+def write_json(path: str | Path, value) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_text_file(path) as file:
+        json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
+        file.write("\n")

@@ -1,0 +1,166 @@
+"""Two pictures: how a run learned, and what a translation costs against how good it is.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; marks differ as well, for print without colour.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from .output_files import atomic_file
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
+# Keys of a training row and what they are called in the picture; the length term is a mean over sentences.
+LOSS_NAMES = {
+    "loss": "total",
+    "nll_loss": "target tokens",
+    "encoder_loss": "source tokens",
+    "ngram_loss": "n-grams",
+    "length_loss": "length (per sentence)",
+}
+AXES = {"step": "training step (updates)", "train_minutes": "training time (minutes)"}
+
+
+def read_log_history(path: str | Path) -> list[dict]:
+    """Rows logged by a run, from its `trainer_state.json`, its folder, or its newest checkpoint.
+
+    Raises:
+        ValueError: there is no such file, or it has no log.
+    """
+    path = Path(path)
+    if path.is_dir():
+        states = [path / "trainer_state.json", *path.glob("checkpoint-*/trainer_state.json")]
+        states = [state for state in states if state.is_file()]
+        if not states:
+            raise ValueError(
+                f"{path} holds no trainer_state.json, neither itself nor in a checkpoint: nothing to plot"
+            )
+        path = max(states, key=lambda state: state.stat().st_mtime)
+    history = _read_json(path)
+    history = history.get("log_history") if isinstance(history, dict) else None
+    if not history:
+        raise ValueError(f"{path} has no log_history: it is not the trainer_state.json of a run that has logged")
+    return history
+
+
+def _read_json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file ({error})") from None
+
+
+def read_latency_rows(paths: Sequence[str | Path]) -> list[dict]:
+    """Rows `{"system", "bleu", "latency_ms"}` of all files; each file holds a list of them.
+
+    Raises:
+        ValueError: a file that holds anything else; the row is named.
+    """
+    rows = []
+    for path in paths:
+        content = _read_json(Path(path))
+        if not isinstance(content, list) or not content:
+            raise ValueError(f"{path} must hold a list of rows with system, bleu and latency_ms")
+        for number, row in enumerate(content, start=1):
+            figures = [row.get(key) for key in ("bleu", "latency_ms")] if isinstance(row, dict) else [None]
+            if not all(isinstance(value, int | float) for value in figures) or "system" not in row:
+                raise ValueError(f"{path}: row {number} needs system, bleu and latency_ms (numbers)")
+            if row["latency_ms"] <= 0:
+                raise ValueError(f"{path}: row {number} has latency_ms={row['latency_ms']}, it must be above 0")
+        rows.extend(content)
+    return rows
+
+
+def series(history: Sequence[Mapping], key: str, axis: str = "step") -> tuple[list[float], list[float]]:
+    """The points (axis, value) of one logged figure, by rising axis. Of a step logged twice the last value counts."""
+    points = {row[axis]: row[key] for row in history if key in row and axis in row}
+    return sorted(points), [points[position] for position in sorted(points)]
+
+
+@contextlib.contextmanager
+def _figure(output: str | Path, num_panels: int) -> Iterator[list]:
+    """Panels to draw on; legends and grids are added and the PNG is written, complete or not at all, at the end."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure = Figure(figsize=(5.2 * num_panels, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)  # draws without a screen, and leaves the settings of pyplot alone
+    figure.get_layout_engine().set(wspace=0.06)
+    panels = list(figure.subplots(1, num_panels, squeeze=False)[0])
+    yield panels
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, fontsize=8)
+        for line_axis in (panel.xaxis, panel.yaxis):
+            if line_axis.get_scale() == "log":  # 20 and 0.5 rather than powers of ten
+                line_axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                line_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                line_axis.set_minor_formatter(NullFormatter())
+    with atomic_file(output) as path:
+        figure.savefig(path, format="png", dpi=150)
+
+
+def plot_learning_curve(history: Sequence[Mapping], output: str | Path, axis: str = "step") -> dict:
+    """Every part of the loss (left) and validation BLEU (right) against `step` or `train_minutes`; a PNG at `output`.
+
+    Returns:
+        The last value of each loss part and the best of each BLEU that were drawn.
+
+    Raises:
+        ValueError: an unknown axis, or one that the run did not log.
+    """
+    if axis not in AXES:
+        raise ValueError(f"axis={axis!r} is not one of {', '.join(AXES)}")
+    keys = dict.fromkeys(key for row in history for key in row)
+    losses = {key: series(history, key, axis) for key in LOSS_NAMES if key in keys}
+    scores = {key: series(history, key, axis) for key in keys if key.startswith("eval_bleu")}
+    if len(scores) > 1:
+        scores.pop("eval_bleu", None)  # it repeats one of the others
+    if not any(steps for steps, _ in [*losses.values(), *scores.values()]):
+        raise ValueError(f"the log has no loss and no BLEU with {axis!r}: nothing to plot")
+    with _figure(output, 1 + bool(scores)) as panels:
+        for number, (key, points) in enumerate(losses.items()):
+            style = {"color": COLOURS[number], "marker": MARKS[number], "markevery": max(1, len(points[0]) // 8)}
+            panels[0].plot(*points, label=LOSS_NAMES[key], markersize=4, linewidth=1.5, **style)
+        panels[0].set_yscale("log" if all(value > 0 for _, line in losses.values() for value in line) else "linear")
+        panels[0].set(xlabel=AXES[axis], ylabel="training loss (nats per masked target token)")
+        for number, (key, points) in enumerate(scores.items()):
+            passes = key.removeprefix("eval_bleu").removeprefix("_k")
+            label = f"{passes} pass{'es' if passes != '1' else ''}" if passes else "validation set"
+            style = {"color": COLOURS[number % 7], "marker": MARKS[number % 7]}
+            panels[1].plot(*points, label=label, markersize=4, linewidth=1.5, **style)
+        if scores:
+            panels[1].set(xlabel=AXES[axis], ylabel="validation sacreBLEU (0 to 100)")
+    last = {key: values[-1] for key, (_, values) in losses.items() if values}
+    return {**last, **{f"best_{key}": max(values) for key, (_, values) in scores.items() if values}}
+
+
+def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> dict:
+    """BLEU against milliseconds per sentence (logarithmic); the points of one system are joined. A PNG at `output`.
+
+    A row may hold a `label`, such as "k = 4", which is written beside its point.
+
+    Returns:
+        The numbers of systems and points.
+    """
+    systems: dict[str, list[Mapping]] = {}
+    for row in rows:
+        systems.setdefault(row["system"], []).append(row)
+    with _figure(output, 1) as panels:
+        for number, (system, points) in enumerate(systems.items()):
+            points = sorted(points, key=lambda row: row["latency_ms"])
+            style = {"color": COLOURS[number % 7], "marker": MARKS[number % 7]}
+            times, scores = [row["latency_ms"] for row in points], [row["bleu"] for row in points]
+            panels[0].plot(times, scores, label=system, markersize=6, linewidth=1.2, **style)
+            for row in points:
+                if row.get("label"):
+                    position = (row["latency_ms"], row["bleu"])
+                    panels[0].annotate(row["label"], position, xytext=(5, -11), textcoords="offset points", fontsize=8)
+        panels[0].set_xscale("log")
+        panels[0].margins(0.12)
+        panels[0].set(xlabel="latency (milliseconds per sentence, batch 1)", ylabel="sacreBLEU (0 to 100)")
+    return {"systems": len(systems), "points": len(rows)}

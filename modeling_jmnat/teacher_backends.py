@@ -1,0 +1,158 @@
+"""Two engines that translate text with a teacher: Transformers itself, and CTranslate2 where it is installed.
+
+Both have `decode(sources, input_ids, advance) -> list of texts`: `sources` is raw text, `input_ids` the same sentences
+in the data's vocabulary, used as they are when the teacher shares it. A sentence too long for the teacher gives None.
+"""
+
+import importlib.util
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .teacher import (
+    decode,
+    default_batch_tokens,
+    length_sorted_batches,
+    max_source_length,
+    max_target_length,
+)
+
+BACKENDS = ("auto", "ctranslate2", "transformers")
+
+
+def choose_backend(name: str, model: PreTrainedModel, device: torch.device | str) -> str:
+    """Resolve "auto": CTranslate2 on a CPU where it is installed and knows the model, Transformers otherwise.
+
+    Raises:
+        ValueError: an unknown name, or CTranslate2 asked for where it cannot run.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend={name!r} is not one of {', '.join(BACKENDS)}")
+    installed = importlib.util.find_spec("ctranslate2") is not None
+    known = model.config.model_type in ("m2m_100", "marian")
+    multilingual = model.generation_config.forced_bos_token_id is not None  # the target language as a first token
+    if name == "ctranslate2":
+        if not installed:
+            raise ValueError("backend='ctranslate2' is not installed: pip install ctranslate2, or take 'transformers'")
+        if not known or multilingual:
+            kind = f"{'multilingual ' if multilingual else ''}{model.config.model_type}"
+            raise ValueError(f"backend='ctranslate2' cannot take a {kind} model here: take 'transformers'")
+        return name
+    if name == "auto" and installed and known and not multilingual and torch.device(device).type == "cpu":
+        return "ctranslate2"
+    return "transformers"
+
+
+class TransformersDecoder:
+    """Beam search by `model.generate` in length-sorted batches."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        shares_vocabulary: bool,
+        num_beams: int = 5,
+        batch_tokens: int | None = None,
+    ):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.shares_vocabulary = shares_vocabulary
+        self.num_beams = num_beams
+        self.batch_tokens = batch_tokens or default_batch_tokens(model.device)
+
+    def decode(
+        self,
+        sources: Sequence[str],
+        input_ids: Sequence[Sequence[int]],
+        advance: Callable[[int], object] | None = None,
+    ) -> list[str | None]:
+        if not self.shares_vocabulary:
+            input_ids = self.tokenizer(list(sources))["input_ids"]
+        limit = max_source_length(self.model)
+        fitting = [index for index, ids in enumerate(input_ids) if len(ids) <= limit]
+        outputs = self._decode_ids([input_ids[index] for index in fitting], advance)
+        texts: list[str | None] = [None] * len(input_ids)
+        for index, text in zip(fitting, self.tokenizer.batch_decode(outputs, skip_special_tokens=True), strict=True):
+            texts[index] = text
+        return texts
+
+    def _decode_ids(self, sequences: list[list[int]], advance) -> list[list[int]]:
+        return decode(self.model, sequences, self.num_beams, self.batch_tokens, advance)
+
+
+class CTranslate2Decoder(TransformersDecoder):
+    """The same beam search by CTranslate2, faster on a CPU. The model is converted in a temporary folder."""
+
+    def __init__(self, model, tokenizer, shares_vocabulary, num_beams=5, batch_tokens=None):
+        super().__init__(model, tokenizer, shares_vocabulary, num_beams, batch_tokens)
+        import ctranslate2
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model"
+            _converter(model, tokenizer).convert(str(path))
+            device = model.device
+            self.translator = ctranslate2.Translator(
+                str(path),
+                device=device.type,
+                device_index=device.index or 0,
+                compute_type="float32" if device.type == "cpu" else "float16",
+                intra_threads=torch.get_num_threads(),
+            )
+
+    def _decode_ids(self, sequences: list[list[int]], advance) -> list[list[int]]:
+        outputs: list[list[int]] = [[]] * len(sequences)
+        lengths = [len(ids) for ids in sequences]
+        for batch in length_sorted_batches(lengths, self.batch_tokens, self.num_beams):
+            for length, group in itertools.groupby(batch, key=lengths.__getitem__):  # they share the length limit
+                indices = list(group)
+                results = self.translator.translate_batch(
+                    [self.tokenizer.convert_ids_to_tokens(list(sequences[index])) for index in indices],
+                    beam_size=self.num_beams,
+                    max_input_length=0,
+                    min_decoding_length=0,
+                    max_decoding_length=max_target_length(self.model, length),
+                )
+                for index, result in zip(indices, results, strict=True):
+                    outputs[index] = self.tokenizer.convert_tokens_to_ids(result.hypotheses[0])
+                if advance is not None:
+                    advance(len(indices))
+        return outputs
+
+
+def _converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+    """A CTranslate2 converter of a model in memory.
+
+    CTranslate2's own rule for Marian drops the vocabulary's last row and starts from a zero embedding, as opus-mt does
+    with `<pad>`. A Marian model that starts from another token, as `build_teacher`'s from `</s>`, is read like BART.
+    """
+    from ctranslate2.converters.converter import Converter
+    from ctranslate2.converters.transformers import BartLoader, M2M100Loader, MarianMTLoader
+
+    class PostNormLoader(BartLoader):
+        def get_model_spec(self, model):
+            model.config.normalize_before = False
+            model.config.normalize_embedding = False
+            return super().get_model_spec(model)
+
+    if model.config.model_type == "m2m_100":
+        loader = M2M100Loader()
+    elif model.config.decoder_start_token_id == model.config.pad_token_id:
+        loader = MarianMTLoader()
+    else:
+        loader = PostNormLoader()
+
+    class InMemoryConverter(Converter):
+        def _load(self):
+            attributes = dict(vars(model.config))
+            try:
+                with torch.no_grad():
+                    return loader(model, tokenizer)
+            finally:  # loaders leave fields of their own in the configuration
+                for name in set(vars(model.config)) - set(attributes):
+                    delattr(model.config, name)
+
+    return InMemoryConverter()

@@ -1,0 +1,79 @@
+"""Training of the autoregressive teacher: `JMNatTrainer`'s batches, checkpoints and BLEU with the ordinary loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from .losses_jmnat import label_smoothed_nll
+from .teacher import pad_batch
+from .trainer import JMNatTrainer
+from .training_arguments import TeacherTrainingArguments
+
+
+class DataCollatorForTeacher:
+    """Pads examples and shifts the target: `decoder_input_ids` begin with `</s>`, `labels` end with it.
+
+    Returns `input_ids`, `attention_mask` (B, S), `decoder_input_ids` and `labels` (B, T; -100 at padding).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.pad_token_id = tokenizer.pad_token_id
+        self.start_token_id = tokenizer.eos_token_id
+
+    def evaluation(self) -> "DataCollatorForTeacher":
+        return self  # nothing is drawn at random
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        input_ids, attention_mask = pad_batch([feature["input_ids"] for feature in features], self.pad_token_id)
+        targets = [feature["labels"] for feature in features]
+        labels, _ = pad_batch(targets, -100)
+        decoder_input_ids, _ = pad_batch([[self.start_token_id, *ids[:-1]] for ids in targets], self.pad_token_id)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "decoder_input_ids": decoder_input_ids,
+            "labels": labels,
+        }
+
+
+@dataclass
+class TeacherOutput(ModelOutput):
+    """`loss` is label-smoothed, `nll_loss` is not; both are sums over target tokens divided by the step's tokens."""
+
+    loss: torch.Tensor | None = None
+    nll_loss: torch.Tensor | None = None
+
+
+class TeacherTrainer(JMNatTrainer):
+    """Trains an autoregressive model by cross-entropy; the rest is `JMNatTrainer`.
+
+    The loss of a step is divided by its target tokens, accumulation steps and processes included. Evaluation reports
+    the loss without smoothing, and sacreBLEU for each of `eval_num_beams`.
+    """
+
+    loss_parts = ("nll_loss",)
+
+    def __init__(self, model, args: TeacherTrainingArguments, processing_class=None, **kwargs):
+        super().__init__(model, args, DataCollatorForTeacher(processing_class), processing_class, **kwargs)
+
+    def count_predicted(self, batch: dict) -> torch.Tensor:
+        return batch["labels"].ne(-100).sum()
+
+    def loss_weights(self) -> dict[str, float]:
+        return {"nll_loss": 1.0}
+
+    def loss_outputs(self, model, batch: dict, denominators: torch.Tensor | None) -> TeacherOutput:
+        labels = batch["labels"]  # (B, T)
+        is_token = labels.ne(-100)
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
+        log_probs = logits[is_token].float().log_softmax(dim=-1)  # (N, V)
+        targets = labels[is_token]  # (N,)
+        tokens = is_token.sum() if denominators is None else denominators[0]
+        return TeacherOutput(
+            loss=label_smoothed_nll(log_probs, targets, self.args.label_smoothing_factor) / tokens,
+            nll_loss=label_smoothed_nll(log_probs.detach(), targets) / tokens,
+        )

@@ -1,0 +1,58 @@
+"""Line-aligned text files, plain or gzip-compressed, read strictly: nothing is repaired in silence."""
+
+import gzip
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+
+def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
+    """Yield the UTF-8 lines of an open binary file without their line ends; `name` stands in the error messages.
+
+    Only `\\n` ends a line, so that files stay aligned when the text holds other Unicode line separators.
+
+    Raises:
+        ValueError: the text is not valid UTF-8 or not a valid gzip stream; the line is named.
+    """
+    number = 0
+    try:
+        for line in file:
+            number += 1
+            yield line.decode("utf-8").rstrip("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        where = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{name}: line {number} is not valid UTF-8 ({where})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{name}: not a complete gzip file after line {number} ({error})") from None
+
+
+def iterate_lines(path: str | Path) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file (`.gz` is decompressed), as `decode_lines` does.
+
+    Raises:
+        ValueError: the file is not valid UTF-8 or not a valid gzip file; the line is named.
+        OSError: the file cannot be opened.
+    """
+    path = Path(path)
+    open_file = gzip.open if path.suffix == ".gz" else open
+    with open_file(path, "rb") as file:
+        yield from decode_lines(file, path)
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """All lines of a file; an empty file is refused."""
+    lines = list(iterate_lines(path))
+    if not lines:
+        raise ValueError(f"{path}: the file is empty, at least one line is needed")
+    return lines
+
+
+def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], list[str]]:
+    """Two line-aligned files as two lists of equal length; different line counts are refused."""
+    source_lines, target_lines = read_lines(source), read_lines(target)
+    if len(source_lines) != len(target_lines):
+        raise ValueError(
+            f"{source} has {len(source_lines)} lines and {target} has {len(target_lines)}: "
+            "line-aligned files need the same number"
+        )
+    return source_lines, target_lines

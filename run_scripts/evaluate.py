@@ -1,0 +1,159 @@
+"""Translate a test set and score it: BLEU, chrF, repeated words, length recall and speed, per number of passes."""
+
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from modeling_jmnat.cli import command
+from modeling_jmnat.evaluation import describe_environment, evaluate_model
+from modeling_jmnat.output_files import atomic_text_file
+from modeling_jmnat.reranking import load_reranker
+from modeling_jmnat.text_files import read_parallel
+from modeling_jmnat.translation import is_jmnat, load_translator, parse_generation_options
+
+DEFAULT_ITERATIONS = [1, 4, 10]
+DEFAULT_BEAMS = [1, 5]
+
+
+@dataclass
+class EvaluationArguments:
+    """What to evaluate, on which text, with which decoding options."""
+
+    model: str = field(metadata={"help": "Folder of a trained model: JM-NAT, or an autoregressive teacher."})
+    source: str = field(metadata={"help": "Text to translate, one sentence a line; .gz is read as is."})
+    reference: str = field(metadata={"help": "Reference translations, line by line; .gz is read as is."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for all figures and settings."})
+    num_iterations: list[int] | None = field(
+        default=None, metadata={"help": "JM-NAT: numbers of decoder passes to evaluate. Default: 1 4 10."}
+    )
+    num_beams: list[int] | None = field(
+        default=None, metadata={"help": "Autoregressive models: beam sizes to evaluate, 1 is greedy. Default: 1 5."}
+    )
+    num_length_candidates: int | None = field(
+        default=None, metadata={"help": "JM-NAT: target lengths tried per sentence. Default: as saved with the model."}
+    )
+    generation_options: str | None = field(
+        default=None, metadata={"help": """Further decoding options as JSON, such as '{"early_stop": true}'."""}
+    )
+    reranker: str | None = field(
+        default=None,
+        metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
+    )
+    target_language: str = field(
+        default="en", metadata={"help": "Two-letter language of the references, for Moses tokenisation."}
+    )
+    lowercase: bool = field(default=False, metadata={"help": "Ignore case in all scores, as the paper on IWSLT14."})
+    latency_sentences: int = field(
+        default=0, metadata={"help": "Also time this many sentences one at a time (milliseconds: mean, p50, p99)."}
+    )
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768."},
+    )
+    translations: str | None = field(
+        default=None, metadata={"help": "Folder for the translations themselves, one file per row of the table."}
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
+    dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
+
+
+def decoding_settings(arguments: EvaluationArguments, jmnat: bool) -> tuple[list[dict], dict]:
+    """The options that differ from row to row, and those that all rows share."""
+    varied, other = ("num_iterations", "num_beams") if jmnat else ("num_beams", "num_iterations")
+    if getattr(arguments, other) is not None:
+        kind = "JM-NAT" if jmnat else "an autoregressive model"
+        raise ValueError(f"--{other} does not apply to {kind}: use --{varied}")
+    values = getattr(arguments, varied) or (DEFAULT_ITERATIONS if jmnat else DEFAULT_BEAMS)
+    shared = parse_generation_options(arguments.generation_options)
+    if arguments.num_length_candidates is not None:
+        if not jmnat:
+            raise ValueError("--num_length_candidates does not apply to an autoregressive model: use --num_beams")
+        shared["num_length_candidates"] = arguments.num_length_candidates
+    return [{varied: value} for value in values], shared
+
+
+def run_evaluation(arguments: EvaluationArguments) -> dict:
+    """Everything that goes into the JSON file; one printed line per row as soon as it is known."""
+    sources, references = read_parallel(arguments.source, arguments.reference)
+    model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
+    varied, shared = decoding_settings(arguments, is_jmnat(model))
+    report = {
+        "settings": {
+            "model": Path(arguments.model).resolve().name,
+            "model_type": model.config.model_type,
+            "source": Path(arguments.source).name,
+            "reference": Path(arguments.reference).name,
+            "sentences": len(sources),
+            "lowercase": arguments.lowercase,
+            "target_language": arguments.target_language,
+            "batch_tokens": arguments.batch_tokens,
+            "generation": shared,
+            "reranker": Path(arguments.reranker).resolve().name if arguments.reranker else None,
+        },
+        **describe_environment(model),
+        "results": [],
+    }
+    if arguments.reranker is not None:
+        if not is_jmnat(model):
+            raise ValueError("--reranker does not apply to an autoregressive model: its beam search chooses already")
+        shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
+    rows = evaluate_model(
+        model,
+        tokenizer,
+        sources,
+        references,
+        varied,
+        generation=shared,
+        target_language=arguments.target_language,
+        lowercase=arguments.lowercase,
+        batch_tokens=arguments.batch_tokens,
+        latency_sentences=arguments.latency_sentences,
+        progress=sys.stderr.isatty(),
+    )
+    for setting, (figures, texts) in zip(varied, rows, strict=True):
+        report["results"].append(figures)
+        print(describe_row(figures), flush=True)
+        if arguments.translations:
+            name = "-".join(f"{key}-{value}" for key, value in setting.items())
+            with atomic_text_file(Path(arguments.translations) / f"{name}.txt") as file:
+                file.writelines(f"{text}\n" for text in texts)
+    return report
+
+
+def describe_row(figures: dict) -> str:
+    """One row for a person: the setting, the scores, and the speed."""
+    setting = next(f"{name} {figures[name]}" for name in ("num_iterations", "num_beams") if name in figures)
+    line = (
+        f"{setting}: sacreBLEU {figures['sacrebleu']:.2f}, chrF {figures['chrf']:.2f}, "
+        f"tokenised BLEU {figures['tokenized_bleu']:.2f}, "
+        f"{figures['repeated_tokens_per_sentence']:.2f} repeated words and "
+        f"{figures['sentences_per_second']:.1f} sentences/s"
+    )
+    if "latency_ms" in figures:
+        line += f", {figures['latency_ms']['mean']:.1f} ms per sentence at batch 1"
+    return line
+
+
+@command
+def main(argv=None):
+    (arguments,) = HfArgumentParser(EvaluationArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    logging.disable_progress_bar()
+    with ExitStack() as stack:
+        # Opened before the work, so that a path that cannot be written costs no time.
+        file = stack.enter_context(atomic_text_file(arguments.output)) if arguments.output else None
+        if arguments.translations:
+            Path(arguments.translations).mkdir(parents=True, exist_ok=True)
+        report = run_evaluation(arguments)
+        if file:
+            json.dump(report, file, indent=2, ensure_ascii=False, allow_nan=False)
+            file.write("\n")
+    print(json.dumps(report, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
