@@ -1,8 +1,8 @@
-"""Named stages of an experiment, each a command of its own: skipped when done, resumed when cut off, run side by side.
+"""Named stages of an experiment, each a command: skipped when done, resumed when cut off, run side by side.
 
-A stage is done when its command ended with exit code 0 and its last line of JSON did not say `"finished": false`; a file
-in `OUTPUT/stages/` then tells so, with the command and the figures. A stage without that file is simply run again: the
-commands resume by themselves.
+A stage is done when its command ended with exit code 0 and its last line of JSON did not say `"finished": false`; a
+file in `OUTPUT/stages/` then tells so, with the command and the figures. A stage without that file is simply run again:
+the commands resume by themselves.
 """
 
 import json
@@ -127,9 +127,11 @@ class StageRunner:
         command = [sys.executable, *stage.command]
         if stage.trains and self.time_budget is not None:
             command += ["--time_budget", f"{self.seconds_left() / 60:.2f}"]
-        environment = dict(os.environ)
+        environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
+        # Several trainings share a GPU: what one has freed must not stay in its cache as fragments.
+        environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         if self.threads is not None:
-            environment.update(OMP_NUM_THREADS=str(self.threads), TOKENIZERS_PARALLELISM="false")
+            environment["OMP_NUM_THREADS"] = str(self.threads)
         log = self.log(stage)
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a", encoding="utf-8") as file:

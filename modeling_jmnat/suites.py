@@ -1,4 +1,4 @@
-"""The paper's experiments as stages: what is trained with which settings, what is decoded how, which row it becomes."""
+"""The paper's experiments as stages: what is trained with which settings, and decoded how."""
 
 import json
 from collections.abc import Iterator, Sequence

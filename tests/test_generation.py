@@ -731,6 +731,10 @@ def test_seq2seq_trainer_decodes_and_leaves_no_limit_behind(tmp_path):
     model.save_pretrained(tmp_path / "model")
     loaded = JMNatForConditionalGeneration.from_pretrained(tmp_path / "model")
     assert torch.equal(loaded.generate(**source), expected)
+    model.generation_config = JMNatGenerationConfig(num_iterations=4)  # one without a max_length
+    predicted = trainer.predict(dataset)
+    assert predicted.predictions.shape[1] < 2000  # they are padded to it
+    assert model.generation_config.max_length >= 512
     limited = trainer.predict(dataset, max_length=5, num_beams=2).predictions
     assert (torch.as_tensor(limited).gt(1).sum(dim=1) <= 5).all()
 
