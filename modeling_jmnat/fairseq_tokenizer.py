@@ -5,9 +5,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from .bpe_jmnat import CONTINUATION, END_OF_WORD
 from .text_files import iterate_lines, read_lines
-from .tokenization_jmnat import SPECIAL_TOKENS, JMNatTokenizer, moses_tool
+from .tokenization_jmnat import CONTINUATION, END_OF_WORD, SPECIAL_TOKENS, JMNatTokenizer, moses_tool
 
 ESCAPED = ("&apos;", "&quot;", "&amp;")  # how Moses writes ' " &
 SPLIT_DASH = "@-@"

@@ -116,6 +116,7 @@ def random_batch(model, batch_size=4, seed=0, longest=9, side="right"):
     config = model.config
     sources = random_sources(model, batch_size, seed, longest)
     targets = random_sources(model, batch_size, seed + 1, longest)
+    sources[-1], targets[0] = sources[-1][-2:], targets[0][-2:]  # padding in both, whatever was drawn
     input_ids, attention_mask = pad(sources, side)
     labels, _ = pad(targets, value=-100)
     masked = (torch.rand(labels.shape, generator=generator) < 0.6) & (labels != -100)

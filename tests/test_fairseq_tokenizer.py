@@ -2,8 +2,8 @@ import pytest
 from fairseq_samples import SPECIAL, write_dictionary
 from transformers import AutoTokenizer
 
-from modeling_jmnat.bpe_jmnat import BytePairSegmenter
 from modeling_jmnat.fairseq_tokenizer import build_tokenizer, read_bpe_codes, read_dictionary
+from modeling_jmnat.tokenization_jmnat import BytePairSegmenter
 
 CODES = ["l o", "lo w</w>", "e r</w>", "ä ß", "x y", "xy z</w>"]
 PIECES = ["low", "lo@@", "w@@", "er", "'s", "l@@", "o", "äß@@", "xyz", "e", "@-@", "&apos;s", "low</w"]

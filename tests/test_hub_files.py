@@ -16,7 +16,7 @@ import modeling_jmnat
 from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration, JMNatModel
 
 PACKAGE = Path(modeling_jmnat.__file__).parent
-HUB_FILES = {path.name for path in PACKAGE.glob("*_jmnat.py")} - {"tokenization_jmnat.py", "bpe_jmnat.py"}
+HUB_FILES = {path.name for path in PACKAGE.glob("*_jmnat.py")} - {"tokenization_jmnat.py"}
 
 READ_BACK = """
 import json, os, sys
