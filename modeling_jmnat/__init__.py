@@ -6,6 +6,7 @@ from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
 from .data_collator import DataCollatorForJMNat
 from .generation_jmnat import JMNatGenerateOutput
 from .modeling_jmnat import JMNatForConditionalGeneration, JMNatModel, JMNatSeq2SeqLMOutput
+from .onnx_model import ORTJMNatForConditionalGeneration
 from .tokenization_jmnat import JMNatTokenizer
 from .trainer import JMNatTrainer, JMNatTrainingArguments
 
@@ -27,4 +28,5 @@ __all__ = [
     "JMNatTokenizer",
     "JMNatTrainer",
     "JMNatTrainingArguments",
+    "ORTJMNatForConditionalGeneration",
 ]

@@ -1,10 +1,12 @@
 """What every command of `run_scripts/` shares: one clear sentence and a non-zero exit on bad input."""
 
 import functools
+import os
 import sys
 
 # Errors that a user causes and can mend. Anything else is a defect of ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError)
+GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable, such as 0.1: the most of a GPU to take
 
 
 def command(main):
@@ -13,6 +15,7 @@ def command(main):
     @functools.wraps(main)
     def wrapped(argv=None):
         try:
+            limit_gpu_memory()
             return main(argv)
         except USER_ERRORS as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -22,3 +25,14 @@ def command(main):
             sys.exit(130)
 
     return wrapped
+
+
+def limit_gpu_memory() -> None:
+    """Keep to a share of the GPU's memory, cache included, where the environment asks for it: others use it, too."""
+    share = os.environ.get(GPU_MEMORY_SHARE)
+    if not share:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(float(share))

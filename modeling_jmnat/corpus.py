@@ -39,17 +39,17 @@ def read_file_splits(files: dict[str, tuple[str | None, str | None]]) -> dict[st
 
 
 def read_hub_splits(
-    name: str, config: str | None, split_names: dict[str, str], languages: tuple[str, str]
+    name: str, config: str | None, revision: str | None, split_names: dict[str, str], languages: tuple[str, str]
 ) -> dict[str, TextSplit]:
     """Read a data set whose rows hold `translation` dictionaries ({"de": ..., "en": ...}) or a column per language.
 
     Args:
-        name, config: as for `datasets.load_dataset`; a local folder works, too.
+        name, config, revision: as for `datasets.load_dataset`; a local folder works, too.
         split_names: what the data set calls our three splits; the test split may be missing.
         languages: keys or columns of source and target.
     """
     try:
-        data = datasets.load_dataset(name, config)
+        data = datasets.load_dataset(name, config, revision=revision)
     except datasets.exceptions.DatasetsError as error:
         raise ValueError(f"dataset_name={name!r} cannot be read ({error})") from None
     splits = {}

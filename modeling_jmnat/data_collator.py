@@ -34,6 +34,8 @@ class DataCollatorForJMNat:
         random_token_prob: share of chosen tokens that become a random token; the rest stay as they are.
         full_mask_ratio: share of sentences whose whole target is `<mask>`, as in the first decoding pass. Beyond the
             paper, where it is 0.
+        correction_ratio: share of the visible target tokens that `JMNatTrainer` replaces by the model's own
+            predictions (see `correction.py`) and that are to be predicted, too. Beyond the paper, where it is 0.
         seed: seed of the masks.
         pad_to_multiple_of: pad S and T to a multiple of this, for tensor cores.
 
@@ -52,12 +54,14 @@ class DataCollatorForJMNat:
         full_mask_ratio: float = 0.0,
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
+        correction_ratio: float = 0.0,
     ):
         shares = {
             "source_mask_ratio": source_mask_ratio,
             "mask_token_prob": mask_token_prob,
             "random_token_prob": random_token_prob,
             "full_mask_ratio": full_mask_ratio,
+            "correction_ratio": correction_ratio,
             "mask_token_prob + random_token_prob": mask_token_prob + random_token_prob,
         }
         for name, share in shares.items():
@@ -83,6 +87,7 @@ class DataCollatorForJMNat:
         self.mask_token_prob = mask_token_prob
         self.random_token_prob = random_token_prob
         self.full_mask_ratio = full_mask_ratio
+        self.correction_ratio = correction_ratio
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
         # In shared memory, so that `set_epoch` in the main process is seen by persistent workers.
@@ -100,6 +105,7 @@ class DataCollatorForJMNat:
         """A twin for evaluation: clean source, target masks from a fixed seed, the same for every epoch and run."""
         twin = copy.copy(self)
         twin.source_mask_ratio = 0.0
+        twin.correction_ratio = 0.0
         twin.seed = EVALUATION_SEED
         twin._epoch = torch.zeros((), dtype=torch.int64)  # its own: `set_epoch` here does not reach the twin
         return twin
@@ -110,7 +116,8 @@ class DataCollatorForJMNat:
         Returns:
             `input_ids`, `attention_mask` (B, S) and `encoder_targets` (B, S; only where the source is masked; -100
             where nothing is to be predicted); `labels` (B, T), the whole target, -100 at padding; `decoder_input_ids`,
-            `decoder_attention_mask`, `masked_positions` (B, T).
+            `decoder_attention_mask`, `masked_positions` (B, T). With `correction_ratio`, `correction_positions`
+            (B, T), a part of `masked_positions`, is True where `decoder_input_ids` still hold the reference.
 
         Raises:
             ValueError: a feature lacks a column or holds no token.
@@ -157,12 +164,18 @@ class DataCollatorForJMNat:
         # A fully masked target is the canvas of the first decoding pass: nothing of the reference is left in it.
         full_mask_ratio = 1.0 if self.target_mask == "all" else self.full_mask_ratio
         is_full = (of_sentence[:, 1] < full_mask_ratio).unsqueeze(1) & is_token
-        return {
+        batch = {
             "labels": target_ids.masked_fill(~is_token, -100),
             "decoder_input_ids": decoder_input_ids.masked_fill(is_full, self.mask_token_id),
             "decoder_attention_mask": is_token.long(),
             "masked_positions": masked_positions | is_full,
         }
+        if self.correction_ratio:
+            # The number that chooses how a masked token is shown is still unused at visible ones.
+            visible = is_token & ~batch["masked_positions"]
+            batch["correction_positions"] = visible & (uniforms[..., 1] < self.correction_ratio)
+            batch["masked_positions"] = batch["masked_positions"] | batch["correction_positions"]
+        return batch
 
     def _corrupt(self, token_ids, chosen, uniforms) -> torch.Tensor:
         return corrupt_tokens(

@@ -1,8 +1,8 @@
 """Named stages of an experiment, each a command: skipped when done, resumed when cut off, run side by side.
 
 A stage is done when its command ended with exit code 0 and its last line of JSON did not say `"finished": false`; a
-file in `OUTPUT/stages/` then tells so, with the command and the figures. A stage without that file is simply run again:
-the commands resume by themselves.
+file in `OUTPUT/stages/` then tells so, with the command and the figures. A stage without that file is run again: the
+commands resume by themselves.
 """
 
 import json
@@ -10,17 +10,23 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
+from .cli import GPU_MEMORY_SHARE
 from .output_files import write_json
 
+POLL_SECONDS = 0.5
 GRACE_SECONDS = 90  # what a stage has to write its checkpoint once it was asked to stop
 LOG_TAIL_LINES = 5
+ATTEMPTS = 2  # a stage that failed is begun once more, behind the others: memory of a GPU may be free again by then
+MEMORY_SHARE = 0.9  # of a GPU's memory, divided among the stages that share it
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,14 @@ class Stage:
         command: arguments after the Python interpreter, script first.
         needs: names of the stages that must be done before.
         trains: the command takes `--time_budget MINUTES` and stops by itself with a checkpoint.
+        alone: runs when nothing else does, because it takes times.
     """
 
     name: str
     command: tuple[str, ...]
     needs: tuple[str, ...] = ()
     trains: bool = False
+    alone: bool = False
 
 
 @dataclass
@@ -55,6 +63,7 @@ class StageRunner:
         output_dir: holds `stages/` (marks) and `logs/`.
         jobs: commands at a time.
         time_budget: minutes, None for no limit. At the end running stages are asked to stop (SIGTERM).
+        threads: of each command; None leaves them to it.
     """
 
     output_dir: Path
@@ -66,6 +75,8 @@ class StageRunner:
     def run(self, stages: Sequence[Stage]) -> dict[str, str]:
         """Returns the state of each stage: done, stopped, failed or waiting.
 
+        SIGTERM and SIGINT stop all stages as the end of the time does, and then raise `KeyboardInterrupt`.
+
         Raises:
             ValueError: a stage was done by another command, or needs one that does not exist.
         """
@@ -75,29 +86,47 @@ class StageRunner:
             if unknown:
                 raise ValueError(f"stage {stage.name} needs {unknown[0]}, which is not a stage")
         running: list[Running] = []
+        attempts = dict.fromkeys(states, 0)
         initial = sum(state == "done" for state in states.values())
-        with tqdm(total=len(stages), initial=initial, desc="stages", unit="stage", disable=None) as bar:
+        progress = tqdm(total=len(stages), initial=initial, desc="stages", unit="stage", disable=None)
+        with terminated_as_interrupted(), progress as bar:
             try:
                 while True:
                     for item in [item for item in running if item.process.poll() is not None]:
                         running.remove(item)
                         states[item.stage.name] = self.finish(item)
+                        if states[item.stage.name] == "failed" and attempts[item.stage.name] < ATTEMPTS:
+                            states[item.stage.name] = "waiting"
                         bar.update(states[item.stage.name] == "done")
                     if self.seconds_left() <= 0:
                         break
-                    for stage in stages:
-                        ready = states[stage.name] == "waiting" and all(states[n] == "done" for n in stage.needs)
-                        if ready and len(running) < self.jobs:
-                            running.append(self.start(stage))
-                            states[stage.name] = "running"
+                    for stage in self.startable(stages, states, attempts, [item.stage for item in running]):
+                        running.append(self.start(stage))
+                        states[stage.name] = "running"
+                        attempts[stage.name] += 1
                     if not running:
                         break
                     bar.set_postfix_str(", ".join(item.stage.name for item in running)[:60])
-                    time.sleep(0.5)
+                    time.sleep(POLL_SECONDS)
             finally:
                 for item, state in zip(running, self.stop(running), strict=True):
                     states[item.stage.name] = state
         return states
+
+    def startable(
+        self, stages: Sequence[Stage], states: dict[str, str], attempts: dict[str, int], running: Sequence[Stage]
+    ) -> list[Stage]:
+        """The stages to begin now: in order, those that failed before last, those that want to be alone then."""
+        ready = [
+            stage
+            for stage in stages
+            if states[stage.name] == "waiting" and all(states[name] == "done" for name in stage.needs)
+        ]
+        ready.sort(key=lambda stage: (stage.alone, attempts[stage.name]))  # stable: equals stay in order
+        together = [stage for stage in ready if not stage.alone]
+        if together or running:
+            return together[: self.jobs - len(running)]
+        return ready[:1]
 
     def seconds_left(self) -> float:
         if self.time_budget is None:
@@ -126,10 +155,12 @@ class StageRunner:
     def start(self, stage: Stage) -> Running:
         command = [sys.executable, *stage.command]
         if stage.trains and self.time_budget is not None:
-            command += ["--time_budget", f"{self.seconds_left() / 60:.2f}"]
+            command += ["--time_budget", f"{max(self.seconds_left() / 60, 0.01):.2f}"]
         environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
-        # Several trainings share a GPU: what one has freed must not stay in its cache as fragments.
+        # Several trainings share a GPU: none may keep in its cache what another needs.
         environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        share = MEMORY_SHARE if stage.alone else MEMORY_SHARE / self.jobs
+        environment.setdefault(GPU_MEMORY_SHARE, f"{share:.3f}")
         if self.threads is not None:
             environment["OMP_NUM_THREADS"] = str(self.threads)
         log = self.log(stage)
@@ -169,6 +200,19 @@ class StageRunner:
                 os.killpg(item.process.pid, signal.SIGKILL)
                 item.process.wait()
         return [self.finish(item) if item.process.returncode == 0 else "stopped" for item in running]
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM raises `KeyboardInterrupt` inside this context, as SIGINT does: stages must not outlive their runner."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def last_json(lines: Sequence[str]) -> dict:

@@ -4,6 +4,7 @@ The loop asks three methods of its model, `encode_for_generation`, `prepare_deco
 every backend shares it. B sentences, C length candidates, R = B C rows (less when rows have stopped), T positions.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -87,48 +88,72 @@ class JMNatDecodingState:
         )
 
 
+def remasked_share(iteration: int, num_iterations: int, schedule: str) -> tuple[int, int]:
+    """Numerator and denominator of the share of tokens that are masked again before pass `iteration` + 1.
+
+    `linear` is 1 - i/k, `cosine` cos(pi i / 2k). Whole numbers, so that no rounding error can take one token away
+    (T cos 60 degrees is T/2).
+    """
+    if schedule == "linear":
+        return num_iterations - iteration, num_iterations
+    return round(math.cos(math.pi * iteration / (2 * num_iterations)) * 2**40), 2**40
+
+
 def num_remasked(lengths, iteration: int, num_iterations: int, schedule: str):
     """How many tokens are masked again before pass `iteration` + 1: an int for an int, a tensor for a tensor.
 
-    `linear` is floor(T (1 - i/k)), `cosine` floor(T cos(pi i / 2k)); at least 1. Both are computed in whole numbers,
-    so that no rounding error can take one token away (T cos 60 degrees is T/2).
+    The share of `remasked_share`, rounded down; at least 1.
     """
-    if schedule == "linear":
-        count = lengths * (num_iterations - iteration) // num_iterations
-    else:
-        ratio = round(math.cos(math.pi * iteration / (2 * num_iterations)) * 2**40)
-        count = lengths * ratio // 2**40
+    numerator, denominator = remasked_share(iteration, num_iterations, schedule)
+    count = lengths * numerator // denominator
     return count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
 
 
-def remask_order(log_probs: torch.Tensor, lengths: torch.Tensor, set_size: int = 1) -> torch.Tensor:
-    """Positions (R, T) of each row in the order in which they are masked again; padding comes last.
+class RemaskOrder:
+    """In which order the positions of rows are masked again; what does not change between passes is kept.
 
     With `set_size` n = 1 that is by rising probability. With n > 1 each token takes along the n consecutive tokens
     that begin with it (the last n of the row, where it stands closer to the end): first itself, then its nearest.
 
     Args:
-        log_probs: (R, T) of the present tokens.
         lengths: (R,) numbers of tokens.
+        num_positions: T.
     """
-    num_positions = log_probs.shape[1]
-    positions = torch.arange(num_positions, device=log_probs.device)[None]
-    padding = positions >= lengths[:, None]
-    order = log_probs.masked_fill(padding, math.inf).argsort(dim=1, stable=True)
-    if set_size == 1:
-        return order
-    rank = torch.empty_like(order).scatter_(1, order, positions.expand_as(order))  # (R, T)
-    first = torch.minimum(positions, lengths[:, None] - set_size).clamp(min=0)  # where each token's set begins
-    never = num_positions * set_size
-    key = torch.full_like(rank, never)
-    for distance in range(1 - set_size, set_size):  # position = token + distance
-        token = positions - distance
-        inside = (token >= 0) & (token < lengths[:, None])
-        token = token.clamp(0, num_positions - 1).expand_as(rank)
-        begin = first.gather(1, token)
-        inside = inside & (positions >= begin) & (positions < begin + set_size)
-        key = torch.minimum(key, torch.where(inside, rank.gather(1, token) * set_size + abs(distance), never))
-    return key.masked_fill(padding, never).argsort(dim=1, stable=True)
+
+    def __init__(self, lengths: torch.Tensor, num_positions: int, set_size: int = 1):
+        positions = torch.arange(num_positions, device=lengths.device)[None]
+        self.set_size = set_size
+        self.positions = positions.expand(lengths.shape[0], -1)
+        self.padding = positions >= lengths[:, None]
+        if set_size > 1:
+            begin = torch.minimum(positions, lengths[:, None] - set_size).clamp(min=0)
+            members = begin[:, :, None] + torch.arange(set_size, device=lengths.device)  # (R, T, n)
+            inside = (members < lengths[:, None, None]) & ~self.padding[:, :, None]
+            self.never = num_positions * set_size
+            self.distances = (members - positions[:, :, None]).abs().masked_fill(~inside, self.never).flatten(1)
+            self.members = members.clamp(max=num_positions - 1).flatten(1)  # (R, T n)
+
+    def select(self, rows: torch.Tensor) -> "RemaskOrder":
+        kept = copy.copy(self)
+        for name in ("positions", "padding", "distances", "members"):
+            if hasattr(self, name):
+                setattr(kept, name, getattr(self, name)[rows])
+        return kept
+
+    def __call__(self, log_probs: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the present tokens (R, T) -> positions (R, T), padding last."""
+        order = log_probs.masked_fill(self.padding, math.inf).argsort(dim=1, stable=True)
+        if self.set_size == 1:
+            return order
+        rank = torch.empty_like(order).scatter_(1, order, self.positions) * self.set_size
+        keys = rank.repeat_interleave(self.set_size, dim=1) + self.distances
+        keys = torch.full_like(rank, self.never).scatter_reduce_(1, self.members, keys, "amin")
+        return keys.argsort(dim=1, stable=True)
+
+
+def remask_order(log_probs: torch.Tensor, lengths: torch.Tensor, set_size: int = 1) -> torch.Tensor:
+    """Positions (R, T) of each row in the order in which they are masked again, see `RemaskOrder`."""
+    return RemaskOrder(lengths, log_probs.shape[1], set_size)(log_probs)
 
 
 def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
@@ -155,10 +180,9 @@ class MaskPredict:
         self.options = options
         self.suppressed = suppressed
         self.mask_token_id = model.config.mask_token_id
-        self.set_size = model.config.ngram_size if options.remask_adjacent else 1
         self.shape = lengths.shape
         self.lengths = lengths.flatten()  # (R,)
-        self.longest = int(lengths.max())
+        shortest, self.longest = (int(length) for length in self.lengths.aminmax())
         self.positions = torch.arange(self.longest, device=lengths.device)[None]
         self.target_mask = self.positions < self.lengths[:, None]  # (R, T)
         self.tokens = torch.where(self.target_mask, self.mask_token_id, model.config.pad_token_id)
@@ -169,80 +193,105 @@ class MaskPredict:
         self.rows = torch.arange(self.lengths.shape[0], device=lengths.device)
         self.source_of_row = self.rows // self.shape[1]
         self.served_by = torch.arange(self.shape[0], device=lengths.device)  # the source in each row of the state
+        # All positions that `choose` returns are really chosen: nothing has to be kept where they are predicted.
+        self.all_chosen = shortest == self.longest and options.confidence_threshold is None
+        self.order = RemaskOrder(self.lengths, self.longest, model.config.ngram_size if options.remask_adjacent else 1)
+        # Of the rows that still go on; written back when they leave.
+        self.now = (self.tokens.clone(), self.log_probs.clone())
 
     def run(self, states: torch.Tensor, source_mask: torch.Tensor, first_canvas: torch.Tensor | None = None) -> None:
         """Decode from encoder states (B, S, D); `first_canvas` (R, T) takes the place of `<mask>` everywhere."""
         self.state = self.model.prepare_decoding(states, source_mask, self.target_mask)
         for iteration in range(self.options.num_iterations):
-            before = self.tokens[self.rows]
+            before, _ = self.now
             positions, chosen = self.choose(iteration)
-            masked = torch.where(chosen, self.mask_token_id, before.gather(1, positions))
-            canvas = before.scatter(1, positions, masked)
-            if iteration == 0 and first_canvas is not None:
-                canvas = first_canvas
+            if iteration == 0:
+                canvas = before if first_canvas is None else first_canvas
+            else:
+                canvas = before.scatter(1, positions, self.where(chosen, self.mask_token_id, before, positions))
             if self.options.update_all:
                 positions, chosen = self.everywhere()
             self.predict(canvas, positions, chosen)
+            if self.options.output_history:
+                self.record(canvas)
             if iteration + 1 == self.options.num_iterations:
                 break
             going_on = self.going_on(iteration, before)
             if going_on is not None and not bool(going_on.all()):
-                self.keep(going_on)
+                self.keep(going_on, iteration)
                 if self.rows.numel() == 0:
                     break
+        self.write_back(iteration)
         for name in ("tokens", "log_probs", "num_passes", "pruned"):
             setattr(self, name, getattr(self, name).unflatten(0, self.shape))
 
-    def everywhere(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def everywhere(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         chosen = self.target_mask[self.rows]
-        return self.positions.expand_as(chosen), chosen
+        return self.positions.expand_as(chosen), None if self.all_chosen else chosen
 
-    def choose(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Positions (R, M) to be masked before pass `iteration` + 1, and which of them really are (R, M)."""
+    def choose(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Positions (R, M) to be masked before pass `iteration` + 1, and which of them really are; None: all."""
         if iteration == 0:
             return self.everywhere()
-        options, lengths, log_probs = self.options, self.lengths[self.rows], self.log_probs[self.rows]
-        counts = num_remasked(lengths, iteration, options.num_iterations, options.remask_schedule)
+        options, (_, log_probs) = self.options, self.now
         most = num_remasked(self.longest, iteration, options.num_iterations, options.remask_schedule)
-        order = remask_order(log_probs, lengths, self.set_size)[:, :most]
+        order = self.order(log_probs)[:, :most]
+        if self.all_chosen:
+            return order, None
+        counts = num_remasked(self.lengths[self.rows], iteration, options.num_iterations, options.remask_schedule)
         chosen = self.positions[:, :most] < counts[:, None]
         if options.confidence_threshold is not None:
             chosen = chosen & (log_probs.gather(1, order) < math.log(options.confidence_threshold))
         return order, chosen
 
-    def predict(self, canvas: torch.Tensor, positions: torch.Tensor, chosen: torch.Tensor) -> None:
+    def where(self, chosen: torch.Tensor | None, new, old: torch.Tensor, positions: torch.Tensor):
+        """`new` where `chosen` (R, M), else what `old` (R, T) holds at `positions`."""
+        return new if chosen is None else torch.where(chosen, new, old.gather(1, positions))
+
+    def predict(self, canvas: torch.Tensor, positions: torch.Tensor, chosen: torch.Tensor | None) -> None:
         """One decoder pass over canvas (R, T); the tokens `chosen` among `positions` are replaced."""
-        tokens, log_probs = self.tokens[self.rows], self.log_probs[self.rows]
-        new_tokens, new_log_probs = self.model.predict_tokens(canvas, positions, self.state, self.suppressed)
-        new_tokens = torch.where(chosen, new_tokens, tokens.gather(1, positions))
-        new_log_probs = torch.where(chosen, new_log_probs, log_probs.gather(1, positions))
-        self.tokens[self.rows] = tokens.scatter(1, positions, new_tokens)
-        self.log_probs[self.rows] = log_probs.scatter(1, positions, new_log_probs)
-        self.num_passes[self.rows] += 1
-        if self.options.output_history:
-            seen = self.tokens.clone()  # rows that have stopped stay as they were
-            seen[self.rows] = canvas
-            entries = (seen, self.tokens.clone(), self.log_probs.clone())
-            self.history.append(JMNatPass(*(entry.unflatten(0, self.shape) for entry in entries)))
+        predicted = self.model.predict_tokens(canvas, positions, self.state, self.suppressed)
+        self.now = tuple(
+            old.scatter(1, positions, self.where(chosen, new, old, positions))
+            for old, new in zip(self.now, predicted, strict=True)
+        )
+
+    def write_back(self, iteration: int) -> None:
+        """Store what the rows that still go on have come to after pass `iteration` + 1."""
+        if self.rows.numel():
+            self.tokens[self.rows], self.log_probs[self.rows] = self.now
+            self.num_passes[self.rows] = iteration + 1
+
+    def record(self, canvas: torch.Tensor) -> None:
+        """Append a pass to the history; rows that have stopped stay as they were."""
+        self.write_back(len(self.history))
+        seen = self.tokens.clone()
+        seen[self.rows] = canvas
+        entries = (seen, self.tokens.clone(), self.log_probs.clone())
+        self.history.append(JMNatPass(*(entry.unflatten(0, self.shape) for entry in entries)))
 
     def going_on(self, iteration: int, before: torch.Tensor) -> torch.Tensor | None:
         """(R,) bool, False for rows that stop after this pass; None when no rule can stop one."""
-        options, rules = self.options, []
+        options, (tokens, log_probs), rules = self.options, self.now, []
         if options.early_stop and iteration > 0:
-            rules.append((self.tokens[self.rows] != before).any(dim=1))
+            rules.append((tokens != before).any(dim=1))
         if options.confidence_threshold is not None:  # log_probs are 0 at padding
-            rules.append((self.log_probs[self.rows] < math.log(options.confidence_threshold)).any(dim=1))
+            rules.append((log_probs < math.log(options.confidence_threshold)).any(dim=1))
         if options.prune_candidates == iteration + 1:
+            self.write_back(iteration)
             scores = candidate_scores(self.log_probs, self.lengths, options).view(self.shape)
             best = scores.topk(options.num_return_sequences, dim=1).indices
             self.pruned = torch.ones_like(scores, dtype=torch.bool).scatter(1, best, False).flatten()
             rules.append(~self.pruned[self.rows])
         return torch.stack(rules).all(dim=0) if rules else None
 
-    def keep(self, going_on: torch.Tensor) -> None:
+    def keep(self, going_on: torch.Tensor, iteration: int) -> None:
         """Let rows leave. Sources stay shared where each has as many rows left, else each row gets its own."""
+        self.write_back(iteration)
         kept = going_on.nonzero().flatten()
         self.rows = self.rows[kept]
+        self.now = tuple(value[kept] for value in self.now)
+        self.order = self.order.select(kept)
         needed, counts = self.source_of_row[self.rows].unique_consecutive(return_counts=True)
         if self.rows.numel() and not bool((counts == counts[0]).all()):
             needed = self.source_of_row[self.rows]

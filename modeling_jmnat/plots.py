@@ -1,4 +1,4 @@
-"""Two pictures: how a run learned, and what a translation costs against how good it is.
+"""Pictures: how a run learned, what a translation costs against how good it is, and one figure against another.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; marks differ as well, for print without colour.
 """
@@ -6,6 +6,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; marks di
 import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from .output_files import atomic_file
@@ -164,3 +165,22 @@ def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> di
         panels[0].margins(0.12)
         panels[0].set(xlabel="latency (milliseconds per sentence, batch 1)", ylabel="sacreBLEU (0 to 100)")
     return {"systems": len(systems), "points": len(rows)}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes. `lines` are x and y values by the name in the legend, at most seven."""
+
+    xlabel: str
+    ylabel: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def plot_lines(panels: Sequence[Panel], output: str | Path) -> None:
+    """Panels side by side, each with its lines; a PNG at `output`."""
+    with _figure(output, len(panels)) as axes:
+        for panel, axis in zip(panels, axes, strict=True):
+            for number, (label, points) in enumerate(panel.lines.items()):
+                style = {"color": COLOURS[number % 7], "marker": MARKS[number % 7]}
+                axis.plot(*points, label=label, markersize=4, linewidth=1.5, **style)
+            axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)

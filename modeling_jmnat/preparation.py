@@ -49,6 +49,9 @@ class PreparationArguments:
         metadata={"help": "Instead of files: a data set on the Hugging Face Hub, or a local folder of one."},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, such as de-en."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Its branch or commit; refs/convert/parquet where it is written as a script."}
+    )
     train_split: str = field(default="train", metadata={"help": "Name of its training split."})
     validation_split: str = field(default="validation", metadata={"help": "Name of its validation split."})
     test_split: str = field(default="test", metadata={"help": "Name of its test split; left out if there is none."})
@@ -146,6 +149,8 @@ def prepare(arguments: PreparationArguments) -> dict:
         "pairs": counts,
         "mean_tokens": lengths,
         "vocab_size": len(tokenizer),
+        "source_lang": arguments.source_lang,
+        "target_lang": arguments.target_lang,
         "lowercase": tokenizer.lowercase,
         "moses_source_lang": tokenizer.moses_source_lang,
         "moses_target_lang": tokenizer.moses_target_lang,
@@ -205,7 +210,8 @@ def read_splits(arguments: PreparationArguments) -> dict[str, TextSplit]:
         raise ValueError(f"dataset_name={arguments.dataset_name!r} and text files ({named[0]}): give one of them")
     hub_names = {name: getattr(arguments, f"{name}_split") for name in SPLITS}
     languages = (arguments.source_lang, arguments.target_lang)
-    return read_hub_splits(arguments.dataset_name, arguments.dataset_config, hub_names, languages)
+    place = (arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision)
+    return read_hub_splits(*place, hub_names, languages)
 
 
 def clean_train_text(split: TextSplit, arguments: PreparationArguments) -> dict[str, int]:

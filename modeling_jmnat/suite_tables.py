@@ -1,4 +1,4 @@
-"""Tables of a suite, made from the JSON files of its evaluations."""
+"""Tables of a suite, made from the JSON files of its evaluations; pictures are in `suite_pictures`."""
 
 import json
 import statistics
@@ -6,87 +6,230 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .output_files import atomic_text_file
-from .suites import ABLATIONS, CM, DECODINGS, FROM_SCRATCH, JM, MAIN_STUDENTS, NAT, WEAK_STUDENTS, result_rows
+from .suite_systems import (
+    ABLATIONS,
+    ADDITIONS,
+    CM,
+    DECODINGS,
+    DEEPER_NATS,
+    INDEPENDENT_REMASKING,
+    JM,
+    NAT,
+    NAT_SCRATCH,
+    STATE_NOISE_LEVELS,
+    WEAK_STUDENTS,
+    WORD_NOISE_LEVELS,
+    Student,
+)
 
 PASSES = (1, 4, 10)
 BEAMS = (1, 5)
-
-
-def mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
-def figure(evaluations: Sequence[dict], setting: str, value: int, name: str) -> list[float]:
-    """One figure of the rows with `setting` = `value`, from every evaluation (seed) that has it."""
-    rows = [row for evaluation in evaluations for row in evaluation["results"] if row.get(setting) == value]
-    return [row[name] for row in rows if row.get(name) is not None]
+PASSES_HEADER = ("system", *(f"BLEU k={k}" for k in PASSES))
+STUDENT_HEADER = (*PASSES_HEADER, "repeats k=4", "repeats k=10", "chrF k=10")
+STATE_NOISES = {"encoder_input": "encoder input", "encoder_output": "encoder output", "decoder_input": "decoder input"}
 
 
 def cell(values: Sequence[float], digits: int = 2) -> str:
     """Mean, and each seed behind it where there are several; a dash where nothing was measured."""
     if not values:
         return "-"
-    text = f"{mean(values):.{digits}f}"
+    text = f"{statistics.fmean(values):.{digits}f}"
     return text if len(values) == 1 else f"{text} ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str] | None]) -> str:
+    """A table; rows that are None are left out."""
+    if not any(row is not None for row in rows):
+        return "(no result yet)\n"
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows]) + "\n"
+    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows if row is not None]) + "\n"
 
 
-def evaluations_of(output: Path, name: str, seeds: int = 1, variant: str = "") -> list[dict]:
-    names = [f"{name}-{seed}{variant}" for seed in range(1, seeds + 1)]
-    return [evaluation for _, evaluation in result_rows(output, names)]
+def figures(evaluations: Sequence[dict], name: str, **settings) -> list[float]:
+    """One figure of the rows with these settings, from every evaluation (seed) that has it."""
+    rows = [row for evaluation in evaluations for row in evaluation["results"]]
+    rows = [row for row in rows if all(row.get(key) == value for key, value in settings.items())]
+    return [row[name] for row in rows if row.get(name) is not None]
+
+
+def evaluations_of(output: Path, name: str, seeds: int | None = 1, variant: str = "") -> list[dict]:
+    """The evaluations that are there: of `NAME-SEED` for each seed, or of `NAME` itself with `seeds=None`."""
+    names = [name] if seeds is None else [f"{name}-{seed}" for seed in range(1, seeds + 1)]
+    paths = [output / "results" / f"{name}{variant}.json" for name in names]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
 
 
 def student_row(label: str, evaluations: Sequence[dict]) -> list[str] | None:
-    """BLEU at k = 1, 4, 10, then repeated tokens and chrF at the largest k; None without a result."""
+    """BLEU at k = 1, 4, 10, then repeated words and chrF at the largest k; None without a result."""
     if not evaluations:
         return None
-    bleu = [cell(figure(evaluations, "num_iterations", k, "sacrebleu")) for k in PASSES]
+    bleu = [cell(figures(evaluations, "sacrebleu", num_iterations=k)) for k in PASSES]
     last = max(row["num_iterations"] for row in evaluations[0]["results"])
-    repeats = [cell(figure(evaluations, "num_iterations", k, "repeated_tokens_per_sentence"), 3) for k in (4, last)]
-    return [label, *bleu, *repeats, cell(figure(evaluations, "num_iterations", last, "chrf"))]
+    repeats = [
+        cell(figures(evaluations, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in (PASSES[1], last)
+    ]
+    return [label, *bleu, *repeats, cell(figures(evaluations, "chrf", num_iterations=last))]
 
 
-STUDENT_HEADER = ("system", *(f"BLEU k={k}" for k in PASSES), "repeats k=4", "repeats k=10", "chrF k=10")
+def table1(output: Path) -> str:
+    """Basic NAT with more layers; the paper's table 1."""
+    rows, base = [], figures(evaluations_of(output, NAT_SCRATCH.name), "sacrebleu")
+    for student in (NAT_SCRATCH, *DEEPER_NATS):
+        bleu = figures(evaluations_of(output, student.name), "sacrebleu")
+        gain = f"{bleu[0] - base[0]:+.2f}" if bleu and base and student is not NAT_SCRATCH else "-"
+        rows.append([student.label, cell(bleu), gain] if bleu else None)
+    return markdown(("system", "BLEU k=1", "gain"), rows)
 
 
-def table2(output: Path) -> str:
-    """Teacher and students; the paper's tables 2 and 3."""
+def teacher_rows(output: Path) -> list[list[str]]:
     rows = []
     for name, label in (
         ("teacher", "teacher"),
         ("teacher_on_distilled", "teacher trained on distilled text"),
         ("weak_teacher", "weak teacher"),
     ):
-        for _, evaluation in result_rows(output, [name]):
-            greedy, beam = (cell(figure([evaluation], "num_beams", size, "sacrebleu")) for size in BEAMS)
-            repeats = cell(figure([evaluation], "num_beams", BEAMS[-1], "repeated_tokens_per_sentence"), 3)
-            rows.append([label, greedy, beam, repeats])
-    text = markdown(("teacher", "BLEU greedy", "BLEU beam 5", "repeats beam 5"), rows) + "\n"
+        if evaluations := evaluations_of(output, name, None):
+            bleu = [cell(figures(evaluations, "sacrebleu", num_beams=beams)) for beams in BEAMS]
+            repeats = cell(figures(evaluations, "repeated_tokens_per_sentence", num_beams=BEAMS[-1]), 3)
+            rows.append([label, *bleu, repeats])
+    return rows
+
+
+def table2(output: Path) -> str:
+    """Teacher and students, then the time of one sentence; the paper's tables 2 and 3."""
+    text = markdown(("teacher", "BLEU greedy", "BLEU beam 5", "repeats beam 5"), teacher_rows(output)) + "\n"
     rows = []
-    for student in (*MAIN_STUDENTS, *WEAK_STUDENTS, NAT):
+    for student in (JM, CM, *WEAK_STUDENTS, NAT):
         rows.append(student_row(student.label, evaluations_of(output, student.name, student.seeds)))
         reranked = evaluations_of(output, student.name, student.seeds, ".reranked")
         rows.append(student_row(f"{student.label}, reranked by the teacher", reranked))
-    return text + markdown(STUDENT_HEADER, [row for row in rows if row])
+    return text + markdown(STUDENT_HEADER, rows) + latency_table(output)
+
+
+def latency_table(output: Path) -> str:
+    """Milliseconds a sentence, one by one, and how often they fit into the teacher's with beam 5."""
+    teacher = evaluations_of(output, "teacher", None, ".latency")
+    baseline = figures(teacher, "latency_ms", num_beams=BEAMS[-1])
+    systems = [("teacher", "num_beams", beams, teacher) for beams in BEAMS]
+    for student in (JM, CM):
+        timed = evaluations_of(output, student.name, 1, ".latency")
+        systems += [(student.label, "num_iterations", k, timed) for k in PASSES]
+    rows = []
+    for label, setting, value, evaluations in systems:
+        for latency in figures(evaluations, "latency_ms", **{setting: value}):
+            speed_up = f"{baseline[0]['mean'] / latency['mean']:.1f}" if baseline else "-"
+            name = f"{label}, {'beam' if setting == 'num_beams' else 'k'} = {value}"
+            rows.append([name, *(f"{latency[key]:.1f}" for key in ("mean", "p50", "p99")), speed_up])
+    if not rows:
+        return ""
+    return "\n" + markdown(("system", "ms a sentence", "median", "99th percentile", "speed-up over beam 5"), rows)
+
+
+def table3(output: Path) -> str:
+    """Repeated words per sentence; the paper's table 3."""
+    rows = []
+    for student in (NAT, CM, JM):
+        evaluations = evaluations_of(output, student.name, student.seeds)
+        repeats = [cell(figures(evaluations, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in PASSES]
+        rows.append([student.label, *repeats] if evaluations else None)
+    return markdown(("system", *(f"repeats k={k}" for k in PASSES)), rows)
+
+
+def ablation_row(output: Path, student: Student) -> list[str] | None:
+    """BLEU with adjacent and with independent re-masking side by side, then repeats of the better known."""
+    evaluations = evaluations_of(output, student.name)
+    if not evaluations:
+        return None
+    independent = evaluations_of(output, student.name, 1, ".independent")
+    adjacent = evaluations
+    if student.decoding == INDEPENDENT_REMASKING:
+        adjacent, independent = [], evaluations
+    bleu = [cell(figures(evaluations, "sacrebleu", num_iterations=1))]
+    for decoded in (adjacent, independent):
+        bleu += [cell(figures(decoded, "sacrebleu", num_iterations=k)) for k in PASSES[1:]]
+    repeats = cell(figures(independent, "repeated_tokens_per_sentence", num_iterations=PASSES[-1]), 3)
+    return [student.label, *bleu, repeats]
 
 
 def table4(output: Path) -> str:
     """Ablations; one seed each, beside the same seed of JM-NAT and CM-NAT."""
-    rows = [student_row(JM.label, evaluations_of(output, JM.name))]
-    rows += [
-        student_row(student.label, evaluations_of(output, student.name)) for student in (*ABLATIONS, FROM_SCRATCH)
+    header = ["system", "BLEU k=1", "k=4, adjacent", "k=10, adjacent", "k=4, independent", "k=10, independent"]
+    rows = [ablation_row(output, student) for student in (JM, CM, *ADDITIONS, *ABLATIONS)]
+    text = markdown([*header, "repeats k=10, independent"], rows)
+    rows = [
+        student_row(f"JM-NAT decoded with {label}", evaluations_of(output, JM.name, variant=f".{name}"))
+        for name, label, _ in DECODINGS
     ]
-    rows.append(student_row(CM.label, evaluations_of(output, CM.name)))
-    for name, label, _ in DECODINGS:
-        rows.append(student_row(f"JM-NAT decoded with {label}", evaluations_of(output, JM.name, variant=f".{name}")))
-    return markdown(STUDENT_HEADER, [row for row in rows if row])
+    rows += [
+        student_row(f"{student.label}, every token predicted anew in each pass", update_all)
+        for student in ADDITIONS
+        if (update_all := evaluations_of(output, student.name, variant=".update_all"))
+    ]
+    return text + "\n" + markdown(STUDENT_HEADER, rows)
 
 
-TABLES = {"main": table2, "table2": table2, "table4": table4}
+def figure1(output: Path) -> str:
+    """Noise on the states of the basic NAT; the curves of the frozen halves are in the picture."""
+    rows = []
+    for place, label in STATE_NOISES.items():
+        evaluations = evaluations_of(output, NAT_SCRATCH.name, 1, f".{place}")
+        bleu = [cell(figures(evaluations, "sacrebleu", noise_level=level)) for level in STATE_NOISE_LEVELS]
+        rows.append([label, *bleu] if evaluations else None)
+    return markdown(("noise on", *(f"{level:g}" for level in STATE_NOISE_LEVELS)), rows)
+
+
+def word_noise_systems(output: Path, noise: str) -> list[tuple[str, list[dict]]]:
+    systems = [("teacher, beam 5", evaluations_of(output, "teacher", None, f".{noise}"))]
+    for student in (CM, JM):
+        systems.append((f"{student.label}, k = 10", evaluations_of(output, student.name, 1, f".{noise}")))
+    return [(label, evaluations) for label, evaluations in systems if evaluations]
+
+
+def figure3(output: Path) -> str:
+    """Noise on the words of the source; the paper's figure 3."""
+    rows = []
+    for noise, verb in (("drop", "dropped"), ("replace", "replaced")):
+        for label, evaluations in word_noise_systems(output, noise):
+            bleu = [cell(figures(evaluations, "sacrebleu", noise_level=level)) for level in WORD_NOISE_LEVELS]
+            rows.append([f"{label}, words {verb}", *bleu])
+    return markdown(("system", *(f"{100 * level:g} %" for level in WORD_NOISE_LEVELS)), rows)
+
+
+def case_study(output: Path) -> str:
+    """Sentences with the canvas of every pass, from what translate.py --show_passes wrote."""
+
+    def lines(path: Path) -> list[str]:
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+    references = lines(output / "text" / "cases.tgt")
+    translations = lines(output / "results" / "teacher.cases.txt")
+    blocks = {}
+    for student in (CM, JM):
+        text = "\n".join(lines(output / "results" / f"{student.name}-1.cases.txt"))
+        blocks[student.label] = [block.splitlines() for block in text.split("\n\n") if block.strip()]
+    parts = []
+    for number, source in enumerate(lines(output / "text" / "cases.src")):
+        rows = [["source", source], ["reference", references[number]]]
+        if number < len(translations):
+            rows.append(["teacher", translations[number]])
+        for label, cases in blocks.items():
+            for line in cases[number][1:] if number < len(cases) else []:
+                rows.append([f"{label}, {line[:8].strip()}", line[8:]])
+        rows = [[name, text.replace("<", "&lt;").replace("|", "\\|").replace("__", "\\_\\_")] for name, text in rows]
+        parts.append(f"Sentence {number + 1}\n\n" + markdown(("", "text"), rows))
+    return "\n".join(parts)
+
+
+TABLES = {
+    "main": table2,
+    "table1": table1,
+    "table2": table2,
+    "table3": table3,
+    "table4": table4,
+    "figure1": figure1,
+    "figure3": figure3,
+    "case_study": case_study,
+}
 
 
 def write_tables(output: Path, suites: Sequence[str]) -> dict[str, str]:
@@ -97,7 +240,9 @@ def write_tables(output: Path, suites: Sequence[str]) -> dict[str, str]:
         signatures.update(row["sacrebleu_signature"] for row in evaluation.get("results", ()))
     texts = {}
     for suite in suites:
-        texts[suite] = TABLES[suite](output) + "\n" + "".join(f"{name}\n" for name in sorted(signatures))
+        texts[suite] = TABLES[suite](output)
+        if suite != "case_study":
+            texts[suite] += "\n" + "".join(f"{name}\n" for name in sorted(signatures))
         with atomic_text_file(output / "results" / f"{suite}.md") as file:
             file.write(texts[suite])
     return texts

@@ -1,91 +1,43 @@
 """The paper's experiments as stages: what is trained with which settings, and decoded how."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .experiments import Stage
 from .preparation import load_prepared
 from .presets import load_preset
+from .suite_systems import (
+    ABLATIONS,
+    ADDITIONS,
+    CM,
+    DECODINGS,
+    DEEPER_NATS,
+    FROZEN_NATS,
+    INDEPENDENT_REMASKING,
+    JM,
+    NAT,
+    NAT_SCRATCH,
+    STATE_NOISE_LEVELS,
+    WEAK_STUDENTS,
+    WORD_NOISE_LEVELS,
+    Student,
+)
+from .teacher_training import teacher_defaults
 
-# Settings of train_jmnat.py that make a system out of a preset. JM-NAT is the preset itself.
-CM_NAT = {
-    "target_mask": "random",
-    "mask_token_prob": 1.0,
-    "random_token_prob": 0.0,
-    "source_mask_ratio": 0.0,
-    "ngram_loss_weight": 0.0,
-}
-BASIC_NAT = {"decoder_input": "source_copy", "target_mask": "all", "source_mask_ratio": 0.0, "ngram_loss_weight": 0.0}
-# Decoding options of a system; every other option is the default.
-INDEPENDENT_REMASKING = {"remask_adjacent": False}
 WEAK_TEACHER_SHARE = 0.25  # of the teacher's updates
-
-
-@dataclass(frozen=True)
-class Student:
-    """One training of a non-autoregressive model and how its name reads in a table.
-
-    Args:
-        name: folder name.
-        label: row of the table.
-        settings: options of train_jmnat.py beside the preset.
-        data: "distilled", "weak_distilled" or "raw".
-        seeds: one training for each.
-        decoding: options of `generate`.
-    """
-
-    name: str
-    label: str
-    settings: dict = field(default_factory=dict)
-    data: str = "distilled"
-    seeds: int = 1
-    decoding: dict = field(default_factory=dict)
-
-
-JM = Student("jm", "JM-NAT")
-CM = Student("cm", "CM-NAT", CM_NAT, decoding=INDEPENDENT_REMASKING)
-
-MAIN_STUDENTS = (
-    Student("jm", "JM-NAT", seeds=2),
-    Student("cm", "CM-NAT", CM_NAT, seeds=2, decoding=INDEPENDENT_REMASKING),
-)
-WEAK_STUDENTS = (
-    Student("jm_weak", "JM-NAT, weak teacher", data="weak_distilled"),
-    Student("cm_weak", "CM-NAT, weak teacher", CM_NAT, data="weak_distilled", decoding=INDEPENDENT_REMASKING),
-)
-ABLATIONS = (
-    Student("no_encoder_loss", "without L_enc", {"encoder_loss_weight": 0.0}),
-    Student("no_encoder_mask", "without encoder mask and L_enc", {"source_mask_ratio": 0.0}),
-    Student("no_ngram_loss", "without L_gram", {"ngram_loss_weight": 0.0}),
-    Student("random_mask", "without consecutive mask", {"target_mask": "random"}),
-    Student("ngram_size_1", "n = 1", {"ngram_size": 1}),
-    Student("ngram_size_3", "n = 3", {"ngram_size": 3}),
-    Student("ngram_weight_0.1", "a2 = 0.1", {"ngram_loss_weight": 0.1}),
-    Student("ngram_weight_0.5", "a2 = 0.5", {"ngram_loss_weight": 0.5}),
-    Student("masks_only", "100/0/0 instead of 80/10/10", {"mask_token_prob": 1.0, "random_token_prob": 0.0}),
-    Student("source_mask_0.05", "5 % of the source masked", {"source_mask_ratio": 0.05}),
-    Student("source_mask_0.2", "20 % of the source masked", {"source_mask_ratio": 0.2}),
-    Student("full_mask_0.2", "20 % of the targets fully masked (ours)", {"full_mask_ratio": 0.2}),
-    Student("raw", "raw instead of distilled text", data="raw"),
-)
-FROM_SCRATCH = Student("from_scratch", "without the teacher's weights")
-NAT = Student("nat", "basic NAT (section 3)", BASIC_NAT)
-
-# What else is tried at decoding with the first JM-NAT, as name, label and options.
-DECODINGS = (
-    ("independent", "tokens re-masked one by one", {"remask_adjacent": False}),
-    ("early_stop", "early stop", {"early_stop": True}),
-    ("cosine", "cosine schedule", {"remask_schedule": "cosine"}),
-    ("confidence_0.9", "adaptive passes, threshold 0.9", {"confidence_threshold": 0.9}),
-    ("prune_2", "length candidates pruned after pass 2", {"prune_candidates": 2}),
-)
+NUM_CASES, CASE_WORDS, CASE_PASSES = 8, (10, 30), 4
 
 SUITES = {
     "main": "teacher, distillation and JM-NAT: the shortest way to a good model",
-    "table2": "the paper's tables 2 and 3: teacher, CM-NAT and JM-NAT at k = 1, 4, 10, weak teacher, reranking",
-    "table4": "the paper's table 4 and ours: one training for each part left out or changed",
+    "table1": "more encoder or decoder layers for the basic NAT",
+    "table2": "teacher, CM-NAT and JM-NAT at k = 1, 4, 10, weak teacher, reranking, latency",
+    "table3": "repeated words of the same systems, without reranking, latency and weak teacher",
+    "table4": "one training for each part left out, added or changed",
+    "figure1": "basic NAT: convergence with a frozen half, and noise on its states",
+    "figure3": "noise on the source: CM-NAT beside JM-NAT and the teacher",
+    "case_study": "sentences with the canvas of every pass",
 }
 
 
@@ -103,6 +55,8 @@ class SuiteSettings:
         teacher_preset: for the teacher that translates the training set; None takes `preset`.
         from_teacher: students start with a teacher's weights (one of their own size).
         num_length_candidates: C.
+        latency_sentences: test sentences that are timed one by one.
+        batch_tokens: of evaluations; None leaves them to the commands.
     """
 
     preset: str
@@ -115,26 +69,53 @@ class SuiteSettings:
     teacher_preset: str | None = None
     from_teacher: bool = True
     num_length_candidates: int = 4
-    latency_sentences: int = 0
+    latency_sentences: int = 100
+    batch_tokens: int | None = None
 
-    @property
-    def strong_teacher_steps(self) -> int:
-        return self.teacher_steps or load_preset(self.preset).teacher["max_steps"]
+    def teacher_updates(self, preset: str) -> int:
+        return self.teacher_steps or self._updates(preset, teacher_defaults(load_preset(preset)))
+
+    def student_updates(self) -> int:
+        return self.student_steps or self._updates(self.preset, load_preset(self.preset).training)
+
+    @staticmethod
+    def _updates(preset: str, training: dict) -> int:
+        if training.get("max_steps", 0) < 1:
+            raise ValueError(f"preset {preset} has no max_steps: give --teacher_steps and --student_steps")
+        return int(training["max_steps"])
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much a training stage has to do, for the estimate: updates of one kind of model."""
+
+    preset: str
+    autoregressive: bool
+    updates: float
 
 
 def flags(options: dict) -> list[str]:
-    """Options as command-line arguments."""
-    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    """Options as command-line arguments; a list gives several values to one option."""
+    return [
+        part
+        for name, value in options.items()
+        for part in (f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value]))
+    ]
 
 
 class SuiteBuilder:
-    """Collects the stages of one or more suites; a stage that two suites share is there once."""
+    """Collects the stages of one or more suites; a stage that two suites share is there once.
+
+    `work` tells of each training stage how much it has to do.
+    """
 
     def __init__(self, settings: SuiteSettings):
         self.settings = settings
         self.stages: dict[str, Stage] = {}
+        self.work: dict[str, Work] = {}
         preparation = json.loads((settings.data / "preparation.json").read_text(encoding="utf-8"))
         self.lowercase = bool(preparation.get("lowercase"))
+        self.target_language = preparation.get("target_lang") or preparation.get("moses_target_lang") or "en"
 
     def build(self, suites: Sequence[str]) -> list[Stage]:
         for suite in suites:
@@ -147,41 +128,102 @@ class SuiteBuilder:
 
     def add_main(self) -> None:
         self.add_strong_teacher()
-        self.add_student(JM)
+        self.add_student(JM, seeds=1)
+
+    def add_table1(self) -> None:
+        self.add_strong_teacher()
+        for student in (NAT_SCRATCH, *DEEPER_NATS):
+            self.add_student(student)
 
     def add_table2(self) -> None:
-        self.add_strong_teacher()
-        for student in MAIN_STUDENTS:
-            self.add_student(student, reranked=True)
-        self.add_teacher("weak_teacher", max(1, round(self.settings.strong_teacher_steps * WEAK_TEACHER_SHARE)))
+        self.add_table3()
+        for student in (JM, CM):
+            for seed in range(1, student.seeds + 1):
+                name = f"{student.name}-{seed}"
+                reranker = {"reranker": self.settings.output / "teacher"}
+                self.add_evaluation(name, f"{name}.reranked", self.decoding(student) | reranker)
+        if self.settings.latency_sentences:
+            timed = {"latency_sentences": self.settings.latency_sentences}
+            for name, decoding in (("teacher", None), ("jm-1", self.decoding(JM)), ("cm-1", self.decoding(CM))):
+                self.add_evaluation(name, f"{name}.latency", timed | (decoding or {}), decoding is None, alone=True)
+        preset = self.settings.preset
+        weak_steps = max(1, round(self.settings.teacher_updates(preset) * WEAK_TEACHER_SHARE))
+        self.add_teacher("weak_teacher", preset, weak_steps)
         self.add_distillation("weak_teacher", "weak_distilled")
         for student in WEAK_STUDENTS:
             self.add_student(student)
-        self.add_student(NAT)
-        self.add_teacher("teacher_on_distilled", data="distilled")
+        self.add_teacher("teacher_on_distilled", preset, self.settings.teacher_steps, data="distilled")
+
+    def add_table3(self) -> None:
+        self.add_strong_teacher()
+        for student in (JM, CM, NAT):
+            self.add_student(student)
 
     def add_table4(self) -> None:
         self.add_strong_teacher()
-        self.add_student(JM)
-        for student in ABLATIONS:
-            self.add_student(student)
-        if self.settings.from_teacher:
-            self.add_student(FROM_SCRATCH, from_teacher=False)
+        for student in (JM, CM):
+            self.add_student(student, seeds=1)
         for name, _, options in DECODINGS:
             self.add_evaluation("jm-1", f"jm-1.{name}", {"generation_options": json.dumps(options)})
+        for student in (JM, *ADDITIONS, *ABLATIONS):
+            if student.from_teacher or self.settings.from_teacher:
+                self.add_student(student, seeds=1)
+                self.add_decodings(student)
+
+    def add_decodings(self, student: Student) -> None:
+        """What tells whether a training pays under another decoding than its own."""
+        name = f"{student.name}-1"
+        if student.decoding != INDEPENDENT_REMASKING:
+            independent = {"generation_options": json.dumps(INDEPENDENT_REMASKING), "num_iterations": [4, 10]}
+            self.add_evaluation(name, f"{name}.independent", independent)
+        if student.settings.get("correction_ratio"):
+            update_all = {"generation_options": json.dumps({"update_all": True}), "num_iterations": [4, 10]}
+            self.add_evaluation(name, f"{name}.update_all", update_all)
+
+    def add_figure1(self) -> None:
+        self.add_strong_teacher()
+        self.add_student(NAT_SCRATCH)
+        name = f"{NAT_SCRATCH.name}-1"
+        for place in ("encoder_input", "encoder_output", "decoder_input"):
+            noise = {"num_iterations": 1, "noise": place, "noise_levels": STATE_NOISE_LEVELS}
+            self.add_evaluation(name, f"{name}.{place}", noise)
+        for student in FROZEN_NATS:
+            self.add_student(student)
+
+    def add_figure3(self) -> None:
+        self.add_strong_teacher()
+        for student in (JM, CM):
+            self.add_student(student, seeds=1)
+        for noise in ("drop", "replace"):
+            options = {"noise": noise, "noise_levels": WORD_NOISE_LEVELS}
+            self.add_evaluation("teacher", f"teacher.{noise}", options | {"num_beams": 5}, autoregressive=True)
+            for student in (JM, CM):
+                name = f"{student.name}-1"
+                decoding = self.decoding(student) | {"num_iterations": 10}
+                self.add_evaluation(name, f"{name}.{noise}", options | decoding)
+
+    def add_case_study(self) -> None:
+        self.add_strong_teacher()
+        self.add_translation("teacher", {"num_beams": 5})
+        for student in (JM, CM):
+            self.add_student(student, seeds=1)
+            passes = {"num_iterations": CASE_PASSES, "show_passes": True}
+            passes["num_length_candidates"] = self.settings.num_length_candidates
+            self.add_translation(f"{student.name}-1", self.decoding(student) | passes)
 
     def add_strong_teacher(self) -> None:
         """The teacher whose translations all students learn from, and those translations."""
-        self.add_teacher("teacher", self.settings.teacher_steps, preset=self.settings.teacher_preset)
-        if self.settings.teacher_preset and self.settings.from_teacher:
-            self.add_teacher("small_teacher", self.settings.teacher_steps)
+        settings = self.settings
+        self.add_teacher("teacher", settings.teacher_preset or settings.preset, settings.teacher_steps)
+        if settings.teacher_preset and settings.from_teacher:
+            self.add_teacher("small_teacher", settings.preset, settings.teacher_steps)
         self.add_distillation("teacher", "distilled")
 
     # Stages ----------------------------------------------------------------------------------------------------------
 
-    def add(self, name: str, script: str, options: dict, needs: Sequence[str] = (), trains: bool = False) -> None:
+    def add(self, name: str, script: str, options: dict, needs: Sequence[str] = (), **fields) -> None:
         command = (str(self.settings.scripts / script), *flags(options))
-        self.stages.setdefault(name, Stage(name, command, tuple(needs), trains))
+        self.stages.setdefault(name, Stage(name, command, tuple(needs), **fields))
 
     def data_folder(self, data: str) -> tuple[Path, tuple[str, ...]]:
         """Folder of a training set and the stages that make it."""
@@ -189,22 +231,29 @@ class SuiteBuilder:
             return self.settings.data, ()
         return self.settings.output / data / "data", (f"prepare_{data}",)
 
-    def add_teacher(self, name: str, steps: int | None = None, data: str = "raw", preset: str | None = None) -> None:
+    def training_options(self) -> dict:
+        tokens = self.settings.batch_tokens
+        return ({} if tokens is None else {"eval_batch_tokens": tokens}) | self.settings.training_options
+
+    def add_teacher(self, name: str, preset: str, steps: int | None = None, data: str = "raw") -> None:
         folder, needs = self.data_folder(data)
         options = {
-            "preset": preset or self.settings.preset,
+            "preset": preset,
             "data": folder,
             "output_dir": self.settings.output / name,
             **({} if steps is None else {"max_steps": steps}),
-            **self.settings.training_options,
+            **self.training_options(),
         }
         self.add(name, "train_teacher.py", options, needs, trains=True)
+        self.work.setdefault(name, Work(preset, True, steps or self.settings.teacher_updates(preset)))
         self.add_evaluation(name, name, {}, autoregressive=True)
 
     def add_distillation(self, teacher: str, name: str) -> None:
         text = self.settings.output / name
         options = {"teacher": self.settings.output / teacher, "data": self.settings.data, "output_dir": text}
         options |= {"source_lang": "src", "target_lang": "tgt"}
+        if self.settings.batch_tokens is not None:
+            options["batch_tokens"] = 8 * self.settings.batch_tokens
         self.add(f"distill_{name}", "distill.py", options, [teacher])
         held_out = self.settings.output / "text"
         options = {
@@ -220,38 +269,54 @@ class SuiteBuilder:
             options["lowercase"] = True
         self.add(f"prepare_{name}", "prepare_data.py", options, [f"distill_{name}"])
 
-    def add_student(self, student: Student, from_teacher: bool | None = None, reranked: bool = False) -> None:
+    def decoding(self, student: Student) -> dict:
+        """Options of evaluate.py and translate.py for a student."""
+        options = {"generation_options": json.dumps(student.decoding)} if student.decoding else {}
+        return options | ({"num_iterations": 1} if student.one_pass else {})
+
+    def add_student(self, student: Student, seeds: int | None = None) -> None:
+        """Trainings of a student, one for each seed, and the evaluation of each."""
+        settings = self.settings
         folder, needs = self.data_folder(student.data)
-        from_teacher = self.settings.from_teacher if from_teacher is None else from_teacher
+        start, needs = self.start_of(student, needs)
+        layers = {"encoder_layers": 6, "decoder_layers": 6} | load_preset(settings.preset).model
+        deeper = {name: layers[name] + count for name, count in student.more_layers.items()}
+        updates = round(settings.student_updates() * student.more_steps)
+        depth = sum(layers[name] + student.more_layers.get(name, 0) for name in ("encoder_layers", "decoder_layers"))
+        for seed in range(1, (seeds or student.seeds) + 1):
+            name = f"{student.name}-{seed}"
+            options = {
+                "preset": settings.preset,
+                "data": folder,
+                "output_dir": settings.output / name,
+                "seed": seed,
+                **({} if settings.student_steps is None and student.more_steps == 1 else {"max_steps": updates}),
+                **self.training_options(),
+                **student.settings,
+                **deeper,
+                **start,
+                **({"eval_num_iterations": 1} if student.one_pass else {}),
+            }
+            self.add(name, "train_jmnat.py", options, needs, trains=True)
+            share = depth / (layers["encoder_layers"] + layers["decoder_layers"])
+            self.work.setdefault(name, Work(settings.preset, False, updates * share))
+            self.add_evaluation(name, name, self.decoding(student))
+
+    def start_of(self, student: Student, needs: tuple[str, ...]) -> tuple[dict, tuple[str, ...]]:
+        """Options for the weights that a student begins with, and the stages it waits for."""
+        if student.start is not None:
+            start = f"{student.start}-1"
+            return {"init_from": self.settings.output / start}, (*needs, start)
+        if not (student.from_teacher and self.settings.from_teacher):
+            return {}, needs
         teacher = "small_teacher" if self.settings.teacher_preset else "teacher"
         if student.data == "weak_distilled":
             teacher = "weak_teacher"
-        for seed in range(1, student.seeds + 1):
-            name = f"{student.name}-{seed}"
-            options = {
-                "preset": self.settings.preset,
-                "data": folder,
-                "output_dir": self.settings.output / name,
-                "seed": seed,
-                **({} if self.settings.student_steps is None else {"max_steps": self.settings.student_steps}),
-                **self.settings.training_options,
-                **student.settings,
-            }
-            if from_teacher:
-                options["init_from_teacher"] = self.settings.output / teacher
-            if student.settings.get("decoder_input") == "source_copy":
-                options |= {"eval_num_iterations": 1}
-            self.add(name, "train_jmnat.py", options, (*needs, teacher), trains=True)
-            evaluation = {"generation_options": json.dumps(student.decoding)} if student.decoding else {}
-            if student.settings.get("decoder_input") == "source_copy":
-                evaluation["num_iterations"] = 1
-            self.add_evaluation(name, name, evaluation)
-            if reranked:
-                self.add_evaluation(
-                    name, f"{name}.reranked", {**evaluation, "reranker": self.settings.output / "teacher"}
-                )
+        return {"init_from_teacher": self.settings.output / teacher}, (*needs, teacher)
 
-    def add_evaluation(self, system: str, name: str, options: dict, autoregressive: bool = False) -> None:
+    def add_evaluation(
+        self, system: str, name: str, options: dict, autoregressive: bool = False, alone: bool = False
+    ) -> None:
         text = self.settings.output / "text"
         options = {
             "model": self.settings.output / system,
@@ -259,16 +324,31 @@ class SuiteBuilder:
             "reference": text / "test.tgt",
             "output": self.settings.output / "results" / f"{name}.json",
             "lowercase": self.lowercase,
-            "latency_sentences": self.settings.latency_sentences,
+            "target_language": self.target_language,
+            **({} if self.settings.batch_tokens is None else {"batch_tokens": self.settings.batch_tokens}),
+            **({} if autoregressive else {"num_length_candidates": self.settings.num_length_candidates}),
             **options,
         }
-        if not autoregressive:
-            options["num_length_candidates"] = self.settings.num_length_candidates
-        self.add(f"evaluate_{name}", "evaluate.py", options, [system])
+        if "num_length_candidates" in json.loads(options.get("generation_options", "{}")):
+            del options["num_length_candidates"]
+        reranker = ["teacher"] if "reranker" in options and system != "teacher" else []
+        self.add(f"evaluate_{name}", "evaluate.py", options, [system, *reranker], alone=alone)
+
+    def add_translation(self, system: str, options: dict) -> None:
+        options = {
+            "model": self.settings.output / system,
+            "input": self.settings.output / "text" / "cases.src",
+            "output": self.settings.output / "results" / f"{system}.cases.txt",
+            **options,
+        }
+        self.add(f"translate_{system}", "translate.py", options, [system])
 
 
 def export_held_out_text(data: Path, output: Path) -> None:
-    """Write validation and test text of prepared data as line-aligned files, for the commands that read text."""
+    """Write validation and test text of prepared data as line-aligned files, for the commands that read text.
+
+    `cases` are a few test sentences of middling length, spread over the file.
+    """
     dataset, _ = load_prepared(data)
     folder = output / "text"
     folder.mkdir(parents=True, exist_ok=True)
@@ -277,13 +357,15 @@ def export_held_out_text(data: Path, output: Path) -> None:
         if split not in dataset:
             raise ValueError(f"{data} has no {split} split: prepare_data.py takes --{split}_source and _target")
         for column, ending in (("source", "src"), ("target", "tgt")):
-            lines = "".join(f"{line}\n" for line in dataset[split][column])
-            (folder / f"{split}.{ending}").write_text(lines, encoding="utf-8")
+            write_lines(folder / f"{split}.{ending}", dataset[split][column])
+    pairs = list(zip(dataset["test"]["source"], dataset["test"]["target"], strict=True))
+    shortest, longest = CASE_WORDS
+    fitting = [pair for pair in pairs if shortest <= len(pair[0].split()) <= longest] or pairs
+    count = min(NUM_CASES, len(fitting))
+    chosen = [fitting[position * len(fitting) // count] for position in range(count)]
+    for side, ending in enumerate(("src", "tgt")):
+        write_lines(folder / f"cases.{ending}", [pair[side] for pair in chosen])
 
 
-def result_rows(output: Path, names: Sequence[str]) -> Iterator[tuple[str, dict]]:
-    """(evaluation name, its JSON) of those evaluations that are there."""
-    for name in names:
-        path = output / "results" / f"{name}.json"
-        if path.is_file():
-            yield name, json.loads(path.read_text(encoding="utf-8"))
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -15,9 +15,10 @@ from transformers.trainer_utils import TrainOutput
 from . import training_checkpoints as checkpoints
 from .batching import TokenBatchSampler
 from .checkpoint_averaging import average_checkpoints
+from .correction import with_own_predictions
 from .data_collator import DataCollatorForJMNat
 from .dataset_columns import column_lengths, text_column, without_text
-from .trainer_callbacks import EMACallback, EpochCallback, StopCallback, ignore_stop_signals
+from .trainer_callbacks import EMACallback, EpochCallback, StopCallback, leave_process_group
 from .training_arguments import JMNatTrainingArguments
 from .translation import translate_lines
 from .weight_ema import WeightEMA
@@ -97,6 +98,8 @@ class JMNatTrainer(Trainer):
 
     def loss_outputs(self, model, batch: dict, denominators: torch.Tensor | None):
         """The model's output with `loss` and the fields of `loss_parts`, divided by `denominators` (2,)."""
+        if "correction_positions" in batch:
+            batch = with_own_predictions(self.accelerator.unwrap_model(self.model), batch)
         return model(**batch, loss_denominators=denominators)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
@@ -161,7 +164,7 @@ class JMNatTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=leave_process_group,
             generator=torch.Generator(),  # its own: how workers start must not move the dropout's random numbers
         )
         return self.accelerator.prepare(loader)
@@ -328,7 +331,13 @@ class JMNatTrainer(Trainer):
         rank, world = self.args.process_index, self.args.world_size
         scores = {}
         for name, options in settings.items():
-            translations = translate_lines(self.model, self.processing_class, sources[rank::world], **options)
+            translations = translate_lines(
+                self.model,
+                self.processing_class,
+                sources[rank::world],
+                max_batch_tokens=self.args.eval_batch_tokens,
+                **options,
+            )
             mine = [(rank + position * world, result.text) for position, result in enumerate(translations)]
             pairs = mine if world == 1 else gather_object(mine)
             hypotheses = [text for _, text in sorted(pairs)]

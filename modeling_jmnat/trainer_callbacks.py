@@ -88,7 +88,11 @@ class EMACallback(TrainerCallback):
         self.trainer.ema.update(state.global_step)
 
 
-def ignore_stop_signals(worker_id: int) -> None:
-    """For data loader workers: the main process decides when to stop, and ends them itself."""
+def leave_process_group(worker_id: int) -> None:
+    """For data loader workers: Ctrl-C and signals to the group reach the main process alone, which ends its workers.
+
+    They must obey SIGTERM nevertheless: the main process sends it at its exit and waits for them.
+    """
+    os.setpgrp()
     for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL)

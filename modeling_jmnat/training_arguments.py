@@ -20,6 +20,13 @@ class TranslationTrainingArguments(TrainingArguments):
     eval_sentences: int | None = field(
         default=None, metadata={"help": "Translate only the first so many validation sentences."}
     )
+    eval_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Padded source tokens of a batch of these translations, candidates counted; fewer need less "
+            "memory. Default: 4096; GPU 32768."
+        },
+    )
     keep_best: int = field(
         default=0,
         metadata={
@@ -54,10 +61,11 @@ class TranslationTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: masks go by example id."})
 
     def __post_init__(self):
-        if self.accelerator_config is None:  # batches go to a GPU while it still computes the last step
-            self.accelerator_config = {"non_blocking": self.dataloader_pin_memory}
+        chosen = self.accelerator_config is not None
         super().__post_init__()
-        for name in ("max_tokens", "max_sentences", "eval_sentences"):
+        if not chosen:  # batches go to a GPU while it still computes the last step
+            self.accelerator_config.non_blocking = self.dataloader_pin_memory
+        for name in ("max_tokens", "max_sentences", "eval_sentences", "eval_batch_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")

@@ -11,6 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from .configuration_jmnat import JMNatConfig
 from .data_collator import DataCollatorForJMNat
+from .halves import check_half
 from .presets import MASKING_FIELDS, MODEL_FIELDS, load_preset, preset_names
 from .training_arguments import JMNatTrainingArguments, TranslationTrainingArguments
 
@@ -55,9 +56,21 @@ class RunArguments:
         },
     )
 
+    freeze: str | None = field(
+        default=None,
+        metadata={"help": "encoder or decoder: leave this half, and the embeddings that both share, as it begins."},
+    )
+    restart: str | None = field(
+        default=None, metadata={"help": "encoder or decoder: with --init_from, begin this half from random weights."}
+    )
+
     def __post_init__(self):
         if self.init_from is not None and self.init_from_teacher is not None:
             raise ValueError("init_from and init_from_teacher both name a start: give one of them")
+        for name in ("freeze", "restart"):
+            check_half(name, getattr(self, name))
+        if self.restart is not None and self.init_from is None:
+            raise ValueError(f"restart={self.restart} needs init_from: every other start has random weights there")
 
 
 def _options(name: str, helps: dict[str, str], defaults: dict[str, Any], doc: str):

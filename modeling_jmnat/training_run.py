@@ -18,6 +18,7 @@ from . import training_checkpoints as checkpoints
 from .configuration_jmnat import JMNatConfig
 from .data_collator import DataCollatorForJMNat
 from .dataset_columns import column_lengths
+from .halves import freeze_half, restart_half
 from .modeling_jmnat import JMNatForConditionalGeneration
 from .output_files import write_json
 from .preparation import load_prepared
@@ -197,6 +198,10 @@ def build_model(command: TrainingCommand, tokenizer: PreTrainedTokenizerBase) ->
         copied = copy_teacher_weights(model, load_teacher(run.init_from_teacher)[0])
         print(f"from the teacher {run.init_from_teacher}: {copied.describe()}", file=sys.stderr)
     check_vocabulary(model, tokenizer)
+    if run.restart is not None:
+        restart_half(model, run.restart)
+    if run.freeze is not None:
+        freeze_half(model, run.freeze)
     return model
 
 
@@ -234,7 +239,9 @@ def run_settings(command: TrainingCommand, train_data: Dataset, tokenizer: PreTr
         "model": command.model,
         "masking": command.masking,
         "training": {name: getattr(command.training, name) for name in FIXED_TRAINING_FIELDS},
-        "start": {"init_from": command.run.init_from, "init_from_teacher": command.run.init_from_teacher},
+        "start": {
+            name: getattr(command.run, name) for name in ("init_from", "init_from_teacher", "freeze", "restart")
+        },
         "data": data_settings(train_data, tokenizer),
     }
     return json.loads(json.dumps(settings))  # as it will be read back

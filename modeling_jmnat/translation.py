@@ -14,10 +14,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
+from .onnx_model import ORTJMNatForConditionalGeneration, find_graphs
 from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, length_sorted_batches, pad_batch
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+BACKENDS = ("torch", "onnx", "onnx_int8")
 WINDOW_LINES = 4096
 # Targets that need more than this multiple of the budget, which counts source tokens, are decoded in smaller pieces.
 LONGER_TARGETS = 2
@@ -71,22 +74,27 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_translator(
-    directory: str | Path, device: str = "auto", dtype: str = "auto"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    directory: str | Path, device: str = "auto", dtype: str = "auto", backend: str = "torch"
+) -> tuple[PreTrainedModel | ORTJMNatForConditionalGeneration, PreTrainedTokenizerBase]:
     """Load a saved sequence-to-sequence model and its tokenizer, ready to translate.
 
     Args:
         directory: a folder written by `save_pretrained`, JM-NAT or autoregressive.
         device: `auto`, `cpu`, `cuda` or another device name of PyTorch.
         dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
+        backend: `torch`; `onnx` or `onnx_int8` for a JM-NAT model that was exported, on a CPU.
 
     Raises:
         ValueError: no folder, no such model or tokenizer in it, or a vocabulary that does not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
     if not Path(directory).is_dir():
         raise ValueError(f"model {directory} is not a folder: give the folder of a saved model")
+    if backend != "torch":
+        return _load_exported(directory, device, dtype, int8=backend == "onnx_int8")
     torch_device = choose_device(device)
     try:
         config = AutoConfig.from_pretrained(directory)
@@ -97,6 +105,17 @@ def load_translator(
         raise ValueError(f"model {directory} cannot be loaded: {reason}") from None
     check_vocabulary(model, tokenizer)
     return model.to(torch_device).eval(), tokenizer
+
+
+def _load_exported(directory, device: str, dtype: str, int8: bool):
+    if device not in ("auto", "cpu") or dtype not in ("auto", "float32"):
+        raise ValueError(
+            f"device={device!r} and dtype={dtype!r} cannot be chosen: exported graphs run on a CPU as they are"
+        )
+    model = ORTJMNatForConditionalGeneration.from_pretrained(directory, int8=int8)
+    tokenizer = AutoTokenizer.from_pretrained(find_graphs(directory, int8))
+    check_vocabulary(model, tokenizer)
+    return model, tokenizer
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -224,16 +243,25 @@ def _generate(model, tokenizer, sources: list[list[int]], budget: int, generatio
     results: list[dict] = [{}] * len(sources)
     for piece in length_sorted_batches(longest, LONGER_TARGETS * budget, candidates):
         rows = torch.tensor(piece, device=model.device)
-        states = {name: encoder_outputs[name][rows] for name in ("last_hidden_state", "length_logits")}
         output = model.generate(
             input_ids=input_ids[rows],
             attention_mask=attention_mask[rows],
-            encoder_outputs=type(encoder_outputs)(**states),
+            encoder_outputs=_select_rows(encoder_outputs, rows),
             **options,
         )
         for index, fields in zip(piece, _read_output(tokenizer, output, len(piece)), strict=True):
             results[index] = fields
     return results
+
+
+def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutput:
+    """Some sentences of what an encoder returned, in whichever order."""
+    return type(encoder_outputs)(
+        **{
+            name: value[rows] if torch.is_tensor(value) else tuple(layer[rows] for layer in value)
+            for name, value in encoder_outputs.items()
+        }
+    )
 
 
 def _autoregressive_options(model, source_length: int, generation: dict) -> dict:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from modeling_jmnat.cli import command
 from modeling_jmnat.evaluation import describe_environment, evaluate_model
+from modeling_jmnat.noise import NOISES, disturbed
 from modeling_jmnat.output_files import atomic_text_file
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.text_files import read_parallel
@@ -48,6 +49,17 @@ class EvaluationArguments:
         default="en", metadata={"help": "Two-letter language of the references, for Moses tokenisation."}
     )
     lowercase: bool = field(default=False, metadata={"help": "Ignore case in all scores, as the paper on IWSLT14."})
+    noise: str | None = field(
+        default=None,
+        metadata={
+            "help": "Disturb the translation, a row for each of --noise_levels: drop or replace words of the source, "
+            "or add normal noise to encoder_input, encoder_output or decoder_input."
+        },
+    )
+    noise_levels: list[float] = field(
+        default_factory=lambda: [0.0, 0.02, 0.04, 0.06, 0.08, 0.1],
+        metadata={"help": "Shares of the words, or standard deviations relative to the size of the states."},
+    )
     latency_sentences: int = field(
         default=0, metadata={"help": "Also time this many sentences one at a time (milliseconds: mean, p50, p99)."}
     )
@@ -60,6 +72,12 @@ class EvaluationArguments:
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
+
+    def __post_init__(self):
+        if self.noise is not None and self.noise not in NOISES:
+            raise ValueError(f"noise={self.noise!r} is not one of {', '.join(NOISES)}")
+        if not self.noise_levels:
+            raise ValueError("noise_levels=[] must hold at least one level")
 
 
 def decoding_settings(arguments: EvaluationArguments, jmnat: bool) -> tuple[list[dict], dict]:
@@ -92,6 +110,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
             "lowercase": arguments.lowercase,
             "target_language": arguments.target_language,
             "batch_tokens": arguments.batch_tokens,
+            "noise": arguments.noise,
             "generation": shared,
             "reranker": Path(arguments.reranker).resolve().name if arguments.reranker else None,
         },
@@ -102,32 +121,37 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
         if not is_jmnat(model):
             raise ValueError("--reranker does not apply to an autoregressive model: its beam search chooses already")
         shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
-    rows = evaluate_model(
-        model,
-        tokenizer,
-        sources,
-        references,
-        varied,
-        generation=shared,
-        target_language=arguments.target_language,
-        lowercase=arguments.lowercase,
-        batch_tokens=arguments.batch_tokens,
-        latency_sentences=arguments.latency_sentences,
-        progress=sys.stderr.isatty(),
-    )
-    for setting, (figures, texts) in zip(varied, rows, strict=True):
-        report["results"].append(figures)
-        print(describe_row(figures), flush=True)
-        if arguments.translations:
-            name = "-".join(f"{key}-{value}" for key, value in setting.items())
-            with atomic_text_file(Path(arguments.translations) / f"{name}.txt") as file:
-                file.writelines(f"{text}\n" for text in texts)
+    for level in arguments.noise_levels if arguments.noise else [None]:
+        with nullcontext(sources) if level is None else disturbed(model, sources, arguments.noise, level) as lines:
+            rows = evaluate_model(
+                model,
+                tokenizer,
+                lines,
+                references,
+                varied,
+                generation=shared,
+                target_language=arguments.target_language,
+                lowercase=arguments.lowercase,
+                batch_tokens=arguments.batch_tokens,
+                latency_sentences=arguments.latency_sentences,
+                progress=sys.stderr.isatty(),
+            )
+            for setting, (figures, texts) in zip(varied, rows, strict=True):
+                at_level = {} if level is None else {"noise_level": level}
+                report["results"].append(at_level | figures)
+                print(describe_row(report["results"][-1]), flush=True)
+                if arguments.translations:
+                    name = "-".join(f"{key}-{value}" for key, value in (at_level | setting).items())
+                    with atomic_text_file(Path(arguments.translations) / f"{name}.txt") as file:
+                        file.writelines(f"{text}\n" for text in texts)
     return report
 
 
 def describe_row(figures: dict) -> str:
     """One row for a person: the setting, the scores, and the speed."""
     setting = next(f"{name} {figures[name]}" for name in ("num_iterations", "num_beams") if name in figures)
+    if "noise_level" in figures:
+        setting = f"noise {figures['noise_level']:g}, {setting}"
     line = (
         f"{setting}: sacreBLEU {figures['sacrebleu']:.2f}, chrF {figures['chrf']:.2f}, "
         f"tokenised BLEU {figures['tokenized_bleu']:.2f}, "

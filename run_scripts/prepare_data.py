@@ -1,24 +1,28 @@
 """Turn parallel text files, or a data set of the Hugging Face Hub, into what train_jmnat.py reads: cleaned pairs, one
 tokenizer for both languages, and the ids. The last line of output counts the pairs read, dropped (and why) and kept.
+
+    python run_scripts/prepare_data.py --recipe iwslt14_de_en --output_dir runs/data/iwslt14   (the paper's data sets)
 """
 
 import json
 import sys
 
 import datasets
-from transformers import HfArgumentParser
 
 from modeling_jmnat.cli import command
-from modeling_jmnat.preparation import PreparationArguments, prepare
+from modeling_jmnat.preparation import prepare
+from modeling_jmnat.recipes import parse_preparation
 
 
 @command
 def main(argv=None):
-    parser = HfArgumentParser(PreparationArguments, description=__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    arguments, recipe = parse_preparation(argv, __doc__)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
-    print(json.dumps(prepare(arguments)))
+    result = prepare(arguments)
+    if recipe is not None:
+        print(recipe.describe().replace("DIR", arguments.output_dir), file=sys.stderr)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python run_scripts/reproduce.py --suite table2 --preset multi30k_tiny --data runs/data/mine --output runs/table2
 
 Give the same command again after an interruption: what is done is skipped, what was cut off goes on. Tables stand in
-OUTPUT/results at any time. Standard output ends with one line of JSON: how many stages are done.
+OUTPUT/results at any time. Trainings share a GPU; a stage that failed is tried once more. Standard output ends with
+one line of JSON: how many stages are done.
 """
 
 import json
@@ -11,14 +12,21 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from transformers import HfArgumentParser
+# Read when torch is loaded: idle threads must not spin, here (the estimate) and in every stage.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from modeling_jmnat.cli import command
-from modeling_jmnat.experiments import StageRunner
-from modeling_jmnat.presets import load_preset
-from modeling_jmnat.suite_tables import write_tables
-from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, export_held_out_text
+import torch  # noqa: E402
+from transformers import HfArgumentParser  # noqa: E402
+
+from modeling_jmnat.cli import command  # noqa: E402
+from modeling_jmnat.experiments import StageRunner  # noqa: E402
+from modeling_jmnat.presets import load_preset  # noqa: E402
+from modeling_jmnat.suite_pictures import write_pictures  # noqa: E402
+from modeling_jmnat.suite_tables import write_tables  # noqa: E402
+from modeling_jmnat.suite_timing import estimate  # noqa: E402
+from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, export_held_out_text  # noqa: E402
+
+SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a quarter of what fills a GPU
 
 
 @dataclass
@@ -46,9 +54,24 @@ class ReproduceArguments:
     from_scratch: bool = field(
         default=False, metadata={"help": "Do not start the students with the teacher's weights."}
     )
-    latency_sentences: int = field(
-        default=0, metadata={"help": "Time so many test sentences one by one; use it with --jobs 1 alone."}
+    num_length_candidates: int = field(
+        default=4, metadata={"help": "Target lengths tried per sentence; the paper has 4 for IWSLT14 and 3 for WMT."}
     )
+    latency_sentences: int = field(
+        default=100,
+        metadata={"help": "table2: time so many test sentences one by one, nothing else running; 0 leaves it out."},
+    )
+    estimate: bool = field(
+        default=True, metadata={"help": "Tell beforehand how long the trainings will take (a few seconds)."}
+    )
+
+    def __post_init__(self):
+        for name in ("jobs", "teacher_steps", "student_steps", "num_length_candidates"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.time_budget is not None and self.time_budget <= 0:
+            raise ValueError(f"time_budget={self.time_budget} must be above 0 minutes")
 
 
 def run_reproduction(arguments: ReproduceArguments) -> dict:
@@ -57,10 +80,6 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
     gpu = torch.cuda.is_available()
     cores = os.cpu_count() or 1
     jobs = arguments.jobs or (max(1, cores // 2) if gpu else 1)
-    if jobs > 1 and arguments.latency_sentences:
-        raise ValueError(
-            f"latency_sentences={arguments.latency_sentences} needs jobs=1: others would disturb the clock"
-        )
     for preset in filter(None, (arguments.preset, arguments.teacher_preset)):
         load_preset(preset)  # an unknown one is named before anything starts
     output.mkdir(parents=True, exist_ok=True)
@@ -76,16 +95,22 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         # Models this small wait for the GPU's launches, not for its arithmetic: bf16's casts only add to them.
         training_options={"tf32": True, "dataloader_num_workers": 1} if gpu else {},
         from_teacher=not arguments.from_scratch,
+        num_length_candidates=arguments.num_length_candidates,
         latency_sentences=arguments.latency_sentences,
+        batch_tokens=SHARED_GPU_BATCH_TOKENS if gpu and jobs > 1 else None,
     )
-    stages = SuiteBuilder(settings).build(arguments.suite)
-    print(
-        f"{len(stages)} stages, {jobs} at a time, on {torch.cuda.get_device_name() if gpu else f'{cores} CPU cores'}"
-    )
+    builder = SuiteBuilder(settings)
+    stages = builder.build(arguments.suite)
     runner = StageRunner(output, jobs, arguments.time_budget, threads=max(1, cores // jobs))
+    done = {stage.name for stage in stages if runner.is_done(stage)}
+    machine = torch.cuda.get_device_name() if gpu else f"{cores} CPU cores"
+    print(f"{len(stages)} stages, {len(done)} of them done, {jobs} at a time, on {machine}", flush=True)
+    if arguments.estimate:
+        print(estimate(stages, builder.work, done, data, jobs), flush=True)
     states = runner.run(stages)
     for suite, text in write_tables(output, arguments.suite).items():
         print(f"\n{suite}\n\n{text}")
+    write_pictures(output, arguments.suite)
     counts = {state: sum(value == state for value in states.values()) for state in sorted(set(states.values()))}
     if counts.get("failed"):
         failed = ", ".join(name for name, state in states.items() if state == "failed")

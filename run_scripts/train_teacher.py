@@ -8,11 +8,15 @@ with one line of JSON: steps, and BLEU on the validation set.
 """
 
 import json
+import os
 
-from transformers.utils import logging
+# Read when torch is loaded: idle threads must not spin. Two trainings on two cores run up to nine times faster so.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from modeling_jmnat.cli import command
-from modeling_jmnat.teacher_training import parse_teacher_command, train_teacher
+from transformers.utils import logging  # noqa: E402
+
+from modeling_jmnat.cli import command  # noqa: E402
+from modeling_jmnat.teacher_training import parse_teacher_command, train_teacher  # noqa: E402
 
 
 @command

@@ -60,6 +60,10 @@ class TranslationArguments:
         default=None,
         metadata={"help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768."},
     )
+    backend: str = field(
+        default="torch",
+        metadata={"help": "torch; onnx or onnx_int8, faster on a CPU, for a model that export_onnx.py has written."},
+    )
     device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
@@ -97,7 +101,7 @@ def write_translation(file: TextIO, number: int, translation: Translation, argum
 
 def run_translation(arguments: TranslationArguments, lines: Iterator[str], file: TextIO, window_lines: int) -> dict:
     """Translate `lines` into `file` and return the figures."""
-    model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
+    model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     translations = translate_lines(
         model,
         tokenizer,

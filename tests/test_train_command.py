@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import signal
 import sys
@@ -155,6 +156,24 @@ def test_signals_stop_with_a_checkpoint(through, data, preset, tmp_path, number)
     assert checkpoints.newest_whole(run).name == f"checkpoint-{figures['step']}"
     assert not (run / "results.json").exists()
     train(*arguments)
+    assert_same_model(run, through)
+
+
+def in_own_group(function, *arguments):
+    os.setpgrp()
+    function(*arguments)
+
+
+def test_signal_to_the_group_spares_the_workers(through, data, preset, tmp_path):
+    """As Ctrl-C in a terminal: the data loader's processes must go on until the step is done."""
+    run = tmp_path / "run"
+    arguments = ("--preset", preset, "--data", data, "--output_dir", run, "--dataloader_num_workers", 2)
+    child = Child(tmp_path / "log", in_own_group, train, *arguments)
+    wait_for_checkpoint(run, child)
+    os.killpg(child.process.pid, signal.SIGINT)
+    assert child.join() == 0, child.log.read_text()
+    assert not last_json(child.log.read_text())["finished"]
+    train(*arguments[:-2])
     assert_same_model(run, through)
 
 

@@ -245,6 +245,21 @@ def test_workers_give_the_same_run(tiny, tmp_path):
     assert_equal_weights(*weights)
 
 
+class Failure(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise RuntimeError("on purpose")
+
+
+def test_failure_does_not_wait_for_workers(tiny, tmp_path):
+    def run():
+        make_trainer(tiny, tmp_path, max_tokens=100, dataloader_num_workers=2, callbacks=[Failure()]).train()
+
+    child = Child(tmp_path / "log", run, clean_exit=True)
+    assert child.join(timeout=30) == 1
+    assert "on purpose" in child.log.read_text()
+
+
 def assert_equal_weights(first, second):
     assert first.keys() == second.keys()
     for name, tensor in first.items():

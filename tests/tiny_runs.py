@@ -52,10 +52,14 @@ def tiny_model(tokenizer, seed: int = 0, **fields) -> JMNatForConditionalGenerat
 
 
 class Child:
-    """`function(*arguments)` in a forked process, its output in a file; forking saves the imports."""
+    """`function(*arguments)` in a forked process, its output in a file; forking saves the imports.
 
-    def __init__(self, log: Path, function, *arguments, environment: dict | None = None):
+    With `clean_exit` the process ends as Python's own do: its exit handlers wait for its children.
+    """
+
+    def __init__(self, log: Path, function, *arguments, environment: dict | None = None, clean_exit: bool = False):
         self.log = log
+        self.clean_exit = clean_exit
         self.process = multiprocessing.get_context("fork").Process(
             target=self._main, args=(function, arguments, environment or {})
         )
@@ -75,8 +79,11 @@ class Child:
                 os._exit(end.code or 0)
             except BaseException:
                 traceback.print_exc()
-                os._exit(99)
-        os._exit(0)
+                if not self.clean_exit:
+                    os._exit(99)
+                raise
+        if not self.clean_exit:
+            os._exit(0)
 
     def join(self, timeout: float = 60) -> int:
         """Wait for the end and return the exit code."""

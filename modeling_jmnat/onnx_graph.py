@@ -1,0 +1,118 @@
+"""A small writer of ONNX graphs: nodes, constants, and linear layers in float32 or with dynamic int8 quantisation.
+
+Graphs are written by hand rather than traced, so that what runs is exactly what is meant to: one projection for query,
+key and value, no vocabulary logits but those asked for. Tests compare them with the network of `modeling_jmnat.py`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+MICROSOFT = "com.microsoft"  # operators of ONNX Runtime beyond the standard
+OPSETS = (helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1))
+IR_VERSION = 11
+ACTIVATIONS = {"relu": "Relu", "gelu": "Gelu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
+
+
+def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """weight (N, K) -> int8 (N, K) and a scale (N,) per row, symmetric: weight is about int8 * scale."""
+    scales = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+    return (weight / scales[:, None]).round().to(torch.int8), scales
+
+
+class GraphWriter:
+    """Collects nodes; every method that computes something returns the name of its result.
+
+    Args:
+        int8: `linear` and `embedding` store int8 weights, with a scale per output column and per row; activations are
+            quantised as they come, with one scale per tensor.
+    """
+
+    def __init__(self, name: str, int8: bool = False):
+        self.name = name
+        self.int8 = int8
+        self.nodes: list[onnx.NodeProto] = []
+        self.inputs: list[onnx.ValueInfoProto] = []
+        self.outputs: list[onnx.ValueInfoProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+        self.stored: dict[int, tuple[torch.Tensor, str]] = {}
+        self.known: dict[tuple, str | list[str]] = {}
+
+    def input(self, name: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        return name
+
+    def output(self, name: str, value: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> None:
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+        self.outputs.append(helper.make_tensor_value_info(name, dtype, shape))
+
+    def add(self, operator: str, *inputs: str, domain: str = "", num_results: int = 1, **attributes):
+        """Append a node, unless there is one like it; its result's name, or a list of names when there are several."""
+        key = (operator, inputs, repr(attributes))
+        if key not in self.known:
+            names = [f"{operator}_{len(self.nodes)}_{index}" for index in range(num_results)]
+            self.nodes.append(helper.make_node(operator, list(inputs), names, domain=domain, **attributes))
+            self.known[key] = names[0] if num_results == 1 else names
+        return self.known[key]
+
+    def constant(self, value: torch.Tensor) -> str:
+        """A tensor as it is. The same object is stored once: embedding and output projection may share it."""
+        if id(value) not in self.stored:
+            name = f"constant_{len(self.initializers)}"
+            array = value.detach().contiguous().numpy()
+            self.initializers[name] = numpy_helper.from_array(array, name)
+            self.stored[id(value)] = (value, name)
+        return self.stored[id(value)][1]
+
+    def integers(self, *values: int) -> str:
+        """An int64 vector."""
+        name = "integers_" + "_".join(map(str, values))
+        self.initializers.setdefault(name, numpy_helper.from_array(np.array(values, dtype=np.int64), name))
+        return name
+
+    def size(self, value: str, axis: int) -> str:
+        """Size of one axis, int64 of shape (1,)."""
+        return self.add("Shape", value, start=axis, end=axis + 1)
+
+    def shape(self, *sizes: str | int) -> str:
+        """An int64 vector of sizes that are known (whole numbers) or results of `size`."""
+        return self.add("Concat", *(self.integers(x) if isinstance(x, int) else x for x in sizes), axis=0)
+
+    def reshape(self, value: str, *sizes: str | int) -> str:
+        known = all(isinstance(size, int) for size in sizes)
+        return self.add("Reshape", value, self.integers(*sizes) if known else self.shape(*sizes))
+
+    def linear(self, value: str, weight: torch.Tensor, bias: torch.Tensor | str) -> str:
+        """value (n, K) @ weight.T (K, N) + bias (N,); the bias may be the name of a result."""
+        bias = bias if isinstance(bias, str) else self.constant(bias)
+        if not self.int8:
+            return self.add("Gemm", value, self.constant(weight), bias, transB=1)
+        quantised, scales = quantise_rows(weight.detach())
+        inputs = [value, self.constant(quantised.T), self.constant(scales), "", bias]
+        return self.add("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
+
+    def embedding(self, indices: str, table: torch.Tensor) -> str:
+        """Rows of `table` (V, D)."""
+        if not self.int8:
+            return self.add("Gather", self.constant(table), indices, axis=0)
+        quantised, scales = quantise_rows(table.detach())
+        rows = self.add("Gather", self.constant(quantised), indices, axis=0)
+        scales = self.add("Gather", self.constant(scales[:, None]), indices, axis=0)
+        return self.add("Mul", self.add("Cast", rows, to=TensorProto.FLOAT), scales)
+
+    def layer_norm(self, value: str, norm: torch.nn.LayerNorm) -> str:
+        weight, bias = self.constant(norm.weight), self.constant(norm.bias)
+        return self.add("LayerNormalization", value, weight, bias, axis=-1, epsilon=norm.eps)
+
+    def activation(self, value: str, name: str) -> str:
+        if name not in ACTIVATIONS:
+            raise ValueError(f"activation_function={name!r} cannot be exported, only {', '.join(ACTIVATIONS)}")
+        return self.add(ACTIVATIONS[name], value)
+
+    def model(self) -> onnx.ModelProto:
+        initializers = list(self.initializers.values())
+        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, initializers)
+        return helper.make_model(graph, opset_imports=OPSETS, ir_version=IR_VERSION, producer_name="modeling_jmnat")

@@ -1,0 +1,221 @@
+"""JM-NAT on ONNX Runtime: the graphs of `onnx_export.py` under the same `generate` as the PyTorch model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers.utils import ModelOutput
+
+from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
+from .generation_jmnat import JMNatGenerationMixin
+from .modeling_jmnat import decoder_attend_mask, token_mask
+
+LOWEST = torch.finfo(torch.float32).min
+GRAPHS = ("encoder", "decoder")
+POSITIONS_FILE = "positions.safetensors"  # see `PositionalAttention`
+VOCABULARY_BLOCK = 128  # the best token is looked for among the best of each block: faster than in one go
+CACHED_LENGTH = 64  # positional probabilities of targets up to this length are kept
+
+
+def graph_file(part: str, int8: bool) -> str:
+    return f"{part}_int8.onnx" if int8 else f"{part}.onnx"
+
+
+def padded_vocabulary_size(vocab_size: int) -> int:
+    """Rounded up to whole blocks; ids beyond the vocabulary are never predicted."""
+    return -(-vocab_size // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
+
+
+def find_graphs(directory: str | Path, int8: bool) -> Path:
+    """`directory` or its folder `onnx`, whichever holds the graphs; ValueError where neither does."""
+    name = graph_file("decoder", int8)
+    for folder in (Path(directory), Path(directory) / "onnx"):
+        if (folder / name).is_file():
+            return folder
+    how = "run_scripts/export_onnx.py --int8" if int8 else "run_scripts/export_onnx.py"
+    raise ValueError(f"{directory} holds no {name}, neither itself nor in its folder onnx: {how} writes it")
+
+
+def load_session(path: Path, num_threads: int | None):
+    """An ONNX Runtime session on the CPU; ValueError where ONNX Runtime is not installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ValueError("ONNX Runtime is not installed: pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the core to others
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@dataclass
+class ORTEncoderOutput(ModelOutput):
+    """What the encoder graph returns: length logits, and per decoder layer the tensors of cross-attention."""
+
+    length_logits: torch.FloatTensor | None = None  # (B, L)
+    keys: tuple[torch.FloatTensor, ...] | None = None  # (B, D, H S)
+    values: tuple[torch.FloatTensor, ...] | None = None  # (B, H S, D)
+    score_biases: tuple[torch.FloatTensor, ...] | None = None  # (B, 1, H S)
+
+
+@dataclass
+class ORTDecodingState:
+    """Inputs of the decoder graph that all passes share, by name.
+
+    Args:
+        of_rows: tensors with a row per canvas row.
+        of_sources: tensors with a row per source.
+        token_bias: (V,) -inf at tokens that are never predicted, V rounded up to whole blocks.
+    """
+
+    of_rows: dict[str, torch.Tensor]
+    of_sources: dict[str, torch.Tensor]
+    token_bias: torch.Tensor
+
+    def __post_init__(self):
+        inputs = {**self.of_rows, **self.of_sources, "token_bias": self.token_bias}
+        self.feeds = {name: value.contiguous().numpy() for name, value in inputs.items()}
+
+    def select(self, rows: torch.Tensor, sources: torch.Tensor) -> "ORTDecodingState":
+        """As `JMNatDecodingState.select`."""
+        return ORTDecodingState(
+            {name: value[rows] for name, value in self.of_rows.items()},
+            {name: value[sources] for name, value in self.of_sources.items()},
+            self.token_bias,
+        )
+
+
+class PositionalAttention:
+    """Probabilities of positional attention, which depend on the target length alone, for all layers.
+
+    Args:
+        query, key: (layers, H, longest target, D/H), queries scaled.
+    """
+
+    def __init__(self, query: torch.Tensor, key: torch.Tensor, exclude_self: bool):
+        self.query, self.key, self.exclude_self = query, key, exclude_self
+        self.known: dict[int, torch.Tensor] = {}
+
+    def of_length(self, length: int) -> torch.Tensor:
+        """(layers, H, length, length)."""
+        if length in self.known:
+            return self.known[length]
+        scores = self.query[:, :, :length] @ self.key[:, :, :length].transpose(2, 3)
+        attend = decoder_attend_mask(torch.ones(1, length, dtype=torch.bool), self.exclude_self)[0]
+        probs = scores.masked_fill(~attend, LOWEST).softmax(dim=-1)
+        if length <= CACHED_LENGTH:
+            self.known[length] = probs
+        return probs
+
+    def of_lengths(self, lengths: list[int]) -> torch.Tensor:
+        """(layers, R, H, T, T) with T the longest; rows and columns beyond a length are 0."""
+        longest = max(lengths)
+        tables = {length: self.of_length(length) for length in set(lengths)}
+        if len(tables) == 1:
+            (table,) = tables.values()
+            return table[:, None].expand(-1, len(lengths), -1, -1, -1)
+        probs = self.query.new_zeros(self.query.shape[0], len(lengths), self.query.shape[1], longest, longest)
+        for row, length in enumerate(lengths):
+            probs[:, row, :, :length, :length] = tables[length]
+        return probs
+
+
+class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
+    """`generate` on a CPU by ONNX Runtime, from a folder that `run_scripts/export_onnx.py` wrote."""
+
+    main_input_name = "input_ids"
+    generation_config_class = JMNatGenerationConfig
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self, config, generation_config, encoder, decoder, positions: PositionalAttention | None):
+        self.config = config
+        self.generation_config = generation_config
+        self.encoder = encoder
+        self.decoder = decoder
+        self.positions = positions
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, int8: bool = False, num_threads: int | None = None
+    ) -> "ORTJMNatForConditionalGeneration":
+        """Load exported graphs from `directory`, or from its folder `onnx`.
+
+        Args:
+            int8: the quantised graphs.
+            num_threads: of ONNX Runtime; None: as many as PyTorch uses.
+
+        Raises:
+            ValueError: no such graphs in the folder, or ONNX Runtime is not installed.
+        """
+        folder = find_graphs(directory, int8)
+        encoder, decoder = (load_session(folder / graph_file(part, int8), num_threads) for part in GRAPHS)
+        config = JMNatConfig.from_pretrained(folder)
+        positions = None
+        if config.positional_attention:
+            tables = load_file(folder / POSITIONS_FILE)
+            positions = PositionalAttention(**tables, exclude_self=config.exclude_self_attention)
+        return cls(config, JMNatGenerationConfig.from_pretrained(folder), encoder, decoder, positions)
+
+    def can_generate(self) -> bool:
+        return True
+
+    def eval(self) -> "ORTJMNatForConditionalGeneration":
+        return self
+
+    def to(self, device) -> "ORTJMNatForConditionalGeneration":
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"device={str(device)!r} is not supported: these graphs run on a CPU")
+        return self
+
+    def get_encoder(self):
+        return self.encode
+
+    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> ORTEncoderOutput:
+        """Source ids and mask (B, S) -> length logits and all that cross-attention needs."""
+        if input_ids.shape[1] > self.config.max_position_embeddings:
+            raise ValueError(
+                f"input_ids has {input_ids.shape[1]} tokens, "
+                f"max_position_embeddings={self.config.max_position_embeddings} is the most"
+            )
+        mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id).long()
+        feeds = {"input_ids": input_ids.contiguous().numpy(), "attention_mask": mask.contiguous().numpy()}
+        length_logits, *others = (torch.from_numpy(array) for array in self.encoder.run(None, feeds))
+        return ORTEncoderOutput(length_logits, tuple(others[0::3]), tuple(others[1::3]), tuple(others[2::3]))
+
+    def encode_for_generation(self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None):
+        """As the PyTorch model's; in place of encoder states, what `encode` returns."""
+        if inputs_embeds is not None or input_ids is None:
+            raise ValueError("input_ids are needed: the exported encoder reads nothing else")
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(input_ids, attention_mask)
+        source_mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id)
+        return encoder_outputs, source_mask, encoder_outputs.length_logits.log_softmax(dim=-1)
+
+    def prepare_decoding(self, encoder_outputs: ORTEncoderOutput, source_mask, target_mask) -> ORTDecodingState:
+        attend = decoder_attend_mask(target_mask, self.config.exclude_self_attention)
+        rows, length = target_mask.shape
+        attend = attend.expand(rows, 1, length, length)
+        of_rows = {"self_bias": torch.zeros(attend.shape).masked_fill_(~attend, LOWEST)}
+        if self.positions is not None:
+            probs = self.positions.of_lengths(target_mask.sum(dim=1).tolist())
+            of_rows.update({f"position_probs_{index}": layer for index, layer in enumerate(probs)})
+        of_sources = {}
+        for index in range(self.config.decoder_layers):
+            of_sources[f"key_{index}"] = encoder_outputs.keys[index]
+            of_sources[f"value_{index}"] = encoder_outputs.values[index]
+            of_sources[f"score_bias_{index}"] = encoder_outputs.score_biases[index]
+        token_bias = torch.zeros(padded_vocabulary_size(self.config.vocab_size))
+        token_bias[self.config.vocab_size :] = -torch.inf
+        return ORTDecodingState(of_rows, of_sources, token_bias)
+
+    def predict_tokens(
+        self, canvas: torch.Tensor, positions: torch.Tensor, state: ORTDecodingState, suppressed: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the PyTorch model's."""
+        if suppressed is not None:
+            state.token_bias[: self.config.vocab_size].masked_fill_(suppressed, -torch.inf)
+        feeds = {"canvas": canvas.contiguous().numpy(), "positions": positions.contiguous().numpy(), **state.feeds}
+        tokens, log_probs = self.decoder.run(None, feeds)
+        return torch.from_numpy(tokens), torch.from_numpy(log_probs)

@@ -1,0 +1,135 @@
+"""The systems that the experiments compare: which settings of train_jmnat.py make each of them, and how it decodes."""
+
+from dataclasses import dataclass, field
+
+# Settings of train_jmnat.py that make a system out of a preset. JM-NAT is the preset itself.
+CM_NAT = {
+    "target_mask": "random",
+    "mask_token_prob": 1.0,
+    "random_token_prob": 0.0,
+    "source_mask_ratio": 0.0,
+    "ngram_loss_weight": 0.0,
+}
+BASIC_NAT = {"decoder_input": "source_copy", "target_mask": "all", "source_mask_ratio": 0.0, "ngram_loss_weight": 0.0}
+# Decoding options of a system; every other option is the default.
+INDEPENDENT_REMASKING = {"remask_adjacent": False}
+
+
+@dataclass(frozen=True)
+class Student:
+    """One training of a non-autoregressive model and how its name reads in a table.
+
+    Args:
+        name: folder name.
+        label: row of the table.
+        settings: options of train_jmnat.py beside the preset.
+        data: "distilled", "weak_distilled" or "raw".
+        seeds: one training for each.
+        decoding: options of `generate`.
+        more_layers: layers beyond the preset's, by the name of the option.
+        more_steps: multiple of the updates that all others get.
+        from_teacher: begin with the teacher's weights, if the run does that at all.
+        start: name of the student from whose weights this one begins instead.
+    """
+
+    name: str
+    label: str
+    settings: dict = field(default_factory=dict)
+    data: str = "distilled"
+    seeds: int = 1
+    decoding: dict = field(default_factory=dict)
+    more_layers: dict[str, int] = field(default_factory=dict)
+    more_steps: float = 1.0
+    from_teacher: bool = True
+    start: str | None = None
+
+    @property
+    def one_pass(self) -> bool:
+        return self.settings.get("decoder_input") == "source_copy"
+
+
+JM = Student("jm", "JM-NAT", seeds=2)
+CM = Student("cm", "CM-NAT", CM_NAT, seeds=2, decoding=INDEPENDENT_REMASKING)
+NAT = Student("nat", "basic NAT (section 3)", BASIC_NAT)
+WEAK_STUDENTS = (
+    Student("jm_weak", "JM-NAT, weak teacher", data="weak_distilled"),
+    Student("cm_weak", "CM-NAT, weak teacher", CM_NAT, data="weak_distilled", decoding=INDEPENDENT_REMASKING),
+)
+
+
+def cm_with(name: str, label: str, settings: dict, **fields) -> Student:
+    """CM-NAT with something changed, decoded as CM-NAT."""
+    return Student(f"cm_{name}", f"CM-NAT, {label}", CM_NAT | settings, decoding=INDEPENDENT_REMASKING, **fields)
+
+
+def jm_with(name: str, label: str, settings: dict, **fields) -> Student:
+    return Student(f"jm_{name}", f"JM-NAT, {label}", settings, **fields)
+
+
+NGRAMS = {"ngram_loss_weight": 0.1}
+OTHER_DROPOUT = {"dropout": 0.2}
+# The rows of table 4. What tells most about which part pays comes first: a run may end before the last.
+ADDITIONS = (
+    cm_with("encoder_mask", "encoder mask and L_enc", {"source_mask_ratio": 0.1}),
+    cm_with("ngram_loss", "L_gram with a2 = 0.1", NGRAMS),
+    cm_with("consecutive", "consecutive masks", {"target_mask": "consecutive"}),
+    cm_with("80_10_10", "80/10/10", {"mask_token_prob": 0.8, "random_token_prob": 0.1}),
+    cm_with("encoder_mask_ngram_loss", "encoder mask, L_enc, L_gram a2 = 0.1", {"source_mask_ratio": 0.1} | NGRAMS),
+    cm_with("correction", "30 % of the visible tokens to be corrected (ours)", {"correction_ratio": 0.3}),
+    jm_with("correction", "30 % of the visible tokens to be corrected (ours)", {"correction_ratio": 0.3}),
+    jm_with("random_ngram_loss", "random masks, a2 = 0.1", {"target_mask": "random"} | NGRAMS),
+    jm_with("dropout_0.2", "dropout 0.2", OTHER_DROPOUT),
+    cm_with("dropout_0.2", "dropout 0.2", OTHER_DROPOUT),
+    jm_with("long", "twice the updates", {}, more_steps=2),
+    cm_with("long", "twice the updates", {}, more_steps=2),
+)
+ABLATIONS = (
+    Student("no_encoder_loss", "without L_enc", {"encoder_loss_weight": 0.0}),
+    Student("no_encoder_mask", "without encoder mask and L_enc", {"source_mask_ratio": 0.0}),
+    Student("no_ngram_loss", "without L_gram", {"ngram_loss_weight": 0.0}),
+    Student("random_mask", "without consecutive mask", {"target_mask": "random"}),
+    Student("masks_only", "100/0/0 instead of 80/10/10", {"mask_token_prob": 1.0, "random_token_prob": 0.0}),
+    Student("ngram_weight_0.1", "a2 = 0.1", NGRAMS),
+    Student("ngram_weight_0.5", "a2 = 0.5", {"ngram_loss_weight": 0.5}),
+    Student("ngram_size_1", "n = 1", {"ngram_size": 1}),
+    Student("ngram_size_3", "n = 3", {"ngram_size": 3}),
+    Student("source_mask_0.05", "5 % of the source masked", {"source_mask_ratio": 0.05}),
+    Student("source_mask_0.2", "20 % of the source masked", {"source_mask_ratio": 0.2}),
+    Student("full_mask_0.2", "20 % of the targets fully masked (ours)", {"full_mask_ratio": 0.2}),
+    Student("raw", "raw instead of distilled text", data="raw"),
+    Student("from_scratch", "without the teacher's weights", from_teacher=False),
+)
+# What else is tried at decoding with the first JM-NAT, as name, label and options.
+DECODINGS = (
+    ("early_stop", "early stop", {"early_stop": True}),
+    ("cosine", "cosine schedule", {"remask_schedule": "cosine"}),
+    ("confidence_0.9", "adaptive passes, threshold 0.9", {"confidence_threshold": 0.9}),
+    ("prune_2", "length candidates pruned after pass 2", {"prune_candidates": 2}),
+    ("candidates_8", "8 length candidates", {"num_length_candidates": 8}),
+)
+
+# Table 1 and figure 1: the basic NAT, every one from random weights, for a teacher has no fitting layers.
+NAT_SCRATCH = Student("nat_scratch", "basic NAT", BASIC_NAT, from_teacher=False)
+DEEPER_NATS = tuple(
+    Student(
+        f"nat_{half}_{layers}",
+        f"+{layers} {half} layers",
+        BASIC_NAT,
+        more_layers={f"{half}_layers": layers},
+        from_teacher=False,
+    )
+    for half in ("encoder", "decoder")
+    for layers in (5, 10, 15)
+)
+FROZEN_NATS = tuple(
+    Student(
+        f"nat_frozen_{frozen}",
+        f"trained {frozen} frozen, {other} from random weights",
+        BASIC_NAT | {"freeze": frozen, "restart": other},
+        from_teacher=False,
+        start=NAT_SCRATCH.name,
+    )
+    for frozen, other in (("encoder", "decoder"), ("decoder", "encoder"))
+)
+STATE_NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5)
+WORD_NOISE_LEVELS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1)

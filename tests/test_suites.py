@@ -1,0 +1,351 @@
+"""Suites: every stage's options are taken by its command, reads what earlier stages write, and is shown in a table."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tiny_runs import prepare_tiny_data
+from transformers import HfArgumentParser
+from translation_samples import SCRIPTS, load_script
+
+from modeling_jmnat import JMNatConfig
+from modeling_jmnat.configuration_jmnat import OPTION_NAMES
+from modeling_jmnat.distillation import DistillationArguments
+from modeling_jmnat.experiments import Stage
+from modeling_jmnat.plots import COLOURS
+from modeling_jmnat.recipes import parse_preparation
+from modeling_jmnat.suite_pictures import PICTURES, write_pictures
+from modeling_jmnat.suite_systems import ABLATIONS, ADDITIONS
+from modeling_jmnat.suite_tables import TABLES, cell, markdown, write_tables
+from modeling_jmnat.suite_timing import estimate, longest_way, step_seconds
+from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, Work, export_held_out_text, flags
+from modeling_jmnat.teacher_training import parse_teacher_command
+from modeling_jmnat.training_command import parse_command
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Prepared data with a test split of 12 sentences."""
+    folder = prepare_tiny_data(tmp_path_factory.mktemp("tiny"), num_train=30)
+    from datasets import load_from_disk
+
+    dataset = load_from_disk(str(folder / "dataset"))
+    dataset["test"] = dataset["train"].select(range(12))
+    dataset.save_to_disk(str(folder / "new"))
+    (folder / "dataset").rename(folder / "old")
+    (folder / "new").rename(folder / "dataset")
+    return folder
+
+
+def settings(data, output, **fields):
+    return SuiteSettings(**{"preset": "multi30k_tiny", "data": data, "output": output, "scripts": SCRIPTS, **fields})
+
+
+def options_of(stage):
+    """--name value ... as a dictionary of lists."""
+    options = {}
+    for part in stage.command[1:]:
+        if part.startswith("--"):
+            options[part[2:]] = []
+        else:
+            options[list(options)[-1]].append(part)
+    return options
+
+
+def parse(stage):
+    script, arguments = Path(stage.command[0]).name, list(stage.command[1:])
+    if script == "train_jmnat.py":
+        return parse_command(arguments, "")
+    if script == "train_teacher.py":
+        return parse_teacher_command(arguments, "")
+    if script == "prepare_data.py":
+        return parse_preparation(arguments, "")[0]
+    dataclass = {
+        "evaluate.py": lambda: load_script("evaluate").EvaluationArguments,
+        "translate.py": lambda: load_script("translate").TranslationArguments,
+        "distill.py": lambda: DistillationArguments,
+    }[script]()
+    (parsed,) = HfArgumentParser(dataclass).parse_args_into_dataclasses(arguments)
+    return parsed
+
+
+VARIANTS = {
+    "cpu": {},
+    "gpu": {"training_options": {"tf32": False, "dataloader_num_workers": 1}, "batch_tokens": 8192},
+    "other teacher": {"teacher_preset": "multi30k_small", "teacher_steps": 40, "student_steps": 30},
+    "from scratch": {"from_teacher": False, "num_length_candidates": 3, "latency_sentences": 0},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_command_takes_its_options(data, tmp_path, variant):
+    output = tmp_path / "run"
+    JMNatConfig(vocab_size=320).save_pretrained(output / "nat_scratch-1")  # --init_from is read at once
+    builder = SuiteBuilder(settings(data, output, **VARIANTS[variant]))
+    stages = builder.build(list(SUITES))
+    assert len({stage.name for stage in stages}) == len(stages) > 100
+    for stage in stages:
+        parsed = parse(stage)
+        options = options_of(stage)
+        if "generation_options" in options:
+            assert set(json.loads(*options["generation_options"])) <= set(OPTION_NAMES)
+        if stage.trains:
+            assert parsed.training.max_steps == builder.work[stage.name].updates or "nat_" in stage.name
+            JMNatConfig(vocab_size=320, **parsed.model)
+    assert set(builder.work) == {stage.name for stage in stages if stage.trains}
+
+
+def test_settings_reach_the_commands(data, tmp_path):
+    builder = SuiteBuilder(settings(data, tmp_path / "run", student_steps=30))
+    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "run" / "nat_scratch-1")
+    stages = {stage.name: stage for stage in builder.build(list(SUITES))}
+    cm = parse(stages["cm-2"])
+    assert (cm.masking["target_mask"], cm.masking["mask_token_prob"], cm.masking["source_mask_ratio"]) == (
+        "random",
+        1,
+        0,
+    )
+    assert (cm.model["ngram_loss_weight"], cm.training.seed, cm.training.max_steps) == (0, 2, 30)
+    assert json.loads(parse(stages["evaluate_cm-2.reranked"]).generation_options) == {"remask_adjacent": False}
+    deeper = parse(stages["nat_encoder_15-1"])
+    assert (deeper.model["encoder_layers"], deeper.model["decoder_layers"]) == (18, 3)
+    assert deeper.run.init_from_teacher is None
+    assert parse(stages["jm_correction-1"]).masking["correction_ratio"] == 0.3
+    assert parse(stages["jm_long-1"]).training.max_steps == 60
+    assert parse(stages["jm_weak-1"]).run.init_from_teacher == str(tmp_path / "run" / "weak_teacher")
+    frozen = parse(stages["nat_frozen_decoder-1"]).run
+    assert (frozen.freeze, frozen.restart, Path(frozen.init_from).name) == ("decoder", "encoder", "nat_scratch-1")
+    noise = parse(stages["evaluate_cm-1.drop"])
+    assert (noise.noise, noise.noise_levels[-1], noise.num_iterations) == ("drop", 0.1, [10])
+    assert parse(stages["evaluate_jm-1.candidates_8"]).num_length_candidates is None
+    assert stages["evaluate_jm-1.latency"].alone
+    # Half the layers more make half the work more.
+    assert builder.work["nat_decoder_15-1"].updates == pytest.approx(30 * 21 / 6)
+
+
+def reads_and_writes(stage):
+    """Folders of models and data that a stage reads, and the one that it writes."""
+    options = options_of(stage)
+    names = ("model", "teacher", "reranker", "init_from", "init_from_teacher", "data", "train_source")
+    reads = {Path(options[name][0]) for name in names if name in options}
+    reads = {path.parent if path.name.startswith("distilled") else path for path in reads}
+    return reads, Path(options["output_dir"][0]) if "output_dir" in options else None
+
+
+def test_stages_need_what_they_read(data, tmp_path):
+    stages = {stage.name: stage for stage in SuiteBuilder(settings(data, tmp_path)).build(list(SUITES))}
+    writers = {reads_and_writes(stage)[1]: stage.name for stage in stages.values()}
+    position = {name: place for place, name in enumerate(stages)}
+    for stage in stages.values():
+        for path in reads_and_writes(stage)[0] - {data}:
+            assert writers[path] in stage.needs, (stage.name, path)
+        for need in stage.needs:
+            assert position[need] < position[stage.name]
+
+
+def test_unknown_suites_and_presets_without_steps_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="suite='table9' is not one of main, table1"):
+        SuiteBuilder(settings(data, tmp_path)).build(["table9"])
+    preset = tmp_path / "endless.yaml"
+    preset.write_text("training: {num_train_epochs: 3}\n")
+    with pytest.raises(ValueError, match="has no max_steps: give --teacher_steps and --student_steps"):
+        SuiteBuilder(settings(data, tmp_path, preset=str(preset))).build(["main"])
+    assert SuiteBuilder(settings(data, tmp_path, preset=str(preset), teacher_steps=5, student_steps=5)).build(["main"])
+
+
+def test_flags_give_lists_and_truth_values():
+    assert flags({"a": 1, "b": [1, 2], "c": True}) == ["--a", "1", "--b", "1", "2", "--c", "True"]
+
+
+def test_names_of_systems_differ():
+    names = [student.name for student in (*ADDITIONS, *ABLATIONS)]
+    labels = [student.label for student in (*ADDITIONS, *ABLATIONS)]
+    assert len(set(names)) == len(names)
+    assert len(set(labels)) == len(labels)
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def fake_results(builder, stages):
+    """A result for each evaluation; every BLEU is a number of its own."""
+    scores, number = {}, 1000
+    for stage in stages:
+        if not stage.name.startswith("evaluate_"):
+            continue
+        parsed = parse(stage)
+        teacher = "teacher" in Path(parsed.model).name
+        setting, default = ("num_beams", [1, 5]) if teacher else ("num_iterations", [1, 4, 10])
+        rows = []
+        for level in parsed.noise_levels if parsed.noise else [None]:
+            for value in getattr(parsed, setting) or default:
+                number += 1
+                row = {setting: value, "sacrebleu": number / 100, "chrf": 1.0, "sacrebleu_signature": "sig"}
+                row["repeated_tokens_per_sentence"] = 0.5
+                if level is not None:
+                    row["noise_level"] = level
+                if parsed.latency_sentences:
+                    row["latency_ms"] = {"mean": number / 10, "p50": 1.0, "p99": 2.0}
+                rows.append(row)
+        scores[stage.name] = rows
+        path = Path(parsed.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"results": rows}))
+    return scores
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_evaluation_is_shown(data, tmp_path, suite):
+    export_held_out_text(data, tmp_path)
+    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
+    builder = SuiteBuilder(settings(data, tmp_path))
+    stages = builder.build([suite])
+    scores = fake_results(builder, stages)
+    (text,) = write_tables(tmp_path, [suite]).values()
+    assert (tmp_path / "results" / f"{suite}.md").read_text() == text
+    shown = set(re.findall(r"\d+\.\d+", text))
+    # What only prepares a suite is evaluated, too, but not shown by every suite.
+    preparing = {"evaluate_teacher", "evaluate_small_teacher"} | {f"evaluate_{name}" for name in ("jm-1", "cm-1")}
+    if suite == "figure1":
+        preparing.add("evaluate_nat_scratch-1")
+        preparing |= {name for name in scores if "frozen" in name}
+    for name, rows in scores.items():
+        if suite not in ("main", "table2", "table4") and name in preparing or suite == "table3":
+            continue
+        if suite == "table4" and name in preparing - {"evaluate_jm-1", "evaluate_cm-1"}:
+            continue
+        for row in rows:
+            if "latency_ms" in row:
+                assert f"{row['latency_ms']['mean']:.1f}" in shown, (name, row)
+            else:
+                assert f"{row['sacrebleu']:.2f}" in shown, (name, row)
+
+
+def test_table2_by_hand(tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+
+    def write(name, setting, bleu, **fields):
+        rows = [
+            {setting: value, "sacrebleu": score, "chrf": 50.0, "repeated_tokens_per_sentence": 0.1}
+            | {"sacrebleu_signature": "nrefs:1"}
+            | {key: values[value] for key, values in fields.items()}
+            for value, score in bleu.items()
+        ]
+        (results / f"{name}.json").write_text(json.dumps({"results": rows}))
+
+    write("teacher", "num_beams", {1: 39.11, 5: 40.23})
+    write("jm-1", "num_iterations", {1: 30.0, 4: 36.0, 10: 38.0})
+    write("jm-2", "num_iterations", {1: 31.0, 4: 37.0, 10: 38.5})
+    latency = {1: {"mean": 40.0, "p50": 38.0, "p99": 70.0}, 5: {"mean": 60.0, "p50": 55.0, "p99": 90.0}}
+    write("teacher.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
+    write("jm-1.latency", "num_iterations", {4: 0.0}, latency_ms={4: {"mean": 8.0, "p50": 7.0, "p99": 9.0}})
+    text = write_tables(tmp_path, ["table2"])["table2"]
+    assert "| teacher | 39.11 | 40.23 | 0.100 |\n" in text
+    assert "| JM-NAT | 30.50 (30.00, 31.00) | 36.50 (36.00, 37.00) | 38.25 (38.00, 38.50) |" in text
+    assert "| JM-NAT, k = 4 | 8.0 | 7.0 | 9.0 | 7.5 |\n" in text
+    assert "| teacher, beam = 1 | 40.0 | 38.0 | 70.0 | 1.5 |\n" in text
+    assert "CM-NAT" not in text
+    assert text.endswith("\nnrefs:1\n")
+
+
+def test_table4_puts_decodings_side_by_side(tmp_path):
+    (tmp_path / "results").mkdir()
+    for name, shift in (("random_mask-1", 0), ("random_mask-1.independent", 1), ("cm_correction-1", 2)):
+        rows = [
+            {"num_iterations": k, "sacrebleu": 30.0 + shift + k / 10, "repeated_tokens_per_sentence": shift / 10}
+            | {"sacrebleu_signature": "s", "chrf": 1.0}
+            for k in ((4, 10) if "." in name else (1, 4, 10))
+        ]
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps({"results": rows}))
+    text = write_tables(tmp_path, ["table4"])["table4"]
+    assert "| without consecutive mask | 30.10 | 30.40 | 31.00 | 31.40 | 32.00 | 0.100 |" in text
+    assert "to be corrected (ours) | 32.10 | - | - | 32.40 | 33.00 | 0.200 |" in text
+
+
+def test_case_study_shows_every_pass(data, tmp_path):
+    export_held_out_text(data, tmp_path)
+    sources = (tmp_path / "text" / "cases.src").read_text().splitlines()
+    assert len(sources) == 8
+    (tmp_path / "results" / "teacher.cases.txt").write_text("".join(f"best {i}\n" for i in range(8)))
+    block = "source  {}\npass 1   __ __ </s>\npass 2  a|b __ </s>\nresult  a b\n\n"
+    (tmp_path / "results" / "jm-1.cases.txt").write_text("".join(block.format(source) for source in sources))
+    text = write_tables(tmp_path, ["case_study"])["case_study"]
+    assert text.count("Sentence ") == 8
+    assert "| teacher | best 7 |" in text
+    assert "| JM-NAT, pass 2 | a\\|b \\_\\_ &lt;/s> |" in text
+    assert text.count("| JM-NAT, result | a b |") == 8
+
+
+def test_cells_and_tables():
+    assert cell([]) == "-"
+    assert cell([1.0]) == "1.00"
+    assert cell([1.0, 2.0], 1) == "1.5 (1.0, 2.0)"
+    assert markdown(("a", "b"), [["1", "2"], None]) == "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    assert markdown(("a",), [None]) == "(no result yet)\n"
+
+
+def test_pictures_show_what_is_there(data, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: drawn.append(self) or original(self, *args, **kw))
+    (tmp_path / "results").mkdir()
+    assert write_pictures(tmp_path, list(SUITES)) == []
+    builder = SuiteBuilder(settings(data, tmp_path))
+    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
+    scores = fake_results(builder, builder.build(["figure1", "figure3"]))
+    history = [{"step": 10, "eval_bleu": 3.0}, {"step": 20, "eval_bleu": 5.0}]
+    for name in ("nat_scratch-1", "nat_frozen_encoder-1"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    written = write_pictures(tmp_path, ["figure1", "figure3", "table2"])
+    assert [path.name for path in written] == ["figure1.png", "figure3.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    curves, states = drawn[0].axes
+    lines = {line.get_label(): line for line in curves.get_lines()}
+    assert lines["basic NAT"].get_ydata().tolist() == [3.0, 5.0]
+    assert len(lines) == 2
+    assert len(states.get_lines()) == 3
+    dropped, replaced = drawn[1].axes
+    jm = next(line for line in dropped.get_lines() if line.get_label().startswith("JM-NAT"))
+    assert jm.get_xdata().tolist() == pytest.approx([0, 2, 4, 6, 8, 10])
+    assert jm.get_ydata().tolist() == [row["sacrebleu"] for row in scores["evaluate_jm-1.drop"]]
+    assert len({line.get_color() for line in replaced.get_lines()} & set(COLOURS)) == 3
+
+
+def test_every_suite_has_a_table():
+    assert set(TABLES) == set(SUITES)
+    assert set(PICTURES) <= set(SUITES)
+
+
+# Time ----------------------------------------------------------------------------------------------------------------
+
+
+def test_longest_way_by_hand():
+    stages = [Stage("t", ()), Stage("d", (), ("t",)), *(Stage(name, (), ("d",)) for name in "abc")]
+    minutes = {"t": 10.0, "a": 5.0, "b": 5.0, "c": 2.0}
+    assert longest_way(stages, minutes, 1) == 22
+    assert longest_way(stages, minutes, 2) == 17
+    assert longest_way(stages, minutes, 3) == 15
+    assert longest_way([], minutes, 3) == 0
+
+
+def test_estimate_counts_what_is_left(data, monkeypatch):
+    from modeling_jmnat import suite_timing
+
+    monkeypatch.setattr(
+        suite_timing, "step_seconds", lambda preset, data, autoregressive: 1.0 if autoregressive else 2.0
+    )
+    stages = [Stage("t", ()), Stage("a", (), ("t",)), Stage("b", (), ("t",))]
+    work = {"t": Work("p", True, 60), "a": Work("p", False, 30), "b": Work("p", False, 60)}
+    assert estimate(stages, work, set(), data, 2).startswith("about 3.0 minutes for 3 trainings with 150 updates")
+    assert estimate(stages, work, {"t", "b"}, data, 1).startswith("about 1.0 minutes for 1 trainings with 30 updates")
+    assert estimate(stages, work, {"t", "a", "b"}, data, 1) == "no training is left to do"
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_probe_takes_real_steps(data, autoregressive):
+    assert 0 < step_seconds("multi30k_tiny", data, autoregressive) < 60
