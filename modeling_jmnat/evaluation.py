@@ -158,7 +158,7 @@ def describe_environment(model) -> dict:
     import sacrebleu
 
     device = model.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "versions": {
             "python": platform.python_version(),
@@ -175,7 +175,7 @@ def describe_environment(model) -> dict:
     }
 
 
-def _processor_name() -> str:
+def processor_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         for line in cpuinfo.read_text().splitlines():

@@ -93,7 +93,7 @@ class CTranslate2Decoder(TransformersDecoder):
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"
-            _converter(model, tokenizer).convert(str(path))
+            ctranslate2_converter(model, tokenizer).convert(str(path))
             device = model.device
             self.translator = ctranslate2.Translator(
                 str(path),
@@ -123,7 +123,7 @@ class CTranslate2Decoder(TransformersDecoder):
         return outputs
 
 
-def _converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+def ctranslate2_converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
     """A CTranslate2 converter of a model in memory.
 
     CTranslate2's own rule for Marian drops the vocabulary's last row and starts from a zero embedding, as opus-mt does

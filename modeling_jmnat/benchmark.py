@@ -1,0 +1,283 @@
+"""Timing of several translation systems against each other: interleaved, repeated, with the spread beside each figure.
+
+All systems translate the same block of sentences one after another, in an order that turns from round to round, so
+that whatever disturbs the machine disturbs all of them. A ratio is refused where a system's rounds differ too much.
+"""
+
+import gc
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from tqdm import tqdm
+
+from .benchmark_systems import REFERENCES, System, load_engine
+from .evaluation import processor_name
+
+LENGTH_BUCKETS = (10, 15, 20, 30)  # source tokens
+BLOCK_SENTENCES = 10  # how many a system translates before it is the next one's turn
+MAX_SPREAD = 0.10  # between the quartiles of the rounds, as a share of the median
+PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
+
+
+class TooNoisy(Exception):
+    """The rounds of a measurement differ too much for a ratio."""
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    return torch.tensor(values, dtype=torch.float64).quantile(share).item()
+
+
+def spread(rounds: Sequence[float]) -> float:
+    """Distance between the quartiles of the rounds, as a share of their median."""
+    return (quantile(rounds, 0.75) - quantile(rounds, 0.25)) / statistics.median(rounds)
+
+
+def ratio(reference: dict, row: dict, key: str = "latency") -> float:
+    """How many times faster `row` is than `reference`, by the medians of their rounds.
+
+    Raises:
+        TooNoisy: the rounds of one of them spread by more than `MAX_SPREAD`.
+    """
+    for measured in (reference, row):
+        if measured[f"{key}_spread"] > MAX_SPREAD:
+            raise TooNoisy(
+                f"{measured['title']}: its rounds differ by {measured[f'{key}_spread']:.0%}, "
+                f"ratios are given up to {MAX_SPREAD:.0%}"
+            )
+    return reference[f"{key}_ms"] / row[f"{key}_ms"]
+
+
+def interleaved(
+    systems: Sequence[System],
+    engines: dict,
+    batches: Sequence[Sequence[Sequence[int]]],
+    num_rounds: int,
+    block: int,
+    progress: bool,
+    outputs: dict | None = None,
+) -> dict[System, list[list[float]]]:
+    """Seconds that each system takes for each batch of sources, in each round: {system: [round][batch]}.
+
+    `block` batches belong together: a system warms up with the first of them, untimed, and then is timed on all.
+    Blocks of a single batch are long enough to need that the first time only. `outputs` collects the translations of
+    the first round, {system: {batch: lists of ids}}.
+    """
+    times = {system: [[0.0] * len(batches) for _ in range(num_rounds)] for system in systems}
+    total = num_rounds * len(systems) * len(batches)
+    with tqdm(total=total, desc="timing", unit=" translations", disable=not progress) as bar:
+        for turn in range(num_rounds):
+            for number, start in enumerate(range(0, len(batches), block)):
+                first = (turn + number) % len(systems)
+                for system in [*systems[first:], *systems[:first]]:
+                    engine = engines[system.model_key]
+                    prepared = [engine.prepare(batch) for batch in batches[start : start + block]]
+                    if block > 1 or (turn == 0 and number == 0):
+                        engine.translate(prepared[0], system.options)
+                    for offset, batch in enumerate(prepared):
+                        gc.collect(0)
+                        begin = time.perf_counter()
+                        output = engine.translate(batch, system.options)
+                        times[system][turn][start + offset] = time.perf_counter() - begin
+                        if outputs is not None and turn == 0:
+                            outputs.setdefault(system, {})[start + offset] = engine.read(output)
+                    bar.update(len(prepared))
+    return times
+
+
+def latency_figures(times: Sequence[Sequence[float]], lengths: Sequence[int]) -> dict:
+    """Milliseconds per sentence at batch 1, of times [round][sentence]; a sentence counts with its median round.
+
+    `latency_ms` is the mean over sentences, in the median round; the quartiles are those of the rounds.
+    """
+    rounds = [1000 * statistics.mean(turn) for turn in times]
+    sentences = [1000 * statistics.median(turn[index] for turn in times) for index in range(len(lengths))]
+    figures = {
+        "latency_ms": statistics.median(rounds),
+        "latency_quartiles_ms": [quantile(rounds, 0.25), quantile(rounds, 0.75)],
+        "latency_spread": spread(rounds),
+        "latency_p50_ms": quantile(sentences, 0.5),
+        "latency_p99_ms": quantile(sentences, 0.99),
+        "latency_by_source_length_ms": {},
+    }
+    bounds = [0, *LENGTH_BUCKETS, float("inf")]
+    for low, high in zip(bounds, bounds[1:], strict=False):
+        inside = [ms for ms, length in zip(sentences, lengths, strict=True) if low < length <= high]
+        if inside:
+            name = f"over {low}" if high == float("inf") else f"{low + 1}-{high}"
+            figures["latency_by_source_length_ms"][name] = statistics.mean(inside)
+    return figures
+
+
+def throughput_figures(times: Sequence[Sequence[float]], num_sentences: int, batch_size: int) -> dict:
+    rounds = [sum(turn) for turn in times]
+    median = statistics.median(rounds)
+    return {
+        "batch_size": batch_size,
+        "sentences_per_second": num_sentences / median,
+        "sentences_per_second_quartiles": [num_sentences / quantile(rounds, share) for share in (0.75, 0.25)],
+        "throughput_spread": spread(rounds),
+        "throughput_ms": 1000 * median / num_sentences,
+    }
+
+
+def length_sorted(sources: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Indices of the sources in batches of similar length."""
+    order = sorted(range(len(sources)), key=lambda index: len(sources[index]))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _load_and_translate(system: System, sources: list, num_threads: int, connection) -> None:
+    torch.set_num_threads(num_threads)
+    before = _resident_bytes()
+    start = time.perf_counter()
+    engine = load_engine(system, num_threads)
+    seconds = time.perf_counter() - start
+    for source in sources:
+        engine.translate(engine.prepare([source]), system.options)
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    connection.send({"load_seconds": seconds, "peak_memory_mb": (peak - before) / 1e6})
+    connection.close()
+
+
+def loading_figures(system: System, sources: Sequence[Sequence[int]], num_threads: int) -> dict:
+    """Seconds to load, and the peak of memory beyond what imported libraries take, in a process of its own.
+
+    Memory is not measured where there is no /proc.
+    """
+    if not os.path.exists("/proc/self/statm"):
+        return {}
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_load_and_translate, args=(system, list(sources), num_threads, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise ValueError(f"{system.title} cannot be loaded in a process of its own, see the error above") from None
+    finally:
+        process.join()
+
+
+def environment(num_threads: int) -> dict:
+    """What the figures depend on."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": processor_name(),
+        "threads": num_threads,
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 2),
+        "variables": {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS")},
+        "versions": versions,
+    }
+
+
+def run_benchmark(
+    systems: Sequence[System],
+    sources: Sequence[Sequence[int]],
+    num_threads: int = 1,
+    num_sentences: int = 100,
+    num_rounds: int = 5,
+    batch_size: int = 32,
+    batch_rounds: int = 3,
+    score: Callable[[list[list[int]]], dict] | None = None,
+    progress: bool = False,
+) -> list[dict]:
+    """Measure every system: latency at batch 1, throughput at `batch_size`, time to load and memory.
+
+    Args:
+        sources: token ids of all sentences. `num_sentences` of them, spread evenly, serve for latency, all of them for
+            throughput and for `score`.
+        score: figures of the translations of all sources (lists of ids, which may go beyond `</s>`).
+
+    Returns:
+        One row of figures per system.
+    """
+    torch.set_num_threads(num_threads)
+    num_sentences = min(num_sentences, len(sources))
+    chosen = [sources[index * len(sources) // num_sentences] for index in range(num_sentences)]
+    loading = {}
+    for system in tqdm(systems, desc="loading", disable=not progress):
+        if system.model_key not in loading:
+            loading[system.model_key] = loading_figures(system, chosen[:3], num_threads)
+    engines = {system.model_key: load_engine(system, num_threads) for system in systems}
+    latency = interleaved(systems, engines, [[source] for source in chosen], num_rounds, BLOCK_SENTENCES, progress)
+    batches = length_sorted(sources, batch_size)
+    outputs: dict = {}
+    throughput = interleaved(
+        systems,
+        engines,
+        [[sources[index] for index in batch] for batch in batches],
+        batch_rounds,
+        1,
+        progress,
+        outputs,
+    )
+    rows = []
+    for system in systems:
+        row = {"system": system.name, "label": system.label, "title": system.title, "options": system.options}
+        row |= latency_figures(latency[system], [len(source) for source in chosen])
+        row |= throughput_figures(throughput[system], len(sources), batch_size)
+        row |= loading[system.model_key]
+        if score is not None:
+            translations: list[list[int]] = [[]] * len(sources)
+            for number, batch in enumerate(batches):
+                for index, ids in zip(batch, outputs[system][number], strict=True):
+                    translations[index] = ids
+            row |= score(translations)
+        rows.append(row)
+    return rows
+
+
+def add_ratios(rows: Sequence[dict]) -> list[str]:
+    """Put into each row how many times faster it is than the reference systems; the reasons for those left out."""
+    refused = []
+    for key, name in (("latency", "speed_up"), ("throughput", "batch_speed_up")):
+        for title in REFERENCES:
+            reference = next((row for row in rows if row["title"] == title), None)
+            for row in rows if reference is not None else ():
+                try:
+                    row.setdefault(name, {})[title] = ratio(reference, row, key)
+                except TooNoisy as error:
+                    refused.append(f"{name} of {row['title']} against {title}: {error}")
+    return refused
+
+
+def markdown_table(rows: Sequence[dict]) -> str:
+    """The figures for a person: one line per system."""
+    references = [title for title in REFERENCES if any(row["title"] == title for row in rows)]
+    with_bleu = any("bleu" in row for row in rows)
+    head = ["system"] + ["BLEU"] * with_bleu + ["ms (quartiles)", "p50", "p99"]
+    head += [f"times faster than {title}" for title in references]
+    head += ["sentences/s at batch", "load s", "memory MB"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for row in rows:
+        low, high = row["latency_quartiles_ms"]
+        cells = [row["title"]] + [f"{row['bleu']:.2f}"] * with_bleu
+        cells += [f"{row['latency_ms']:.1f} ({low:.1f}-{high:.1f})"]
+        cells += [f"{row['latency_p50_ms']:.1f}", f"{row['latency_p99_ms']:.1f}"]
+        for title in references:
+            value = row.get("speed_up", {}).get(title)
+            cells.append("too noisy" if value is None else f"{value:.2f}")
+        cells += [f"{row['sentences_per_second']:.1f} at {row['batch_size']}"]
+        cells += [f"{row['load_seconds']:.2f}" if "load_seconds" in row else ""]
+        cells += [f"{row['peak_memory_mb']:.0f}" if "peak_memory_mb" in row else ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,235 @@
+"""Translation engines behind one interface, so that a benchmark times nothing but the translation itself.
+
+An engine has `prepare(sources) -> batch` and `read(output) -> lists of ids`, which are not timed, and
+`translate(batch, options) -> output`, which is. Sources and translations are token ids: text is the same work for all.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForSeq2SeqLM
+
+from .configuration_jmnat import JMNatConfig
+from .modeling_jmnat import JMNatForConditionalGeneration
+from .onnx_export import export_onnx
+from .onnx_model import ORTJMNatForConditionalGeneration
+from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, build_teacher, load_teacher_tokenizer, pad_batch
+from .teacher_backends import ctranslate2_converter
+from .tokenization_jmnat import JMNatTokenizer
+
+ENGINES = ("transformers", "ctranslate2", "torch", "onnx")
+TRANSFORMERS_BEAM = "Transformers, beam 5"
+CTRANSLATE2_BEAM = "CTranslate2 int8, beam 5"
+CTRANSLATE2_GREEDY = "CTranslate2 int8, greedy"
+REFERENCES = (TRANSFORMERS_BEAM, CTRANSLATE2_BEAM, CTRANSLATE2_GREEDY)
+SIZES = {
+    "small": {"d_model": 256, "ffn": 1024, "layers": 5, "heads": 4, "vocab_size": 10_000},
+    "base": {"d_model": 512, "ffn": 2048, "layers": 6, "heads": 8, "vocab_size": 32_000},
+}
+
+
+@dataclass(frozen=True)
+class System:
+    """One engine with one model and one setting.
+
+    Args:
+        name: points with one name are joined in the picture; `label` tells them apart.
+        folder: what the engine loads.
+        options: of its search, see the engines.
+    """
+
+    name: str
+    engine: str
+    folder: str
+    label: str = ""
+    int8: bool = False
+    options: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}, {self.label}" if self.label else self.name
+
+    @property
+    def model_key(self) -> tuple:
+        return self.engine, self.folder, self.int8
+
+
+def _target_limit(longest_source: int) -> int:
+    return math.ceil(MAX_LENGTH_FACTOR * longest_source) + MAX_LENGTH_MARGIN
+
+
+class TransformersEngine:
+    """An autoregressive model by `generate`. Options: `num_beams`, `length` for exactly so many tokens."""
+
+    def __init__(self, folder: str, int8: bool, num_threads: int):
+        self.model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def prepare(self, sources: Sequence[Sequence[int]]):
+        return pad_batch(sources, self.model.config.pad_token_id)
+
+    @torch.inference_mode()
+    def translate(self, batch, options: dict):
+        input_ids, attention_mask = batch
+        num_beams, length = options["num_beams"], options.get("length")
+        limits = {"max_new_tokens": length, "min_new_tokens": length}
+        if length is None:
+            limits = {"max_new_tokens": _target_limit(input_ids.shape[1])}
+        search = {"num_beams": num_beams, "do_sample": False, "early_stopping": num_beams > 1}
+        return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **search, **limits)
+
+    def read(self, output) -> list[list[int]]:
+        return [row[1:] for row in output.tolist()]
+
+
+class CTranslate2Engine:
+    """The same model converted for CTranslate2. Options as `TransformersEngine`'s."""
+
+    def __init__(self, folder: str, int8: bool, num_threads: int):
+        import ctranslate2
+
+        self.tokenizer = load_teacher_tokenizer(folder)
+        compute_type = "int8" if int8 else "float32"
+        self.translator = ctranslate2.Translator(
+            str(Path(folder) / "ctranslate2"), compute_type=compute_type, intra_threads=num_threads, inter_threads=1
+        )
+
+    def prepare(self, sources: Sequence[Sequence[int]]):
+        return [self.tokenizer.convert_ids_to_tokens(list(ids)) for ids in sources]
+
+    def translate(self, batch, options: dict):
+        length = options.get("length")
+        limit = _target_limit(max(map(len, batch))) if length is None else length
+        return self.translator.translate_batch(
+            batch,
+            beam_size=options["num_beams"],
+            max_input_length=0,
+            min_decoding_length=1 if length is None else length,
+            max_decoding_length=limit,
+        )
+
+    def read(self, output) -> list[list[int]]:
+        return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in output]
+
+
+class JMNatEngine:
+    """Ours in PyTorch. Options are those of `generate`, and `length` for a canvas of so many tokens."""
+
+    def __init__(self, folder: str, int8: bool, num_threads: int):
+        self.model = JMNatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def prepare(self, sources: Sequence[Sequence[int]]):
+        return pad_batch(sources, self.model.config.pad_token_id)
+
+    def translate(self, batch, options: dict):
+        input_ids, attention_mask = batch
+        options = dict(options)
+        length = options.pop("length", None)
+        if length is not None:
+            options["target_lengths"] = torch.full((len(input_ids),), length)
+        return self.model.generate(
+            input_ids=input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **options
+        )
+
+    def read(self, output) -> list[list[int]]:
+        return output.sequences.tolist()
+
+
+class ONNXEngine(JMNatEngine):
+    def __init__(self, folder: str, int8: bool, num_threads: int):
+        self.model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8, num_threads=num_threads)
+
+
+def load_engine(system: System, num_threads: int):
+    classes = dict(zip(ENGINES, (TransformersEngine, CTranslate2Engine, JMNatEngine, ONNXEngine), strict=True))
+    return classes[system.engine](system.folder, system.int8, num_threads)
+
+
+def teacher_systems(folder: str, length: int | None = None, suffix: str = "") -> list[System]:
+    """An autoregressive model in Transformers and CTranslate2, float32 and int8, greedy and with five beams."""
+    systems = []
+    for num_beams, search in ((1, "greedy"), (5, "beam 5")):
+        options = {"num_beams": num_beams} | ({} if length is None else {"length": length})
+        systems.append(System(f"Transformers{suffix}, {search}", "transformers", folder, options=options))
+        for int8 in (False, True):
+            name = f"CTranslate2{suffix} {'int8' if int8 else 'float32'}, {search}"
+            systems.append(System(name, "ctranslate2", folder, int8=int8, options=options))
+    return systems
+
+
+def student_systems(
+    folder: str,
+    settings: dict[str, dict],
+    num_candidates: Sequence[int],
+    length: int | None = None,
+) -> list[System]:
+    """Ours in PyTorch and ONNX Runtime; `settings` are named options of `generate`, such as k = 4."""
+    systems = []
+    for engine, int8, backend in (("torch", False, "PyTorch"), ("onnx", False, "ONNX"), ("onnx", True, "ONNX int8")):
+        for candidates in num_candidates:
+            for label, options in settings.items():
+                if candidates == 1 and "prune_candidates" in options:
+                    continue
+                options = {**options, "num_length_candidates": candidates} | (
+                    {} if length is None else {"length": length}
+                )
+                name = f"JM-NAT {backend}, C = {candidates}"
+                systems.append(System(name, engine, folder, label, int8, options))
+    return systems
+
+
+def prepare_teacher(folder: str | Path) -> None:
+    """Write `folder`/ctranslate2 from the autoregressive model in `folder`."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+    converter = ctranslate2_converter(model, load_teacher_tokenizer(folder))
+    converter.convert(str(Path(folder) / "ctranslate2"), force=True)
+
+
+def prepare_student(folder: str | Path) -> None:
+    """Write `folder`/onnx, float32 and int8, from the JM-NAT model in `folder`."""
+    model = JMNatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    export_onnx(model, Path(folder) / "onnx", int8=True)
+
+
+def random_tokenizer(vocab_size: int) -> JMNatTokenizer:
+    """A tokenizer of numbered words: engines want one, timing does not."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    words = special + [f"w{index}" for index in range(len(special), vocab_size)]
+    backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
+    return JMNatTokenizer(tokenizer_object=backend, **dict(zip(names, special, strict=True)))
+
+
+def random_models(size: str, folder: str | Path, num_layers: tuple[int, int] | None = None) -> JMNatConfig:
+    """Save a student, its teacher and a tokenizer with random weights: `folder`/student and `folder`/teacher.
+
+    Args:
+        size: a name in `SIZES`.
+        num_layers: of encoder and decoder; None: those of the size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"random_weights={size!r} is not one of {', '.join(SIZES)}")
+    sizes = SIZES[size]
+    encoder_layers, decoder_layers = num_layers or (sizes["layers"], sizes["layers"])
+    config = JMNatConfig(
+        vocab_size=sizes["vocab_size"],
+        d_model=sizes["d_model"],
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        encoder_attention_heads=sizes["heads"],
+        decoder_attention_heads=sizes["heads"],
+        encoder_ffn_dim=sizes["ffn"],
+        decoder_ffn_dim=sizes["ffn"],
+    )
+    tokenizer = random_tokenizer(config.vocab_size)
+    torch.manual_seed(0)
+    models = {"student": JMNatForConditionalGeneration(config), "teacher": build_teacher(config, tokenizer)}
+    for name, model in models.items():
+        model.save_pretrained(Path(folder) / name)
+        tokenizer.save_pretrained(Path(folder) / name)
+    return config
