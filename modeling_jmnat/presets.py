@@ -36,6 +36,19 @@ MODEL_FIELDS = {
     "length_loss_weight": "Weight of the length loss.",
     "label_smoothing": "Label smoothing of the target tokens' loss.",
 }
+# What may be chosen anew for a model that is trained further.
+FREE_MODEL_FIELDS = {
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "ngram_size",
+    "ngram_alignment",
+    "encoder_loss_weight",
+    "ngram_loss_weight",
+    "length_loss_weight",
+    "label_smoothing",
+    "init_std",
+}
 MASKING_FIELDS = {
     "source_mask_ratio": "Share of source tokens that are masked and predicted; 0 switches it off.",
     "target_mask": "consecutive (the paper), random (as Mask-Predict), or all (for one-pass models).",

@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from .configuration_jmnat import JMNatConfig
 from .data_collator import DataCollatorForJMNat
 from .halves import check_half
-from .presets import MASKING_FIELDS, MODEL_FIELDS, load_preset, preset_names
+from .presets import FREE_MODEL_FIELDS, MASKING_FIELDS, MODEL_FIELDS, load_preset, preset_names
 from .training_arguments import JMNatTrainingArguments, TranslationTrainingArguments
 
 # Inherited training fields worth a newcomer's attention; the others work, too, but would bury ours in --help.
@@ -109,7 +109,7 @@ class TrainingCommand:
 
 
 def parse_command(argv: Sequence[str] | None, description: str) -> TrainingCommand:
-    """Read the command line over the defaults of its `--preset` (and, with `--init_from`, of that folder's model).
+    """Read the command line over the defaults of its `--preset`; with `--init_from`, sizes are those of that model.
 
     Raises:
         ValueError: an unknown preset, a value out of range, or no output folder.
@@ -126,14 +126,18 @@ def parse_command(argv: Sequence[str] | None, description: str) -> TrainingComma
         allow_abbrev=False,
     )
     hide_rare_options(parser, JMNatTrainingArguments)
+    chosen = {}
+    if known.preset is not None:
+        preset = load_preset(known.preset)
+        chosen = preset.model
+        parser.set_defaults(**preset.model, **preset.masking, **preset.training)
     if known.init_from is not None:
         if not (Path(known.init_from) / "config.json").is_file():
             raise ValueError(f"init_from {known.init_from} is not the folder of a saved model")
         config = JMNatConfig.from_pretrained(known.init_from)
-        parser.set_defaults(**{name: getattr(config, name) for name in MODEL_FIELDS})
-    if known.preset is not None:
-        preset = load_preset(known.preset)
-        parser.set_defaults(**preset.model, **preset.masking, **preset.training)
+        # Weights come with their sizes, whatever the preset says; what is no size is the preset's to choose.
+        kept = [name for name in MODEL_FIELDS if name not in FREE_MODEL_FIELDS or name not in chosen]
+        parser.set_defaults(**{name: getattr(config, name) for name in kept})
     run, model, masking, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if training.output_dir in (None, "trainer_output"):
         raise ValueError("output_dir is missing: give --output_dir DIR, the folder of this run")

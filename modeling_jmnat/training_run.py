@@ -22,7 +22,7 @@ from .halves import freeze_half, restart_half
 from .modeling_jmnat import JMNatForConditionalGeneration
 from .output_files import write_json
 from .preparation import load_prepared
-from .presets import MODEL_FIELDS
+from .presets import FREE_MODEL_FIELDS, MODEL_FIELDS
 from .teacher import load_teacher, load_teacher_tokenizer, tokenizer_digest
 from .teacher_init import copy_teacher_weights
 from .tokenization_jmnat import JMNatTokenizer
@@ -55,19 +55,6 @@ FIXED_TRAINING_FIELDS = (
     "seed",
     "data_seed",
 )
-# What may be chosen anew for a model that is trained further.
-FREE_MODEL_FIELDS = {
-    "dropout",
-    "attention_dropout",
-    "activation_dropout",
-    "ngram_size",
-    "ngram_alignment",
-    "encoder_loss_weight",
-    "ngram_loss_weight",
-    "length_loss_weight",
-    "label_smoothing",
-    "init_std",
-}
 
 
 def run_training(command: TrainingCommand) -> dict:

@@ -20,16 +20,19 @@ from modeling_jmnat.translation import translate_lines
 CORPUS = Path(__file__).parent.parent / "run_scripts" / "demo_data" / "libreoffice-help"
 
 
-def read_pairs(count: int, max_characters: int) -> list[tuple[str, str]]:
-    with gzip.open(CORPUS / "train.de.gz", "rt", "utf-8") as de, gzip.open(CORPUS / "train.en.gz", "rt", "utf-8") as en:
+def read_pairs(count: int, longest: int) -> list[tuple[str, str]]:
+    with (
+        gzip.open(CORPUS / "train.de.gz", "rt", "utf-8") as de,
+        gzip.open(CORPUS / "train.en.gz", "rt", "utf-8") as en,
+    ):
         pairs = [(source.strip(), target.strip()) for source, target in zip(de, en, strict=True)]
-    pairs = [pair for pair in dict(pairs).items() if 20 < min(map(len, pair)) and max(map(len, pair)) < max_characters]
+    pairs = [pair for pair in dict(pairs).items() if min(map(len, pair)) > 20 and max(map(len, pair)) < longest]
     return pairs[:: len(pairs) // count][:count]
 
 
 @pytest.mark.slow
 def test_hundred_real_pairs_reach_95_bleu_in_four_passes(tmp_path):
-    pairs = read_pairs(100, max_characters=100)
+    pairs = read_pairs(100, longest=100)
     tokenizer = train_joint_tokenizer((text for pair in pairs for text in pair), vocab_size=600)
     examples = []
     for index, (source, target) in enumerate(pairs):

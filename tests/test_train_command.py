@@ -241,6 +241,12 @@ def test_goes_on_from_another_model(through, data, tmp_path, capfd):
     expect_error(capfd, "d_model is 16", *start[:-4], "--output_dir", tmp_path / "x", "--d_model", 32)
 
 
+def test_sizes_come_with_the_weights_and_the_rest_from_the_preset(through, tmp_path):
+    start = ["--preset", "wmt_base", "--init_from", str(through), "--data", "any", "--output_dir", str(tmp_path)]
+    model = parse_command(start, "").model
+    assert (model["d_model"], model["dropout"]) == (16, load_preset("wmt_base").model["dropout"])
+
+
 @pytest.mark.parametrize("normalize_before", [True, False])
 def test_teacher_gives_what_fits(data, normalize_before):
     """M2M100 (layer norm before) and Marian (after): shared blocks are copied, positional attention adds nothing."""
