@@ -4,11 +4,12 @@ All systems translate the same block of sentences one after another, in an order
 that whatever disturbs the machine disturbs all of them. A ratio is refused where a system's rounds differ too much.
 """
 
+import contextlib
 import gc
+import importlib
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -48,8 +49,8 @@ def ratio(reference: dict, row: dict, key: str = "latency") -> float:
     for measured in (reference, row):
         if measured[f"{key}_spread"] > MAX_SPREAD:
             raise TooNoisy(
-                f"{measured['title']}: its rounds differ by {measured[f'{key}_spread']:.0%}, "
-                f"ratios are given up to {MAX_SPREAD:.0%}"
+                f"the rounds of {measured['title']} differ by {measured[f'{key}_spread']:.0%}, "
+                f"ratios with it are given up to {MAX_SPREAD:.0%}"
             )
     return reference[f"{key}_ms"] / row[f"{key}_ms"]
 
@@ -133,21 +134,24 @@ def length_sorted(sources: Sequence[Sequence[int]], batch_size: int) -> list[lis
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-def _resident_bytes() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _memory_mb(name: str) -> float:
+    """A line of /proc/self/status: VmRSS is the memory in use, VmHWM the most there ever was."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1e3 for line in file if line.startswith(f"{name}:"))
 
 
 def _load_and_translate(system: System, sources: list, num_threads: int, connection) -> None:
     torch.set_num_threads(num_threads)
-    before = _resident_bytes()
+    for name in ("onnxruntime", "ctranslate2"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    before = _memory_mb("VmRSS")
     start = time.perf_counter()
     engine = load_engine(system, num_threads)
     seconds = time.perf_counter() - start
     for source in sources:
         engine.translate(engine.prepare([source]), system.options)
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    connection.send({"load_seconds": seconds, "peak_memory_mb": (peak - before) / 1e6})
+    connection.send({"load_seconds": seconds, "peak_memory_mb": _memory_mb("VmHWM") - before})
     connection.close()
 
 
@@ -156,7 +160,7 @@ def loading_figures(system: System, sources: Sequence[Sequence[int]], num_thread
 
     Memory is not measured where there is no /proc.
     """
-    if not os.path.exists("/proc/self/statm"):
+    if not os.path.exists("/proc/self/status"):
         return {}
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -248,7 +252,7 @@ def run_benchmark(
 
 def add_ratios(rows: Sequence[dict]) -> list[str]:
     """Put into each row how many times faster it is than the reference systems; the reasons for those left out."""
-    refused = []
+    refused: dict[str, None] = {}
     for key, name in (("latency", "speed_up"), ("throughput", "batch_speed_up")):
         for title in REFERENCES:
             reference = next((row for row in rows if row["title"] == title), None)
@@ -256,21 +260,21 @@ def add_ratios(rows: Sequence[dict]) -> list[str]:
                 try:
                     row.setdefault(name, {})[title] = ratio(reference, row, key)
                 except TooNoisy as error:
-                    refused.append(f"{name} of {row['title']} against {title}: {error}")
-    return refused
+                    refused[f"{key}: {error}"] = None
+    return list(refused)
 
 
 def markdown_table(rows: Sequence[dict]) -> str:
     """The figures for a person: one line per system."""
     references = [title for title in REFERENCES if any(row["title"] == title for row in rows)]
     with_bleu = any("bleu" in row for row in rows)
-    head = ["system"] + ["BLEU"] * with_bleu + ["ms (quartiles)", "p50", "p99"]
+    head = ["system"] + (["BLEU"] if with_bleu else []) + ["ms (quartiles)", "p50", "p99"]
     head += [f"times faster than {title}" for title in references]
     head += ["sentences/s at batch", "load s", "memory MB"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
         low, high = row["latency_quartiles_ms"]
-        cells = [row["title"]] + [f"{row['bleu']:.2f}"] * with_bleu
+        cells = [row["title"]] + ([f"{row['bleu']:.2f}"] if with_bleu else [])
         cells += [f"{row['latency_ms']:.1f} ({low:.1f}-{high:.1f})"]
         cells += [f"{row['latency_p50_ms']:.1f}", f"{row['latency_p99_ms']:.1f}"]
         for title in references:

@@ -69,6 +69,7 @@ class TransformersEngine:
 
     def __init__(self, folder: str, int8: bool, num_threads: int):
         self.model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model.generation_config.max_length = None  # `max_new_tokens` takes its place
 
     def prepare(self, sources: Sequence[Sequence[int]]):
         return pad_batch(sources, self.model.config.pad_token_id)

@@ -4,8 +4,8 @@ B sources, R canvas rows (R/B consecutive rows share a source), S source tokens,
 predict, V vocabulary, D width, H heads. The graphs leave B, R, S, T and M open.
 
 Cross-attention never projects the decoder's states: a score is (W_q x + b_q).k = x.(W_q' k) + b_q.k, so the encoder
-graph returns W_q' k for each source token and head, and W_o v likewise. A pass then needs two products with the H S
-columns of a sentence in place of two with D columns and two per head: less work while S is below about 80.
+graph returns W_q' k for each source token and head, and likewise W_o v + b_o / H. A pass then needs two products with
+the H S columns of a sentence in place of two with D columns and two per head: less work while S is below about 80.
 """
 
 import copy
@@ -30,7 +30,11 @@ def merge_linears(linears, factors=None) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class StackWriter:
-    """Blocks that encoder and decoder share. Hidden states are (rows * length, D)."""
+    """Blocks that encoder and decoder share.
+
+    Hidden states are (rows, length, D) between int8 layers, and (rows * length, D) between float32 ones, whose
+    operator `Gemm` takes nothing else.
+    """
 
     def __init__(self, graph: GraphWriter, model: JMNatForConditionalGeneration, rows: str, length: str):
         self.graph = graph
@@ -46,6 +50,14 @@ class StackWriter:
     def position_table(self, stack, num_positions: int) -> str:
         """Embeddings of all positions, (num_positions, D)."""
         return self.graph.constant(stack.position_embeddings(torch.arange(num_positions), torch.float32))
+
+    def flat(self, states: str) -> str:
+        """(rows, length, D) as hidden states are."""
+        return states if self.graph.int8 else self.graph.reshape(states, -1, self.d_model)
+
+    def by_rows(self, states: str) -> str:
+        """Hidden states as (rows, length, D)."""
+        return states if self.graph.int8 else self.graph.reshape(states, self.rows, self.length, self.d_model)
 
     def residual(self, states: str, norm: torch.nn.LayerNorm, block, pick=None) -> str:
         """As `JMNatLayer.residual`; `pick` takes out those of the states that the block returns."""
@@ -67,14 +79,15 @@ class StackWriter:
         weight, bias_of_linears = merge_linears(
             [attention.q_proj, attention.k_proj, attention.v_proj], [attention.scaling, 1.0, 1.0]
         )
-        parts = graph.add("Split", graph.linear(states, weight, bias_of_linears), axis=1, num_outputs=3, num_results=3)
-        shape = graph.shape(self.rows, self.length, self.d_model)
-        query_key_value = [graph.add("Reshape", part, shape) for part in parts]
+        parts = graph.add(
+            "Split", graph.linear(states, weight, bias_of_linears), axis=-1, num_outputs=3, num_results=3
+        )
+        query_key_value = [self.by_rows(part) for part in parts]
         num_heads = self.d_model // attention.head_dim
         context = graph.add(
             "Attention", *query_key_value, bias, q_num_heads=num_heads, kv_num_heads=num_heads, scale=1.0
         )
-        return graph.reshape(context, -1, self.d_model)
+        return self.flat(context)
 
     def feed_forward(self, states: str, layer: JMNatLayer) -> str:
         inner = self.project(states, layer.fc1)
@@ -108,12 +121,12 @@ class EncoderWriter(StackWriter):
         for layer in encoder.layers:
             states = self.write_layer(states, layer, bias)
         states = self.last_norm(states, encoder)
-        states = graph.reshape(states, self.rows, self.length, self.d_model)
+        states = self.by_rows(states)
         self.write_lengths(states, encoder.embed_lengths.weight)
         tokens = graph.add(
             "Slice", states, graph.integers(1), graph.integers(torch.iinfo(torch.int64).max), graph.integers(1)
         )
-        self.write_cross_attention(graph.reshape(tokens, -1, self.d_model))
+        self.write_cross_attention(self.flat(tokens))
         return graph
 
     def write_layer(self, states: str, layer, bias: str) -> str:
@@ -133,7 +146,7 @@ class EncoderWriter(StackWriter):
         tokens = graph.add("Add", self.embed(self.ids, encoder, encoder.embed_tokens.weight), positions)  # (B, S, D)
         length_token = graph.constant(encoder.embed_lengths.weight[:1].clone())
         length_token = graph.add("Expand", length_token, graph.shape(self.rows, 1, self.d_model))
-        return graph.reshape(graph.add("Concat", length_token, tokens, axis=1), -1, self.d_model)
+        return self.flat(graph.add("Concat", length_token, tokens, axis=1))
 
     def self_attention_bias(self) -> str:
         """(B, 1, 1 + S, 1 + S), as one row repeated: the operator wants all of them."""
@@ -159,7 +172,7 @@ class EncoderWriter(StackWriter):
         linears = [getattr(layer.encoder_attn, name) for layer in layers for name in ("k_proj", "v_proj")]
         weight, bias = merge_linears(linears)
         parts = graph.add(
-            "Split", graph.linear(states, weight, bias), axis=1, num_outputs=len(linears), num_results=len(linears)
+            "Split", graph.linear(states, weight, bias), axis=-1, num_outputs=len(linears), num_results=len(linears)
         )
         # A row without tokens, as a row of padding is, sees all of it: an empty softmax would be undefined.
         seen = graph.add("Cast", self.mask, to=TensorProto.BOOL)
@@ -178,7 +191,10 @@ class EncoderWriter(StackWriter):
             query_bias = (query.bias * attention.scaling).view(num_heads, head_dim, 1)
             out_weight = out.weight.T.unflatten(0, (num_heads, head_dim))  # (H, D/H, D)
             key = graph.reshape(graph.add("MatMul", keys, graph.constant(query_weight)), self.rows, -1, self.d_model)
-            value = graph.reshape(graph.add("MatMul", values, graph.constant(out_weight)), self.rows, -1, self.d_model)
+            value = graph.add("MatMul", values, graph.constant(out_weight))  # (B, H, S, D)
+            # The probabilities of a head sum to 1, so that each of its values can carry a share of the output's bias.
+            value = graph.add("Add", value, graph.constant(out.bias / num_heads))
+            value = graph.reshape(value, self.rows, -1, self.d_model)
             bias = graph.add("MatMul", keys, graph.constant(query_bias))  # (B, H, S, 1)
             bias = graph.add("Add", graph.add("Transpose", bias, perm=[0, 1, 3, 2]), mask)
             graph.output(f"key_{index}", graph.add("Transpose", key, perm=[0, 2, 1]), ("B", self.d_model, "HS"))
@@ -213,18 +229,17 @@ class DecoderWriter(StackWriter):
         # With tied weights the table of the projection serves both, and is stored once.
         tied = self.model.lm_head.weight is decoder.embed_tokens.weight
         tokens = self.embed(self.canvas, decoder, self.output_weight if tied else decoder.embed_tokens.weight)
-        states = graph.reshape(graph.add("Add", tokens, positions), -1, self.d_model)
+        states = self.flat(graph.add("Add", tokens, positions))
         for index, layer in enumerate(decoder.layers):
             states = self.write_layer(states, layer, index, self.pick if layer is decoder.layers[-1] else None)
         self.write_tokens(self.last_norm(states, decoder))
         return graph
 
     def pick(self, states: str) -> str:
-        """States of all positions (R T, D) -> those of the positions to predict (R M, D)."""
+        """Hidden states of all positions -> those of the positions to predict."""
         graph = self.graph
         index = graph.add("Unsqueeze", self.positions, graph.integers(2))
-        states = graph.reshape(states, self.rows, self.length, self.d_model)
-        return graph.reshape(graph.add("GatherND", states, index, batch_dims=1), -1, self.d_model)
+        return self.flat(graph.add("GatherND", self.by_rows(states), index, batch_dims=1))
 
     def write_layer(self, states: str, layer, index: int, pick=None) -> str:
         """With `pick`, from the last mixing of positions on only the states that it takes out."""
@@ -255,9 +270,10 @@ class DecoderWriter(StackWriter):
         num_heads = self.d_model // attention.head_dim
         probs = graph.input(f"position_probs_{index}", ("R", num_heads, "T", "T"))
         value = graph.linear(states, attention.v_proj.weight, attention.v_proj.bias)
-        value = graph.reshape(value, self.rows, self.length, num_heads, attention.head_dim)
+        value = graph.reshape(value, self.rows, self.length, num_heads, attention.head_dim)  # (R, T, H, D/H)
         context = graph.add("MatMul", probs, graph.add("Transpose", value, perm=[0, 2, 1, 3]))
-        return graph.reshape(graph.add("Transpose", context, perm=[0, 2, 1, 3]), -1, self.d_model)
+        context = graph.add("Transpose", context, perm=[0, 2, 1, 3])  # (R, T, H, D/H)
+        return graph.reshape(context, *((self.rows,) if graph.int8 else ()), -1, self.d_model)
 
     def cross_attention(self, states: str, attention: JMNatAttention, index: int) -> str:
         graph = self.graph
@@ -271,8 +287,7 @@ class DecoderWriter(StackWriter):
         scores = graph.add("Add", graph.add("MatMul", grouped, key), bias)  # (B, R/B M, H S)
         probs = graph.add("Softmax", graph.reshape(scores, -1, num_tokens), axis=-1)
         context = graph.add("MatMul", graph.reshape(probs, sources, -1, columns), value)
-        context = graph.add("Add", context, graph.constant(attention.out_proj.bias))
-        return graph.reshape(context, -1, self.d_model)
+        return graph.reshape(context, *((self.rows,) if graph.int8 else ()), -1, self.d_model)
 
     def write_tokens(self, states: str) -> None:
         """Best token of each state and its log-probability; `token_bias` takes part in the softmax."""

@@ -95,7 +95,8 @@ def _figure(output: str | Path, num_panels: int) -> Iterator[list]:
     for panel in panels:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(frameon=False, fontsize=8)
+        if panel.get_legend() is None:
+            panel.legend(frameon=False, fontsize=8)
         for line_axis in (panel.xaxis, panel.yaxis):
             if line_axis.get_scale() == "log":  # 20 and 0.5 rather than powers of ten
                 line_axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -132,7 +133,7 @@ def plot_learning_curve(history: Sequence[Mapping], output: str | Path, axis: st
         for number, (key, points) in enumerate(scores.items()):
             passes = key.removeprefix("eval_bleu").removeprefix("_k")
             label = f"{passes} pass{'es' if passes != '1' else ''}" if passes else "validation set"
-            style = {"color": COLOURS[number % 7], "marker": MARKS[number % 7]}
+            style = {"color": COLOURS[number % 7], "marker": MARKS[(number + number // 7) % 7]}
             panels[1].plot(*points, label=label, markersize=4, linewidth=1.5, **style)
         if scores:
             panels[1].set(xlabel=AXES[axis], ylabel="validation sacreBLEU (0 to 100)")
@@ -154,7 +155,7 @@ def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> di
     with _figure(output, 1) as panels:
         for number, (system, points) in enumerate(systems.items()):
             points = sorted(points, key=lambda row: row["latency_ms"])
-            style = {"color": COLOURS[number % 7], "marker": MARKS[number % 7]}
+            style = {"color": COLOURS[number % 7], "marker": MARKS[(number + number // 7) % 7]}
             times, scores = [row["latency_ms"] for row in points], [row["bleu"] for row in points]
             panels[0].plot(times, scores, label=system, markersize=6, linewidth=1.2, **style)
             for row in points:
@@ -164,6 +165,7 @@ def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> di
         panels[0].set_xscale("log")
         panels[0].margins(0.12)
         panels[0].set(xlabel="latency (milliseconds per sentence, batch 1)", ylabel="sacreBLEU (0 to 100)")
+        panels[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=8)  # off the points
     return {"systems": len(systems), "points": len(rows)}
 
 
@@ -181,6 +183,6 @@ def plot_lines(panels: Sequence[Panel], output: str | Path) -> None:
     with _figure(output, len(panels)) as axes:
         for panel, axis in zip(panels, axes, strict=True):
             for number, (label, points) in enumerate(panel.lines.items()):
-                style = {"color": COLOURS[number % 7], "marker": MARKS[number % 7]}
+                style = {"color": COLOURS[number % 7], "marker": MARKS[(number + number // 7) % 7]}
                 axis.plot(*points, label=label, markersize=4, linewidth=1.5, **style)
             axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)

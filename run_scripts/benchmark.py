@@ -4,6 +4,7 @@ Give a trained student and teacher with a test set, or --random_weights for the 
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -35,6 +36,7 @@ from modeling_jmnat.text_files import read_parallel  # noqa: E402
 from modeling_jmnat.translation import load_translator  # noqa: E402
 
 FIXED_LENGTH = 25  # tokens of source and target with random weights
+CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
 
 
 @dataclass
@@ -50,7 +52,9 @@ class BenchmarkArguments:
     reference: str | None = field(default=None, metadata={"help": "Its translation, for BLEU beside the times."})
     random_weights: str | None = field(
         default=None,
-        metadata={"help": "small or base: untrained models of that size at 25 tokens; no BLEU, no adaptive passes."},
+        metadata={
+            "help": "small or base: untrained models of that size at 25 tokens; no BLEU, nothing adaptive or pruned."
+        },
     )
     passes: list[int] = field(default_factory=lambda: [1, 4, 10], metadata={"help": "Decoder passes k to measure."})
     candidates: list[int] = field(default_factory=lambda: [1, 4], metadata={"help": "Length candidates C to measure."})
@@ -68,8 +72,18 @@ class BenchmarkArguments:
 
 
 def settings(arguments: BenchmarkArguments, trained: bool) -> dict[str, dict]:
-    """Named options of `generate`. Rules that read probabilities mean nothing with random weights."""
+    """Named options of `generate`. Rules that read probabilities mean nothing with random weights.
+
+    Candidates are pruned late, after 0.7 k passes: earlier the best of them cannot be told yet.
+    """
     named = {f"k = {passes}": {"num_iterations": passes} for passes in arguments.passes}
+    several = [passes for passes in arguments.passes if passes > 2]
+    if not trained or not several:
+        return named
+    for passes in several:
+        pruned = math.ceil(0.7 * passes)
+        named[f"k = {passes}, pruned"] = {"num_iterations": passes, "prune_candidates": pruned}
+    named[f"k = {several[-1]}, adaptive"] = {"num_iterations": several[-1], "confidence_threshold": CONFIDENCE}
     return named
 
 

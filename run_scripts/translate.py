@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 from transformers import HfArgumentParser
@@ -23,12 +24,17 @@ from modeling_jmnat.translation import (
     translate_lines,
 )
 
+SHIPPED_MODEL = str(Path(__file__).resolve().parent.parent / "hub_card" / "de-en")
+
 
 @dataclass
 class TranslationArguments:
     """What to translate, with which model and decoding options."""
 
-    model: str = field(metadata={"help": "Folder of a trained model."})
+    model: str = field(
+        default=SHIPPED_MODEL,
+        metadata={"help": "Folder of a trained model. Default: hub_card/de-en, German to English."},
+    )
     input: str = field(
         default="-", metadata={"help": "Text to translate, one sentence a line; .gz is read as is. -: standard input."}
     )

@@ -1,0 +1,207 @@
+"""The ONNX graphs against the network they were written from, for every architecture; the int8 ones by their error."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from random_models import ARCHITECTURES, pad, random_model, random_sources
+from translation_samples import load_script, save_translators
+
+from modeling_jmnat import JMNatForConditionalGeneration, ORTJMNatForConditionalGeneration
+
+pytest.importorskip("onnx", reason="the extra `bench` is not installed")
+pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
+
+from modeling_jmnat.onnx_export import export_onnx  # noqa: E402
+from modeling_jmnat.onnx_graph import quantise_rows  # noqa: E402
+from modeling_jmnat.onnx_model import VOCABULARY_BLOCK  # noqa: E402
+
+OPTIONS = {
+    "paper": {},
+    "one_pass": {"num_iterations": 1, "num_length_candidates": 1},
+    "pruned": {"prune_candidates": 2},
+    "rows_leave": {"early_stop": True, "confidence_threshold": 0.9},
+    "n_best": {"num_return_sequences": 3, "remask_adjacent": False},
+    "update_all": {"update_all": True, "remask_schedule": "cosine"},
+    "all_tokens": {"suppress_tokens": []},
+    "suppressed": {"suppress_tokens": [0, 1, 4, 7, 11, 15]},
+}
+
+
+def both(folder, seed=0, int8=False, **fields):
+    model = random_model(seed, **fields)
+    export_onnx(model, folder, int8=int8)
+    return model, ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
+
+
+def decode(model, sources, **options):
+    input_ids, attention_mask = pad(sources)
+    options = {"num_iterations": 4, "num_length_candidates": 3, **options}
+    return model.generate(input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **options)
+
+
+def assert_same(expected, found):
+    for name in ("sequences", "lengths", "num_passes", "candidate_lengths", "best_candidates"):
+        assert torch.equal(expected[name], found[name]), name
+    for name in ("sequences_scores", "token_scores"):
+        torch.testing.assert_close(expected[name], found[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_equals_the_network(architecture, tmp_path):
+    for seed in (31, 32):
+        model, exported = both(tmp_path, seed, **ARCHITECTURES[architecture])
+        sources = random_sources(model, 12, seed)
+        assert_same(decode(model, sources), decode(exported, sources))
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_equals_the_network(name, tmp_path):
+    model, exported = both(tmp_path, 33, ngram_size=3)
+    sources = random_sources(model, 10, 33)
+    output = decode(exported, sources, **OPTIONS[name])
+    assert_same(decode(model, sources, **OPTIONS[name]), output)
+    if name == "rows_leave":
+        assert len(set(output.num_passes.tolist())) > 1  # otherwise nothing has been tested
+
+
+def test_vocabularies_of_more_than_one_block(tmp_path):
+    """Ties, the last token and the padding of the last block are where a search by blocks could go wrong."""
+    for vocab_size in (VOCABULARY_BLOCK, VOCABULARY_BLOCK + 1, 2 * VOCABULARY_BLOCK - 1):
+        model, exported = both(tmp_path, 34, vocab_size=vocab_size)
+        sources = random_sources(model, 10, 34)
+        expected = decode(model, sources)
+        assert_same(expected, decode(exported, sources))
+        assert int(expected.sequences.max()) < vocab_size
+
+
+def test_a_sentence_is_translated_alike_in_every_batch(tmp_path):
+    _, exported = both(tmp_path, 35)
+    sources = random_sources(exported, 8, 35)
+    together = decode(exported, sources)
+    for index, source in enumerate(sources):
+        alone = decode(exported, [source])
+        length = alone.sequences.shape[1]
+        assert torch.equal(alone.sequences[0], together.sequences[index, :length])
+        assert (together.sequences[index, length:] == exported.config.pad_token_id).all()
+        torch.testing.assert_close(alone.sequences_scores[0], together.sequences_scores[index], rtol=1e-4, atol=1e-5)
+
+
+def test_left_padding_given_lengths_and_rerankers(tmp_path):
+    model, exported = both(tmp_path, 36)
+    sources = random_sources(model, 5, 36)
+    input_ids, attention_mask = pad(sources, "left", extra=2)
+    options = {"attention_mask": attention_mask, "num_iterations": 3, "return_dict_in_generate": True}
+    options["target_lengths"] = torch.tensor([2, 12, 5, 7, 3])
+    assert_same(model.generate(input_ids, **options), exported.generate(input_ids, **options))
+    # A mask left out is taken from <pad>; a row of nothing but padding must not become NaN.
+    empty = torch.cat([input_ids, torch.full_like(input_ids[:1], model.config.pad_token_id)])
+    assert_same(*(which.generate(empty, return_dict_in_generate=True) for which in (model, exported)))
+
+
+def test_encoder_outputs_may_be_used_again(tmp_path):
+    _, exported = both(tmp_path, 37)
+    input_ids, attention_mask = pad(random_sources(exported, 4, 37))
+    outputs = exported.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
+    again = exported.generate(input_ids, attention_mask=attention_mask, encoder_outputs=outputs)
+    assert torch.equal(exported.generate(input_ids, attention_mask=attention_mask), again)
+
+
+def test_int8_rounds_each_row_to_its_own_scale():
+    weight = torch.tensor([[0.5, -1.27, 0.0], [254.0, 2.0, -3.1], [0.0, 0.0, 0.0]])
+    quantised, scales = quantise_rows(weight)
+    assert quantised.tolist() == [[50, -127, 0], [127, 1, -2], [0, 0, 0]]
+    torch.testing.assert_close(scales[:2], torch.tensor([0.01, 2.0]))
+    error = (quantised * scales[:, None] - weight).abs()
+    assert (error <= scales[:, None] / 2 * 1.0001).all()
+
+
+def test_int8_stays_close_to_float32(tmp_path):
+    model, exported = both(tmp_path, 38, int8=True, d_model=64, encoder_ffn_dim=128, decoder_ffn_dim=128)
+    sources = random_sources(model, 40, 38)
+    lengths = torch.tensor([len(source) for source in sources])
+    options = {"num_iterations": 1, "num_length_candidates": 1, "target_lengths": lengths}
+    expected, found = decode(model, sources, **options), decode(exported, sources, **options)
+    width = min(expected.sequences.shape[1], found.sequences.shape[1])
+    inside = torch.arange(width) < torch.minimum(expected.lengths, found.lengths)[:, None]
+    same = (expected.sequences[:, :width] == found.sequences[:, :width])[inside]
+    assert same.float().mean() > 0.9
+    assert not torch.equal(expected.sequences_scores, found.sequences_scores)  # they are not the float32 graphs
+    sizes = [sum(path.stat().st_size for path in tmp_path.glob(name)) for name in ("*coder.onnx", "*_int8.onnx")]
+    assert sizes[1] < sizes[0]
+
+
+def test_what_cannot_be_done_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="decoder_input='source_copy' cannot be exported"):
+        export_onnx(random_model(39, decoder_input="source_copy"), tmp_path)
+    with pytest.raises(ValueError, match="activation_function='silu' cannot be exported"):
+        export_onnx(random_model(39, activation_function="silu"), tmp_path)
+    with pytest.raises(ValueError, match=r"holds no decoder\.onnx"):
+        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path / "nowhere")
+    _, exported = both(tmp_path, 39)
+    with pytest.raises(ValueError, match=r"decoder_int8\.onnx.*--int8"):
+        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path, int8=True)
+    with pytest.raises(ValueError, match="41 tokens, max_position_embeddings=40"):
+        exported.generate(torch.full((1, 41), 6))
+    with pytest.raises(ValueError, match="input_ids are needed"):
+        exported.generate(inputs_embeds=torch.zeros(1, 3, 16))
+    with pytest.raises(ValueError, match="device='cuda' is not supported"):
+        exported.to("cuda")
+
+
+def test_the_exported_model_keeps_its_weights(tmp_path):
+    """Exporting works on a copy: the model may be in half precision, or in training."""
+    model = random_model(40).half().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export_onnx(model, tmp_path)
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_commands_export_and_translate(tmp_path, capsys):
+    save_translators(tmp_path)
+    student = tmp_path / "student"
+    load_script("export_onnx").main(["--model", str(student), "--int8", "True"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["megabytes"].keys() == {
+        *(f"{part}{kind}.onnx" for part in ("encoder", "decoder") for kind in ("", "_int8")),
+        "positions.safetensors",
+    }
+    source = tmp_path / "source.txt"
+    source.write_text("ab cde\n\nfgh i ab\nd e f g h\n")
+    texts = {}
+    for backend in ("torch", "onnx", "onnx_int8"):
+        output = tmp_path / backend
+        arguments = ["--model", str(student), "--backend", backend, "--input", str(source), "--output", str(output)]
+        load_script("translate").main([*arguments, "--num_iterations", "3", "--batch_tokens", "20"])
+        texts[backend] = output.read_text().split("\n")
+    assert texts["torch"] == texts["onnx"]
+    assert len(texts["onnx_int8"]) == 5
+    for wrong in (["--backend", "tpu"], ["--backend", "onnx", "--dtype", "bfloat16"]):
+        with pytest.raises(SystemExit):
+            load_script("translate").main(["--model", str(student), "--input", str(source), *wrong])
+    with pytest.raises(SystemExit):
+        load_script("export_onnx").main(["--model", str(tmp_path / "teacher")])
+    assert "only JM-NAT can be exported" in capsys.readouterr().err
+
+
+def test_the_package_needs_no_onnx():
+    code = (
+        "import sys; sys.modules['onnx'] = sys.modules['onnxruntime'] = None\n"
+        "from modeling_jmnat import ORTJMNatForConditionalGeneration\n"
+        "from modeling_jmnat.onnx_model import load_session\n"
+        "try:\n    load_session('x.onnx', 1)\n"
+        "except ValueError as error:\n    print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install onnxruntime" in result.stdout
+
+
+def test_it_is_the_class_of_the_package(tmp_path):
+    model, exported = both(tmp_path, 41)
+    assert isinstance(model, JMNatForConditionalGeneration)
+    assert exported.config.to_dict()["d_model"] == model.config.d_model
+    assert exported.generation_config.num_iterations == model.generation_config.num_iterations
+    assert exported.eval().to("cpu").can_generate()
