@@ -1,12 +1,13 @@
 """Timing of several translation systems against each other: interleaved, repeated, with the spread beside each figure.
 
 All systems translate the same block of sentences one after another, in an order that turns from round to round, so
-that whatever disturbs the machine disturbs all of them. A ratio is refused where a system's rounds differ too much.
+that whatever disturbs the machine disturbs all of them. A ratio is refused where the rounds do not agree on it.
 """
 
 import contextlib
 import gc
 import importlib
+import itertools
 import multiprocessing
 import os
 import platform
@@ -28,7 +29,7 @@ PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
 
 
 class TooNoisy(Exception):
-    """The rounds of a measurement differ too much for a ratio."""
+    """The rounds of a measurement do not agree on a ratio."""
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -40,19 +41,24 @@ def spread(rounds: Sequence[float]) -> float:
     return (quantile(rounds, 0.75) - quantile(rounds, 0.25)) / statistics.median(rounds)
 
 
-def ratio(reference: dict, row: dict, key: str = "latency") -> float:
-    """How many times faster `row` is than `reference`, by the medians of their rounds.
+def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """How many times faster, from seconds [round][block] of two systems that translated the same blocks in turns.
+
+    Blocks are compared one by one, so that a slower minute of the machine, which both went through, cancels out.
+
+    Returns:
+        The median over all blocks and rounds, and the spread of the rounds' medians.
 
     Raises:
-        TooNoisy: the rounds of one of them spread by more than `MAX_SPREAD`.
+        TooNoisy: fewer than three rounds, or rounds that spread by more than `MAX_SPREAD`.
     """
-    for measured in (reference, row):
-        if measured[f"{key}_spread"] > MAX_SPREAD:
-            raise TooNoisy(
-                f"the rounds of {measured['title']} differ by {measured[f'{key}_spread']:.0%}, "
-                f"ratios with it are given up to {MAX_SPREAD:.0%}"
-            )
-    return reference[f"{key}_ms"] / row[f"{key}_ms"]
+    if len(times) < 3:
+        raise TooNoisy(f"ratios need 3 rounds, which {len(times)} cannot show to agree")
+    rounds = [[slow / fast for slow, fast in zip(*turns, strict=True)] for turns in zip(reference, times, strict=True)]
+    found = spread([statistics.median(blocks) for blocks in rounds])
+    if found > MAX_SPREAD:
+        raise TooNoisy(f"the rounds differ by {found:.0%}, ratios are given up to {MAX_SPREAD:.0%}")
+    return statistics.median(itertools.chain(*rounds)), found
 
 
 def interleaved(
@@ -203,7 +209,7 @@ def run_benchmark(
     batch_rounds: int = 3,
     score: Callable[[list[list[int]]], dict] | None = None,
     progress: bool = False,
-) -> list[dict]:
+) -> tuple[list[dict], list[str]]:
     """Measure every system: latency at batch 1, throughput at `batch_size`, time to load and memory.
 
     Args:
@@ -212,7 +218,7 @@ def run_benchmark(
         score: figures of the translations of all sources (lists of ids, which may go beyond `</s>`).
 
     Returns:
-        One row of figures per system.
+        One row of figures per system, and why some of the ratios between them are missing.
     """
     torch.set_num_threads(num_threads)
     num_sentences = min(num_sentences, len(sources))
@@ -247,21 +253,35 @@ def run_benchmark(
                     translations[index] = ids
             row |= score(translations)
         rows.append(row)
-    return rows
+    times = {
+        "latency": {system.title: block_sums(latency[system], BLOCK_SENTENCES) for system in systems},
+        "throughput": {system.title: throughput[system] for system in systems},
+    }
+    return rows, add_ratios(rows, times)
 
 
-def add_ratios(rows: Sequence[dict]) -> list[str]:
-    """Put into each row how many times faster it is than the reference systems; the reasons for those left out."""
-    refused: dict[str, None] = {}
-    for key, name in (("latency", "speed_up"), ("throughput", "batch_speed_up")):
+def block_sums(times: Sequence[Sequence[float]], block: int) -> list[list[float]]:
+    """Seconds [round][batch] -> [round][block of batches]."""
+    return [[sum(turn[start : start + block]) for start in range(0, len(turn), block)] for turn in times]
+
+
+def add_ratios(rows: Sequence[dict], times: dict[str, dict[str, list[list[float]]]]) -> list[str]:
+    """Put into each row how many times faster it is than the reference systems; the reasons for those left out.
+
+    Args:
+        times: seconds [round][block] by kind of measurement (`latency`, `throughput`) and title.
+    """
+    refused = []
+    for kind, name in (("latency", "speed_up"), ("throughput", "batch_speed_up")):
         for title in REFERENCES:
-            reference = next((row for row in rows if row["title"] == title), None)
-            for row in rows if reference is not None else ():
+            for row in rows if title in times[kind] else ():
                 try:
-                    row.setdefault(name, {})[title] = ratio(reference, row, key)
-                except TooNoisy as error:
-                    refused[f"{key}: {error}"] = None
-    return list(refused)
+                    value, _ = paired_ratio(times[kind][title], times[kind][row["title"]])
+                except TooNoisy as reason:
+                    refused.append(f"{kind} of {row['title']} against {title}: {reason}")
+                else:
+                    row.setdefault(name, {})[title] = value
+    return refused
 
 
 def markdown_table(rows: Sequence[dict]) -> str:

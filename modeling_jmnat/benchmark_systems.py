@@ -156,10 +156,10 @@ def teacher_systems(folder: str, length: int | None = None, suffix: str = "") ->
     systems = []
     for num_beams, search in ((1, "greedy"), (5, "beam 5")):
         options = {"num_beams": num_beams} | ({} if length is None else {"length": length})
-        systems.append(System(f"Transformers{suffix}, {search}", "transformers", folder, options=options))
+        systems.append(System(f"Transformers{suffix}", "transformers", folder, search, options=options))
         for int8 in (False, True):
-            name = f"CTranslate2{suffix} {'int8' if int8 else 'float32'}, {search}"
-            systems.append(System(name, "ctranslate2", folder, int8=int8, options=options))
+            name = f"CTranslate2{suffix} {'int8' if int8 else 'float32'}"
+            systems.append(System(name, "ctranslate2", folder, search, int8, options))
     return systems
 
 

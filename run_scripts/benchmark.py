@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from modeling_jmnat.benchmark import add_ratios, environment, markdown_table, run_benchmark  # noqa: E402
+from modeling_jmnat.benchmark import environment, markdown_table, run_benchmark  # noqa: E402
 from modeling_jmnat.benchmark_systems import (  # noqa: E402
     SIZES,
     prepare_student,
@@ -152,7 +152,7 @@ def main(argv=None):
             systems = [system for system in systems if re.search(arguments.only, system.title)]
         if not systems:
             raise ValueError(f"only={arguments.only!r} matches no system")
-        rows = run_benchmark(
+        rows, refused = run_benchmark(
             systems,
             sources,
             arguments.threads,
@@ -163,7 +163,6 @@ def main(argv=None):
             score,
             progress=True,
         )
-    refused = add_ratios(rows)
     table = markdown_table(rows)
     write_json(output / "rows.json", rows)
     write_json(output / "environment.json", {**surroundings, "refused_ratios": refused})
