@@ -31,7 +31,7 @@ if [ ! -f "$run/model/results.json" ]; then
 fi
 
 echo "4. Held-out sentences, pass by pass"
-gzip -dc $corpus/test.de.gz | awk 'length($0) > 20 && length($0) < 45' | sed -n '10p;40p;80p' > "$run/sentences.de"
+gzip -dc $corpus/test.de.gz | awk 'length($0) > 30 && length($0) < 60' | sed -n '26p;126p;301p' > "$run/sentences.de"
 python run_scripts/translate.py --model "$run/model" --input "$run/sentences.de" --num_iterations 4 --show_passes
 
 echo "5. Score on 200 held-out sentences, and milliseconds per sentence one at a time on one core"
