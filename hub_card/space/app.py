@@ -1,0 +1,99 @@
+"""A page to type a German sentence and to watch how JM-NAT translates it: all words at once, mended in k passes.
+
+`python app.py` shows the model beside it in the repository, or MODEL=folder-or-Hub-id. TEACHER=folder-or-Hub-id adds
+the word-by-word translation of an autoregressive model.
+"""
+
+import os
+from functools import lru_cache
+
+import gradio as gr
+from passes import HERE, MAX_CANDIDATES, MAX_PASSES, load, model_name, translate, translate_word_by_word
+from rendering import render, render_message
+
+EXAMPLES = [
+    "Tom wollte nicht, dass Maria allein nach Hause geht.",
+    "Wenn es morgen regnet, bleiben wir zu Hause.",
+    "Speichern Sie das Dokument, bevor Sie es drucken.",
+    "Hast du das Buch gelesen, das ich dir gegeben habe?",
+]
+INTRODUCTION = """# Watch a translation being mended
+
+Most translators write one word after the other. This one, JM-NAT, predicts **all English words at once**, then masks
+those it is least sure of and predicts them again, in k passes.
+"""
+# On a phone the result lies below the options.
+SHOW_RESULT = """() => {
+    const result = document.querySelector("#result");
+    if (result.getBoundingClientRect().top > 0.6 * window.innerHeight) result.scrollIntoView({behavior: "smooth"});
+}"""
+
+
+@lru_cache(maxsize=2)
+def loaded(name: str):
+    """Model and tokenizer, after one translation that nobody waits for."""
+    model, tokenizer = load(name)
+    model.generate(**tokenizer("Hallo.", return_tensors="pt").to(model.device))
+    return model, tokenizer
+
+
+def answer(text: str, num_passes: int, num_candidates: int, remasking: str) -> str:
+    """HTML of the passes, or of one sentence that says what to change."""
+    try:
+        result = translate(*loaded(model_name()), text, num_passes, num_candidates, remasking == "neighbours together")
+    except ValueError as error:
+        return render_message(str(error))
+    if not os.environ.get("TEACHER"):
+        return render(result)
+    try:
+        return render(result, translate_word_by_word(*loaded(os.environ["TEACHER"]), text))
+    except ValueError as error:  # it may read less at a time
+        return render(result) + render_message(f"Word by word: {error}")
+
+
+def build() -> gr.Blocks:
+    with gr.Blocks(title="JM-NAT: watch a translation being mended", analytics_enabled=False) as page:
+        gr.Markdown(INTRODUCTION)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3, min_width=280):
+                text = gr.Textbox(EXAMPLES[0], label="German sentence", lines=1, max_lines=6, elem_id="text")
+                gr.Examples(EXAMPLES, text, label="Or take one of these")
+            with gr.Column(scale=2, min_width=280):
+                passes = gr.Slider(1, MAX_PASSES, 4, step=1, label="Passes (k)", elem_id="passes")
+                lengths = gr.Slider(1, MAX_CANDIDATES, 4, step=1, label="Lengths tried at once (C)", elem_id="lengths")
+                remasking = gr.Radio(
+                    ["neighbours together", "words one by one"],
+                    value="neighbours together",
+                    label="What is masked again",
+                )
+                button = gr.Button("Translate", variant="primary", elem_id="translate")
+        result = gr.HTML(elem_id="result")
+        translated = gr.on(
+            [button.click, text.submit],
+            answer,
+            [text, passes, lengths, remasking],
+            result,
+            api_name="translate",
+            show_progress="minimal",
+        )
+        translated.then(None, js=SHOW_RESULT)
+    return page
+
+
+def main() -> None:
+    for name in filter(None, (model_name(), os.environ.get("TEACHER"))):
+        loaded(name)
+    fonts = ["system-ui", "sans-serif"]
+    theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=["monospace"]).set(
+        body_text_color_subdued="*neutral_600",  # that of the theme is too pale to read
+        body_text_color_subdued_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_hover_dark="*primary_800",
+    )
+    build().launch(theme=theme, css_paths=HERE / "style.css", footer_links=["gradio"])
+
+
+if __name__ == "__main__":
+    main()
