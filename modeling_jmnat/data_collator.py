@@ -36,6 +36,8 @@ class DataCollatorForJMNat:
             paper, where it is 0.
         correction_ratio: share of the visible target tokens that `JMNatTrainer` replaces by the model's own
             predictions (see `correction.py`) and that are to be predicted, too. Beyond the paper, where it is 0.
+        glancing_ratio: in sentences whose whole target is `<mask>`, `JMNatTrainer` shows this many tokens of the
+            reference for each one that the model gets wrong (see `glancing.py`). Beyond the paper, where it is 0.
         seed: seed of the masks.
         pad_to_multiple_of: pad S and T to a multiple of this, for tensor cores.
 
@@ -55,6 +57,7 @@ class DataCollatorForJMNat:
         seed: int = 0,
         pad_to_multiple_of: int | None = None,
         correction_ratio: float = 0.0,
+        glancing_ratio: float = 0.0,
     ):
         shares = {
             "source_mask_ratio": source_mask_ratio,
@@ -62,6 +65,7 @@ class DataCollatorForJMNat:
             "random_token_prob": random_token_prob,
             "full_mask_ratio": full_mask_ratio,
             "correction_ratio": correction_ratio,
+            "glancing_ratio": glancing_ratio,
             "mask_token_prob + random_token_prob": mask_token_prob + random_token_prob,
         }
         for name, share in shares.items():
@@ -69,6 +73,11 @@ class DataCollatorForJMNat:
                 raise ValueError(f"{name} is {share}, it must be between 0 and 1")
         if target_mask not in TARGET_MASKS:
             raise ValueError(f"target_mask is {target_mask!r}, it must be one of {', '.join(TARGET_MASKS)}")
+        if glancing_ratio and target_mask != "all" and not full_mask_ratio:
+            raise ValueError(
+                f"glancing_ratio is {glancing_ratio} and no target is wholly masked: full_mask_ratio must be above 0 "
+                "or target_mask 'all'"
+            )
         for name, value in {"ngram_size": ngram_size, "pad_to_multiple_of": pad_to_multiple_of}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, it must be at least 1")
@@ -88,6 +97,7 @@ class DataCollatorForJMNat:
         self.random_token_prob = random_token_prob
         self.full_mask_ratio = full_mask_ratio
         self.correction_ratio = correction_ratio
+        self.glancing_ratio = glancing_ratio
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
         # In shared memory, so that `set_epoch` in the main process is seen by persistent workers.
@@ -106,6 +116,7 @@ class DataCollatorForJMNat:
         twin = copy.copy(self)
         twin.source_mask_ratio = 0.0
         twin.correction_ratio = 0.0
+        twin.glancing_ratio = 0.0
         twin.seed = EVALUATION_SEED
         twin._epoch = torch.zeros((), dtype=torch.int64)  # its own: `set_epoch` here does not reach the twin
         return twin
@@ -117,7 +128,9 @@ class DataCollatorForJMNat:
             `input_ids`, `attention_mask` (B, S) and `encoder_targets` (B, S; only where the source is masked; -100
             where nothing is to be predicted); `labels` (B, T), the whole target, -100 at padding; `decoder_input_ids`,
             `decoder_attention_mask`, `masked_positions` (B, T). With `correction_ratio`, `correction_positions`
-            (B, T), a part of `masked_positions`, is True where `decoder_input_ids` still hold the reference.
+            (B, T), a part of `masked_positions`, is True where `decoder_input_ids` still hold the reference. With
+            `glancing_ratio`, `glancing_order` (B, T) counts the tokens of fully masked targets in random order; it is
+            -1 elsewhere.
 
         Raises:
             ValueError: a feature lacks a column or holds no token.
@@ -175,6 +188,10 @@ class DataCollatorForJMNat:
             visible = is_token & ~batch["masked_positions"]
             batch["correction_positions"] = visible & (uniforms[..., 1] < self.correction_ratio)
             batch["masked_positions"] = batch["masked_positions"] | batch["correction_positions"]
+        if self.glancing_ratio:
+            # Unused in fully masked targets, likewise.
+            order = uniforms[..., 1].masked_fill(~is_full, 2.0).argsort(dim=1, stable=True).argsort(dim=1)
+            batch["glancing_order"] = order.masked_fill(~is_full, -1)
         return batch
 
     def _corrupt(self, token_ids, chosen, uniforms) -> torch.Tensor:

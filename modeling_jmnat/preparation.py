@@ -95,6 +95,13 @@ class PreparationArguments:
             "(end mark included); 0 keeps all."
         },
     )
+    append_train_of: str | None = field(
+        default=None,
+        metadata={
+            "help": "Append the training pairs of this folder, which an earlier call wrote: distilled text and raw "
+            "text together."
+        },
+    )
     drop_duplicates: bool = field(
         default=False, metadata={"help": "Keep only the first of training pairs that are equal on both sides."}
     )
@@ -127,6 +134,10 @@ def prepare(arguments: PreparationArguments) -> dict:
     """
     output_dir = _claim_output_dir(Path(arguments.output_dir), arguments.overwrite)
     splits = read_splits(arguments)
+    if arguments.append_train_of is not None:
+        appended = load_prepared(arguments.append_train_of)[0]["train"]
+        splits["train"].sources += appended["source"][:]
+        splits["train"].targets += appended["target"][:]
     counts = {"train": clean_train_text(splits["train"], arguments)}
     for name in splits.keys() - {"train"}:
         _refuse_empty_lines(splits[name])

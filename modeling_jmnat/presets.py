@@ -56,6 +56,7 @@ MASKING_FIELDS = {
     "random_token_prob": "Share of the chosen tokens that become a random token; the rest stay.",
     "full_mask_ratio": "Share of sentences whose whole target is masked.",
     "correction_ratio": "Share of visible target tokens replaced by the model's own predictions, to be corrected.",
+    "glancing_ratio": "In fully masked targets, show this many reference tokens for each one predicted wrongly.",
     "pad_to_multiple_of": "Pad batches to a multiple of this length (8 suits tensor cores).",
 }
 

@@ -23,7 +23,7 @@ class Student:
         name: folder name.
         label: row of the table.
         settings: options of train_jmnat.py beside the preset.
-        data: "distilled", "weak_distilled" or "raw".
+        data: "distilled", "weak_distilled", "raw", or "both" (distilled and raw together, equal updates).
         seeds: one training for each.
         decoding: options of `generate`.
         more_layers: layers beyond the preset's, by the name of the option.
@@ -68,15 +68,22 @@ def jm_with(name: str, label: str, settings: dict, **fields) -> Student:
 
 NGRAMS = {"ngram_loss_weight": 0.1}
 OTHER_DROPOUT = {"dropout": 0.2}
+GLANCING = {"full_mask_ratio": 0.2, "glancing_ratio": 0.5}
 # The rows of table 4. What tells most about which part pays comes first: a run may end before the last.
 ADDITIONS = (
+    jm_with("glancing", "20 % of the targets fully masked, with glancing (not in the paper)", GLANCING),
+    cm_with("glancing", "20 % of the targets fully masked, with glancing (not in the paper)", GLANCING),
+    jm_with("both", "distilled and raw text", {}, data="both"),
+    cm_with("both", "distilled and raw text", {}, data="both"),
     cm_with("encoder_mask", "encoder mask and L_enc", {"source_mask_ratio": 0.1}),
     cm_with("ngram_loss", "L_gram with a2 = 0.1", NGRAMS),
     cm_with("consecutive", "consecutive masks", {"target_mask": "consecutive"}),
     cm_with("80_10_10", "80/10/10", {"mask_token_prob": 0.8, "random_token_prob": 0.1}),
-    cm_with("encoder_mask_ngram_loss", "encoder mask, L_enc, L_gram a2 = 0.1", {"source_mask_ratio": 0.1} | NGRAMS),
-    cm_with("correction", "30 % of the visible tokens to be corrected (ours)", {"correction_ratio": 0.3}),
-    jm_with("correction", "30 % of the visible tokens to be corrected (ours)", {"correction_ratio": 0.3}),
+    cm_with(
+        "encoder_mask_ngram_loss", "encoder mask, L_enc, L_gram with a2 = 0.1", {"source_mask_ratio": 0.1} | NGRAMS
+    ),
+    cm_with("correction", "30 % of the visible tokens corrected (not in the paper)", {"correction_ratio": 0.3}),
+    jm_with("correction", "30 % of the visible tokens corrected (not in the paper)", {"correction_ratio": 0.3}),
     jm_with("random_ngram_loss", "random masks, a2 = 0.1", {"target_mask": "random"} | NGRAMS),
     jm_with("dropout_0.2", "dropout 0.2", OTHER_DROPOUT),
     cm_with("dropout_0.2", "dropout 0.2", OTHER_DROPOUT),
@@ -84,20 +91,20 @@ ADDITIONS = (
     cm_with("long", "twice the updates", {}, more_steps=2),
 )
 ABLATIONS = (
-    Student("no_encoder_loss", "without L_enc", {"encoder_loss_weight": 0.0}),
-    Student("no_encoder_mask", "without encoder mask and L_enc", {"source_mask_ratio": 0.0}),
-    Student("no_ngram_loss", "without L_gram", {"ngram_loss_weight": 0.0}),
-    Student("random_mask", "without consecutive mask", {"target_mask": "random"}),
-    Student("masks_only", "100/0/0 instead of 80/10/10", {"mask_token_prob": 1.0, "random_token_prob": 0.0}),
-    Student("ngram_weight_0.1", "a2 = 0.1", NGRAMS),
-    Student("ngram_weight_0.5", "a2 = 0.5", {"ngram_loss_weight": 0.5}),
-    Student("ngram_size_1", "n = 1", {"ngram_size": 1}),
-    Student("ngram_size_3", "n = 3", {"ngram_size": 3}),
-    Student("source_mask_0.05", "5 % of the source masked", {"source_mask_ratio": 0.05}),
-    Student("source_mask_0.2", "20 % of the source masked", {"source_mask_ratio": 0.2}),
-    Student("full_mask_0.2", "20 % of the targets fully masked (ours)", {"full_mask_ratio": 0.2}),
-    Student("raw", "raw instead of distilled text", data="raw"),
-    Student("from_scratch", "without the teacher's weights", from_teacher=False),
+    Student("no_encoder_loss", "JM-NAT, without L_enc", {"encoder_loss_weight": 0.0}),
+    Student("no_encoder_mask", "JM-NAT, without encoder mask and L_enc", {"source_mask_ratio": 0.0}),
+    Student("no_ngram_loss", "JM-NAT, without L_gram", {"ngram_loss_weight": 0.0}),
+    Student("random_mask", "JM-NAT, without consecutive mask", {"target_mask": "random"}),
+    Student("masks_only", "JM-NAT, 100/0/0 instead of 80/10/10", {"mask_token_prob": 1.0, "random_token_prob": 0.0}),
+    Student("ngram_weight_0.1", "JM-NAT, a2 = 0.1", NGRAMS),
+    Student("ngram_weight_0.5", "JM-NAT, a2 = 0.5", {"ngram_loss_weight": 0.5}),
+    Student("ngram_size_1", "JM-NAT, n = 1", {"ngram_size": 1}),
+    Student("ngram_size_3", "JM-NAT, n = 3", {"ngram_size": 3}),
+    Student("source_mask_0.05", "JM-NAT, 5 % of the source masked", {"source_mask_ratio": 0.05}),
+    Student("source_mask_0.2", "JM-NAT, 20 % of the source masked", {"source_mask_ratio": 0.2}),
+    Student("full_mask_0.2", "JM-NAT, 20 % of the targets fully masked (not in the paper)", {"full_mask_ratio": 0.2}),
+    Student("raw", "JM-NAT, raw instead of distilled text", data="raw"),
+    Student("from_scratch", "JM-NAT, without the teacher's weights", from_teacher=False),
 )
 # What else is tried at decoding with the first JM-NAT, as name, label and options.
 DECODINGS = (
@@ -131,5 +138,8 @@ FROZEN_NATS = tuple(
     )
     for frozen, other in (("encoder", "decoder"), ("decoder", "encoder"))
 )
-STATE_NOISE_LEVELS = (0.0, 0.1, 0.2, 0.3, 0.5)
+# A teacher of many encoder layers and few decoder layers: what makes autoregressive decoding fast by itself.
+DEEP_TEACHER = "teacher_10_2"
+DEEP_TEACHER_LAYERS = {"encoder_layers": 10, "decoder_layers": 2}
+STATE_NOISE_LEVELS = (0.0, 0.5, 1.0, 2.0, 4.0)
 WORD_NOISE_LEVELS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1)

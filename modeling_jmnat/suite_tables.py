@@ -11,6 +11,7 @@ from .suite_systems import (
     ADDITIONS,
     CM,
     DECODINGS,
+    DEEP_TEACHER,
     DEEPER_NATS,
     INDEPENDENT_REMASKING,
     JM,
@@ -24,6 +25,7 @@ from .suite_systems import (
 
 PASSES = (1, 4, 10)
 BEAMS = (1, 5)
+DEEP_TEACHER_LABEL = "teacher of 10 encoder and 2 decoder layers"
 PASSES_HEADER = ("system", *(f"BLEU k={k}" for k in PASSES))
 STUDENT_HEADER = (*PASSES_HEADER, "repeats k=4", "repeats k=10", "chrF k=10")
 STATE_NOISES = {"encoder_input": "encoder input", "encoder_output": "encoder output", "decoder_input": "decoder input"}
@@ -68,7 +70,10 @@ def student_row(label: str, evaluations: Sequence[dict]) -> list[str] | None:
     repeats = [
         cell(figures(evaluations, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in (PASSES[1], last)
     ]
-    return [label, *bleu, *repeats, cell(figures(evaluations, "chrf", num_iterations=last))]
+    chrf = cell(figures(evaluations, "chrf", num_iterations=last))
+    if last != PASSES[-1]:
+        repeats[-1], chrf = (f"{text} at k={last}" for text in (repeats[-1], chrf))
+    return [label, *bleu, *repeats, chrf]
 
 
 def table1(output: Path) -> str:
@@ -87,6 +92,7 @@ def teacher_rows(output: Path) -> list[list[str]]:
         ("teacher", "teacher"),
         ("teacher_on_distilled", "teacher trained on distilled text"),
         ("weak_teacher", "weak teacher"),
+        (DEEP_TEACHER, DEEP_TEACHER_LABEL),
     ):
         if evaluations := evaluations_of(output, name, None):
             bleu = [cell(figures(evaluations, "sacrebleu", num_beams=beams)) for beams in BEAMS]
@@ -111,6 +117,8 @@ def latency_table(output: Path) -> str:
     teacher = evaluations_of(output, "teacher", None, ".latency")
     baseline = figures(teacher, "latency_ms", num_beams=BEAMS[-1])
     systems = [("teacher", "num_beams", beams, teacher) for beams in BEAMS]
+    deep = evaluations_of(output, DEEP_TEACHER, None, ".latency")
+    systems += [(DEEP_TEACHER_LABEL, "num_beams", beams, deep) for beams in BEAMS]
     for student in (JM, CM):
         timed = evaluations_of(output, student.name, 1, ".latency")
         systems += [(student.label, "num_iterations", k, timed) for k in PASSES]

@@ -78,6 +78,13 @@ def longest_way(stages: Sequence[Stage], minutes: Mapping[str, float], jobs: int
     return now
 
 
+def duration(minutes: float) -> str:
+    """Minutes, hours or days, whichever reads best."""
+    if minutes < 120:
+        return f"{minutes:.1f} minutes"
+    return f"{minutes / 60:.1f} hours" if minutes < 48 * 60 else f"{minutes / (24 * 60):.1f} days"
+
+
 def estimate(stages: Sequence[Stage], work: Mapping[str, Work], done: set[str], data: Path, jobs: int) -> str:
     """One sentence on the time that the trainings still need; it takes a few seconds to find out."""
     left = {name: item for name, item in work.items() if name not in done}
@@ -90,7 +97,7 @@ def estimate(stages: Sequence[Stage], work: Mapping[str, Work], done: set[str], 
         f"{seconds[kind]:.3g} s for an update of {kind[0]}{' (teacher)' if kind[1] else ''}" for kind in kinds
     )
     return (
-        f"about {longest_way(stages, minutes, jobs):.1f} minutes for {len(left)} trainings with "
+        f"about {duration(longest_way(stages, minutes, jobs))} for {len(left)} trainings with "
         f"{round(sum(item.updates for item in left.values()))} updates ({measured}), {jobs} at a time if they do not "
         "slow each other down; not included: evaluation, distillation, loading"
     )

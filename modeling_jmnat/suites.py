@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .configuration_jmnat import JMNatConfig
 from .experiments import Stage
 from .preparation import load_prepared
 from .presets import load_preset
@@ -13,6 +14,8 @@ from .suite_systems import (
     ADDITIONS,
     CM,
     DECODINGS,
+    DEEP_TEACHER,
+    DEEP_TEACHER_LAYERS,
     DEEPER_NATS,
     FROZEN_NATS,
     INDEPENDENT_REMASKING,
@@ -142,10 +145,6 @@ class SuiteBuilder:
                 name = f"{student.name}-{seed}"
                 reranker = {"reranker": self.settings.output / "teacher"}
                 self.add_evaluation(name, f"{name}.reranked", self.decoding(student) | reranker)
-        if self.settings.latency_sentences:
-            timed = {"latency_sentences": self.settings.latency_sentences}
-            for name, decoding in (("teacher", None), ("jm-1", self.decoding(JM)), ("cm-1", self.decoding(CM))):
-                self.add_evaluation(name, f"{name}.latency", timed | (decoding or {}), decoding is None, alone=True)
         preset = self.settings.preset
         weak_steps = max(1, round(self.settings.teacher_updates(preset) * WEAK_TEACHER_SHARE))
         self.add_teacher("weak_teacher", preset, weak_steps)
@@ -153,6 +152,14 @@ class SuiteBuilder:
         for student in WEAK_STUDENTS:
             self.add_student(student)
         self.add_teacher("teacher_on_distilled", preset, self.settings.teacher_steps, data="distilled")
+        self.add_teacher(DEEP_TEACHER, preset, self.settings.teacher_steps, layers=DEEP_TEACHER_LAYERS)
+        if self.settings.latency_sentences:
+            timed = {"latency_sentences": self.settings.latency_sentences}
+            for name in ("teacher", DEEP_TEACHER):
+                self.add_evaluation(name, f"{name}.latency", timed, autoregressive=True, alone=True)
+            for student in (JM, CM):
+                name = f"{student.name}-1"
+                self.add_evaluation(name, f"{name}.latency", timed | self.decoding(student), alone=True)
 
     def add_table3(self) -> None:
         self.add_strong_teacher()
@@ -235,7 +242,10 @@ class SuiteBuilder:
         tokens = self.settings.batch_tokens
         return ({} if tokens is None else {"eval_batch_tokens": tokens}) | self.settings.training_options
 
-    def add_teacher(self, name: str, preset: str, steps: int | None = None, data: str = "raw") -> None:
+    def add_teacher(
+        self, name: str, preset: str, steps: int | None = None, data: str = "raw", layers: dict[str, int] | None = None
+    ) -> None:
+        """Training and evaluation of a teacher; `layers` are options for what differs from the preset's depth."""
         folder, needs = self.data_folder(data)
         options = {
             "preset": preset,
@@ -243,9 +253,13 @@ class SuiteBuilder:
             "output_dir": self.settings.output / name,
             **({} if steps is None else {"max_steps": steps}),
             **self.training_options(),
+            **(layers or {}),
         }
         self.add(name, "train_teacher.py", options, needs, trains=True)
-        self.work.setdefault(name, Work(preset, True, steps or self.settings.teacher_updates(preset)))
+        usual = self.layers_of(preset)
+        share = sum((usual | (layers or {})).values()) / sum(usual.values())
+        updates = steps or self.settings.teacher_updates(preset)
+        self.work.setdefault(name, Work(preset, True, updates * share))
         self.add_evaluation(name, name, {}, autoregressive=True)
 
     def add_distillation(self, teacher: str, name: str) -> None:
@@ -255,19 +269,24 @@ class SuiteBuilder:
         if self.settings.batch_tokens is not None:
             options["batch_tokens"] = 8 * self.settings.batch_tokens
         self.add(f"distill_{name}", "distill.py", options, [teacher])
+        self.add_preparation(name, text)
+
+    def add_preparation(self, name: str, text: Path, more: dict | None = None) -> None:
+        """Training data OUTPUT/NAME/data of the distilled text in a folder."""
         held_out = self.settings.output / "text"
         options = {
             "train_source": text / "distilled.src",
             "train_target": text / "distilled.tgt",
             "tokenizer": self.settings.data / "tokenizer",
-            "output_dir": text / "data",
+            "output_dir": self.settings.output / name / "data",
             "overwrite": True,
+            **(more or {}),
         }
         for split in ("validation", "test"):
             options |= {f"{split}_source": held_out / f"{split}.src", f"{split}_target": held_out / f"{split}.tgt"}
         if self.lowercase:
             options["lowercase"] = True
-        self.add(f"prepare_{name}", "prepare_data.py", options, [f"distill_{name}"])
+        self.add(f"prepare_{name}", "prepare_data.py", options, [f"distill_{text.name}"])
 
     def decoding(self, student: Student) -> dict:
         """Options of evaluate.py and translate.py for a student."""
@@ -277,12 +296,14 @@ class SuiteBuilder:
     def add_student(self, student: Student, seeds: int | None = None) -> None:
         """Trainings of a student, one for each seed, and the evaluation of each."""
         settings = self.settings
+        if student.data == "both":
+            self.add_preparation("both", settings.output / "distilled", {"append_train_of": settings.data})
         folder, needs = self.data_folder(student.data)
         start, needs = self.start_of(student, needs)
-        layers = {"encoder_layers": 6, "decoder_layers": 6} | load_preset(settings.preset).model
+        layers = self.layers_of(settings.preset)
         deeper = {name: layers[name] + count for name, count in student.more_layers.items()}
         updates = round(settings.student_updates() * student.more_steps)
-        depth = sum(layers[name] + student.more_layers.get(name, 0) for name in ("encoder_layers", "decoder_layers"))
+        share = sum((layers | deeper).values()) / sum(layers.values())
         for seed in range(1, (seeds or student.seeds) + 1):
             name = f"{student.name}-{seed}"
             options = {
@@ -298,9 +319,14 @@ class SuiteBuilder:
                 **({"eval_num_iterations": 1} if student.one_pass else {}),
             }
             self.add(name, "train_jmnat.py", options, needs, trains=True)
-            share = depth / (layers["encoder_layers"] + layers["decoder_layers"])
             self.work.setdefault(name, Work(settings.preset, False, updates * share))
             self.add_evaluation(name, name, self.decoding(student))
+
+    @staticmethod
+    def layers_of(preset: str) -> dict[str, int]:
+        """Layers of each half of a preset's models."""
+        model = load_preset(preset).model
+        return {name: model.get(name, getattr(JMNatConfig(), name)) for name in ("encoder_layers", "decoder_layers")}
 
     def start_of(self, student: Student, needs: tuple[str, ...]) -> tuple[dict, tuple[str, ...]]:
         """Options for the weights that a student begins with, and the stages it waits for."""

@@ -18,6 +18,7 @@ from .checkpoint_averaging import average_checkpoints
 from .correction import with_own_predictions
 from .data_collator import DataCollatorForJMNat
 from .dataset_columns import column_lengths, text_column, without_text
+from .glancing import ORDER, after_glancing
 from .trainer_callbacks import EMACallback, EpochCallback, StopCallback, leave_process_group
 from .training_arguments import JMNatTrainingArguments
 from .translation import translate_lines
@@ -63,6 +64,8 @@ class JMNatTrainer(Trainer):
                 f"{args.n_gpu} GPUs are visible to one process: start with `accelerate launch` or torchrun, or choose "
                 "one by CUDA_VISIBLE_DEVICES"
             )
+        if getattr(data_collator, "glancing_ratio", 0.0) and self.model.config.decoder_input == "source_copy":
+            raise ValueError("glancing_ratio needs decoder_input=mask: a copied source shows nothing of the target")
         self.model_accepts_loss_kwargs = True
         self.eval_data_collator = data_collator.evaluation()
         self.ema: WeightEMA | None = None
@@ -104,6 +107,11 @@ class JMNatTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, denominators = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches and ORDER in batches[0]:  # what is left to predict is known only now
+            model = self.accelerator.unwrap_model(self.model)
+            with self.accelerator.autocast():
+                batches = [after_glancing(model, batch, self.data_collator.glancing_ratio) for batch in batches]
+            denominators = self._get_num_items_in_batch(batches, device)
         self._parts_steps += 1
         for batch in batches:
             self._target_tokens += batch["labels"].ne(-100).sum().to(device)

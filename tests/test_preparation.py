@@ -168,6 +168,21 @@ def test_reused_tokenizer_gives_the_same_ids(files, tmp_path):
     assert one["test"]["labels"][:] == two["test"]["labels"][:]
 
 
+def test_training_pairs_of_another_folder_come_behind(files, tmp_path):
+    prepare(PreparationArguments(**files))
+    first = files["output_dir"]
+    own = {**files, "tokenizer": f"{first}/tokenizer", "output_dir": str(tmp_path / "both")}
+    own |= {"train_source": files["validation_source"], "train_target": files["validation_target"]}
+    counts = prepare(PreparationArguments(**own, append_train_of=first))["pairs"]
+    assert (counts["train"]["read"], counts["validation"]["read"]) == (620, 20)
+    raw, both = load_prepared(first)[0]["train"], load_prepared(own["output_dir"])[0]["train"]
+    assert both["id"][:] == list(range(counts["train"]["kept"]))
+    for column in ("source", "target", "input_ids", "labels"):
+        assert both[column][-600:] == raw[column][:]
+    with pytest.raises(ValueError, match="holds no finished preparation"):
+        prepare(PreparationArguments(**{**own, "output_dir": str(tmp_path / "c")}, append_train_of=str(tmp_path)))
+
+
 def test_reused_tokenizer_must_agree_with_the_options(files, tmp_path):
     prepare(PreparationArguments(**files))
     reused = {**files, "tokenizer": str(Path(files["output_dir"]) / "tokenizer"), "output_dir": str(tmp_path / "b")}

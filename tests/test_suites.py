@@ -16,9 +16,9 @@ from modeling_jmnat.experiments import Stage
 from modeling_jmnat.plots import COLOURS
 from modeling_jmnat.recipes import parse_preparation
 from modeling_jmnat.suite_pictures import PICTURES, write_pictures
-from modeling_jmnat.suite_systems import ABLATIONS, ADDITIONS
+from modeling_jmnat.suite_systems import ABLATIONS, ADDITIONS, DEEP_TEACHER
 from modeling_jmnat.suite_tables import TABLES, cell, markdown, write_tables
-from modeling_jmnat.suite_timing import estimate, longest_way, step_seconds
+from modeling_jmnat.suite_timing import duration, estimate, longest_way, step_seconds
 from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, Work, export_held_out_text, flags
 from modeling_jmnat.teacher_training import parse_teacher_command
 from modeling_jmnat.training_command import parse_command
@@ -91,7 +91,8 @@ def test_every_command_takes_its_options(data, tmp_path, variant):
         if "generation_options" in options:
             assert set(json.loads(*options["generation_options"])) <= set(OPTION_NAMES)
         if stage.trains:
-            assert parsed.training.max_steps == builder.work[stage.name].updates or "nat_" in stage.name
+            usual = not ("nat_" in stage.name or stage.name == DEEP_TEACHER)
+            assert parsed.training.max_steps == builder.work[stage.name].updates or not usual
             JMNatConfig(vocab_size=320, **parsed.model)
     assert set(builder.work) == {stage.name for stage in stages if stage.trains}
 
@@ -112,6 +113,13 @@ def test_settings_reach_the_commands(data, tmp_path):
     assert (deeper.model["encoder_layers"], deeper.model["decoder_layers"]) == (18, 3)
     assert deeper.run.init_from_teacher is None
     assert parse(stages["jm_correction-1"]).masking["correction_ratio"] == 0.3
+    glancing = parse(stages["cm_glancing-1"]).masking
+    assert (glancing["glancing_ratio"], glancing["full_mask_ratio"], glancing["target_mask"]) == (0.5, 0.2, "random")
+    both = parse(stages["jm_both-1"])
+    assert (both.run.data, both.training.max_steps) == (str(tmp_path / "run" / "both" / "data"), 30)
+    preparation = parse(stages["prepare_both"])
+    assert (preparation.append_train_of, Path(preparation.output_dir)) == (str(data), Path(both.run.data))
+    assert Path(preparation.train_target) == tmp_path / "run" / "distilled" / "distilled.tgt"
     assert parse(stages["jm_long-1"]).training.max_steps == 60
     assert parse(stages["jm_weak-1"]).run.init_from_teacher == str(tmp_path / "run" / "weak_teacher")
     frozen = parse(stages["nat_frozen_decoder-1"]).run
@@ -120,6 +128,11 @@ def test_settings_reach_the_commands(data, tmp_path):
     assert (noise.noise, noise.noise_levels[-1], noise.num_iterations) == ("drop", 0.1, [10])
     assert parse(stages["evaluate_jm-1.candidates_8"]).num_length_candidates is None
     assert stages["evaluate_jm-1.latency"].alone
+    deep = parse(stages["teacher_10_2"])
+    assert (deep.model["encoder_layers"], deep.model["decoder_layers"], deep.run.data) == (10, 2, str(data))
+    assert deep.training.max_steps == parse(stages["teacher"]).training.max_steps == 1200
+    assert builder.work["teacher_10_2"].updates == 2 * builder.work["teacher"].updates == 2400
+    assert stages["evaluate_teacher_10_2.latency"].needs == ("teacher_10_2",)
     # Half the layers more make half the work more.
     assert builder.work["nat_decoder_15-1"].updates == pytest.approx(30 * 21 / 6)
 
@@ -128,6 +141,7 @@ def reads_and_writes(stage):
     """Folders of models and data that a stage reads, and the one that it writes."""
     options = options_of(stage)
     names = ("model", "teacher", "reranker", "init_from", "init_from_teacher", "data", "train_source")
+    names += ("append_train_of",)
     reads = {Path(options[name][0]) for name in names if name in options}
     reads = {path.parent if path.name.startswith("distilled") else path for path in reads}
     return reads, Path(options["output_dir"][0]) if "output_dir" in options else None
@@ -240,12 +254,19 @@ def test_table2_by_hand(tmp_path):
     write("jm-2", "num_iterations", {1: 31.0, 4: 37.0, 10: 38.5})
     latency = {1: {"mean": 40.0, "p50": 38.0, "p99": 70.0}, 5: {"mean": 60.0, "p50": 55.0, "p99": 90.0}}
     write("teacher.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
+    write("teacher_10_2", "num_beams", {1: 38.5, 5: 39.75})
+    latency = {1: {"mean": 20.0, "p50": 19.0, "p99": 35.0}, 5: {"mean": 30.0, "p50": 28.0, "p99": 45.0}}
+    write("teacher_10_2.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
     write("jm-1.latency", "num_iterations", {4: 0.0}, latency_ms={4: {"mean": 8.0, "p50": 7.0, "p99": 9.0}})
+    write("nat-1", "num_iterations", {1: 20.0})
     text = write_tables(tmp_path, ["table2"])["table2"]
+    assert "| basic NAT (section 3) | 20.00 | - | - | - | 0.100 at k=1 | 50.00 at k=1 |\n" in text
     assert "| teacher | 39.11 | 40.23 | 0.100 |\n" in text
     assert "| JM-NAT | 30.50 (30.00, 31.00) | 36.50 (36.00, 37.00) | 38.25 (38.00, 38.50) |" in text
     assert "| JM-NAT, k = 4 | 8.0 | 7.0 | 9.0 | 7.5 |\n" in text
     assert "| teacher, beam = 1 | 40.0 | 38.0 | 70.0 | 1.5 |\n" in text
+    assert "| teacher of 10 encoder and 2 decoder layers | 38.50 | 39.75 | 0.100 |\n" in text
+    assert "| teacher of 10 encoder and 2 decoder layers, beam = 5 | 30.0 | 28.0 | 45.0 | 2.0 |\n" in text
     assert "CM-NAT" not in text
     assert text.endswith("\nnrefs:1\n")
 
@@ -260,8 +281,8 @@ def test_table4_puts_decodings_side_by_side(tmp_path):
         ]
         (tmp_path / "results" / f"{name}.json").write_text(json.dumps({"results": rows}))
     text = write_tables(tmp_path, ["table4"])["table4"]
-    assert "| without consecutive mask | 30.10 | 30.40 | 31.00 | 31.40 | 32.00 | 0.100 |" in text
-    assert "to be corrected (ours) | 32.10 | - | - | 32.40 | 33.00 | 0.200 |" in text
+    assert "| JM-NAT, without consecutive mask | 30.10 | 30.40 | 31.00 | 31.40 | 32.00 | 0.100 |" in text
+    assert "tokens corrected (not in the paper) | 32.10 | - | - | 32.40 | 33.00 | 0.200 |" in text
 
 
 def test_case_study_shows_every_pass(data, tmp_path):
@@ -331,6 +352,17 @@ def test_longest_way_by_hand():
     assert longest_way(stages, minutes, 2) == 17
     assert longest_way(stages, minutes, 3) == 15
     assert longest_way([], minutes, 3) == 0
+
+
+def test_durations_read_well():
+    assert [duration(minutes) for minutes in (0.04, 119.9, 120, 2879, 2880, 42384)] == [
+        "0.0 minutes",
+        "119.9 minutes",
+        "2.0 hours",
+        "48.0 hours",
+        "2.0 days",
+        "29.4 days",
+    ]
 
 
 def test_estimate_counts_what_is_left(data, monkeypatch):

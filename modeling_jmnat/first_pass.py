@@ -1,0 +1,23 @@
+"""What a model in training predicts in the first pass of decoding, for training that starts from its own mistakes."""
+
+import torch
+
+from .modeling_jmnat import JMNatForConditionalGeneration
+
+
+@torch.no_grad()
+def first_pass_predictions(model: JMNatForConditionalGeneration, batch: dict, positions: torch.Tensor) -> torch.Tensor:
+    """(N,) ids at the N True entries of `positions` (B, T), row by row.
+
+    The whole target is `<mask>` and there is no dropout; `<pad>`, `<mask>` and `<s>` are not predicted.
+    """
+    config = model.config
+    canvas = torch.full_like(batch["decoder_input_ids"], config.mask_token_id)
+    canvas = canvas.masked_fill(batch["decoder_attention_mask"] == 0, config.pad_token_id)
+    was_training = model.training
+    model.eval()
+    outputs = model.model(batch["input_ids"], batch["attention_mask"], canvas, batch["decoder_attention_mask"])
+    model.train(was_training)
+    logits = model.lm_head(outputs.last_hidden_state[positions])  # (N, V)
+    logits[:, [config.pad_token_id, config.mask_token_id, config.bos_token_id]] = -torch.inf
+    return logits.argmax(dim=-1)
