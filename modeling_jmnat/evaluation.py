@@ -19,6 +19,7 @@ from .translation import (
 )
 
 WARM_UP_SENTENCES = 8
+SOURCE_WORDS = (5, 10, 15, 20, 30)  # last lengths of the groups that are scored by themselves; one more has the rest
 
 
 def count_repeated_tokens(tokens: Sequence) -> int:
@@ -63,6 +64,27 @@ def score_translations(
     return scores
 
 
+def score_by_source_words(
+    sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False
+) -> dict[str, dict]:
+    """sacreBLEU of short and long sentences apart: `{"1-5": {"sentences": 120, "sacrebleu": 31.2}, ...}`.
+
+    Lengths are source words between spaces, the same for every system, whatever its vocabulary. Groups without a
+    sentence are left out.
+    """
+    from sacrebleu.metrics import BLEU
+
+    groups, lengths = {}, [len(source.split()) for source in sources]
+    for low, high in zip((0, *SOURCE_WORDS), (*SOURCE_WORDS, float("inf")), strict=True):
+        inside = [row for row, length in enumerate(lengths) if low < length <= high]
+        if inside:
+            name = f"over {low}" if high == float("inf") else f"{low + 1}-{high}"
+            texts, targets = ([lines[row] for row in inside] for lines in (hypotheses, references))
+            score = BLEU(lowercase=lowercase).corpus_score(texts, [targets]).score
+            groups[name] = {"sentences": len(inside), "sacrebleu": score}
+    return groups
+
+
 def evaluate_model(
     model,
     tokenizer,
@@ -95,6 +117,7 @@ def evaluate_model(
         figures = {
             **setting,
             **score_translations(texts, references, target_language, lowercase),
+            "by_source_words": score_by_source_words(sources, texts, references, lowercase),
             **(decoding_figures(tokenizer, translations, references) if is_jmnat(model) else {}),
             "seconds": seconds,
             "sentences_per_second": len(sources) / seconds,

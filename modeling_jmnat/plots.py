@@ -39,14 +39,14 @@ def read_log_history(path: str | Path) -> list[dict]:
                 f"{path} holds no trainer_state.json, neither itself nor in a checkpoint: nothing to plot"
             )
         path = max(states, key=lambda state: state.stat().st_mtime)
-    history = _read_json(path)
+    history = read_json(path)
     history = history.get("log_history") if isinstance(history, dict) else None
     if not history:
         raise ValueError(f"{path} has no log_history: it is not the trainer_state.json of a run that has logged")
     return history
 
 
-def _read_json(path: Path):
+def read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -61,7 +61,7 @@ def read_latency_rows(paths: Sequence[str | Path]) -> list[dict]:
     """
     rows = []
     for path in paths:
-        content = _read_json(Path(path))
+        content = read_json(Path(path))
         if not isinstance(content, list) or not content:
             raise ValueError(f"{path} must hold a list of rows with system, bleu and latency_ms")
         for number, row in enumerate(content, start=1):
@@ -81,13 +81,13 @@ def series(history: Sequence[Mapping], key: str, axis: str = "step") -> tuple[li
 
 
 @contextlib.contextmanager
-def _figure(output: str | Path, num_panels: int) -> Iterator[list]:
+def _figure(output: str | Path, num_panels: int, width: float = 5.2) -> Iterator[list]:
     """Panels to draw on; legends and grids are added and the PNG is written, complete or not at all, at the end."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    figure = Figure(figsize=(5.2 * num_panels, 3.8), layout="constrained")
+    figure = Figure(figsize=(width * num_panels, 4.2), layout="constrained")
     FigureCanvasAgg(figure)  # draws without a screen, and leaves the settings of pyplot alone
     figure.get_layout_engine().set(wspace=0.06)
     panels = list(figure.subplots(1, num_panels, squeeze=False)[0])
@@ -95,8 +95,11 @@ def _figure(output: str | Path, num_panels: int) -> Iterator[list]:
     for panel in panels:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        if panel.get_legend() is None:
-            panel.legend(frameon=False, fontsize=8)
+        if panel.get_legend() is None:  # above the axes, where no line runs
+            above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
+            labels = [line.get_label() for line in panel.get_lines()]
+            columns = 3 if max(map(len, labels), default=0) <= 24 else 2
+            panel.legend(**above, ncols=columns, frameon=False, fontsize=8, columnspacing=1.2)
         for line_axis in (panel.xaxis, panel.yaxis):
             if line_axis.get_scale() == "log":  # 20 and 0.5 rather than powers of ten
                 line_axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -104,6 +107,12 @@ def _figure(output: str | Path, num_panels: int) -> Iterator[list]:
                 line_axis.set_minor_formatter(NullFormatter())
     with atomic_file(output) as path:
         figure.savefig(path, format="png", dpi=150)
+
+
+def _style(number: int) -> dict:
+    """Colour and mark of line `number`; the first seven differ in both, the next seven are dashed."""
+    dashes = "-" if number // 7 % 2 == 0 else "--"
+    return {"color": COLOURS[number % 7], "marker": MARKS[(number + number // 7) % 7], "linestyle": dashes}
 
 
 def plot_learning_curve(history: Sequence[Mapping], output: str | Path, axis: str = "step") -> dict:
@@ -126,15 +135,16 @@ def plot_learning_curve(history: Sequence[Mapping], output: str | Path, axis: st
         raise ValueError(f"the log has no loss and no BLEU with {axis!r}: nothing to plot")
     with _figure(output, 1 + bool(scores)) as panels:
         for number, (key, points) in enumerate(losses.items()):
-            style = {"color": COLOURS[number], "marker": MARKS[number], "markevery": max(1, len(points[0]) // 8)}
-            panels[0].plot(*points, label=LOSS_NAMES[key], markersize=4, linewidth=1.5, **style)
+            every = max(1, len(points[0]) // 8)
+            panels[0].plot(
+                *points, label=LOSS_NAMES[key], markersize=4, linewidth=1.5, markevery=every, **_style(number)
+            )
         panels[0].set_yscale("log" if all(value > 0 for _, line in losses.values() for value in line) else "linear")
         panels[0].set(xlabel=AXES[axis], ylabel="training loss (nats per masked target token)")
         for number, (key, points) in enumerate(scores.items()):
             passes = key.removeprefix("eval_bleu").removeprefix("_k")
             label = f"{passes} pass{'es' if passes != '1' else ''}" if passes else "validation set"
-            style = {"color": COLOURS[number % 7], "marker": MARKS[(number + number // 7) % 7]}
-            panels[1].plot(*points, label=label, markersize=4, linewidth=1.5, **style)
+            panels[1].plot(*points, label=label, markersize=4, linewidth=1.5, **_style(number))
         if scores:
             panels[1].set(xlabel=AXES[axis], ylabel="validation sacreBLEU (0 to 100)")
     last = {key: values[-1] for key, (_, values) in losses.items() if values}
@@ -149,40 +159,55 @@ def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> di
     Returns:
         The numbers of systems and points.
     """
+    from matplotlib.patheffects import withStroke
+
     systems: dict[str, list[Mapping]] = {}
     for row in rows:
         systems.setdefault(row["system"], []).append(row)
-    with _figure(output, 1) as panels:
+    halo = [withStroke(linewidth=2.5, foreground="white")]  # readable where another line runs behind
+    with _figure(output, 1, width=8.0) as panels:
         for number, (system, points) in enumerate(systems.items()):
             points = sorted(points, key=lambda row: row["latency_ms"])
-            style = {"color": COLOURS[number % 7], "marker": MARKS[(number + number // 7) % 7]}
             times, scores = [row["latency_ms"] for row in points], [row["bleu"] for row in points]
-            panels[0].plot(times, scores, label=system, markersize=6, linewidth=1.2, **style)
+            panels[0].plot(times, scores, label=system, markersize=7, linewidth=1.4, **_style(number))
             for row in points:
                 if row.get("label"):
-                    position = (row["latency_ms"], row["bleu"])
-                    panels[0].annotate(row["label"], position, xytext=(5, -11), textcoords="offset points", fontsize=8)
+                    panels[0].annotate(
+                        row["label"],
+                        (row["latency_ms"], row["bleu"]),
+                        xytext=(6, -11),
+                        textcoords="offset points",
+                        fontsize=8,
+                        color=_style(number)["color"],
+                        path_effects=halo,
+                        zorder=5,
+                    )
         panels[0].set_xscale("log")
-        panels[0].margins(0.12)
-        panels[0].set(xlabel="latency (milliseconds per sentence, batch 1)", ylabel="sacreBLEU (0 to 100)")
-        panels[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=8)  # off the points
+        panels[0].margins(x=0.1, y=0.12)
+        panels[0].set(xlabel="latency (milliseconds per sentence, one at a time)", ylabel="sacreBLEU (0 to 100)")
+        panels[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=9)  # off the points
     return {"systems": len(systems), "points": len(rows)}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes. `lines` are x and y values by the name in the legend, at most seven."""
+    """One set of axes. `lines` are x and y values by the name in the legend; `ticks` name the x values 0, 1, ..."""
 
     xlabel: str
     ylabel: str
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+    ticks: Sequence[str] = ()
 
 
 def plot_lines(panels: Sequence[Panel], output: str | Path) -> None:
-    """Panels side by side, each with its lines; a PNG at `output`."""
+    """Panels side by side, each with its lines, on one scale where they show the same figure; a PNG at `output`."""
     with _figure(output, len(panels)) as axes:
         for panel, axis in zip(panels, axes, strict=True):
+            if axis is not axes[0] and panel.ylabel == panels[0].ylabel:
+                axis.sharey(axes[0])
             for number, (label, points) in enumerate(panel.lines.items()):
-                style = {"color": COLOURS[number % 7], "marker": MARKS[(number + number // 7) % 7]}
-                axis.plot(*points, label=label, markersize=4, linewidth=1.5, **style)
+                axis.plot(*points, label=label, markersize=5, linewidth=1.5, **_style(number))
             axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+            if panel.ticks:
+                axis.margins(x=0.08)
+                axis.set_xticks(range(len(panel.ticks)), panel.ticks, fontsize=9)

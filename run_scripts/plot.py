@@ -1,4 +1,4 @@
-"""Draw the learning curve of a training run, or BLEU against latency of several systems, as a PNG."""
+"""Draw a PNG from result files: learning curves, or BLEU against latency, sentence length or noise."""
 
 import json
 from dataclasses import dataclass, field
@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser
 
 from modeling_jmnat.cli import command
+from modeling_jmnat.evaluation_plots import plot_bleu_by_length, plot_bleu_under_noise
 from modeling_jmnat.plots import plot_bleu_against_latency, plot_learning_curve, read_latency_rows, read_log_history
+
+KINDS = ("run", "latency", "lengths", "noise")
 
 
 @dataclass
 class PlotArguments:
-    """Give either a run or latency files."""
+    """Give one of --run, --latency, --lengths and --noise."""
 
     output: str = field(metadata={"help": "PNG file to write."})
     run: str | None = field(
@@ -22,20 +25,31 @@ class PlotArguments:
     latency: list[str] | None = field(
         default=None,
         metadata={
-            "help": 'JSON files with rows {"system": "JM-NAT", "bleu": 33.1, "latency_ms": 12, "label": "k = 4"}.'
+            "help": 'JSON files with rows {"system": "JM-NAT", "bleu": 33.1, "latency_ms": 12, "label": "k = 4"}, '
+            "such as rows.json of benchmark.py."
         },
+    )
+    lengths: list[str] | None = field(
+        default=None, metadata={"help": "JSON files of evaluate.py: BLEU of short and of long sentences."}
+    )
+    noise: list[str] | None = field(
+        default=None, metadata={"help": "JSON files of evaluate.py --noise: BLEU against the level of noise."}
     )
 
 
 @command
 def main(argv=None):
     (arguments,) = HfArgumentParser(PlotArguments, description=__doc__).parse_args_into_dataclasses(argv)
-    if (arguments.run is None) == (arguments.latency is None):
-        raise ValueError("give either --run or --latency")
+    if sum(getattr(arguments, kind) is not None for kind in KINDS) != 1:
+        raise ValueError("give one of --run, --latency, --lengths and --noise")
     if arguments.run is not None:
         figures = plot_learning_curve(read_log_history(arguments.run), arguments.output, arguments.axis)
-    else:
+    elif arguments.latency is not None:
         figures = plot_bleu_against_latency(read_latency_rows(arguments.latency), arguments.output)
+    elif arguments.lengths is not None:
+        figures = plot_bleu_by_length(arguments.lengths, arguments.output)
+    else:
+        figures = plot_bleu_under_noise(arguments.noise, arguments.output)
     print(json.dumps({"output": arguments.output, **figures}))
 
 

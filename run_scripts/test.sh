@@ -1,9 +1,17 @@
 #!/usr/bin/env bash
 # Set up once, check the style, run the tests; further arguments go to pytest (bash run_scripts/test.sh -k losses).
+# With --transformers as the first of them: the tests that Transformers applies to each of its own models, on ours, from
+# its source distribution on PyPI (one minute). Code 75 says that it could not be had and nothing was tested.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/set_up.sh
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+if [ "${1:-}" = --transformers ]; then
+    common_tests="$(python tests/transformers_common/fetch.py)"
+    export PYTHONPATH="$common_tests${PYTHONPATH:+:$PYTHONPATH}"
+    # In one process: thousands of subtests are slow to send from one to another.
+    exec python -m pytest --timeout 600 --disable-warnings tests/transformers_common/common_*.py "${@:2}"
+fi
 ruff check .
 ruff format --check .
 python -m pytest --numprocesses "${JMNAT_TEST_PROCESSES:-2}" --dist loadfile --timeout 600 "$@"

@@ -17,6 +17,7 @@ from modeling_jmnat.evaluation import (
     decoding_figures,
     evaluate_model,
     measure_latency,
+    score_by_source_words,
     score_translations,
 )
 from modeling_jmnat.translation import Translation, load_translator, translate_lines
@@ -70,6 +71,22 @@ def test_scores_are_sacrebleus_own(lowercase):
     assert f"case:{case}|" in figures["tokenized_bleu_signature"]
     assert "tok:none" in figures["tokenized_bleu_signature"]
     assert f"case:{case}|" in figures["chrf_signature"]
+
+
+def test_short_and_long_sentences_are_scored_apart():
+    lengths = [5, 31, 6, 1, 10, 45, 5]
+    sources = [" ".join(["wort"] * length) for length in lengths]
+    references = ["the cat sat on the mat"] * 7
+    hypotheses = ["the cat sat on the mat"] * 6 + ["the cat sat on a mat"]
+    hypotheses[5] = "THE CAT SAT ON THE MAT"
+    groups = score_by_source_words(sources, hypotheses, references)
+    assert {name: group["sentences"] for name, group in groups.items()} == {"1-5": 3, "6-10": 2, "over 30": 2}
+    assert groups["6-10"]["sacrebleu"] == pytest.approx(100)
+    # By hand: of 18, 15, 12 and 9 n-grams 17, 13, 10 and 7 match; no brevity penalty.
+    assert groups["1-5"]["sacrebleu"] == pytest.approx(100 * (17 / 18 * 13 / 15 * 10 / 12 * 7 / 9) ** 0.25)
+    assert groups["over 30"]["sacrebleu"] < 60
+    assert score_by_source_words(sources, hypotheses, references, True)["over 30"]["sacrebleu"] == pytest.approx(100)
+    assert score_by_source_words(sources, references, references).keys() == groups.keys()
 
 
 def test_case_matters_unless_told_otherwise():
@@ -157,6 +174,11 @@ def test_figures_of_a_student(folder):
         assert figures["num_iterations"] == figures["mean_passes"] == k
         assert figures["length_recall"] == pytest.approx(recall, abs=1e-4)
         assert figures["length_recall_at"] == 4
+        groups = figures["by_source_words"]
+        assert sum(group["sentences"] for group in groups.values()) == 12
+        short = [row for row, line in enumerate(sources) if len(line.split()) <= 5]
+        expected = sacrebleu.corpus_bleu([texts[row] for row in short], [[references[row] for row in short]]).score
+        assert groups["1-5"] == {"sentences": len(short), "sacrebleu": pytest.approx(expected, abs=1e-4)}
         assert figures["sacrebleu"] == pytest.approx(sacrebleu.corpus_bleu(texts, [references]).score, abs=1e-4)
         assert figures["sentences_per_second"] == pytest.approx(12 / figures["seconds"], rel=0.01)
     assert rows[0][1] != rows[1][1]

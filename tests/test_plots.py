@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from translation_samples import load_script
 
 from modeling_jmnat import plots
+from modeling_jmnat.evaluation_plots import MIN_SENTENCES, plot_bleu_by_length, plot_bleu_under_noise
 from modeling_jmnat.plots import COLOURS, plot_bleu_against_latency, plot_learning_curve, read_log_history, series
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -82,7 +83,73 @@ def test_bleu_against_latency_joins_the_points_of_a_system(tmp_path, drawn):
     points = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in panel.get_lines()}
     assert points == {"JM-NAT": ([6.0, 30.0], [29.0, 33.0]), "teacher": ([110], [36.0])}
     assert [text.get_text() for text in panel.texts] == ["k = 10"]
+    assert panel.texts[0].xy == (30.0, 33.0)
     assert "milliseconds per sentence" in panel.get_xlabel()
+    assert panel.get_xscale() == "log"
+
+
+def test_no_legend_lies_on_the_points(history, tmp_path, drawn):
+    rows = [{"system": f"system {x}", "bleu": 30.0 + x, "latency_ms": 2.0**x, "label": "k = 1"} for x in range(12)]
+    plot_bleu_against_latency(rows, tmp_path / "latency.png")
+    plot_learning_curve(history, tmp_path / "curve.png")
+    for figure in drawn:
+        for panel in figure.axes:
+            assert not panel.get_legend().get_window_extent().overlaps(panel.get_window_extent())
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn[0].axes[0].get_lines()}
+    assert len(looks) == 12
+
+
+def write_report(path, rows, **settings):
+    settings = {"model": "jm", "source": "test.de", "sentences": 1000, "noise": None, "reranker": None, **settings}
+    path.write_text(json.dumps({"settings": settings, "results": rows}))
+    return path
+
+
+def groups(*scores, counts=(30, 500, 19)):
+    names = ("1-5", "6-10", "over 10")
+    return {n: {"sentences": c, "sacrebleu": s} for n, c, s in zip(names, counts, scores, strict=True)}
+
+
+def test_bleu_by_length_has_a_line_for_each_row_and_a_panel_for_each_test_set(tmp_path, drawn):
+    student = [{"num_iterations": k, "by_source_words": groups(30.0 + k, 20.0 + k, 99.0)} for k in (1, 4)]
+    teacher = [{"num_beams": beams, "by_source_words": groups(35.0, 33.0, 99.0)} for beams in (1, 5)]
+    paths = [
+        write_report(tmp_path / "student.json", student),
+        write_report(tmp_path / "reranked.json", student[:1], reranker="teacher"),
+        write_report(tmp_path / "teacher.json", teacher, model="teacher"),
+        write_report(tmp_path / "other.json", student[:1], source="other.de"),
+    ]
+    assert plot_bleu_by_length(paths, tmp_path / "lengths.png") == {"panels": 2, "lines": 6}
+    first, second = drawn[0].axes
+    lines = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in first.get_lines()}
+    assert lines == {  # 19 sentences are too few to be drawn
+        "jm, k = 1": ([0, 1], [31.0, 21.0]),
+        "jm, k = 4": ([0, 1], [34.0, 24.0]),
+        "jm, k = 1, reranked": ([0, 1], [31.0, 21.0]),
+        "teacher, greedy": ([0, 1], [35.0, 33.0]),
+        "teacher, beam 5": ([0, 1], [35.0, 33.0]),
+    }
+    assert [tick.get_text() for tick in first.get_xticklabels()] == ["1–5\nn = 30", "6–10\nn = 500"]
+    assert "words per source sentence (test.de" in first.get_xlabel()
+    assert "other.de" in second.get_xlabel()
+    assert "BLEU" in first.get_ylabel()
+    assert first.get_ylim() == second.get_ylim()
+
+
+def test_bleu_under_noise_has_a_panel_for_each_kind(tmp_path, drawn):
+    rows = [{"num_iterations": 4, "noise_level": level, "sacrebleu": 30 - 100 * level} for level in (0.1, 0.0)]
+    paths = [
+        write_report(tmp_path / "drop.json", rows, noise="drop"),
+        write_report(tmp_path / "drop_cm.json", rows, noise="drop", model="cm"),
+        write_report(tmp_path / "output.json", rows, noise="encoder_output"),
+    ]
+    assert plot_bleu_under_noise(paths, tmp_path / "noise.png") == {"panels": 2, "lines": 3}
+    dropped, states = drawn[0].axes
+    assert [line.get_label() for line in dropped.get_lines()] == ["jm, k = 4", "cm, k = 4"]
+    assert dropped.get_lines()[0].get_xydata().tolist() == [[0.0, 30.0], [10.0, 20.0]]
+    assert dropped.get_xlabel() == "source words dropped (%)"
+    assert "encoder output" in states.get_xlabel()
+    assert (tmp_path / "noise.png").read_bytes().startswith(PNG)
 
 
 def test_newest_checkpoint_of_a_run_is_read(history, tmp_path):
@@ -107,10 +174,21 @@ def test_command_draws_and_says_what_is_wrong(history, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["best_eval_bleu_k4"] == 20.0
     main(["--latency", str(rows), str(rows), "--output", picture])
     assert json.loads(capsys.readouterr().out) == {"output": picture, "systems": 1, "points": 2}
+    old = write_report(tmp_path / "old.json", [{"num_iterations": 1, "sacrebleu": 3.0}])
+    few = write_report(
+        tmp_path / "few.json", [{"num_iterations": 1, "by_source_words": groups(1, 2, 3, counts=[9] * 3)}]
+    )
+    lengths = write_report(tmp_path / "new.json", [{"num_iterations": 1, "by_source_words": groups(1, 2, 3)}])
+    main(["--lengths", str(lengths), "--output", picture])
+    assert json.loads(capsys.readouterr().out) == {"output": picture, "panels": 1, "lines": 1}
     before = (tmp_path / "picture.png").read_bytes()
     for arguments, sentence in (
-        ([], "give either --run or --latency"),
-        (["--run", str(tmp_path / "run"), "--latency", str(rows)], "give either --run or --latency"),
+        ([], "give one of --run, --latency, --lengths and --noise"),
+        (["--run", str(tmp_path / "run"), "--latency", str(rows)], "give one of --run, --latency"),
+        (["--lengths", str(rows)], "was not written by evaluate.py"),
+        (["--lengths", str(old)], "has no by_source_words: run evaluate.py again"),
+        (["--noise", str(old)], "has no noise_level: run evaluate.py with --noise"),
+        (["--lengths", str(few)], f"has {MIN_SENTENCES} sentences, use a longer test set"),
         (["--run", str(tmp_path)], "holds no trainer_state.json"),
         (["--run", str(empty)], "has no log_history"),
         (["--run", str(tmp_path / "run"), "--axis", "week"], "axis='week' is not one of step, train_minutes"),

@@ -1,0 +1,104 @@
+"""Pictures of what `evaluate.py` wrote: BLEU of short and long sentences, and BLEU of disturbed ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .plots import Panel, plot_lines, read_json
+
+MIN_SENTENCES = 20  # BLEU of fewer says nothing and is not drawn
+SCORE = "sacreBLEU (0 to 100)"
+# What the levels of each noise are, and by what they are multiplied in the picture.
+NOISE_AXES = {
+    "drop": ("source words dropped (%)", 100),
+    "replace": ("source words replaced (%)", 100),
+    "encoder_input": ("noise on the encoder input (% of the embeddings' size)", 100),
+    "encoder_output": ("noise on the encoder output (% of the states' size)", 100),
+    "decoder_input": ("noise on the decoder input (% of the embeddings' size)", 100),
+}
+
+
+def read_evaluations(paths: Sequence[str | Path], column: str) -> list[dict]:
+    """Reports of `evaluate.py` in whose rows `column` stands.
+
+    Raises:
+        ValueError: a file is something else, or was written without it; the sentence says how to get it.
+    """
+    reports = []
+    for path in map(Path, paths):
+        report = read_json(path)
+        if not isinstance(report, dict) or not {"settings", "results"} <= report.keys() or not report["results"]:
+            raise ValueError(f"{path} was not written by evaluate.py --output: it has no settings and results")
+        if any(column not in row for row in report["results"]):
+            how = "with --noise" if column == "noise_level" else "again"
+            raise ValueError(f"{path} has no {column}: run evaluate.py {how}")
+        reports.append(report)
+    return reports
+
+
+def name_of(report: dict, row: dict) -> str:
+    """How a row reads in a legend: "jm-1, k = 4", "teacher, beam 5"."""
+    model = report["settings"]["model"]
+    if "num_iterations" in row:
+        decoding = f"k = {row['num_iterations']}"
+    else:
+        decoding = "greedy" if row["num_beams"] == 1 else f"beam {row['num_beams']}"
+    reranked = ", reranked" if report["settings"].get("reranker") else ""
+    return f"{model}, {decoding}{reranked}"
+
+
+def plot_bleu_by_length(paths: Sequence[str | Path], output: str | Path) -> dict:
+    """BLEU of groups of sentences by their number of source words, a panel per test set; a PNG at `output`.
+
+    Returns:
+        The numbers of panels and lines.
+
+    Raises:
+        ValueError: not reports of `evaluate.py`, or no group has `MIN_SENTENCES`.
+    """
+    panels = {}
+    for report in read_evaluations(paths, "by_source_words"):
+        panels.setdefault((report["settings"]["source"], report["settings"]["sentences"]), []).append(report)
+    drawn = []
+    for (source, _), reports in panels.items():
+        groups = {
+            name: group["sentences"]
+            for name, group in reports[0]["results"][0]["by_source_words"].items()
+            if group["sentences"] >= MIN_SENTENCES
+        }
+        if not groups:
+            raise ValueError(f"{source}: no group of lengths has {MIN_SENTENCES} sentences, use a longer test set")
+        lines = {
+            name_of(report, row): (
+                list(range(len(groups))),
+                [row["by_source_words"][name]["sacrebleu"] for name in groups],
+            )
+            for report in reports
+            for row in report["results"]
+        }
+        ticks = [f"{name.replace('-', '–')}\nn = {count}" for name, count in groups.items()]
+        drawn.append(Panel(f"words per source sentence ({source}; n sentences)", SCORE, lines, ticks))
+    plot_lines(drawn, output)
+    return {"panels": len(drawn), "lines": sum(len(panel.lines) for panel in drawn)}
+
+
+def plot_bleu_under_noise(paths: Sequence[str | Path], output: str | Path) -> dict:
+    """BLEU against the level of noise, a panel per kind of noise; a PNG at `output`.
+
+    Returns:
+        The numbers of panels and lines.
+
+    Raises:
+        ValueError: not reports of `evaluate.py --noise`.
+    """
+    kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for report in read_evaluations(paths, "noise_level"):
+        kind = report["settings"]["noise"]
+        for row in report["results"]:
+            point = (NOISE_AXES[kind][1] * row["noise_level"], row["sacrebleu"])
+            kinds.setdefault(kind, {}).setdefault(name_of(report, row), []).append(point)
+    panels = []
+    for kind, systems in kinds.items():
+        lines = {name: tuple(zip(*sorted(points), strict=True)) for name, points in systems.items()}
+        panels.append(Panel(NOISE_AXES[kind][0], SCORE, lines))
+    plot_lines(panels, output)
+    return {"panels": len(panels), "lines": sum(len(panel.lines) for panel in panels)}
