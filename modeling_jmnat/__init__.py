@@ -1,12 +1,15 @@
 """JM-NAT: jointly masked non-autoregressive translation for Hugging Face Transformers (Guo, Xu, Chen, ACL 2020)."""
 
 from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
 from .data_collator import DataCollatorForJMNat
 from .generation_jmnat import JMNatGenerateOutput
 from .modeling_jmnat import JMNatForConditionalGeneration, JMNatModel, JMNatSeq2SeqLMOutput
 from .onnx_model import ORTJMNatForConditionalGeneration
+from .pipeline import JMNatTranslationPipeline
+from .static_shapes import StaticShapeJMNat
 from .tokenization_jmnat import JMNatTokenizer
 from .trainer import JMNatTrainer, JMNatTrainingArguments
 
@@ -14,6 +17,9 @@ AutoConfig.register("jmnat", JMNatConfig, exist_ok=True)
 AutoModel.register(JMNatConfig, JMNatModel, exist_ok=True)
 AutoModelForSeq2SeqLM.register(JMNatConfig, JMNatForConditionalGeneration, exist_ok=True)
 AutoTokenizer.register(JMNatConfig, tokenizer_class=JMNatTokenizer, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "nat-translation", pipeline_class=JMNatTranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
+)
 
 __version__ = "0.1.0"
 
@@ -28,5 +34,7 @@ __all__ = [
     "JMNatTokenizer",
     "JMNatTrainer",
     "JMNatTrainingArguments",
+    "JMNatTranslationPipeline",
     "ORTJMNatForConditionalGeneration",
+    "StaticShapeJMNat",
 ]

@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -69,19 +69,21 @@ def interleaved(
     block: int,
     progress: bool,
     outputs: dict | None = None,
+    first_turn: int = 0,
 ) -> dict[System, list[list[float]]]:
     """Seconds that each system takes for each batch of sources, in each round: {system: [round][batch]}.
 
     `block` batches belong together: a system warms up with the first of them, untimed, and then is timed on all.
     Blocks of a single batch are long enough to need that the first time only. `outputs` collects the translations of
-    the first round, {system: {batch: lists of ids}}.
+    the first round, {system: {batch: lists of ids}}. `first_turn` is the number of the first round: the order of the
+    systems turns with it.
     """
     times = {system: [[0.0] * len(batches) for _ in range(num_rounds)] for system in systems}
     total = num_rounds * len(systems) * len(batches)
     with tqdm(total=total, desc="timing", unit=" translations", disable=not progress) as bar:
         for turn in range(num_rounds):
             for number, start in enumerate(range(0, len(batches), block)):
-                first = (turn + number) % len(systems)
+                first = (first_turn + turn + number) % len(systems)
                 for system in [*systems[first:], *systems[:first]]:
                     engine = engines[system.model_key]
                     prepared = [engine.prepare(batch) for batch in batches[start : start + block]]
@@ -199,81 +201,23 @@ def environment(num_threads: int) -> dict:
     }
 
 
-def run_benchmark(
-    systems: Sequence[System],
-    sources: Sequence[Sequence[int]],
-    num_threads: int = 1,
-    num_sentences: int = 100,
-    num_rounds: int = 5,
-    batch_size: int = 32,
-    batch_rounds: int = 3,
-    score: Callable[[list[list[int]]], dict] | None = None,
-    progress: bool = False,
-) -> tuple[list[dict], list[str]]:
-    """Measure every system: latency at batch 1, throughput at `batch_size`, time to load and memory.
-
-    Args:
-        sources: token ids of all sentences. `num_sentences` of them, spread evenly, serve for latency, all of them for
-            throughput and for `score`.
-        score: figures of the translations of all sources (lists of ids, which may go beyond `</s>`).
-
-    Returns:
-        One row of figures per system, and why some of the ratios between them are missing.
-    """
-    torch.set_num_threads(num_threads)
-    num_sentences = min(num_sentences, len(sources))
-    chosen = [sources[index * len(sources) // num_sentences] for index in range(num_sentences)]
-    loading = {}
-    for system in tqdm(systems, desc="loading", disable=not progress):
-        if system.model_key not in loading:
-            loading[system.model_key] = loading_figures(system, chosen[:3], num_threads)
-    engines = {system.model_key: load_engine(system, num_threads) for system in systems}
-    latency = interleaved(systems, engines, [[source] for source in chosen], num_rounds, BLOCK_SENTENCES, progress)
-    batches = length_sorted(sources, batch_size)
-    outputs: dict = {}
-    throughput = interleaved(
-        systems,
-        engines,
-        [[sources[index] for index in batch] for batch in batches],
-        batch_rounds,
-        1,
-        progress,
-        outputs,
-    )
-    rows = []
-    for system in systems:
-        row = {"system": system.name, "label": system.label, "title": system.title, "options": system.options}
-        row |= latency_figures(latency[system], [len(source) for source in chosen])
-        row |= throughput_figures(throughput[system], len(sources), batch_size)
-        row |= loading[system.model_key]
-        if score is not None:
-            translations: list[list[int]] = [[]] * len(sources)
-            for number, batch in enumerate(batches):
-                for index, ids in zip(batch, outputs[system][number], strict=True):
-                    translations[index] = ids
-            row |= score(translations)
-        rows.append(row)
-    times = {
-        "latency": {system.title: block_sums(latency[system], BLOCK_SENTENCES) for system in systems},
-        "throughput": {system.title: throughput[system] for system in systems},
-    }
-    return rows, add_ratios(rows, times)
-
-
 def block_sums(times: Sequence[Sequence[float]], block: int) -> list[list[float]]:
     """Seconds [round][batch] -> [round][block of batches]."""
     return [[sum(turn[start : start + block]) for start in range(0, len(turn), block)] for turn in times]
 
 
-def add_ratios(rows: Sequence[dict], times: dict[str, dict[str, list[list[float]]]]) -> list[str]:
+def add_ratios(
+    rows: Sequence[dict], times: dict[str, dict[str, list[list[float]]]], references: Sequence[str] = REFERENCES
+) -> list[str]:
     """Put into each row how many times faster it is than the reference systems; the reasons for those left out.
 
     Args:
         times: seconds [round][block] by kind of measurement (`latency`, `throughput`) and title.
+        references: titles.
     """
     refused = []
     for kind, name in (("latency", "speed_up"), ("throughput", "batch_speed_up")):
-        for title in REFERENCES:
+        for title in references:
             for row in rows if title in times[kind] else ():
                 try:
                     value, _ = paired_ratio(times[kind][title], times[kind][row["title"]])
@@ -284,24 +228,42 @@ def add_ratios(rows: Sequence[dict], times: dict[str, dict[str, list[list[float]
     return refused
 
 
+def _speed(row: dict, speed: str, size: str) -> str:
+    return f"{row[speed]:.1f} at {row[size]}" if speed in row else ""
+
+
 def markdown_table(rows: Sequence[dict]) -> str:
     """The figures for a person: one line per system."""
     references = [title for title in REFERENCES if any(row["title"] == title for row in rows)]
     with_bleu = any("bleu" in row for row in rows)
     head = ["system"] + (["BLEU"] if with_bleu else []) + ["ms (quartiles)", "p50", "p99"]
     head += [f"times faster than {title}" for title in references]
-    head += ["sentences/s at batch", "load s", "memory MB"]
+    with_best = any("best_batch_size" in row for row in rows)
+    head += ["sentences/s at batch"] + (["best batch"] if with_best else []) + ["load s", "memory MB"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row in rows:
         low, high = row["latency_quartiles_ms"]
-        cells = [row["title"]] + ([f"{row['bleu']:.2f}"] if with_bleu else [])
+        cells = [row["title"]] + ([f"{row['bleu']:.2f}" if "bleu" in row else ""] if with_bleu else [])
         cells += [f"{row['latency_ms']:.1f} ({low:.1f}-{high:.1f})"]
         cells += [f"{row['latency_p50_ms']:.1f}", f"{row['latency_p99_ms']:.1f}"]
         for title in references:
             value = row.get("speed_up", {}).get(title)
             cells.append("too noisy" if value is None else f"{value:.2f}")
-        cells += [f"{row['sentences_per_second']:.1f} at {row['batch_size']}"]
+        cells += [_speed(row, "sentences_per_second", "batch_size")]
+        cells += [_speed(row, "best_sentences_per_second", "best_batch_size")] if with_best else []
         cells += [f"{row['load_seconds']:.2f}" if "load_seconds" in row else ""]
         cells += [f"{row['peak_memory_mb']:.0f}" if "peak_memory_mb" in row else ""]
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def length_table(rows: Sequence[dict]) -> str:
+    """Milliseconds per sentence by the number of source tokens, a line per system."""
+    names = list(dict.fromkeys(name for row in rows for name in row["latency_by_source_length_ms"]))
+    names.sort(key=lambda name: int(name.removeprefix("over ").split("-")[0]))
+    lines = ["| " + " | ".join(["source tokens", *names]) + " |", "|" + " --- |" * (len(names) + 1)]
+    for row in rows:
+        found = row["latency_by_source_length_ms"]
+        cells = [f"{found[name]:.1f}" if name in found else "" for name in names]
+        lines.append("| " + " | ".join([row["title"], *cells]) + " |")
     return "\n".join(lines) + "\n"

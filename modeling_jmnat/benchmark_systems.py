@@ -4,6 +4,8 @@ An engine has `prepare(sources) -> batch` and `read(output) -> lists of ids`, wh
 `translate(batch, options) -> output`, which is. Sources and translations are token ids: text is the same work for all.
 """
 
+import functools
+import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,13 +19,14 @@ from transformers import AutoModelForSeq2SeqLM
 
 from .configuration_jmnat import JMNatConfig
 from .modeling_jmnat import JMNatForConditionalGeneration
-from .onnx_export import export_onnx
 from .onnx_model import ORTJMNatForConditionalGeneration
+from .shortlist import Shortlist
 from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, build_teacher, load_teacher_tokenizer, pad_batch
 from .teacher_backends import ctranslate2_converter
 from .tokenization_jmnat import JMNatTokenizer
 
 ENGINES = ("transformers", "ctranslate2", "torch", "onnx")
+PACKAGES_OF_ENGINES = {"ctranslate2": ("ctranslate2",), "onnx": ("onnx", "onnxruntime")}
 TRANSFORMERS_BEAM = "Transformers, beam 5"
 CTRANSLATE2_BEAM = "CTranslate2 int8, beam 5"
 CTRANSLATE2_GREEDY = "CTranslate2 int8, greedy"
@@ -58,6 +61,17 @@ class System:
     @property
     def model_key(self) -> tuple:
         return self.engine, self.folder, self.int8
+
+    @property
+    def model_name(self) -> str:
+        """What the systems of one model share, for people: the title without the setting."""
+        return self.name.split(", C =")[0]
+
+    @property
+    def missing_package(self) -> str | None:
+        """The package that this system lacks here, None when it has all."""
+        packages = PACKAGES_OF_ENGINES.get(self.engine, ())
+        return next((name for name in packages if importlib.util.find_spec(name) is None), None)
 
 
 def _target_limit(longest_source: int) -> int:
@@ -118,8 +132,13 @@ class CTranslate2Engine:
         return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in output]
 
 
+@functools.cache
+def load_shortlist(path: str) -> Shortlist:
+    return Shortlist.load(path)
+
+
 class JMNatEngine:
-    """Ours in PyTorch. Options are those of `generate`, and `length` for a canvas of so many tokens."""
+    """Ours in PyTorch. Options: those of `generate`, `length` for a canvas of so many tokens, the file `shortlist`."""
 
     def __init__(self, folder: str, int8: bool, num_threads: int):
         self.model = JMNatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -130,6 +149,8 @@ class JMNatEngine:
     def translate(self, batch, options: dict):
         input_ids, attention_mask = batch
         options = dict(options)
+        if "shortlist" in options:
+            options["shortlist"] = load_shortlist(options["shortlist"])
         length = options.pop("length", None)
         if length is not None:
             options["target_lengths"] = torch.full((len(input_ids),), length)
@@ -151,6 +172,12 @@ def load_engine(system: System, num_threads: int):
     return classes[system.engine](system.folder, system.int8, num_threads)
 
 
+def installed(systems: Sequence[System]) -> tuple[list[System], list[str]]:
+    """Those of the systems whose packages are installed, and the names of packages that the others lack."""
+    missing = sorted({system.missing_package for system in systems} - {None})
+    return [system for system in systems if system.missing_package is None], missing
+
+
 def teacher_systems(folder: str, length: int | None = None, suffix: str = "") -> list[System]:
     """An autoregressive model in Transformers and CTranslate2, float32 and int8, greedy and with five beams."""
     systems = []
@@ -169,12 +196,17 @@ def student_systems(
     num_candidates: Sequence[int],
     length: int | None = None,
 ) -> list[System]:
-    """Ours in PyTorch and ONNX Runtime; `settings` are named options of `generate`, such as k = 4."""
+    """Ours in PyTorch and ONNX Runtime; `settings` are named options of `generate`, such as k = 4.
+
+    A single candidate cannot be pruned; shortlists are measured with int8 alone.
+    """
     systems = []
     for engine, int8, backend in (("torch", False, "PyTorch"), ("onnx", False, "ONNX"), ("onnx", True, "ONNX int8")):
         for candidates in num_candidates:
             for label, options in settings.items():
-                if candidates == 1 and "prune_candidates" in options:
+                if candidates == 1 and label.endswith("pruned"):
+                    continue
+                if "shortlist" in options and not int8:
                     continue
                 options = {**options, "num_length_candidates": candidates} | (
                     {} if length is None else {"length": length}
@@ -185,16 +217,22 @@ def student_systems(
 
 
 def prepare_teacher(folder: str | Path) -> None:
-    """Write `folder`/ctranslate2 from the autoregressive model in `folder`."""
+    """Write `folder`/ctranslate2 from the autoregressive model in `folder`, where CTranslate2 is installed."""
+    if importlib.util.find_spec("ctranslate2") is None:
+        return
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
     converter = ctranslate2_converter(model, load_teacher_tokenizer(folder))
     converter.convert(str(Path(folder) / "ctranslate2"), force=True)
 
 
-def prepare_student(folder: str | Path) -> None:
-    """Write `folder`/onnx, float32 and int8, from the JM-NAT model in `folder`."""
+def prepare_student(folder: str | Path, shortlist: bool = False) -> None:
+    """Write `folder`/onnx, float32 and int8, from the JM-NAT model in `folder`, where onnx is installed."""
+    if importlib.util.find_spec("onnx") is None:
+        return
+    from .onnx_export import export_onnx
+
     model = JMNatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    export_onnx(model, Path(folder) / "onnx", int8=True)
+    export_onnx(model, Path(folder) / "onnx", int8=True, shortlist=shortlist)
 
 
 def random_tokenizer(vocab_size: int) -> JMNatTokenizer:
@@ -204,6 +242,13 @@ def random_tokenizer(vocab_size: int) -> JMNatTokenizer:
     backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
     return JMNatTokenizer(tokenizer_object=backend, **dict(zip(names, special, strict=True)))
+
+
+def random_shortlist(vocab_size: int, folder: str | Path) -> Path:
+    """A table with as many tokens for a source as one from data gives: about 20 for each token, and 200."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(5, vocab_size, (vocab_size, 20), generator=generator)
+    return Shortlist(table, torch.arange(200)).save(folder)
 
 
 def random_models(size: str, folder: str | Path, num_layers: tuple[int, int] | None = None) -> JMNatConfig:

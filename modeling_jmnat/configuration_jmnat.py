@@ -156,7 +156,9 @@ class JMNatOptions:
     length_normalization: float = 1.0
     length_offset: float = 0.0
     num_return_sequences: int = 1
+    length_threshold: float = 0.4
     prune_candidates: int | None = None
+    prune_threshold: float = 0.8
     confidence_threshold: float | None = None
     update_all: bool = False
     output_history: bool = False
@@ -183,6 +185,10 @@ class JMNatOptions:
             )
         if self.confidence_threshold is not None and not 0.0 < self.confidence_threshold <= 1.0:
             raise ValueError(f"confidence_threshold={self.confidence_threshold!r} must be None or in (0, 1]")
+        for name in ("length_threshold", "prune_threshold"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}={value!r} must be in [0, 1]")
         if self.length_normalization < 0:
             raise ValueError(f"length_normalization={self.length_normalization!r} must be at least 0")
         if self.length_offset < 0:
@@ -206,8 +212,13 @@ class JMNatGenerationConfig(GenerationConfig):
         suppress_tokens: ids never predicted (`<pad>`, `<mask>` and `<s>`; an empty list suppresses none).
         length_normalization: exponent of T that divides a candidate's log-probability (1.0).
         length_offset: added to T before the exponent; 5 makes it the length penalty of fairseq and GNMT (0.0).
-        num_return_sequences: n-best, at most C (1).
+        num_return_sequences: n-best, at most C; as many candidates stay to the end, and one of them may win that
+            a search for a single one gives up (1).
+        length_threshold: lengths less probable than this share of the best one's probability are not tried; 0 tries
+            all C; neither this nor `prune_threshold` applies with a reranker, which chooses among all (0.4).
         prune_candidates: the pass after which only the best candidates go on (None).
+        prune_threshold: a candidate is given up after a pass where the exponential of its score (the geometric mean of
+            its tokens' probabilities) is less than this share of the best one's; 0 gives up none (0.8).
         confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None).
         update_all: each pass refreshes every position, not the masked ones alone (False).
         output_history: return each pass's canvas and log-probabilities (False).

@@ -6,7 +6,7 @@ every backend shares it. B sentences, C length candidates, R = B C rows (less wh
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from transformers.generation import GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options
+
+MOST_KEPT = 0.75  # candidates given up leave a batch of several sentences when at most so many of its rows stay
 
 # What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
 IGNORED_ARGUMENTS = (
@@ -62,6 +64,21 @@ class JMNatGenerateOutput(ModelOutput):
     best_candidates: torch.LongTensor | None = None
 
 
+class RestrictedVocabulary(NamedTuple):
+    """The part of the vocabulary that is predicted with a shortlist."""
+
+    ids: torch.LongTensor  # (N,)
+    weight: torch.Tensor  # (N, D) rows of the output projection
+
+    def predict(self, states: torch.Tensor, suppressed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decoder states (.., D) -> most probable ids (..) and their log-probabilities among `ids`."""
+        logits = states @ self.weight.T
+        if suppressed is not None:
+            logits = logits.masked_fill(suppressed[self.ids], -math.inf)
+        best, index = logits.max(dim=-1)
+        return self.ids[index], best.float() - logits.float().logsumexp(dim=-1)
+
+
 @dataclass
 class JMNatDecodingState:
     """What all passes share. Tensors over sources have B rows, each serving R/B consecutive canvas rows.
@@ -71,20 +88,33 @@ class JMNatDecodingState:
         encoder_attend_mask: (B, 1, 1, S) bool.
         key_values: per layer, keys and values of cross-attention, (B, H, S, D/H) each.
         position_probs: per layer, probabilities of positional attention (R, H, T, T).
+        positions: their embeddings (1, T, D).
+        vocabulary: what is predicted; None: all tokens.
     """
 
     attend_mask: torch.Tensor
     encoder_attend_mask: torch.Tensor | None = None
     key_values: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     position_probs: list[torch.Tensor] | None = None
+    positions: torch.Tensor | None = None
+    vocabulary: RestrictedVocabulary | None = None
 
-    def select(self, rows: torch.Tensor, sources: torch.Tensor) -> "JMNatDecodingState":
-        """Keep canvas rows `rows`; `sources` are the source rows that then serve them, evenly and in order."""
+    def select(self, rows: torch.Tensor, sources: torch.Tensor | None) -> "JMNatDecodingState":
+        """Keep canvas rows `rows`; `sources` are the source rows that then serve them, evenly and in order.
+
+        None: the same as before.
+        """
+        encoder_attend_mask, key_values = self.encoder_attend_mask, self.key_values
+        if sources is not None:
+            encoder_attend_mask = encoder_attend_mask[sources]
+            key_values = [(key[sources], value[sources]) for key, value in key_values]
         return JMNatDecodingState(
             attend_mask=self.attend_mask[rows],
-            encoder_attend_mask=self.encoder_attend_mask[sources],
-            key_values=[(key[sources], value[sources]) for key, value in self.key_values],
+            encoder_attend_mask=encoder_attend_mask,
+            key_values=key_values,
             position_probs=None if self.position_probs is None else [probs[rows] for probs in self.position_probs],
+            positions=self.positions,
+            vocabulary=self.vocabulary,
         )
 
 
@@ -156,6 +186,19 @@ def remask_order(log_probs: torch.Tensor, lengths: torch.Tensor, set_size: int =
     return RemaskOrder(lengths, log_probs.shape[1], set_size)(log_probs)
 
 
+def unlikely_lengths(log_probs: torch.Tensor, options: JMNatOptions) -> torch.Tensor | None:
+    """Which of C lengths, of log_probs (B, C) falling, are less probable than `length_threshold` times the first.
+
+    Returns:
+        (B, C) bool, None where every length is tried. As many as are to be returned are never unlikely.
+    """
+    if options.length_threshold == 0.0 or log_probs.shape[1] <= options.num_return_sequences:
+        return None
+    unlikely = log_probs < log_probs[:, :1] + math.log(options.length_threshold)
+    unlikely[:, : options.num_return_sequences] = False
+    return unlikely
+
+
 def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
     """Number of tokens (..) up to and with the first `</s>` of (.., T), all of a row's tokens where it has none."""
     positions = torch.arange(tokens.shape[-1], device=tokens.device)
@@ -171,49 +214,62 @@ class MaskPredict:
         options: resolved options.
         lengths: (B, C) target lengths.
         suppressed: (V,) bool, True at ids that are never predicted, or None.
+        num_positions: T, at least the longest length; None asks the device for that length. With it, candidates that
+            are given up stay in the batch, so that no step waits for the device.
+        unlikely: (B, C) bool, True at lengths that are not tried, or None.
+        vocabulary: (N,) the only ids that are predicted, or None.
 
     After `run`, `tokens` and `log_probs` are (B, C, T), `num_passes` and `pruned` (B, C).
     """
 
-    def __init__(self, model, options: JMNatOptions, lengths: torch.Tensor, suppressed: torch.Tensor | None):
+    def __init__(
+        self,
+        model,
+        options: JMNatOptions,
+        lengths: torch.Tensor,
+        suppressed: torch.Tensor | None,
+        num_positions: int | None = None,
+        unlikely: torch.Tensor | None = None,
+        vocabulary: torch.Tensor | None = None,
+    ):
         self.model = model
         self.options = options
         self.suppressed = suppressed
+        self.vocabulary = vocabulary
         self.mask_token_id = model.config.mask_token_id
         self.shape = lengths.shape
         self.lengths = lengths.flatten()  # (R,)
-        shortest, self.longest = (int(length) for length in self.lengths.aminmax())
+        self.rows = torch.arange(self.lengths.shape[0], device=lengths.device)
+        self.rows_leave = num_positions is None
+        self.idle_rows = False  # whether some of `rows` may have been given up and stay nonetheless
+        self.pruned = torch.zeros_like(self.lengths, dtype=torch.bool) if unlikely is None else unlikely.flatten()
+        if unlikely is not None and self.rows_leave:
+            self.rows = self.rows[~self.pruned]
+        if num_positions is None:
+            shortest, self.longest = torch.stack(self.lengths[self.rows].aminmax()).tolist()
+        else:
+            shortest, self.longest = 0, num_positions
         self.positions = torch.arange(self.longest, device=lengths.device)[None]
         self.target_mask = self.positions < self.lengths[:, None]  # (R, T)
         self.tokens = torch.where(self.target_mask, self.mask_token_id, model.config.pad_token_id)
         self.log_probs = torch.zeros(self.tokens.shape, dtype=torch.float32, device=lengths.device)
         self.num_passes = torch.zeros_like(self.lengths)
-        self.pruned = torch.zeros_like(self.lengths, dtype=torch.bool)
         self.history: list[JMNatPass] = []
-        self.rows = torch.arange(self.lengths.shape[0], device=lengths.device)
-        self.source_of_row = self.rows // self.shape[1]
+        self.source_of_row = torch.arange(self.shape[0], device=lengths.device).repeat_interleave(self.shape[1])
         self.served_by = torch.arange(self.shape[0], device=lengths.device)  # the source in each row of the state
         # All positions that `choose` returns are really chosen: nothing has to be kept where they are predicted.
         self.all_chosen = shortest == self.longest and options.confidence_threshold is None
-        self.order = RemaskOrder(self.lengths, self.longest, model.config.ngram_size if options.remask_adjacent else 1)
+        set_size = model.config.ngram_size if options.remask_adjacent else 1
+        self.order = RemaskOrder(self.lengths[self.rows], self.longest, set_size)
         # Of the rows that still go on; written back when they leave.
-        self.now = (self.tokens.clone(), self.log_probs.clone())
+        self.now = (self.tokens[self.rows], self.log_probs[self.rows])
 
     def run(self, states: torch.Tensor, source_mask: torch.Tensor, first_canvas: torch.Tensor | None = None) -> None:
         """Decode from encoder states (B, S, D); `first_canvas` (R, T) takes the place of `<mask>` everywhere."""
-        self.state = self.model.prepare_decoding(states, source_mask, self.target_mask)
+        self.prepare(states, source_mask)
         for iteration in range(self.options.num_iterations):
             before, _ = self.now
-            positions, chosen = self.choose(iteration)
-            if iteration == 0:
-                canvas = before if first_canvas is None else first_canvas
-            else:
-                canvas = before.scatter(1, positions, self.where(chosen, self.mask_token_id, before, positions))
-            if self.options.update_all:
-                positions, chosen = self.everywhere()
-            self.predict(canvas, positions, chosen)
-            if self.options.output_history:
-                self.record(canvas)
+            self.one_pass(iteration, first_canvas)
             if iteration + 1 == self.options.num_iterations:
                 break
             going_on = self.going_on(iteration, before)
@@ -222,8 +278,38 @@ class MaskPredict:
                 if self.rows.numel() == 0:
                     break
         self.write_back(iteration)
+        self.by_sentence()
+
+    def one_pass(self, iteration: int, first_canvas: torch.Tensor | None = None) -> None:
+        """Mask again what pass `iteration` + 1 is to predict, and predict it."""
+        before, _ = self.now
+        positions, chosen = self.choose(iteration)
+        if iteration == 0:
+            canvas = before if first_canvas is None else first_canvas[self.rows]
+        else:
+            canvas = before.scatter(1, positions, self.where(chosen, self.mask_token_id, before, positions))
+        if self.options.update_all:
+            positions, chosen = self.everywhere()
+        self.predict(canvas, positions, chosen)
+        if self.options.output_history:
+            self.record(canvas)
+
+    def by_sentence(self) -> None:
+        """After the last pass: results (R, ..) -> (B, C, ..)."""
         for name in ("tokens", "log_probs", "num_passes", "pruned"):
             setattr(self, name, getattr(self, name).unflatten(0, self.shape))
+
+    def prepare(self, states: torch.Tensor, source_mask: torch.Tensor) -> None:
+        """What all passes share, for the rows there are."""
+        num_sources = self.shape[0]
+        if num_sources == 1 or self.rows.numel() == self.lengths.numel():
+            self.state = self.model.prepare_decoding(states, source_mask, self.target_mask[self.rows])
+        else:
+            self.state = self.model.prepare_decoding(states, source_mask, self.target_mask)
+            self.select(self.rows)
+        if self.vocabulary is not None:
+            weight = self.model.output_weight(self.vocabulary)
+            self.state.vocabulary = RestrictedVocabulary(self.vocabulary, weight)
 
     def everywhere(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         chosen = self.target_mask[self.rows]
@@ -258,9 +344,13 @@ class MaskPredict:
 
     def write_back(self, iteration: int) -> None:
         """Store what the rows that still go on have come to after pass `iteration` + 1."""
-        if self.rows.numel():
-            self.tokens[self.rows], self.log_probs[self.rows] = self.now
-            self.num_passes[self.rows] = iteration + 1
+        rows, now = self.rows, self.now
+        if self.idle_rows:
+            active = (~self.pruned[rows]).nonzero().flatten()
+            rows, now = rows[active], tuple(value[active] for value in now)
+        if rows.numel():
+            self.tokens[rows], self.log_probs[rows] = now
+            self.num_passes.index_fill_(0, rows, iteration + 1)  # assigning would wait for the device
 
     def record(self, canvas: torch.Tensor) -> None:
         """Append a pass to the history; rows that have stopped stay as they were."""
@@ -277,13 +367,36 @@ class MaskPredict:
             rules.append((tokens != before).any(dim=1))
         if options.confidence_threshold is not None:  # log_probs are 0 at padding
             rules.append((log_probs < math.log(options.confidence_threshold)).any(dim=1))
-        if options.prune_candidates == iteration + 1:
-            self.write_back(iteration)
-            scores = candidate_scores(self.log_probs, self.lengths, options).view(self.shape)
-            best = scores.topk(options.num_return_sequences, dim=1).indices
-            self.pruned = torch.ones_like(scores, dtype=torch.bool).scatter(1, best, False).flatten()
-            rules.append(~self.pruned[self.rows])
+        if self.prune(iteration) and self.rows_leave:
+            kept = ~self.pruned[self.rows]
+            # Of several sentences, rows that stay have to be moved, which pays where enough of them leave.
+            if self.shape[0] == 1 or int(kept.sum()) <= MOST_KEPT * kept.numel():
+                rules.append(kept)
+            else:
+                self.idle_rows = True
         return torch.stack(rules).all(dim=0) if rules else None
+
+    def prune(self, iteration: int) -> bool:
+        """Give up candidates that are too far behind after pass `iteration` + 1; False where nothing was looked at."""
+        options = self.options
+        num_kept = options.num_return_sequences
+        only_best = options.prune_candidates == iteration + 1
+        if not only_best and (options.prune_threshold == 0.0 or self.nothing_left_to_prune()):
+            return False
+        self.write_back(iteration)
+        scores = candidate_scores(self.log_probs, self.lengths, options).masked_fill(self.pruned, -math.inf)
+        scores = scores.view(self.shape)
+        best = scores.topk(num_kept, dim=1)
+        pruned = torch.ones_like(scores, dtype=torch.bool)
+        if not only_best:
+            pruned = scores < best.values[:, :1] + math.log(options.prune_threshold)
+        self.pruned = pruned.scatter(1, best.indices, False).flatten() | self.pruned
+        return True
+
+    def nothing_left_to_prune(self) -> bool:
+        """Whether every sentence is known to be down to the candidates that are to be returned."""
+        stops = self.options.early_stop or self.options.confidence_threshold is not None  # by other rules than pruning
+        return not stops and self.rows.numel() <= self.options.num_return_sequences * self.shape[0]
 
     def keep(self, going_on: torch.Tensor, iteration: int) -> None:
         """Let rows leave. Sources stay shared where each has as many rows left, else each row gets its own."""
@@ -292,9 +405,17 @@ class MaskPredict:
         self.rows = self.rows[kept]
         self.now = tuple(value[kept] for value in self.now)
         self.order = self.order.select(kept)
+        if self.rows.numel():
+            self.select(kept)
+
+    def select(self, kept: torch.Tensor) -> None:
+        """Reduce the state to its canvas rows `kept`, which are `rows` now."""
         needed, counts = self.source_of_row[self.rows].unique_consecutive(return_counts=True)
-        if self.rows.numel() and not bool((counts == counts[0]).all()):
+        if not bool((counts == counts[0]).all()):
             needed = self.source_of_row[self.rows]
+        if torch.equal(needed, self.served_by):
+            self.state = self.state.select(kept, None)
+            return
         # Any row of the state that holds the source does.
         holder = torch.zeros_like(self.source_of_row)
         holder[self.served_by] = torch.arange(self.served_by.shape[0], device=holder.device)
@@ -344,6 +465,7 @@ class JMNatGenerationMixin(GenerationMixin):
         streamer=None,
         target_lengths: torch.Tensor | None = None,
         reranker=None,
+        shortlist=None,
         **kwargs,
     ) -> torch.LongTensor | JMNatGenerateOutput:
         """Translate in exactly `num_iterations` passes over the candidates of the most probable lengths.
@@ -356,6 +478,8 @@ class JMNatGenerationMixin(GenerationMixin):
             inputs: (B, S) source ids, also as `input_ids`; or `inputs_embeds`, or `encoder_outputs`.
             target_lengths: (B,) lengths to use instead of the predicted ones; C candidates form a window around them.
             reranker: an autoregressive seq2seq model that chooses among the candidates (noisy parallel decoding).
+            shortlist: an object whose `ids(input_ids)` gives the only tokens (N,) that are predicted for a batch, such
+                as `shortlist.Shortlist`. These depend on all its sentences, and so may a translation.
 
         Returns:
             (B num_return_sequences, L) ids padded on the right, or a `JMNatGenerateOutput` with
@@ -374,14 +498,52 @@ class JMNatGenerationMixin(GenerationMixin):
         options = self._resolve_generation_options(generation_config, kwargs)
         if input_ids is None and reranker is not None:
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
+        if input_ids is None and shortlist is not None:
+            raise ValueError("shortlist needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
 
         states, source_mask, length_log_probs = self.encode_for_generation(input_ids, **source)
-        lengths = self._choose_lengths(length_log_probs, options, target_lengths)
-        decoding = MaskPredict(self, options, lengths, self._suppressed_tokens(options, lengths.device))
+        if reranker is not None:  # it chooses among all candidates
+            options = replace(options, length_threshold=0.0, prune_threshold=0.0)
+        lengths, unlikely = self._choose_lengths(length_log_probs, options, target_lengths)
+        vocabulary = None if shortlist is None else shortlist.ids(input_ids)
+        output, ends = self._decode(
+            options, lengths, states, source_mask, input_ids, reranker, unlikely=unlikely, vocabulary=vocabulary
+        )
+        width = int(ends.max())
+        if not (options.return_dict_in_generate or options.output_history):
+            return output.sequences[:, :width]
+        output.sequences, output.token_scores = output.sequences[:, :width], output.token_scores[:, :width]
+        return output
+
+    def _decode(
+        self,
+        options: JMNatOptions,
+        lengths: torch.Tensor,
+        states,
+        source_mask: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        reranker=None,
+        num_positions: int | None = None,
+        unlikely: torch.Tensor | None = None,
+        vocabulary: torch.Tensor | None = None,
+    ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
+        """All passes and the choice: the output, T wide, and the numbers (R,) of tokens in its sequences.
+
+        With `num_positions` = T and no rule that stops rows, no step waits for the device.
+        """
+        suppressed = self._suppressed_tokens(options, lengths.device)
+        decoding = MaskPredict(self, options, lengths, suppressed, num_positions, unlikely, vocabulary)
         copied = None
         if self.config.decoder_input == "source_copy":
             copied = self.copy_source(input_ids, source_mask, decoding.target_mask)
         decoding.run(states, source_mask, copied)
+        return self._finish_decoding(decoding, lengths, source_mask, input_ids, reranker)
+
+    def _finish_decoding(
+        self, decoding: MaskPredict, lengths: torch.Tensor, source_mask=None, input_ids=None, reranker=None
+    ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
+        """Score the candidates and choose, see `_decode`."""
+        options = decoding.options
         ends = first_end(decoding.tokens, lengths, self.config.eos_token_id)  # (B, C)
         texts = decoding.tokens.masked_fill(decoding.positions >= ends[..., None], self.config.pad_token_id)
         if reranker is None:
@@ -396,22 +558,19 @@ class JMNatGenerationMixin(GenerationMixin):
         scores = scores.masked_fill(decoding.pruned, -math.inf)
         scores, best = scores.topk(options.num_return_sequences, dim=1)  # (B, num_return_sequences)
         sentence = torch.arange(best.shape[0], device=best.device)[:, None]
-        ends, lengths_of_best = ends[sentence, best].flatten(), lengths[sentence, best].flatten()
-        width = int(ends.max())
-        sequences = texts[sentence, best].flatten(0, 1)[:, :width]
-        if not (options.return_dict_in_generate or options.output_history):
-            return sequences
-        token_scores = decoding.log_probs[sentence, best].flatten(0, 1)[:, :width]
-        return JMNatGenerateOutput(
-            sequences=sequences,
+        ends = ends[sentence, best].flatten()
+        token_scores = decoding.log_probs[sentence, best].flatten(0, 1)
+        output = JMNatGenerateOutput(
+            sequences=texts[sentence, best].flatten(0, 1),
             sequences_scores=scores.flatten(),
-            token_scores=token_scores.masked_fill(decoding.positions[:, :width] >= ends[:, None], 0.0),
-            lengths=lengths_of_best,
+            token_scores=token_scores.masked_fill(decoding.positions >= ends[:, None], 0.0),
+            lengths=lengths[sentence, best].flatten(),
             num_passes=decoding.num_passes.amax(dim=1),
             history=tuple(decoding.history) if options.output_history else None,
             candidate_lengths=lengths,
             best_candidates=best,
         )
+        return output, ends
 
     def _resolve_generation_options(self, generation_config, kwargs: dict[str, Any]) -> JMNatOptions:
         """Merge and check; whatever is left in `kwargs` is a mistake and is named."""
@@ -427,7 +586,7 @@ class JMNatGenerationMixin(GenerationMixin):
         if unknown:
             raise ValueError(
                 f"generate got {', '.join(sorted(unknown))}, which it does not know; options are "
-                f"{', '.join(OPTION_NAMES)}, target_lengths and reranker"
+                f"{', '.join(OPTION_NAMES)}, target_lengths, reranker and shortlist"
             )
         sources = [kwargs, generation_config, self.generation_config]
         options = resolve_options(*(source for source in sources if source is not None))
@@ -439,8 +598,11 @@ class JMNatGenerationMixin(GenerationMixin):
             )
         return options
 
-    def _choose_lengths(self, length_log_probs, options: JMNatOptions, target_lengths) -> torch.Tensor:
-        """(B, C) candidate lengths, from 2 (one token and `</s>`) to the longest that is allowed."""
+    def _choose_lengths(
+        self, length_log_probs, options: JMNatOptions, target_lengths
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, C) candidate lengths, from 2 (one token and `</s>`) to the longest allowed, and which are unlikely."""
+        unlikely = None
         num_candidates = options.num_length_candidates
         longest = length_log_probs.shape[1] - 1
         if options.max_length is not None:
@@ -448,7 +610,8 @@ class JMNatGenerationMixin(GenerationMixin):
         if num_candidates > longest:
             raise ValueError(f"num_length_candidates={num_candidates} is more than the {longest} lengths there are")
         if target_lengths is None:
-            lengths = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1).indices
+            best = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1)
+            lengths, unlikely = best.indices, unlikely_lengths(best.values, options)
         else:
             target_lengths = torch.as_tensor(target_lengths, device=length_log_probs.device).long()
             if target_lengths.shape != length_log_probs.shape[:1]:
@@ -459,7 +622,7 @@ class JMNatGenerationMixin(GenerationMixin):
             # The length itself first, then its neighbours: +1, -1, +2, -2, ...
             steps = [(i + 1) // 2 * (1 if i % 2 else -1) for i in range(num_candidates)]
             lengths = target_lengths[:, None] + torch.tensor(steps, device=target_lengths.device)
-        return lengths.clamp(min=2, max=max(longest, 2))
+        return lengths.clamp(min=2, max=max(longest, 2)), unlikely
 
     def _suppressed_tokens(self, options: JMNatOptions, device) -> torch.Tensor | None:
         """(V,) bool, True at ids that are never predicted; None when there are none."""
@@ -471,9 +634,10 @@ class JMNatGenerationMixin(GenerationMixin):
             return None
         if min(ids) < 0 or max(ids) >= self.config.vocab_size:
             raise ValueError(f"suppress_tokens={ids} must lie in [0, {self.config.vocab_size})")
-        suppressed = torch.zeros(self.config.vocab_size, dtype=torch.bool)
-        suppressed[ids] = True
-        return suppressed.to(device)
+        suppressed = torch.zeros(self.config.vocab_size, dtype=torch.bool, device=device)
+        for i in ids:  # one by one: a list of indices would be copied to the device, which waits for it
+            suppressed[i].fill_(True)
+        return suppressed
 
     def adjust_generation_fn(self, generation_config, *args, **kwargs):
         """Load our own class of generation config; the inherited method would read the base class and drop options."""

@@ -6,25 +6,74 @@ Shapes: B sentences, T target positions, V vocabulary, N masked positions of the
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 NGRAM_ALIGNMENTS = ("any", "gold")
 
 
-def label_smoothed_nll(log_probs: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
-    """Sum over tokens of `(1 - smoothing) * -log p(target) + smoothing * mean over V of -log p`.
+# Logits that are looked at together. On a CPU they stay in its cache; on a GPU there must be enough to keep it busy.
+BLOCK = {"cpu": 2**18}
+LARGE_BLOCK = 2**28
 
-    This is `torch.nn.functional.cross_entropy(..., label_smoothing=smoothing, reduction="sum")` on log probabilities
-    that the n-gram term uses as well. With `smoothing=0` it is the plain negative log-likelihood.
+
+class _ChosenLogProbs(torch.autograd.Function):
+    """See `chosen_log_probs`. Backward computes the softmax anew, so that no log-probabilities have to be kept."""
+
+    @staticmethod
+    def blocks(logits: torch.Tensor):
+        rows = max(1, BLOCK.get(logits.device.type, LARGE_BLOCK) // logits.shape[1])
+        return (slice(begin, begin + rows) for begin in range(0, len(logits), rows))
+
+    @staticmethod
+    def forward(ctx, logits, tokens):
+        chosen = logits.new_empty(tokens.shape, dtype=torch.float32)
+        means = logits.new_empty(len(logits), dtype=torch.float32)
+        for block in _ChosenLogProbs.blocks(logits):
+            log_probs = logits[block].log_softmax(dim=1, dtype=torch.float32)
+            chosen[block] = log_probs.gather(1, tokens[block])
+            means[block] = log_probs.mean(dim=1)
+        ctx.save_for_backward(logits, tokens)
+        return chosen, means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_chosen, grad_means):
+        logits, tokens = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        # d log p_v / d logit_w = [v = w] - p_w
+        weights = (grad_chosen.sum(dim=1) + grad_means).neg_().unsqueeze(1)
+        spread = grad_means.div(logits.shape[1]).unsqueeze(1)
+        for block in _ChosenLogProbs.blocks(logits):
+            probs = logits[block].softmax(dim=1, dtype=torch.float32)
+            torch.addcmul(spread[block], probs, weights[block], out=probs)
+            grad[block] = probs.scatter_add_(1, tokens[block], grad_chosen[block])
+        return grad, None
+
+
+def chosen_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (N, K) of `tokens` (N, K) under softmax of logits (N, V), and their means (N,) over all V.
+
+    What `log_softmax` and `gather` give, in less memory and time. Logits that are normalised stay what they are.
+    """
+    return _ChosenLogProbs.apply(logits, tokens)
+
+
+def smoothed_nll(target_log_probs: torch.Tensor, mean_log_probs: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Sum of `(1 - smoothing) * -log p(target) + smoothing * mean over V of -log p`, from both logarithms."""
+    if smoothing == 0.0:
+        return -target_log_probs.sum()
+    return -(1.0 - smoothing) * target_log_probs.sum() - smoothing * mean_log_probs.sum()
+
+
+def label_smoothed_nll(logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """`torch.nn.functional.cross_entropy(..., label_smoothing=smoothing, reduction="sum")`.
 
     Args:
-        log_probs: (N, V), normalised.
+        logits: (N, V).
         targets: (N,), token ids; no padding.
     """
-    log_probs = log_probs.float()
-    nll = -log_probs.gather(1, targets.unsqueeze(1)).sum()
-    if smoothing == 0.0:
-        return nll
-    return (1.0 - smoothing) * nll - smoothing * log_probs.mean(dim=1).sum()
+    log_probs, means = chosen_log_probs(logits, targets.unsqueeze(1))
+    return smoothed_nll(log_probs, means, smoothing)
 
 
 def length_nll(length_logits: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
@@ -37,16 +86,19 @@ def length_nll(length_logits: torch.Tensor, target_lengths: torch.Tensor) -> tor
     return F.cross_entropy(length_logits.float(), target_lengths, reduction="sum")
 
 
-def reference_log_probs(log_probs: torch.Tensor, labels: torch.Tensor, masked_positions: torch.Tensor) -> torch.Tensor:
+def reference_log_probs(
+    logits: torch.Tensor, labels: torch.Tensor, masked_positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """What every masked position gives to every token of its own reference: entry [b, t, s] = log p_{b,t}(y_{b,s}).
 
     Args:
-        log_probs: (N, V), the rows of the masked positions in row-major order.
+        logits: (N, V), the rows of the masked positions in row-major order.
         labels: (B, T), -100 at padding.
         masked_positions: (B, T) bool with N True entries.
 
     Returns:
-        (B, T, T) float32; 0 in rows that are not masked and in columns at padding, which must not be read.
+        (B, T, T) float32; 0 in rows that are not masked and in columns at padding, which must not be read. The
+        diagonal holds the log-probabilities of the targets. And (N,), the means of all log-probabilities of a row.
 
     Raises:
         ValueError: a shape does not fit.
@@ -57,17 +109,18 @@ def reference_log_probs(log_probs: torch.Tensor, labels: torch.Tensor, masked_po
             f"{tuple(labels.shape)}"
         )
     batch_size, length = labels.shape
-    num_masked = log_probs.shape[0]
+    num_masked = logits.shape[0]
     if num_masked == 0:
-        return log_probs.new_zeros(batch_size, length, length, dtype=torch.float32)
+        none = logits.float().sum(dim=1)  # (0,)
+        return none.new_zeros(batch_size, length, length) + none.sum(), none
     references = labels.clamp(min=0)
     # The repetitions' total is known from the shape, so the device is not asked for it.
     references = references.repeat_interleave(masked_positions.sum(dim=1), dim=0, output_size=num_masked)
-    token_log_probs = log_probs.float().gather(1, references)  # (N, T)
+    token_log_probs, means = chosen_log_probs(logits, references)  # (N, T), (N,)
     row_of_position = (masked_positions.flatten().cumsum(dim=0) - 1).clamp(min=0)
     token_log_probs = token_log_probs.index_select(0, row_of_position).view(batch_size, length, length)
     unused = ~masked_positions.unsqueeze(2) | (labels == -100).unsqueeze(1)
-    return token_log_probs.masked_fill(unused, 0.0)  # (B, T, T)
+    return token_log_probs.masked_fill(unused, 0.0), means  # (B, T, T), (N,)
 
 
 def ngram_loss(

@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
 from .generation_jmnat import JMNatDecodingState, JMNatGenerationMixin
-from .losses_jmnat import label_smoothed_nll, length_nll, ngram_loss, reference_log_probs
+from .losses_jmnat import label_smoothed_nll, length_nll, ngram_loss, reference_log_probs, smoothed_nll
 
 
 @dataclass
@@ -96,8 +96,8 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 def prepare_attention_mask(config: JMNatConfig, attend_mask: torch.Tensor | None, dtype: torch.dtype):
-    """Boolean mask (B, 1, 1 or T, S) as the attention backend wants it: additive for eager, else as it is."""
-    if attend_mask is None or config._attn_implementation != "eager":
+    """Boolean mask (B, 1, 1 or T, S) -> additive, once for all layers: SDPA would do it in each of them."""
+    if attend_mask is None or config._attn_implementation not in ("eager", "sdpa"):
         return attend_mask
     return torch.zeros_like(attend_mask, dtype=dtype).masked_fill_(~attend_mask, torch.finfo(dtype).min)
 
@@ -447,9 +447,9 @@ class JMNatDecoder(JMNatStack):
         of cross-attention and the probabilities of positional attention.
         """
         hidden_states = self.embed(input_ids, inputs_embeds)
-        length = hidden_states.shape[1]
-        positions = self.position_embeddings(torch.arange(length, device=hidden_states.device), hidden_states.dtype)
-        positions = positions[None]  # (1, T, D)
+        positions = None if state is None else state.positions
+        if positions is None:
+            positions = self.target_positions(hidden_states)
         hidden_states = F.dropout(hidden_states + positions, p=self.config.dropout, training=self.training)
         if state is None:
             state = self.prepare_state(
@@ -474,6 +474,11 @@ class JMNatDecoder(JMNatStack):
             hidden_states = self.layer_norm(hidden_states)
         return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
+    def target_positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Embeddings (1, T, D) of the positions of hidden_states (R, T, ..), of the same type."""
+        ranks = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        return self.position_embeddings(ranks, hidden_states.dtype)[None]
+
     def prepare_state(
         self,
         target_mask: torch.Tensor,
@@ -492,12 +497,11 @@ class JMNatDecoder(JMNatStack):
             encoder_attend_mask=None if source_mask is None else never_empty(source_mask)[:, None, None, :],
         )
         if encoder_hidden_states is not None:
+            state.positions = self.target_positions(encoder_hidden_states.new_empty(*target_mask.shape, 0))
             state.key_values = [layer.encoder_attn.project_key_value(encoder_hidden_states) for layer in self.layers]
             if self.config.positional_attention:
-                ranks = torch.arange(target_mask.shape[1], device=target_mask.device)
-                positions = self.position_embeddings(ranks, encoder_hidden_states.dtype)[None]
                 state.position_probs = [
-                    layer.position_attn.position_probs(positions, state.attend_mask) for layer in self.layers
+                    layer.position_attn.position_probs(state.positions, state.attend_mask) for layer in self.layers
                 ]
         return state
 
@@ -660,22 +664,28 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             num_masked, num_sentences = masked_positions.sum().clamp(min=1), labels.shape[0]
         else:
             num_masked, num_sentences = loss_denominators
-        logits = result.logits[masked_positions] if result.logits is not None else None
-        if logits is None:
-            logits = self.lm_head(outputs.last_hidden_state[masked_positions])  # (N, V)
-        log_probs = logits.float().log_softmax(dim=-1)
-        nll = label_smoothed_nll(log_probs, labels[masked_positions], config.label_smoothing)
-        result.nll_loss = nll / num_masked
-        result.loss = result.nll_loss
+        index = masked_positions.flatten().nonzero().squeeze(1)  # (N,), asked of the device once
+        states = outputs.last_hidden_state if result.logits is None else result.logits
+        logits = states.flatten(0, 1).index_select(0, index)
+        if result.logits is None:
+            logits = self.lm_head(logits)  # (N, V)
         if config.ngram_loss_weight:
-            token_log_probs = reference_log_probs(log_probs, labels, masked_positions)
+            token_log_probs, means = reference_log_probs(logits, labels, masked_positions)
+            target_log_probs = token_log_probs.diagonal(dim1=1, dim2=2)  # (B, T), 0 where nothing is masked
+            nll = smoothed_nll(target_log_probs, means, config.label_smoothing)
             ngram = ngram_loss(token_log_probs, labels, masked_positions, config.ngram_size, config.ngram_alignment)
             result.ngram_loss = ngram.sum() / num_masked
+        else:
+            nll = label_smoothed_nll(logits, labels.flatten()[index], config.label_smoothing)
+        result.nll_loss = nll / num_masked
+        result.loss = result.nll_loss
+        if result.ngram_loss is not None:
             result.loss = result.loss + config.ngram_loss_weight * result.ngram_loss
         if encoder_targets is not None and config.encoder_loss_weight:
-            chosen = encoder_targets != -100
-            encoder_log_probs = self.lm_head(outputs.encoder_last_hidden_state[chosen]).float().log_softmax(dim=-1)
-            result.encoder_loss = label_smoothed_nll(encoder_log_probs, encoder_targets[chosen]) / num_masked
+            chosen = encoder_targets.flatten().ne(-100).nonzero().squeeze(1)
+            states = outputs.encoder_last_hidden_state.flatten(0, 1).index_select(0, chosen)
+            encoder_nll = label_smoothed_nll(self.lm_head(states), encoder_targets.flatten()[chosen])
+            result.encoder_loss = encoder_nll / num_masked
             result.loss = result.loss + config.encoder_loss_weight * result.encoder_loss
         if result.length_logits is not None and config.length_loss_weight:
             target_lengths = (labels != -100).sum(dim=1)
@@ -708,6 +718,10 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         """All that the passes share, see `JMNatDecoder.prepare_state`."""
         return self.model.decoder.prepare_state(target_mask, source_mask, encoder_hidden_states)
 
+    def output_weight(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows (N, D) of the output projection."""
+        return self.lm_head.weight[ids]
+
     def predict_tokens(
         self, canvas: torch.Tensor, positions: torch.Tensor, state: JMNatDecodingState, suppressed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -717,8 +731,11 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         """
         hidden_states = self.model.decoder(canvas, state=state).last_hidden_state
         index = positions[:, :, None].expand(-1, -1, hidden_states.shape[-1])
-        logits = self.lm_head(hidden_states.gather(1, index)).float()  # (R, M, V)
+        hidden_states = hidden_states.gather(1, index)
+        if state.vocabulary is not None:
+            return state.vocabulary.predict(hidden_states, suppressed)
+        logits = self.lm_head(hidden_states)  # (R, M, V)
         if suppressed is not None:
             logits = logits.masked_fill(suppressed, -math.inf)
         best, tokens = logits.max(dim=-1)
-        return tokens, best - logits.logsumexp(dim=-1)
+        return tokens, best.float() - logits.float().logsumexp(dim=-1)

@@ -17,8 +17,16 @@ from onnx import TensorProto
 from safetensors.torch import save_file
 
 from .modeling_jmnat import JMNatAttention, JMNatForConditionalGeneration, JMNatLayer, JMNatPositionalAttention
-from .onnx_graph import GraphWriter
-from .onnx_model import LOWEST, POSITIONS_FILE, VOCABULARY_BLOCK, graph_file, padded_vocabulary_size
+from .onnx_graph import GraphWriter, quantise_rows
+from .onnx_model import (
+    LOWEST,
+    POSITIONS_FILE,
+    STATES_DECODER,
+    VOCABULARY_BLOCK,
+    graph_file,
+    padded_vocabulary_size,
+    weight_file,
+)
 
 
 def merge_linears(linears, factors=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,15 +215,18 @@ class DecoderWriter(StackWriter):
 
     Constant over the passes of a batch are `self_bias` (R, 1, T, T), added to the scores of self-attention, per layer
     `position_probs_i` (R, H, T, T) and the encoder graph's outputs; `token_bias` (V,) is -inf at suppressed tokens.
-    After the last layer's self-attention, only the positions to predict are computed.
+    After the last layer's self-attention, only the positions to predict are computed. With `only_states` the results
+    are the last layer's states (R, M, D), for a shortlist, and there is no `token_bias`.
     """
 
-    def __init__(self, model: JMNatForConditionalGeneration, int8: bool):
-        graph = GraphWriter("decoder", int8)
+    def __init__(self, model: JMNatForConditionalGeneration, int8: bool, only_states: bool = False):
+        graph = GraphWriter(STATES_DECODER if only_states else "decoder", int8)
+        self.only_states = only_states
         self.canvas = graph.input("canvas", ("R", "T"), TensorProto.INT64)
         self.positions = graph.input("positions", ("R", "M"), TensorProto.INT64)
         self.self_bias = graph.input("self_bias", ("R", 1, "T", "T"))
-        self.token_bias = graph.input("token_bias", (padded_vocabulary_size(model.config.vocab_size),))
+        if not only_states:
+            self.token_bias = graph.input("token_bias", (padded_vocabulary_size(model.config.vocab_size),))
         super().__init__(graph, model, graph.size(self.canvas, 0), graph.size(self.canvas, 1))
         self.model = model
         weight = model.lm_head.weight
@@ -232,7 +243,12 @@ class DecoderWriter(StackWriter):
         states = self.flat(graph.add("Add", tokens, positions))
         for index, layer in enumerate(decoder.layers):
             states = self.write_layer(states, layer, index, self.pick if layer is decoder.layers[-1] else None)
-        self.write_tokens(self.last_norm(states, decoder))
+        states = self.last_norm(states, decoder)
+        if self.only_states:
+            states = graph.reshape(states, self.rows, graph.size(self.positions, 1), self.d_model)
+            graph.output("states", states, ("R", "M", self.d_model))
+        else:
+            self.write_tokens(states)
         return graph
 
     def pick(self, states: str) -> str:
@@ -317,12 +333,24 @@ def positional_projections(model: JMNatForConditionalGeneration) -> dict[str, to
     return {"query": query.contiguous(), "key": torch.cat([key for _, key in projected]).contiguous()}
 
 
+def output_projection(weight: torch.Tensor, int8: bool) -> dict[str, torch.Tensor]:
+    """What `weight_file` holds."""
+    if not int8:
+        return {"weight": weight.contiguous().clone()}
+    quantised, scales = quantise_rows(weight)
+    return {"weight": quantised.contiguous(), "scales": scales}
+
+
 @torch.no_grad()
-def export_onnx(model: JMNatForConditionalGeneration, output: str | Path, int8: bool = False) -> dict[str, int]:
+def export_onnx(
+    model: JMNatForConditionalGeneration, output: str | Path, int8: bool = False, shortlist: bool = False
+) -> dict[str, int]:
     """Write graphs, configuration and generation configuration to the folder `output`.
 
     Args:
         int8: write the int8 graphs beside the float32 ones.
+        shortlist: also write the decoder without its output projection, and that by itself, for
+            `generate(..., shortlist=...)`.
 
     Returns:
         Size in bytes of each file of weights.
@@ -337,10 +365,15 @@ def export_onnx(model: JMNatForConditionalGeneration, output: str | Path, int8: 
     output.mkdir(parents=True, exist_ok=True)
     sizes = {}
     for quantised in (False, True) if int8 else (False,):
-        for writer in (EncoderWriter(model, quantised), DecoderWriter(model, quantised)):
+        writers = [EncoderWriter(model, quantised), DecoderWriter(model, quantised)]
+        for writer in [*writers, DecoderWriter(model, quantised, only_states=True)] if shortlist else writers:
             graph = writer.write()
             path = output / graph_file(graph.name, quantised)
             onnx.save_model(graph.model(), str(path))
+            sizes[path.name] = path.stat().st_size
+        if shortlist:
+            path = output / weight_file(quantised)
+            save_file(output_projection(model.lm_head.weight.detach(), quantised), path)
             sizes[path.name] = path.stat().st_size
     if model.config.positional_attention:
         save_file(positional_projections(model), output / POSITIONS_FILE)

@@ -1,5 +1,6 @@
 """JM-NAT on ONNX Runtime: the graphs of `onnx_export.py` under the same `generate` as the PyTorch model."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,18 +9,24 @@ from safetensors.torch import load_file
 from transformers.utils import ModelOutput
 
 from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
-from .generation_jmnat import JMNatGenerationMixin
+from .generation_jmnat import JMNatGenerationMixin, RestrictedVocabulary
 from .modeling_jmnat import decoder_attend_mask, token_mask
 
 LOWEST = torch.finfo(torch.float32).min
 GRAPHS = ("encoder", "decoder")
 POSITIONS_FILE = "positions.safetensors"  # see `PositionalAttention`
+STATES_DECODER = "decoder_states"  # the decoder without output projection, for shortlists
 VOCABULARY_BLOCK = 128  # the best token is looked for among the best of each block: faster than in one go
 CACHED_LENGTH = 64  # positional probabilities of targets up to this length are kept
 
 
 def graph_file(part: str, int8: bool) -> str:
     return f"{part}_int8.onnx" if int8 else f"{part}.onnx"
+
+
+def weight_file(int8: bool) -> str:
+    """Rows of the output projection, for shortlists: `weight` (V, D), with `scales` (V,) where it is int8."""
+    return "output_weight_int8.safetensors" if int8 else "output_weight.safetensors"
 
 
 def padded_vocabulary_size(vocab_size: int) -> int:
@@ -49,6 +56,19 @@ def load_session(path: Path, num_threads: int | None):
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
+def load_shortlist_part(folder: Path, int8: bool, num_threads: int | None):
+    """The session of the decoder without output projection, and that projection as in `weight_file`.
+
+    Raises:
+        ValueError: the folder was exported without them.
+    """
+    graph, weights = folder / graph_file(STATES_DECODER, int8), folder / weight_file(int8)
+    for path in (graph, weights):
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist: run_scripts/export_onnx.py --shortlist writes it")
+    return load_session(graph, num_threads), load_file(weights)
+
+
 @dataclass
 class ORTEncoderOutput(ModelOutput):
     """What the encoder graph returns: length logits, and per decoder layer the tensors of cross-attention."""
@@ -67,22 +87,28 @@ class ORTDecodingState:
         of_rows: tensors with a row per canvas row.
         of_sources: tensors with a row per source.
         token_bias: (V,) -inf at tokens that are never predicted, V rounded up to whole blocks.
+        vocabulary: what is predicted; None: all tokens.
     """
 
     of_rows: dict[str, torch.Tensor]
     of_sources: dict[str, torch.Tensor]
     token_bias: torch.Tensor
+    vocabulary: RestrictedVocabulary | None = None
 
     def __post_init__(self):
-        inputs = {**self.of_rows, **self.of_sources, "token_bias": self.token_bias}
+        inputs = {**self.of_rows, **self.of_sources}
         self.feeds = {name: value.contiguous().numpy() for name, value in inputs.items()}
 
-    def select(self, rows: torch.Tensor, sources: torch.Tensor) -> "ORTDecodingState":
+    def select(self, rows: torch.Tensor, sources: torch.Tensor | None) -> "ORTDecodingState":
         """As `JMNatDecodingState.select`."""
+        of_sources = self.of_sources
+        if sources is not None:
+            of_sources = {name: value[sources] for name, value in of_sources.items()}
         return ORTDecodingState(
             {name: value[rows] for name, value in self.of_rows.items()},
-            {name: value[sources] for name, value in self.of_sources.items()},
+            of_sources,
             self.token_bias,
+            self.vocabulary,
         )
 
 
@@ -125,16 +151,20 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
     """`generate` on a CPU by ONNX Runtime, from a folder that `run_scripts/export_onnx.py` wrote."""
 
     main_input_name = "input_ids"
+    input_modalities = ("text",)  # pipelines show them
     generation_config_class = JMNatGenerationConfig
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, config, generation_config, encoder, decoder, positions: PositionalAttention | None):
+    def __init__(
+        self, config, generation_config, encoder, decoder, positions: PositionalAttention | None, shortlist_part
+    ):
         self.config = config
         self.generation_config = generation_config
         self.encoder = encoder
         self.decoder = decoder
         self.positions = positions
+        self.shortlist_part = shortlist_part  # loads the decoder of states, and the output projection
 
     @classmethod
     def from_pretrained(
@@ -156,7 +186,9 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         if config.positional_attention:
             tables = load_file(folder / POSITIONS_FILE)
             positions = PositionalAttention(**tables, exclude_self=config.exclude_self_attention)
-        return cls(config, JMNatGenerationConfig.from_pretrained(folder), encoder, decoder, positions)
+        generation_config = JMNatGenerationConfig.from_pretrained(folder)
+        shortlist_part = functools.cache(lambda: load_shortlist_part(folder, int8, num_threads))
+        return cls(config, generation_config, encoder, decoder, positions, shortlist_part)
 
     def can_generate(self) -> bool:
         return True
@@ -210,12 +242,21 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         token_bias[self.config.vocab_size :] = -torch.inf
         return ORTDecodingState(of_rows, of_sources, token_bias)
 
+    def output_weight(self, ids: torch.Tensor) -> torch.Tensor:
+        """As the PyTorch model's."""
+        _, projection = self.shortlist_part()
+        weight = projection["weight"][ids]
+        return weight * projection["scales"][ids, None] if "scales" in projection else weight
+
     def predict_tokens(
         self, canvas: torch.Tensor, positions: torch.Tensor, state: ORTDecodingState, suppressed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As the PyTorch model's."""
+        feeds = {"canvas": canvas.contiguous().numpy(), "positions": positions.contiguous().numpy(), **state.feeds}
+        if state.vocabulary is not None:
+            decoder, _ = self.shortlist_part()
+            return state.vocabulary.predict(torch.from_numpy(decoder.run(None, feeds)[0]), suppressed)
         if suppressed is not None:
             state.token_bias[: self.config.vocab_size].masked_fill_(suppressed, -torch.inf)
-        feeds = {"canvas": canvas.contiguous().numpy(), "positions": positions.contiguous().numpy(), **state.feeds}
-        tokens, log_probs = self.decoder.run(None, feeds)
+        tokens, log_probs = self.decoder.run(None, {**feeds, "token_bias": state.token_bias.numpy()})
         return torch.from_numpy(tokens), torch.from_numpy(log_probs)

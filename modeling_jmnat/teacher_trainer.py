@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from .losses_jmnat import label_smoothed_nll
+from .losses_jmnat import chosen_log_probs, smoothed_nll
 from .teacher import pad_batch
 from .trainer import JMNatTrainer
 from .training_arguments import TeacherTrainingArguments
@@ -48,6 +48,20 @@ class TeacherOutput(ModelOutput):
     nll_loss: torch.Tensor | None = None
 
 
+def teacher_losses(model, batch: dict, smoothing: float, denominators: torch.Tensor | None = None) -> TeacherOutput:
+    """Cross-entropy of a batch of `DataCollatorForTeacher`, over its own target tokens or `denominators[0]`."""
+    labels = batch["labels"].flatten()  # (B T,)
+    index = labels.ne(-100).nonzero().squeeze(1)  # (N,)
+    outputs = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False)
+    logits = outputs.logits.flatten(0, 1).index_select(0, index)  # (N, V)
+    log_probs, means = chosen_log_probs(logits, labels[index].unsqueeze(1))
+    tokens = len(index) if denominators is None else denominators[0]
+    return TeacherOutput(
+        loss=smoothed_nll(log_probs, means, smoothing) / tokens,
+        nll_loss=smoothed_nll(log_probs.detach(), means.detach(), 0.0) / tokens,
+    )
+
+
 class TeacherTrainer(JMNatTrainer):
     """Trains an autoregressive model by cross-entropy; the rest is `JMNatTrainer`.
 
@@ -67,13 +81,4 @@ class TeacherTrainer(JMNatTrainer):
         return {"nll_loss": 1.0}
 
     def loss_outputs(self, model, batch: dict, denominators: torch.Tensor | None) -> TeacherOutput:
-        labels = batch["labels"]  # (B, T)
-        is_token = labels.ne(-100)
-        logits = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False).logits
-        log_probs = logits[is_token].float().log_softmax(dim=-1)  # (N, V)
-        targets = labels[is_token]  # (N,)
-        tokens = is_token.sum() if denominators is None else denominators[0]
-        return TeacherOutput(
-            loss=label_smoothed_nll(log_probs, targets, self.args.label_smoothing_factor) / tokens,
-            nll_loss=label_smoothed_nll(log_probs.detach(), targets) / tokens,
-        )
+        return teacher_losses(model, batch, self.args.label_smoothing_factor, denominators)

@@ -27,6 +27,8 @@ MIN_FREQUENCY = 2  # pairs of pieces seen less often than this are not merged
 CHARACTERS_PER_PIECE = 1_000_000  # a character rarer than one in so many (or than MIN_FREQUENCY) is written in bytes
 # Words, numbers and runs of other signs, each with the space before it; any further white space stands alone.
 PIECE_PATTERN = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s"
+# A model may write any character; one line in stays one line out, whatever a reader takes for a line or a column.
+LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 class BytePairSegmenter:
@@ -191,6 +193,19 @@ def moses_tool(tool: str, language: str, escape: bool = False, split_dashes: boo
         return lambda text: tokenizer.tokenize(text, split_dashes, return_str=True, escape=escape)
     detokenizer = sacremoses.MosesDetokenizer(lang=language)
     return lambda text: detokenizer.detokenize(text.split(), return_str=True, unescape=escape)
+
+
+def show_canvas(tokenizer, ids: Sequence[int]) -> str:
+    """A canvas for a person: pieces as they stand in the text, ` __` where a token is still to be predicted."""
+    pieces = []
+    for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        if token == tokenizer.mask_token_id:
+            pieces.append(" __")
+        elif token == tokenizer.eos_token_id:
+            pieces.append(" </s>")
+        elif token != tokenizer.pad_token_id:
+            pieces.append(piece)
+    return LINE_BREAKS.sub(" ", "".join(pieces)).strip()
 
 
 def _map_strings(function: Callable[[str], str], text):

@@ -6,7 +6,6 @@ Works for JM-NAT and, so that teacher and student are measured alike, for autore
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +16,17 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTr
 from transformers.utils import ModelOutput
 
 from .onnx_model import ORTJMNatForConditionalGeneration, find_graphs
+from .static_shapes import StaticShapeJMNat
 from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, length_sorted_batches, pad_batch
+from .tokenization_jmnat import LINE_BREAKS, show_canvas
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-BACKENDS = ("torch", "onnx", "onnx_int8")
+BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
 WINDOW_LINES = 4096
 # Targets that need more than this multiple of the budget, which counts source tokens, are decoded in smaller pieces.
 LONGER_TARGETS = 2
 # A vocabulary may be rounded up in the model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
 VOCABULARY_PADDING = 64
-# A model may write any character; one line in stays one line out, whatever a reader takes for a line or a column.
-LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
 @dataclass
@@ -75,14 +74,15 @@ def choose_device(name: str) -> torch.device:
 
 def load_translator(
     directory: str | Path, device: str = "auto", dtype: str = "auto", backend: str = "torch"
-) -> tuple[PreTrainedModel | ORTJMNatForConditionalGeneration, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel | StaticShapeJMNat | ORTJMNatForConditionalGeneration, PreTrainedTokenizerBase]:
     """Load a saved sequence-to-sequence model and its tokenizer, ready to translate.
 
     Args:
         directory: a folder written by `save_pretrained`, JM-NAT or autoregressive.
         device: `auto`, `cpu`, `cuda` or another device name of PyTorch.
         dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
-        backend: `torch`; `onnx` or `onnx_int8` for a JM-NAT model that was exported, on a CPU.
+        backend: `torch`; `cuda_graphs` for JM-NAT on a GPU without the time that Python takes to launch its kernels;
+            `onnx` or `onnx_int8` for a JM-NAT model that was exported, on a CPU.
 
     Raises:
         ValueError: no folder, no such model or tokenizer in it, or a vocabulary that does not fit the model.
@@ -93,7 +93,7 @@ def load_translator(
         raise ValueError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
     if not Path(directory).is_dir():
         raise ValueError(f"model {directory} is not a folder: give the folder of a saved model")
-    if backend != "torch":
+    if backend.startswith("onnx"):
         return _load_exported(directory, device, dtype, int8=backend == "onnx_int8")
     torch_device = choose_device(device)
     try:
@@ -104,7 +104,8 @@ def load_translator(
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model {directory} cannot be loaded: {reason}") from None
     check_vocabulary(model, tokenizer)
-    return model.to(torch_device).eval(), tokenizer
+    model = model.to(torch_device).eval()
+    return (StaticShapeJMNat(model) if backend == "cuda_graphs" else model), tokenizer
 
 
 def _load_exported(directory, device: str, dtype: str, int8: bool):
@@ -297,16 +298,3 @@ def _read_output(tokenizer, output, num_sentences: int) -> list[dict]:
             best = int(output.best_candidates[index, 0])
             result["canvases"] = [show_canvas(tokenizer, turn.canvas[index, best].tolist()) for turn in output.history]
     return results
-
-
-def show_canvas(tokenizer, ids: list[int]) -> str:
-    """A canvas for a person: pieces as they stand in the text, ` __` where a token is still to be predicted."""
-    pieces = []
-    for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
-        if token == tokenizer.mask_token_id:
-            pieces.append(" __")
-        elif token == tokenizer.eos_token_id:
-            pieces.append(" </s>")
-        elif token != tokenizer.pad_token_id:
-            pieces.append(piece)
-    return LINE_BREAKS.sub(" ", "".join(pieces)).strip()

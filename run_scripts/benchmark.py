@@ -3,13 +3,13 @@
 Give a trained student and teacher with a test set, or --random_weights for the speed of models of a given size.
 """
 
+import hashlib
 import json
-import math
 import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # Before any library starts its threads: those without work must not keep a core busy.
@@ -19,12 +19,16 @@ import torch  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from modeling_jmnat.benchmark import environment, markdown_table, run_benchmark  # noqa: E402
+from modeling_jmnat.benchmark import environment, length_table, markdown_table  # noqa: E402
+from modeling_jmnat.benchmark_bars import bars_table  # noqa: E402
+from modeling_jmnat.benchmark_run import Benchmark, Plan  # noqa: E402
 from modeling_jmnat.benchmark_systems import (  # noqa: E402
     SIZES,
+    installed,
     prepare_student,
     prepare_teacher,
     random_models,
+    random_shortlist,
     student_systems,
     teacher_systems,
 )
@@ -37,16 +41,29 @@ from modeling_jmnat.translation import load_translator  # noqa: E402
 
 FIXED_LENGTH = 25  # tokens of source and target with random weights
 CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
+ALL_CANDIDATES = {"length_threshold": 0.0, "prune_threshold": 0.0}  # no rule that gives candidates up
 
 
 @dataclass
 class BenchmarkArguments:
     """What to measure, and how long."""
 
-    output: str = field(metadata={"help": "Folder for rows.json, environment.json, table.md and the picture."})
+    output: str = field(
+        metadata={
+            "help": "Folder for measurements.json, rows.json, environment.json, three tables (.md) and the picture. "
+            "A run that was stopped goes on when it is started again with the same arguments."
+        }
+    )
     student: str | None = field(default=None, metadata={"help": "Folder of a trained JM-NAT model."})
     teacher: str | None = field(
         default=None, metadata={"help": "Folder of the autoregressive model, with the same tokenizer."}
+    )
+    deep_teacher: str | None = field(
+        default=None,
+        metadata={"help": "Folder of another autoregressive model, with a deep encoder and a shallow decoder."},
+    )
+    shortlist: str | None = field(
+        default=None, metadata={"help": "shortlist.safetensors of the student: measure it, too, with int8."}
     )
     source: str | None = field(default=None, metadata={"help": "Text to translate, one sentence a line; .gz works."})
     reference: str | None = field(default=None, metadata={"help": "Its translation, for BLEU beside the times."})
@@ -65,25 +82,37 @@ class BenchmarkArguments:
     rounds: int = field(default=5, metadata={"help": "How often each sentence is timed on each system."})
     batch_size: int = field(default=32, metadata={"help": "Sentences of a batch for throughput."})
     batch_lines: int | None = field(
-        default=None, metadata={"help": "Lines for throughput and BLEU, from the first on. Default: all."}
+        default=None,
+        metadata={"help": "Lines for throughput, from the first on; BLEU is of all lines. Default: all."},
     )
     batch_rounds: int = field(default=3, metadata={"help": "How often each batch is timed on each system."})
+    batch_sizes: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Other sizes of batches, timed once each: the best of them is reported. Default: none."},
+    )
+    size: str = field(default="small", metadata={"help": "Which goals the table of bars holds: small or base."})
     threads: int = field(default=1, metadata={"help": "Threads of every engine."})
 
 
-def settings(arguments: BenchmarkArguments, trained: bool) -> dict[str, dict]:
+def settings(arguments: BenchmarkArguments, trained: bool, shortlist: str | Path | None = None) -> dict[str, dict]:
     """Named options of `generate`. Rules that read probabilities mean nothing with random weights.
 
-    Candidates are pruned late, after 0.7 k passes: earlier the best of them cannot be told yet.
+    "k = 4" passes all candidates through all passes, "k = 4, pruned" gives them up by the default thresholds, as
+    "k = 4, shortlist" does with trained weights.
     """
-    named = {f"k = {passes}": {"num_iterations": passes} for passes in arguments.passes}
-    several = [passes for passes in arguments.passes if passes > 2]
-    if not trained or not several:
-        return named
-    for passes in several:
-        pruned = math.ceil(0.7 * passes)
-        named[f"k = {passes}, pruned"] = {"num_iterations": passes, "prune_candidates": pruned}
-    named[f"k = {several[-1]}, adaptive"] = {"num_iterations": several[-1], "confidence_threshold": CONFIDENCE}
+    shortlist = None if shortlist is None else {"shortlist": str(shortlist)}
+    plain = {f"k = {passes}": {"num_iterations": passes, **ALL_CANDIDATES} for passes in arguments.passes}
+    if not trained:
+        with_shortlist = {f"{label}, shortlist": options | shortlist for label, options in plain.items() if shortlist}
+        return plain | with_shortlist
+    named = {}
+    for label, options in plain.items():
+        passes = options["num_iterations"]
+        named |= {label: options, f"{label}, pruned": {"num_iterations": passes}}
+        if shortlist:
+            named[f"{label}, shortlist"] = {"num_iterations": passes} | shortlist
+    most = max(arguments.passes)
+    named[f"k = {most}, adaptive"] = {"num_iterations": most, "confidence_threshold": CONFIDENCE}
     return named
 
 
@@ -92,15 +121,19 @@ def trained_work(arguments: BenchmarkArguments, work: Path):
     missing = [name for name in ("student", "teacher", "source", "reference") if getattr(arguments, name) is None]
     if missing:
         raise ValueError(f"{missing[0]} is missing: give student, teacher, source and reference, or random_weights")
-    for name in ("student", "teacher"):
-        if not Path(getattr(arguments, name)).is_dir():
-            raise ValueError(f"{name} {getattr(arguments, name)} is not a folder: give the folder of a saved model")
-        shutil.copytree(getattr(arguments, name), work / name)
-    prepare_student(work / "student")
-    prepare_teacher(work / "teacher")
+    for name in ("student", "teacher", "deep_teacher"):
+        given = getattr(arguments, name)
+        if given is None:
+            continue
+        if not Path(given).is_dir():
+            raise ValueError(f"{name} {given} is not a folder: give the folder of a saved model")
+        shutil.copytree(given, work / name)
+        if name == "student":
+            prepare_student(work / name, shortlist=arguments.shortlist is not None)
+        else:
+            prepare_teacher(work / name)
     _, tokenizer = load_translator(work / "student")
     lines, references = read_parallel(arguments.source, arguments.reference)
-    lines, references = lines[: arguments.batch_lines], references[: arguments.batch_lines]
     sources = tokenizer(lines)["input_ids"]
 
     def score(translations: list[list[int]]) -> dict:
@@ -108,7 +141,11 @@ def trained_work(arguments: BenchmarkArguments, work: Path):
         return {"bleu": score_translations(texts, references, lowercase=tokenizer.lowercase)["sacrebleu"]}
 
     systems = teacher_systems(str(work / "teacher"))
-    systems += student_systems(str(work / "student"), settings(arguments, True), arguments.candidates)
+    if arguments.deep_teacher is not None:
+        systems += teacher_systems(str(work / "deep_teacher"), suffix=" deep encoder")
+    systems += student_systems(
+        str(work / "student"), settings(arguments, True, arguments.shortlist), arguments.candidates
+    )
     return systems, sources, score
 
 
@@ -117,34 +154,82 @@ def _before_end(ids: list[int], tokenizer) -> list[int]:
 
 
 def random_work(arguments: BenchmarkArguments, work: Path):
-    """Systems and source ids for models with random weights; the third is a deep encoder with one decoder layer."""
+    """Systems and source ids for models with random weights; one teacher has a deep encoder and a shallow decoder."""
     config = random_models(arguments.random_weights, work)
     layers = SIZES[arguments.random_weights]["layers"]
-    random_models(arguments.random_weights, work / "deep", (2 * layers, 1))
-    prepare_student(work / "student")
+    random_models(arguments.random_weights, work / "deep", (2 * layers, 2))
+    prepare_student(work / "student", shortlist=True)
     systems = []
-    for folder, suffix in ((work / "teacher", ""), (work / "deep" / "teacher", f" {2 * layers}+1 layers")):
+    for folder, suffix in ((work / "teacher", ""), (work / "deep" / "teacher", f" {2 * layers}+2 layers")):
         prepare_teacher(folder)
         systems += teacher_systems(str(folder), FIXED_LENGTH, suffix)
-    systems += student_systems(str(work / "student"), settings(arguments, False), arguments.candidates, FIXED_LENGTH)
+    named = settings(arguments, False, random_shortlist(config.vocab_size, work))
+    systems += student_systems(str(work / "student"), named, arguments.candidates, FIXED_LENGTH)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, config.vocab_size, (arguments.batch_lines or 96, FIXED_LENGTH), generator=generator)
     ids[:, -1] = config.eos_token_id
     return systems, ids.tolist(), None
 
 
-@command
-def main(argv=None):
-    (arguments,) = HfArgumentParser(BenchmarkArguments, description=__doc__).parse_args_into_dataclasses(argv)
+def weight_hashes(folder: Path) -> dict[str, str]:
+    """So that measurements are not gone on with after the weights have changed."""
+    files = sorted(folder.glob("**/model.safetensors"))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
+
+
+def points(rows: list[dict]) -> list[dict]:
+    """Rows for the picture: each rule that saves work is a line of its own, and drawn for int8 alone."""
+    drawn = []
+    for row in rows:
+        passes, _, rule = row["label"].partition(", ")
+        if rule and "int8" in row["system"]:
+            drawn.append({**row, "system": f"{row['system']}, {rule}", "label": passes})
+        elif not rule:
+            drawn.append(row)
+    return drawn
+
+
+def write_figures(benchmark: Benchmark, surroundings: dict, size: str, output: Path) -> tuple[list[dict], list[str]]:
+    """What has been measured so far, as files."""
+    rows, refused = benchmark.rows()
+    write_json(output / "rows.json", rows)
+    write_json(output / "environment.json", {**surroundings, "refused_ratios": refused})
+    tables = {"table.md": markdown_table(rows), "lengths.md": length_table(rows), "bars.md": bars_table(rows, size)}
+    for name, table in tables.items():
+        with atomic_text_file(output / name) as file:
+            file.write(table)
+    if rows and all("bleu" in row for row in rows):
+        plot_bleu_against_latency(points(rows), output / "bleu_latency.png")
+    return rows, refused
+
+
+def check(arguments: BenchmarkArguments) -> None:
     for name in ("sentences", "rounds", "batch_size", "batch_rounds", "threads"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
+    if arguments.size not in SIZES:
+        raise ValueError(f"size={arguments.size!r} is not one of {', '.join(SIZES)}")
+
+
+@command
+def main(argv=None):
+    (arguments,) = HfArgumentParser(BenchmarkArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    check(arguments)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     surroundings = environment(arguments.threads)
     print(json.dumps(surroundings))
+    plan = Plan(
+        num_threads=arguments.threads,
+        num_sentences=arguments.sentences,
+        num_rounds=arguments.rounds,
+        batch_size=arguments.batch_size,
+        batch_lines=arguments.batch_lines,
+        batch_rounds=arguments.batch_rounds,
+        batch_sizes=tuple(arguments.batch_sizes),
+    )
     with tempfile.TemporaryDirectory() as folder:
         work = random_work if arguments.random_weights is not None else trained_work
         systems, sources, score = work(arguments, Path(folder))
@@ -152,29 +237,21 @@ def main(argv=None):
             systems = [system for system in systems if re.search(arguments.only, system.title)]
         if not systems:
             raise ValueError(f"only={arguments.only!r} matches no system")
-        rows, refused = run_benchmark(
-            systems,
-            sources,
-            arguments.threads,
-            arguments.sentences,
-            arguments.rounds,
-            arguments.batch_size,
-            arguments.batch_rounds,
-            score,
-            progress=True,
-        )
-    table = markdown_table(rows)
-    write_json(output / "rows.json", rows)
-    write_json(output / "environment.json", {**surroundings, "refused_ratios": refused})
-    with atomic_text_file(output / "table.md") as file:
-        file.write(table)
-    print(table)
+        systems, missing = installed(systems)
+        for package in missing:
+            print(f"{package} is not installed: its systems are left out")
+        measured = {name: value for name, value in asdict(arguments).items() if name != "output"}
+        measured["weights"] = weight_hashes(Path(folder))
+        benchmark = Benchmark(systems, sources, plan, output / "measurements.json", measured, score, progress=True)
+        for stage in benchmark.run():
+            if stage != "loading":
+                write_figures(benchmark, surroundings, arguments.random_weights or arguments.size, output)
+        rows, refused = write_figures(benchmark, surroundings, arguments.random_weights or arguments.size, output)
+    print((output / "table.md").read_text())
+    print((output / "bars.md").read_text())
     for reason in refused:
         print(f"no ratio: {reason}")
-    figures = {"output": str(output), "systems": len(rows), "refused_ratios": len(refused)}
-    if score is not None:
-        plot_bleu_against_latency(rows, output / "bleu_latency.png")
-    print(json.dumps(figures))
+    print(json.dumps({"output": str(output), "systems": len(rows), "refused_ratios": len(refused)}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
-"""Write a trained JM-NAT model as ONNX graphs, which translate faster on a CPU than PyTorch does."""
+"""Write a trained JM-NAT model as ONNX graphs, which translate faster on a CPU than PyTorch does.
+
+export_onnx.py MODEL [--int8] or with --model MODEL.
+"""
 
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,10 +28,16 @@ class ExportArguments:
         default=False,
         metadata={"help": "Also write graphs with 8-bit weights: about three times smaller, and faster."},
     )
+    shortlist: bool = field(
+        default=False, metadata={"help": "Also write what decoding with a shortlist needs, half as much again."}
+    )
 
 
 @command
 def main(argv=None):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and not argv[0].startswith("-"):
+        argv.insert(0, "--model")
     (arguments,) = HfArgumentParser(ExportArguments, description=__doc__).parse_args_into_dataclasses(argv)
     try:
         from modeling_jmnat.onnx_export import export_onnx
@@ -38,7 +48,7 @@ def main(argv=None):
     if not is_jmnat(model):
         raise ValueError(f"{arguments.model} holds a {model.config.model_type} model: only JM-NAT can be exported")
     output = Path(arguments.output or Path(arguments.model) / "onnx")
-    sizes = export_onnx(model, output, arguments.int8)
+    sizes = export_onnx(model, output, arguments.int8, arguments.shortlist)
     tokenizer.save_pretrained(output)
     print(
         json.dumps({"output": str(output), "megabytes": {name: round(size / 1e6, 2) for name, size in sizes.items()}})

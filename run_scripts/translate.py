@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from modeling_jmnat.cli import command
 from modeling_jmnat.output_files import atomic_text_file
+from modeling_jmnat.shortlist import Shortlist
 from modeling_jmnat.text_files import decode_lines, iterate_lines
 from modeling_jmnat.translation import (
     WINDOW_LINES,
@@ -68,7 +69,16 @@ class TranslationArguments:
     )
     backend: str = field(
         default="torch",
-        metadata={"help": "torch; onnx or onnx_int8, faster on a CPU, for a model that export_onnx.py has written."},
+        metadata={
+            "help": "torch; cuda_graphs, faster on a GPU; onnx or onnx_int8, faster on a CPU, for a model that "
+            "export_onnx.py has written."
+        },
+    )
+    shortlist: str | None = field(
+        default=None,
+        metadata={
+            "help": "shortlist.safetensors that build_shortlist.py wrote: predict the likely words alone, faster."
+        },
     )
     device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
@@ -81,7 +91,10 @@ def generation_options(arguments: TranslationArguments, jmnat: bool) -> dict:
         raise ValueError(f"n_best={arguments.n_best} must be at least 1")
     if arguments.show_passes and (arguments.n_best is not None or not jmnat):
         raise ValueError("--show_passes shows the best translation of a JM-NAT model: leave --n_best out")
+    if arguments.shortlist is not None and not jmnat:
+        raise ValueError("--shortlist does not apply to an autoregressive model")
     given = {
+        "shortlist": None if arguments.shortlist is None else Shortlist.load(arguments.shortlist),
         "num_iterations": arguments.num_iterations,
         "num_length_candidates": arguments.num_length_candidates,
         "num_beams": arguments.num_beams,

@@ -245,7 +245,9 @@ DEFAULTS = {
     "length_normalization": 1.0,
     "length_offset": 0.0,
     "num_return_sequences": 1,
+    "length_threshold": 0.4,
     "prune_candidates": None,
+    "prune_threshold": 0.8,
     "confidence_threshold": None,
     "update_all": False,
 }
@@ -260,20 +262,28 @@ def slow_decode(model, source, target_length=None, **options):
         length_logits = model.model.encoder(input_ids=torch.tensor([source])).length_logits[0].tolist()
         ranking = sorted(range(1, len(length_logits)), key=lambda length: -length_logits[length])
         lengths = ranking[:num_candidates]
+        probs = torch.tensor(length_logits).double().softmax(dim=0).tolist()
+        tried = [probs[length] >= options["length_threshold"] * probs[lengths[0]] for length in lengths]
+        tried[: options["num_return_sequences"]] = [True] * options["num_return_sequences"]
     else:
-        lengths = [target_length]
+        lengths, tried = [target_length], [True] * num_candidates
         while len(lengths) < num_candidates:  # one longer, one shorter, two longer, ...
             step = (len(lengths) + 1) // 2
             lengths.append(target_length + step if len(lengths) % 2 else target_length - step)
     longest = model.config.max_target_length
     candidates = [SlowCandidate(model, source, min(max(2, length), longest), options) for length in lengths]
-    going_on = list(candidates)
+    going_on = [candidate for candidate, wanted in zip(candidates, tried, strict=True) if wanted]
     for iteration in range(options["num_iterations"]):
         for candidate in going_on:
             if not candidate.done:
                 candidate.step(iteration)
-        if options["prune_candidates"] == iteration + 1 and iteration + 1 < options["num_iterations"]:
-            ranked = sorted(candidates, key=lambda candidate: -candidate.score())
-            going_on = ranked[: options["num_return_sequences"]]
+        if iteration + 1 == options["num_iterations"]:
+            break
+        ranked = sorted(going_on, key=lambda candidate: -candidate.score())
+        limit = options["prune_threshold"] * math.exp(ranked[0].score())
+        if options["prune_candidates"] == iteration + 1:
+            limit = math.inf
+        kept = options["num_return_sequences"]
+        going_on = ranked[:kept] + [candidate for candidate in ranked[kept:] if math.exp(candidate.score()) >= limit]
     ranked = sorted(going_on, key=lambda candidate: -candidate.score())
     return ranked[: options["num_return_sequences"]], candidates

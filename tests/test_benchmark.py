@@ -1,5 +1,6 @@
 """The arithmetic of the benchmark by hand, its engines against plain decoding, and one small run of the command."""
 
+import importlib.util
 import itertools
 import json
 
@@ -11,7 +12,7 @@ from translation_samples import load_script, save_translators
 for package in ("onnx", "onnxruntime", "ctranslate2", "sacrebleu"):
     pytest.importorskip(package, reason="the extras `bench` and `train` are not installed")
 
-from modeling_jmnat import benchmark  # noqa: E402
+from modeling_jmnat import benchmark, benchmark_run  # noqa: E402
 from modeling_jmnat.benchmark import (  # noqa: E402
     TooNoisy,
     add_ratios,
@@ -19,21 +20,27 @@ from modeling_jmnat.benchmark import (  # noqa: E402
     interleaved,
     latency_figures,
     length_sorted,
+    length_table,
     markdown_table,
     paired_ratio,
     spread,
     throughput_figures,
 )
+from modeling_jmnat.benchmark_bars import bars_table, eligible  # noqa: E402
+from modeling_jmnat.benchmark_run import Benchmark, Plan  # noqa: E402
 from modeling_jmnat.benchmark_systems import (  # noqa: E402
+    CTRANSLATE2_BEAM,
     CTRANSLATE2_GREEDY,
     REFERENCES,
     SIZES,
     TRANSFORMERS_BEAM,
     System,
+    installed,
     load_engine,
     prepare_student,
     prepare_teacher,
     random_models,
+    random_shortlist,
     student_systems,
     teacher_systems,
 )
@@ -92,6 +99,13 @@ def test_latency_by_hand():
     assert figures["latency_p50_ms"] == pytest.approx(20.0)  # of 12, 20 and 34
     assert figures["latency_p99_ms"] == pytest.approx(20 + 0.98 * 14)
     by_length = figures["latency_by_source_length_ms"]
+    table = length_table([{"title": "a", **figures}, {"title": "b", "latency_by_source_length_ms": {"16-20": 1.5}}])
+    assert table.splitlines() == [
+        "| source tokens | 1-10 | 11-15 | 16-20 | over 30 |",
+        "| --- | --- | --- | --- | --- |",
+        "| a | 12.0 | 20.0 |  | 34.0 |",
+        "| b |  |  | 1.5 |  |",
+    ]
     assert by_length == {"1-10": pytest.approx(12.0), "11-15": pytest.approx(20.0), "over 30": pytest.approx(34.0)}
 
 
@@ -140,6 +154,88 @@ def test_noise_refuses_ratios():
     assert len({line.count("|") for line in lines}) == 1
 
 
+def ours(candidates, label, bleu, **speed_up):
+    name = f"JM-NAT ONNX int8, C = {candidates}"
+    references = {"transformers": TRANSFORMERS_BEAM, "beam": CTRANSLATE2_BEAM, "greedy": CTRANSLATE2_GREEDY}
+    speed_up = {references[key]: value for key, value in speed_up.items()}
+    return {"system": name, "label": label, "title": f"{name}, {label}", "bleu": bleu, "speed_up": speed_up}
+
+
+def test_bars_count_rules_that_keep_the_score():
+    rows = [
+        ours(4, "k = 4", 38.0, transformers=12.0, beam=1.5),
+        ours(4, "k = 4, pruned", 37.9, transformers=14.0, beam=1.9),
+        ours(4, "k = 4, adaptive", 37.8, transformers=20.0, beam=3.0),
+        ours(1, "k = 10", 37.0, greedy=0.85),
+        ours(1, "k = 4", 36.0, transformers=99.0),
+    ]
+    assert [row["label"] for row in eligible(rows, 4, 4)] == ["k = 4", "k = 4, pruned"]
+    untrained = [{name: value for name, value in row.items() if name != "bleu"} for row in rows]
+    assert [row["label"] for row in eligible(untrained, 4, 4)] == ["k = 4"]
+    table = bars_table(rows, "small").splitlines()[2:]
+    assert table == [
+        "| Transformers, beam 5, batch 1 | C = 4, k = 4, pruned | 13.5 | 14.00 | yes |",
+        "| Transformers, beam 5, batch 1 | C = 4, k = 10 | 5.73 | no ratio |  |",
+        "| CTranslate2 int8, beam 5, batch 1 | C = 4, k = 4, pruned | 2 | 1.90 | no |",
+        "| CTranslate2 int8, beam 5, batch 1 | C = 4, k = 10 | 1.2 | no ratio |  |",
+        "| CTranslate2 int8, greedy, batch 1 | C = 1, k = 4 | 1.3 | no ratio |  |",
+        "| CTranslate2 int8, greedy, batch 1 | C = 1, k = 10 | 0.8 | 0.85 | yes |",
+        "| CTranslate2 int8, beam 5, batch  | C = 1, k = 4 | 1.5 | no ratio |  |",
+    ]
+    assert bars_table(untrained, "base").count("| C = 4, k = 4 | 13.5 | 12.00 | no |") == 1
+
+
+def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
+    """Whatever was measured is not measured again, and the figures are those of all rounds."""
+    clock, calls = Clock(), []
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock.now)
+    engines = {"a": FakeEngine(clock, 1.0, calls), "b": FakeEngine(clock, 2.0, calls)}
+    monkeypatch.setattr(benchmark_run, "load_engine", lambda system, threads: engines[system.folder])
+    loads = []
+    monkeypatch.setattr(
+        benchmark_run, "loading_figures", lambda system, *args: loads.append(system.title) or {"load_seconds": 1.0}
+    )
+    systems = [System(name, "torch", name, options={"name": name}) for name in "ab"]
+    sources = [[5] * length for length in (3, 1, 2, 2)]
+    plan = Plan(num_sentences=2, num_rounds=3, batch_size=2, batch_lines=3, batch_rounds=3, batch_sizes=(1, 3))
+
+    def make(settings=None, score=lambda translations: {"bleu": float(len(translations))}):
+        return Benchmark(systems, sources, plan, tmp_path / "measurements.json", settings or {"k": 1}, score)
+
+    def stop(translations):
+        raise KeyboardInterrupt
+
+    first = make(score=stop)
+    with pytest.raises(KeyboardInterrupt):
+        list(first.run())
+    assert first.rows()[0][0]["batch_size"] == 2
+    assert len(calls) > 0
+    calls.clear()
+    again = make()
+    assert list(again.run()) == ["loading", "latency", "throughput", "batch sizes", "scores"]
+    assert [(name, len(batch)) for name, batch in calls] == [("a", 2), ("a", 2), ("b", 2), ("b", 2)]  # scores alone
+    assert loads == ["a", "b"]
+    rows, refused = again.rows()
+    assert refused == []
+    assert [row["latency_ms"] for row in rows] == [pytest.approx(1000.0), pytest.approx(2000.0)]
+    assert [row["sentences_per_second"] for row in rows] == [pytest.approx(1.0), pytest.approx(0.5)]
+    assert [row["bleu"] for row in rows] == [4.0, 4.0]
+    assert {row["best_batch_size"] for row in rows} <= {1, 2, 3}
+    assert "| 1.0 at 2 |" in markdown_table(rows)
+    with pytest.raises(ValueError, match="measurements with other settings: remove it"):
+        make({"k": 2})
+
+
+def test_systems_without_their_package_are_left_out(monkeypatch):
+    systems = teacher_systems("teacher") + student_systems("student", {"k = 1": {"num_iterations": 1}}, [1])
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ctranslate2" else find_spec(name))
+    kept, missing = installed(systems)
+    assert missing == ["ctranslate2"]
+    assert {system.engine for system in kept} == {"transformers", "torch", "onnx"}
+    assert len(kept) == 2 + 3
+
+
 def test_batches_are_sorted_by_length():
     sources = [[0] * length for length in (3, 1, 2, 5, 4)]
     assert length_sorted(sources, 2) == [[1, 2], [0, 4], [3]]
@@ -186,10 +282,13 @@ def test_engines_translate_alike(folder):
 def test_random_weights_run_at_a_fixed_length(tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "tiny", {"d_model": 16, "ffn": 32, "layers": 1, "heads": 2, "vocab_size": 200})
     config = random_models("tiny", tmp_path)
-    prepare_student(tmp_path / "student")
+    prepare_student(tmp_path / "student", shortlist=True)
     prepare_teacher(tmp_path / "teacher")
     systems = teacher_systems(str(tmp_path / "teacher"), length=6)
-    systems += student_systems(str(tmp_path / "student"), {"k = 2": {"num_iterations": 2}}, [1], length=6)
+    shortlist = {"num_iterations": 2, "shortlist": str(random_shortlist(config.vocab_size, tmp_path))}
+    settings = {"k = 2": {"num_iterations": 2}, "k = 2, shortlist": shortlist}
+    systems += student_systems(str(tmp_path / "student"), settings, [1], length=6)
+    assert len(systems) == 6 + 4
     sources = [[7, 8, 9, config.eos_token_id]] * 2
     for system in systems:
         engine = load_engine(system, 1)
@@ -213,19 +312,10 @@ def test_the_command(folder, tmp_path, capsys):
     arguments = ["--output", str(output), "--student", str(folder / "student"), "--teacher", str(folder / "teacher")]
     arguments += ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "reference")]
     arguments += [
-        "--passes",
-        "1",
-        "2",
-        "--candidates",
-        "1",
-        "--sentences",
-        "3",
-        "--rounds",
-        "2",
-        "--batch_rounds",
-        "1",
+        *("--passes", "1", "2", "--candidates", "1", "--sentences", "3", "--rounds", "2", "--batch_rounds", "1"),
+        *("--batch_sizes", "2", "8"),
     ]
-    load_script("benchmark").main([*arguments, "--batch_size", "5", "--only", "int8, greedy|ONNX, C"])
+    load_script("benchmark").main([*arguments, "--batch_size", "5", "--only", "int8, greedy|ONNX, C.*[12]$"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = json.loads((output / "rows.json").read_text())
     assert figures["systems"] == len(rows) == 3
@@ -234,6 +324,8 @@ def test_the_command(folder, tmp_path, capsys):
         "JM-NAT ONNX, C = 1, k = 1",
         "JM-NAT ONNX, C = 1, k = 2",
     ]
+    assert {row["best_batch_size"] for row in rows} <= {2, 5, 8}
+    assert (output / "bars.md").read_text().count("\n") == 2 + 7
     for found in rows:
         assert 0 < found["latency_quartiles_ms"][0] <= found["latency_ms"] <= found["latency_p99_ms"] * 3
         assert 0 <= found["bleu"] <= 100
@@ -249,14 +341,32 @@ def test_rules_that_read_probabilities_need_trained_weights(tmp_path):
     script = load_script("benchmark")
     arguments = script.BenchmarkArguments(output=str(tmp_path), passes=[1, 4, 10])
     plain = {f"k = {passes}": {"num_iterations": passes} for passes in (1, 4, 10)}
+    all_candidates = {"length_threshold": 0.0, "prune_threshold": 0.0}
+    plain = {label: options | all_candidates for label, options in plain.items()}
     assert script.settings(arguments, trained=False) == plain
     assert script.settings(arguments, trained=True) == plain | {
-        "k = 4, pruned": {"num_iterations": 4, "prune_candidates": 3},
-        "k = 10, pruned": {"num_iterations": 10, "prune_candidates": 7},
+        "k = 1, pruned": {"num_iterations": 1},
+        "k = 4, pruned": {"num_iterations": 4},
+        "k = 10, pruned": {"num_iterations": 10},
         "k = 10, adaptive": {"num_iterations": 10, "confidence_threshold": 0.7},
     }
+    with_shortlist = script.settings(arguments, trained=False, shortlist="x")
+    assert with_shortlist == plain | {f"{label}, shortlist": plain[label] | {"shortlist": "x"} for label in plain}
+    systems = student_systems("x", with_shortlist, [1])
+    assert [system.name for system in systems if "shortlist" in system.label] == ["JM-NAT ONNX int8, C = 1"] * 3
     systems = student_systems("x", script.settings(arguments, trained=True), [1, 4])
-    assert sum("pruned" in system.label for system in systems) == 2 * 3  # one candidate cannot be pruned
+    assert sum("pruned" in system.label for system in systems) == 3 * 3  # one candidate cannot be pruned
+
+
+def test_the_picture_has_a_line_for_each_rule():
+    plain = ours(4, "k = 4", 38.0)
+    rows = [plain, ours(4, "k = 4, pruned", 38.0), {**plain, "system": "JM-NAT ONNX", "label": "k = 4, pruned"}]
+    drawn = load_script("benchmark").points([*rows, {"system": "CTranslate2 int8", "label": "beam 5"}])
+    assert [(row["system"], row["label"]) for row in drawn] == [
+        ("JM-NAT ONNX int8, C = 4", "k = 4"),
+        ("JM-NAT ONNX int8, C = 4, pruned", "k = 4"),
+        ("CTranslate2 int8", "beam 5"),
+    ]
 
 
 def test_missing_arguments_are_named(tmp_path, capsys):

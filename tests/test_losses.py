@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modeling_jmnat.losses_jmnat import label_smoothed_nll, length_nll, ngram_loss, reference_log_probs
+from modeling_jmnat import losses_jmnat
+from modeling_jmnat.losses_jmnat import (
+    chosen_log_probs,
+    label_smoothed_nll,
+    length_nll,
+    ngram_loss,
+    reference_log_probs,
+    smoothed_nll,
+)
 
 
 def draw_batch(generator, batch_size=10, max_length=12, vocab_size=3):
@@ -23,7 +31,7 @@ def draw_batch(generator, batch_size=10, max_length=12, vocab_size=3):
 
 def sentence_losses(log_probs, labels, masked, ngram_size=2, alignment="any"):
     """(B, T, V) log probabilities of all positions -> (B,)."""
-    token_log_probs = reference_log_probs(log_probs[masked], labels, masked)
+    token_log_probs = reference_log_probs(log_probs[masked], labels, masked)[0]
     return ngram_loss(token_log_probs, labels, masked, ngram_size, alignment)
 
 
@@ -144,7 +152,7 @@ def test_empty_a_gives_zero(alignment):
 def test_rows_and_columns_outside_a_are_never_read():
     generator = torch.Generator().manual_seed(11)
     labels, masked, log_probs = draw_batch(generator)
-    token_log_probs = reference_log_probs(log_probs[masked], labels, masked)
+    token_log_probs = reference_log_probs(log_probs[masked], labels, masked)[0]
     unused = ~masked[:, :, None] | (labels == -100)[:, None, :]
     for alignment in ("any", "gold"):
         expected = ngram_loss(token_log_probs, labels, masked, 2, alignment)
@@ -172,12 +180,12 @@ def test_float32_whatever_comes_in():
     labels, masked, log_probs = draw_batch(generator)
     rows = log_probs[masked].bfloat16()
     for alignment in ("any", "gold"):
-        expected = ngram_loss(reference_log_probs(rows.float(), labels, masked), labels, masked, 2, alignment)
-        token_log_probs = reference_log_probs(rows, labels, masked)
+        expected = ngram_loss(reference_log_probs(rows.float(), labels, masked)[0], labels, masked, 2, alignment)
+        token_log_probs = reference_log_probs(rows, labels, masked)[0]
         assert token_log_probs.dtype == torch.float32
         assert torch.equal(ngram_loss(token_log_probs, labels, masked, 2, alignment), expected)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            losses = ngram_loss(reference_log_probs(rows.float(), labels, masked), labels, masked, 2, alignment)
+            losses = ngram_loss(reference_log_probs(rows.float(), labels, masked)[0], labels, masked, 2, alignment)
         assert losses.dtype == torch.float32
         assert torch.equal(losses, expected)
     targets = labels[masked]
@@ -208,12 +216,12 @@ def test_no_loops_and_quadratic_memory(alignment):
         labels, masked, log_probs = draw_batch(generator, batch_size, length, vocab_size=500)
         rows = log_probs[masked].requires_grad_()
         with OperationRecorder() as forward:
-            token_log_probs = reference_log_probs(rows, labels, masked)
+            token_log_probs = reference_log_probs(rows, labels, masked)[0]
             losses = ngram_loss(token_log_probs, labels, masked, 3, alignment)
         with OperationRecorder() as backward:
             losses.sum().backward()
-        assert forward.largest <= batch_size * length**2
-        assert backward.largest <= max(batch_size * length**2, rows.numel())  # the gradient of the rows themselves
+        assert forward.largest <= max(batch_size * length**2, rows.numel())  # the softmax of the rows themselves
+        assert backward.largest <= max(batch_size * length**2, rows.numel())
         counts.append((forward.num_operations, backward.num_operations))
     assert counts[0] == counts[1]
 
@@ -221,12 +229,47 @@ def test_no_loops_and_quadratic_memory(alignment):
 def test_reference_log_probs_entry_by_entry():
     generator = torch.Generator().manual_seed(17)
     labels, masked, log_probs = draw_batch(generator)
-    table = reference_log_probs(log_probs[masked], labels, masked)
+    table = reference_log_probs(log_probs[masked], labels, masked)[0]
     for b in range(10):
         for t in range(12):
             for s in range(12):
                 is_used = bool(masked[b, t]) and int(labels[b, s]) != -100
-                assert table[b, t, s] == (log_probs[b, t, labels[b, s]] if is_used else 0.0)
+                expected = float(log_probs[b, t, labels[b, s]]) if is_used else 0.0
+                assert table[b, t, s].item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("block", [1, 20, 2**18])
+def test_chosen_log_probs_and_their_gradient(dtype, block, monkeypatch):
+    """Against `log_softmax` and `gather`, with blocks of one row, of some rows and of all; tokens may repeat."""
+    monkeypatch.setitem(losses_jmnat.BLOCK, "cpu", block)
+    generator = torch.Generator().manual_seed(23)
+    logits = (3 * torch.randn(9, 7, generator=generator)).to(dtype).requires_grad_()
+    tokens = torch.randint(0, 7, (9, 5), generator=generator)
+    weights, mean_weights = torch.randn(9, 5, generator=generator), torch.randn(9, generator=generator)
+    gradients = []
+    for plain in (True, False):
+        if plain:
+            log_probs = logits.float().log_softmax(dim=1)
+            chosen, means = log_probs.gather(1, tokens), log_probs.mean(dim=1)
+            expected = chosen, means
+        else:
+            chosen, means = chosen_log_probs(logits, tokens)
+            assert chosen.dtype == means.dtype == torch.float32
+            torch.testing.assert_close((chosen, means), expected)
+        gradients.append(torch.autograd.grad((chosen * weights).sum() + (means * mean_weights).sum(), logits)[0])
+    tolerance = {"rtol": 0.01, "atol": 0.01} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(*gradients, **tolerance)
+    empty = torch.empty(0, 7, requires_grad=True)
+    assert [x.shape for x in chosen_log_probs(empty, torch.empty(0, 3, dtype=torch.long))] == [(0, 3), (0,)]
+
+
+def test_the_diagonal_and_the_means_are_the_smoothed_loss():
+    labels, masked, _ = draw_batch(torch.Generator().manual_seed(29))
+    logits = torch.randn(int(masked.sum()), 3)
+    table, means = reference_log_probs(logits, labels, masked)
+    loss = smoothed_nll(table.diagonal(dim1=1, dim2=2), means, 0.2)
+    torch.testing.assert_close(loss, label_smoothed_nll(logits, labels[masked], 0.2))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -268,4 +311,4 @@ def test_bad_arguments(arguments, message):
 def test_masks_of_another_shape_are_refused():
     labels = torch.tensor([[1, 2]])
     with pytest.raises(ValueError, match=r"masked_positions has shape \(1, 3\)"):
-        reference_log_probs(torch.zeros(3, 4), labels, torch.ones(1, 3, dtype=torch.bool))
+        reference_log_probs(torch.zeros(3, 4), labels, torch.ones(1, 3, dtype=torch.bool))[0]

@@ -24,6 +24,7 @@ OPTIONS = {
     "pruned": {"prune_candidates": 2},
     "rows_leave": {"early_stop": True, "confidence_threshold": 0.9},
     "n_best": {"num_return_sequences": 3, "remask_adjacent": False},
+    "far_behind": {"length_threshold": 0.9, "prune_threshold": 0.95},
     "update_all": {"update_all": True, "remask_schedule": "cosine"},
     "all_tokens": {"suppress_tokens": []},
     "suppressed": {"suppress_tokens": [0, 1, 4, 7, 11, 15]},
@@ -163,7 +164,7 @@ def test_the_exported_model_keeps_its_weights(tmp_path):
 def test_commands_export_and_translate(tmp_path, capsys):
     save_translators(tmp_path)
     student = tmp_path / "student"
-    load_script("export_onnx").main(["--model", str(student), "--int8", "True"])
+    load_script("export_onnx").main([str(student), "--int8"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["megabytes"].keys() == {
         *(f"{part}{kind}.onnx" for part in ("encoder", "decoder") for kind in ("", "_int8")),

@@ -1,0 +1,268 @@
+"""Configuration of JM-NAT: `JMNatConfig` the network and its loss, `JMNatGenerationConfig` how text is decoded.
+
+How masks are drawn belongs to the data collator.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+
+REMASK_SCHEDULES = ("linear", "cosine")
+SIZES = (
+    "vocab_size",
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "decoder_layers",
+    "decoder_attention_heads",
+    "decoder_ffn_dim",
+    "max_position_embeddings",
+    "ngram_size",
+)
+
+
+@strict
+class JMNatConfig(PreTrainedConfig):
+    """Sizes, architecture switches and loss weights of a jointly masked sequence-to-sequence model.
+
+    The defaults are the paper's WMT model. `positional_attention=False, exclude_self_attention=False,
+    position_embedding_type="learned", activation_function="gelu", scale_embedding=False` is CMLM (Mask-Predict).
+
+    Args:
+        vocab_size: V, one vocabulary for both languages.
+        d_model: D, width of every layer, a multiple of both numbers of heads.
+        normalize_before: layer norm before each block (pre-layer-norm) instead of after it.
+        position_embedding_type: `"sinusoidal"` or `"learned"`. Positions count from `pad_token_id + 1`, as in fairseq.
+        scale_embedding: multiply token embeddings by sqrt(D).
+        positional_attention: a second attention block per decoder layer whose queries and keys are positions.
+        exclude_self_attention: decoder self-attention and positional attention leave out the position itself.
+        decoder_input: `"mask"`, a canvas of `<mask>`, or `"source_copy"`, the basic NAT of the paper's section 3:
+            source tokens copied uniformly to the target length, all targets predicted in one pass.
+        max_position_embeddings: longest source in tokens.
+        max_target_length: longest target in tokens, `</s>` included; the length table has one row more.
+        init_std: None draws linear layers Xavier-uniform and embeddings with std D**-0.5 (fairseq's Transformer); a
+            number is the standard deviation of all of them (BERT, Mask-Predict: 0.02).
+        ngram_size: n of the n-gram loss (Eq. 6) and of adjacent re-masking.
+        ngram_alignment: `"any"` lets an n-gram match at every masked position, `"gold"` at its own alone.
+        encoder_loss_weight, ngram_loss_weight, length_loss_weight: a1, a2 (Eq. 8) and a3 (section 4.4).
+        label_smoothing: of the target's cross-entropy.
+    """
+
+    model_type = "jmnat"
+    attribute_map = {
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    }
+    # What an evaluation loop need not gather: everything but `logits`.
+    keys_to_ignore_at_inference = [
+        "nll_loss",
+        "encoder_loss",
+        "ngram_loss",
+        "length_loss",
+        "length_logits",
+        "encoder_logits",
+        "decoder_hidden_states",
+        "decoder_attentions",
+        "cross_attentions",
+        "encoder_last_hidden_state",
+        "encoder_hidden_states",
+        "encoder_attentions",
+    ]
+
+    vocab_size: int = 32000
+    d_model: int = 512
+    encoder_layers: int = 6
+    encoder_attention_heads: int = 8
+    encoder_ffn_dim: int = 2048
+    decoder_layers: int = 6
+    decoder_attention_heads: int = 8
+    decoder_ffn_dim: int = 2048
+    dropout: float | int = 0.1
+    attention_dropout: float | int = 0.0
+    activation_dropout: float | int = 0.0
+    activation_function: str = "relu"
+    normalize_before: bool = False
+    position_embedding_type: str = "sinusoidal"
+    scale_embedding: bool = True
+    positional_attention: bool = True
+    exclude_self_attention: bool = True
+    decoder_input: str = "mask"
+    max_position_embeddings: int = 512
+    max_target_length: int = 512
+    layer_norm_eps: float = 1e-5
+    init_std: float | None = None
+    ngram_size: int = 2
+    ngram_alignment: str = "any"
+    encoder_loss_weight: float | int = 0.01
+    ngram_loss_weight: float | int = 0.01
+    length_loss_weight: float | int = 0.1
+    label_smoothing: float | int = 0.1
+    bos_token_id: int | None = 0
+    pad_token_id: int = 1
+    eos_token_id: int = 2
+    unk_token_id: int | None = 3
+    mask_token_id: int = 4
+    is_encoder_decoder: bool = True
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        for name, allowed in (
+            ("position_embedding_type", ("sinusoidal", "learned")),
+            ("decoder_input", ("mask", "source_copy")),
+            ("ngram_alignment", ("any", "gold")),
+            ("activation_function", tuple(ACT2FN)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
+        for name in SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        for name in ("encoder_loss_weight", "ngram_loss_weight", "length_loss_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "mask_token_id"):
+            token = getattr(self, name)
+            if token is not None and not 0 <= token < self.vocab_size:
+                raise ValueError(f"{name}={token} must be in [0, {self.vocab_size}), the vocabulary")
+        for name in ("encoder_attention_heads", "decoder_attention_heads"):
+            if self.d_model % getattr(self, name):
+                raise ValueError(f"d_model={self.d_model} is not a multiple of {name}={getattr(self, name)}")
+        if self.position_embedding_type == "sinusoidal" and self.d_model % 2:
+            raise ValueError(f"d_model={self.d_model} must be even with sinusoidal positions")
+        if self.max_target_length < 2:
+            raise ValueError(f"max_target_length={self.max_target_length} must be at least 2 (one token and </s>)")
+        super().__post_init__(**kwargs)
+
+
+@dataclass
+class JMNatOptions:
+    """Every generation option with its default; `JMNatGenerationConfig` stores them, `generate` resolves them."""
+
+    num_iterations: int = 10
+    num_length_candidates: int = 4
+    remask_adjacent: bool = True
+    remask_schedule: str = "linear"
+    early_stop: bool = False
+    suppress_tokens: list[int] | None = None
+    length_normalization: float = 1.0
+    length_offset: float = 0.0
+    num_return_sequences: int = 1
+    length_threshold: float = 0.4
+    prune_candidates: int | None = None
+    prune_threshold: float = 0.8
+    confidence_threshold: float | None = None
+    update_all: bool = False
+    output_history: bool = False
+    return_dict_in_generate: bool = False
+    max_length: int | None = None
+
+    def check(self) -> None:
+        """Raises ValueError naming the option, its value and what is allowed."""
+        for name in ("remask_adjacent", "early_stop", "update_all", "output_history", "return_dict_in_generate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+        for name in ("num_iterations", "num_length_candidates", "num_return_sequences", "prune_candidates"):
+            value = getattr(self, name)
+            if name == "prune_candidates" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        if self.remask_schedule not in REMASK_SCHEDULES:
+            raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
+        if self.num_return_sequences > self.num_length_candidates:
+            raise ValueError(
+                f"num_return_sequences={self.num_return_sequences} is more than "
+                f"num_length_candidates={self.num_length_candidates}"
+            )
+        if self.confidence_threshold is not None and not 0.0 < self.confidence_threshold <= 1.0:
+            raise ValueError(f"confidence_threshold={self.confidence_threshold!r} must be None or in (0, 1]")
+        for name in ("length_threshold", "prune_threshold"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name}={value!r} must be in [0, 1]")
+        if self.length_normalization < 0:
+            raise ValueError(f"length_normalization={self.length_normalization!r} must be at least 0")
+        if self.length_offset < 0:
+            raise ValueError(f"length_offset={self.length_offset!r} must be at least 0")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length={self.max_length!r} must be at least 2 (one token and </s>)")
+
+
+OPTION_NAMES = tuple(option.name for option in fields(JMNatOptions))
+
+
+class JMNatGenerationConfig(GenerationConfig):
+    """How `generate` decodes. An option left at None takes the model's own value, then the default.
+
+    Args:
+        num_iterations: k, decoder passes, exactly (10).
+        num_length_candidates: C, target lengths tried per sentence (4).
+        remask_adjacent: mask the least probable tokens again together with their neighbours, in sets of n (True).
+        remask_schedule: how many, T (1 - i/k) with `"linear"` or T cos(pi i / 2k) with `"cosine"` ("linear").
+        early_stop: a candidate that a pass leaves unchanged stops (False).
+        suppress_tokens: ids never predicted (`<pad>`, `<mask>` and `<s>`; an empty list suppresses none).
+        length_normalization: exponent of T that divides a candidate's log-probability (1.0).
+        length_offset: added to T before the exponent; 5 makes it the length penalty of fairseq and GNMT (0.0).
+        num_return_sequences: n-best, at most C; as many candidates stay to the end, and one of them may win that
+            a search for a single one gives up (1).
+        length_threshold: lengths less probable than this share of the best one's probability are not tried; 0 tries
+            all C; neither this nor `prune_threshold` applies with a reranker, which chooses among all (0.4).
+        prune_candidates: the pass after which only the best candidates go on (None).
+        prune_threshold: a candidate is given up after a pass where the exponential of its score (the geometric mean of
+            its tokens' probabilities) is less than this share of the best one's; 0 gives up none (0.8).
+        confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None).
+        update_all: each pass refreshes every position, not the masked ones alone (False).
+        output_history: return each pass's canvas and log-probabilities (False).
+    """
+
+    def __init__(self, **kwargs):
+        options = {name: kwargs.pop(name, None) for name in OPTION_NAMES}
+        self._set_options(options)
+        super().__init__(**kwargs)
+        self._set_options(options)
+
+    def _set_options(self, options: dict[str, Any]) -> None:
+        for name, value in options.items():
+            setattr(self, name, value)
+
+    @classmethod
+    def from_model_config(cls, model_config) -> "JMNatGenerationConfig":
+        """A fresh config. The inherited method marks it as derived, and such a config loses its options on reload."""
+        ids = {name: getattr(model_config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        return cls(**ids, **asdict(JMNatOptions(max_length=model_config.max_target_length)))
+
+    @staticmethod
+    def _get_default_generation_params() -> dict[str, Any]:
+        # Seq2SeqTrainer writes these into a config that lacks them (a max_length of 20 would cut every longer target)
+        # and pads what it gathers to max_length, so this must not be much larger than sentences are.
+        return {**GenerationConfig._get_default_generation_params(), "max_length": 1024}
+
+    def validate(self, *args, **kwargs) -> None:
+        """The library's checks and ours. The n-best comes from length candidates, not from beams."""
+        num_return_sequences, self.num_return_sequences = self.num_return_sequences, None
+        try:
+            super().validate(*args, **kwargs)
+        finally:
+            self.num_return_sequences = num_return_sequences
+        resolve_options(self).check()
+
+
+def resolve_options(*sources: Any) -> JMNatOptions:
+    """Options by precedence: the first source (config, or dict of arguments) in which one is set wins."""
+    options = JMNatOptions()
+    for name in OPTION_NAMES:
+        for source in sources:
+            value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
+            if value is not None:
+                setattr(options, name, value)
+                break
+    return options

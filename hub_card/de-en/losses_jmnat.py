@@ -1,0 +1,187 @@
+"""The terms of the training loss (Eq. 8 of the paper and its length term), one pure function each.
+
+All are computed in float32 whatever the dtype that comes in, and none of them loops over sentences or n-grams.
+Shapes: B sentences, T target positions, V vocabulary, N masked positions of the whole batch, L length classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+NGRAM_ALIGNMENTS = ("any", "gold")
+
+
+# Logits that are looked at together. On a CPU they stay in its cache; on a GPU there must be enough to keep it busy.
+BLOCK = {"cpu": 2**18}
+LARGE_BLOCK = 2**28
+
+
+class _ChosenLogProbs(torch.autograd.Function):
+    """See `chosen_log_probs`. Backward computes the softmax anew, so that no log-probabilities have to be kept."""
+
+    @staticmethod
+    def blocks(logits: torch.Tensor):
+        rows = max(1, BLOCK.get(logits.device.type, LARGE_BLOCK) // logits.shape[1])
+        return (slice(begin, begin + rows) for begin in range(0, len(logits), rows))
+
+    @staticmethod
+    def forward(ctx, logits, tokens):
+        chosen = logits.new_empty(tokens.shape, dtype=torch.float32)
+        means = logits.new_empty(len(logits), dtype=torch.float32)
+        for block in _ChosenLogProbs.blocks(logits):
+            log_probs = logits[block].log_softmax(dim=1, dtype=torch.float32)
+            chosen[block] = log_probs.gather(1, tokens[block])
+            means[block] = log_probs.mean(dim=1)
+        ctx.save_for_backward(logits, tokens)
+        return chosen, means
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_chosen, grad_means):
+        logits, tokens = ctx.saved_tensors
+        grad = torch.empty_like(logits)
+        # d log p_v / d logit_w = [v = w] - p_w
+        weights = (grad_chosen.sum(dim=1) + grad_means).neg_().unsqueeze(1)
+        spread = grad_means.div(logits.shape[1]).unsqueeze(1)
+        for block in _ChosenLogProbs.blocks(logits):
+            probs = logits[block].softmax(dim=1, dtype=torch.float32)
+            torch.addcmul(spread[block], probs, weights[block], out=probs)
+            grad[block] = probs.scatter_add_(1, tokens[block], grad_chosen[block])
+        return grad, None
+
+
+def chosen_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (N, K) of `tokens` (N, K) under softmax of logits (N, V), and their means (N,) over all V.
+
+    What `log_softmax` and `gather` give, in less memory and time. Logits that are normalised stay what they are.
+    """
+    return _ChosenLogProbs.apply(logits, tokens)
+
+
+def smoothed_nll(target_log_probs: torch.Tensor, mean_log_probs: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Sum of `(1 - smoothing) * -log p(target) + smoothing * mean over V of -log p`, from both logarithms."""
+    if smoothing == 0.0:
+        return -target_log_probs.sum()
+    return -(1.0 - smoothing) * target_log_probs.sum() - smoothing * mean_log_probs.sum()
+
+
+def label_smoothed_nll(logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """`torch.nn.functional.cross_entropy(..., label_smoothing=smoothing, reduction="sum")`.
+
+    Args:
+        logits: (N, V).
+        targets: (N,), token ids; no padding.
+    """
+    log_probs, means = chosen_log_probs(logits, targets.unsqueeze(1))
+    return smoothed_nll(log_probs, means, smoothing)
+
+
+def length_nll(length_logits: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
+    """Sum over sentences of the negative log-likelihood of the target length (section 4.4).
+
+    Args:
+        length_logits: (B, L), one class per number of target tokens; impossible classes are -inf.
+        target_lengths: (B,), `</s>` counted.
+    """
+    return F.cross_entropy(length_logits.float(), target_lengths, reduction="sum")
+
+
+def reference_log_probs(
+    logits: torch.Tensor, labels: torch.Tensor, masked_positions: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What every masked position gives to every token of its own reference: entry [b, t, s] = log p_{b,t}(y_{b,s}).
+
+    Args:
+        logits: (N, V), the rows of the masked positions in row-major order.
+        labels: (B, T), -100 at padding.
+        masked_positions: (B, T) bool with N True entries.
+
+    Returns:
+        (B, T, T) float32; 0 in rows that are not masked and in columns at padding, which must not be read. The
+        diagonal holds the log-probabilities of the targets. And (N,), the means of all log-probabilities of a row.
+
+    Raises:
+        ValueError: a shape does not fit.
+    """
+    if labels.shape != masked_positions.shape:
+        raise ValueError(
+            f"masked_positions has shape {tuple(masked_positions.shape)}, it must be that of labels, "
+            f"{tuple(labels.shape)}"
+        )
+    batch_size, length = labels.shape
+    num_masked = logits.shape[0]
+    if num_masked == 0:
+        none = logits.float().sum(dim=1)  # (0,)
+        return none.new_zeros(batch_size, length, length) + none.sum(), none
+    references = labels.clamp(min=0)
+    # The repetitions' total is known from the shape, so the device is not asked for it.
+    references = references.repeat_interleave(masked_positions.sum(dim=1), dim=0, output_size=num_masked)
+    token_log_probs, means = chosen_log_probs(logits, references)  # (N, T), (N,)
+    row_of_position = (masked_positions.flatten().cumsum(dim=0) - 1).clamp(min=0)
+    token_log_probs = token_log_probs.index_select(0, row_of_position).view(batch_size, length, length)
+    unused = ~masked_positions.unsqueeze(2) | (labels == -100).unsqueeze(1)
+    return token_log_probs.masked_fill(unused, 0.0), means  # (B, T, T), (N,)
+
+
+def ngram_loss(
+    token_log_probs: torch.Tensor,
+    labels: torch.Tensor,
+    masked_positions: torch.Tensor,
+    ngram_size: int = 2,
+    alignment: str = "any",
+) -> torch.Tensor:
+    """Expected number of reference n-grams that the decoder misses (Eq. 6-7), per sentence.
+
+    A holds the positions t for which t..t+n-1 are all masked, q_t(g) is the product of the n probabilities of g's
+    tokens there, C(g) the number of times that g starts in A of the reference. Summed over distinct n-grams g:
+
+        L_gram = |A| - sum_g min(C(g), sum_{t in A} q_t(g))
+
+    The bound is |A| and not the paper's number of masked sets, which the matches exceed where sets touch.
+
+    Args:
+        token_log_probs: (B, T, T), entry [b, t, s] = log p_{b,t}(y_{b,s}), see `reference_log_probs`.
+        labels: (B, T), -100 at padding.
+        masked_positions: (B, T) bool.
+        ngram_size: n >= 1.
+        alignment: "any" counts an n-gram wherever in A the decoder puts it; "gold" is the literal Eq. 6, where each
+            start counts at its own position alone.
+
+    Returns:
+        (B,) float32 in [0, |A|]; 0 where A is empty.
+
+    Raises:
+        ValueError: `ngram_size` below 1 or an unknown `alignment`.
+    """
+    if ngram_size < 1:
+        raise ValueError(f"ngram_size is {ngram_size}, it must be at least 1")
+    if alignment not in NGRAM_ALIGNMENTS:
+        raise ValueError(f"alignment is {alignment!r}, it must be one of {', '.join(NGRAM_ALIGNMENTS)}")
+    num_starts = labels.shape[1] - ngram_size + 1
+    if num_starts < 1:
+        return token_log_probs.new_zeros(labels.shape[0], dtype=torch.float32)
+
+    predicted = masked_positions & (labels != -100)
+    # W = T - n + 1 possible starts; every tensor below is a sum or conjunction of n shifted views.
+    windows = [slice(i, i + num_starts) for i in range(ngram_size)]
+    starts = torch.stack([predicted[:, window] for window in windows]).all(dim=0)  # (B, W), True for t in A
+    num_ngrams = starts.sum(dim=1).float()
+
+    if alignment == "gold":
+        gold_log_probs = token_log_probs.float().diagonal(dim1=1, dim2=2)  # (B, T)
+        start_log_probs = sum(gold_log_probs[:, window] for window in windows)
+        return num_ngrams - start_log_probs.masked_fill(~starts, float("-inf")).exp().sum(dim=1)
+
+    pairs = starts.unsqueeze(2) & starts.unsqueeze(1)  # (B, W, W)
+    log_probs = sum(token_log_probs[:, window, window].float() for window in windows)
+    # Filled before exp: nothing outside A, infinite or not, can reach the sum or its gradient.
+    expected = log_probs.masked_fill(~pairs, float("-inf")).exp().sum(dim=1)  # (B, W): sum over t in A of q_t(g_s)
+
+    same_token = labels.unsqueeze(2) == labels.unsqueeze(1)
+    same_ngram = pairs
+    for window in windows:
+        same_ngram = same_ngram & same_token[:, window, window]
+    counts = same_ngram.sum(dim=2)  # (B, W): C(g_s)
+    is_first = starts & ~same_ngram.tril(diagonal=-1).any(dim=2)  # each distinct n-gram once, at its first start
+    matches = torch.minimum(expected, counts.float()).masked_fill(~is_first, 0.0)
+    return num_ngrams - matches.sum(dim=1)

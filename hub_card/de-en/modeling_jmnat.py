@@ -1,0 +1,741 @@
+"""The JM-NAT network: attention -> layers -> encoder -> decoder -> `JMNatModel` -> `JMNatForConditionalGeneration`.
+
+B batch, S source tokens, T target tokens, D width, H heads, V vocabulary, L = max_target_length + 1 length classes.
+Boolean attention masks are True where a position may be attended to.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
+from .generation_jmnat import JMNatDecodingState, JMNatGenerationMixin
+from .losses_jmnat import label_smoothed_nll, length_nll, ngram_loss, reference_log_probs, smoothed_nll
+
+
+@dataclass
+class JMNatEncoderOutput(BaseModelOutput):
+    """`last_hidden_state` (B, S, D) is without `[LEN]`, and so is the last of `hidden_states`, which is the same.
+
+    The others of `hidden_states`, and `attentions`, hold `[LEN]` at index 0.
+    """
+
+    length_logits: torch.FloatTensor | None = None  # (B, L)
+
+
+def as_encoder_output(encoder_outputs: ModelOutput | tuple) -> ModelOutput:
+    """Outputs of an earlier call, as they were returned: with or without names."""
+    if isinstance(encoder_outputs, ModelOutput):
+        return encoder_outputs
+    states, *others = encoder_outputs  # tuples, when asked for, and the length logits
+    return JMNatEncoderOutput(states, length_logits=next((x for x in others if torch.is_tensor(x)), None))
+
+
+@dataclass
+class JMNatSeq2SeqModelOutput(ModelOutput):
+    last_hidden_state: torch.FloatTensor | None = None  # (B, T, D)
+    length_logits: torch.FloatTensor | None = None  # (B, L)
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None  # (B, S, D)
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class JMNatSeq2SeqLMOutput(ModelOutput):
+    """Loss of Eq. 8 with its unweighted parts, and logits.
+
+    `loss = nll_loss + a1 encoder_loss + a2 ngram_loss + a3 length_loss`; a part that was not computed is None.
+    `logits` is None in training mode with labels: there the masked positions alone are projected onto the vocabulary.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None  # (B, T, V)
+    length_logits: torch.FloatTensor | None = None  # (B, L)
+    encoder_logits: torch.FloatTensor | None = None  # (B, S, V)
+    nll_loss: torch.FloatTensor | None = None
+    encoder_loss: torch.FloatTensor | None = None
+    ngram_loss: torch.FloatTensor | None = None
+    length_loss: torch.FloatTensor | None = None
+    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def sinusoidal_positions(num_positions: int, dim: int, device: torch.device) -> torch.Tensor:
+    """Table (num_positions, dim) of fairseq's sinusoids: sine in the first half of the columns, then cosine."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=device).float() * -(math.log(10000.0) / max(half - 1, 1)))
+    angles = torch.arange(num_positions, device=device).float()[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Plain attention; `attention_mask` is additive. Returns (B, T, H, D/H) and probabilities (B, H, T, S)."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = F.dropout(weights.softmax(dim=-1), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def prepare_attention_mask(config: JMNatConfig, attend_mask: torch.Tensor | None, dtype: torch.dtype):
+    """Boolean mask (B, 1, 1 or T, S) -> additive, once for all layers: SDPA would do it in each of them."""
+    if attend_mask is None or config._attn_implementation not in ("eager", "sdpa"):
+        return attend_mask
+    return torch.zeros_like(attend_mask, dtype=dtype).masked_fill_(~attend_mask, torch.finfo(dtype).min)
+
+
+def never_empty(attention_mask: torch.Tensor) -> torch.Tensor:
+    """(B, S) bool; a row without tokens, as whole rows of padding are, becomes True everywhere."""
+    return attention_mask | ~attention_mask.any(dim=1, keepdim=True)
+
+
+def decoder_attend_mask(attention_mask: torch.Tensor, exclude_self: bool) -> torch.Tensor:
+    """(B, T) bool -> (B, 1, 1 or T, T) bool for self- and positional attention.
+
+    With `exclude_self` no position attends to itself, but a target with a single valid position may, and a row without
+    tokens attends to all its padding: an empty softmax is something that eager attention and SDPA answer differently.
+    """
+    attend = never_empty(attention_mask)[:, None, None, :]
+    if not exclude_self:
+        return attend
+    itself = torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
+    single = attention_mask.sum(dim=1)[:, None, None, None] <= 1
+    return attend & (~itself | single)
+
+
+def copy_source(input_ids: torch.Tensor, attention_mask: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
+    """Decoder input of the basic NAT: target position t of T copies source token floor(t S / T); (B, T) ids."""
+    source_lengths = attention_mask.sum(dim=1, keepdim=True)
+    target_lengths = target_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    first = attention_mask.int().argmax(dim=1, keepdim=True)  # left padding comes before it
+    positions = torch.arange(target_mask.shape[1], device=input_ids.device)[None]
+    index = first + (positions * source_lengths // target_lengths).clamp(max=source_lengths - 1)
+    return input_ids.gather(1, index)
+
+
+class JMNatAttention(nn.Module):
+    """Multi-head attention; queries, keys and values may each come from another tensor."""
+
+    def __init__(self, config: JMNatConfig, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.d_model // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_dropout
+        self.is_causal = False  # without it SDPA is causal whenever there is no mask
+        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        self.k_proj = nn.Linear(config.d_model, config.d_model)
+        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.out_proj = nn.Linear(config.d_model, config.d_model)
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)  # (B, H, T, D/H)
+
+    def project_key_value(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.split_heads(self.k_proj(states)), self.split_heads(self.v_proj(states))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        key_value_states: torch.Tensor | None = None,
+        key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Self-attention, cross-attention to `key_value_states` (B, S, D), or to keys and values projected before."""
+        if key_value is None:
+            key_value = self.project_key_value(hidden_states if key_value_states is None else key_value_states)
+        return self.attend(self.split_heads(self.q_proj(hidden_states)), *key_value, attention_mask, **kwargs)
+
+    def attend(self, query, key, value, attention_mask, **kwargs):
+        attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = self.dropout if self.training else 0.0
+        output, weights = attention_interface(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.out_proj(output.flatten(2)), weights
+
+
+class JMNatPositionalAttention(JMNatAttention):
+    """Attention whose queries and keys are positions and whose values are the hidden states (Gu et al. 2018).
+
+    Its probabilities depend on the target length alone, so that decoding computes them once (`probs`).
+    """
+
+    def project_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.split_heads(self.q_proj(positions)), self.split_heads(self.k_proj(positions))
+
+    def position_probs(self, positions: torch.Tensor, attend_mask: torch.Tensor) -> torch.Tensor:
+        """positions (1, T, D), boolean attend_mask (R, 1, T, T) -> probabilities (R, H, T, T)."""
+        query, key = self.project_positions(positions)
+        scores = (torch.matmul(query, key.transpose(2, 3)) * self.scaling).float()
+        return scores.masked_fill(~attend_mask, torch.finfo(scores.dtype).min).softmax(dim=-1).to(positions.dtype)
+
+    def forward(self, hidden_states, attention_mask=None, positions=None, probs=None, **kwargs):
+        """hidden_states (B, T, D); either positions (1, T, D) with attention_mask, or `probs` (B, H, T, T)."""
+        value = self.split_heads(self.v_proj(hidden_states))
+        if probs is not None:
+            return self.out_proj(torch.matmul(probs, value).transpose(1, 2).flatten(2)), probs
+        query, key = (states.expand(value.shape[0], -1, -1, -1) for states in self.project_positions(positions))
+        return self.attend(query, key, value, attention_mask, **kwargs)
+
+
+class JMNatLayer(GradientCheckpointingLayer):
+    """What encoder and decoder layers share: self-attention, feed-forward and the residual around each block."""
+
+    def __init__(self, config: JMNatConfig, num_heads: int, ffn_dim: int):
+        super().__init__()
+        self.normalize_before = config.normalize_before
+        self.dropout = config.dropout
+        self.activation_dropout = config.activation_dropout
+        self.activation_fn = ACT2FN[config.activation_function]
+        self.self_attn = JMNatAttention(config, num_heads)
+        self.self_attn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        self.fc1 = nn.Linear(config.d_model, ffn_dim)
+        self.fc2 = nn.Linear(ffn_dim, config.d_model)
+        self.final_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+
+    def residual(self, hidden_states: torch.Tensor, layer_norm: nn.LayerNorm, block) -> torch.Tensor:
+        """x + block(norm(x)) with `normalize_before`, norm(x + block(x)) without."""
+        output = block(layer_norm(hidden_states) if self.normalize_before else hidden_states)
+        hidden_states = hidden_states + F.dropout(output, p=self.dropout, training=self.training)
+        return hidden_states if self.normalize_before else layer_norm(hidden_states)
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.activation_fn(self.fc1(hidden_states))
+        return self.fc2(F.dropout(hidden_states, p=self.activation_dropout, training=self.training))
+
+
+class JMNatEncoderLayer(JMNatLayer):
+    def __init__(self, config: JMNatConfig):
+        super().__init__(config, config.encoder_attention_heads, config.encoder_ffn_dim)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs):
+        hidden_states = self.residual(
+            hidden_states, self.self_attn_layer_norm, lambda x: self.self_attn(x, attention_mask, **kwargs)[0]
+        )
+        return self.residual(hidden_states, self.final_layer_norm, self.feed_forward)
+
+
+class JMNatDecoderLayer(JMNatLayer):
+    def __init__(self, config: JMNatConfig):
+        num_heads = config.decoder_attention_heads
+        super().__init__(config, num_heads, config.decoder_ffn_dim)
+        if config.positional_attention:
+            self.position_attn = JMNatPositionalAttention(config, num_heads)
+            self.position_attn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+        else:
+            self.position_attn = None
+        self.encoder_attn = JMNatAttention(config, num_heads)
+        self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        position_probs: torch.Tensor | None = None,
+        encoder_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """hidden_states (R, T, D). Encoder tensors may have fewer rows, B: R/B consecutive rows share each of them."""
+
+        def cross_attention(states):
+            num_sources = (encoder_hidden_states if encoder_key_value is None else encoder_key_value[0]).shape[0]
+            output, _ = self.encoder_attn(
+                states.reshape(num_sources, -1, states.shape[-1]),
+                encoder_attention_mask,
+                encoder_hidden_states,
+                encoder_key_value,
+                **kwargs,
+            )
+            return output.reshape(states.shape)
+
+        hidden_states = self.residual(
+            hidden_states, self.self_attn_layer_norm, lambda x: self.self_attn(x, attention_mask, **kwargs)[0]
+        )
+        if self.position_attn is not None:
+            hidden_states = self.residual(
+                hidden_states,
+                self.position_attn_layer_norm,
+                lambda x: self.position_attn(x, attention_mask, positions, position_probs, **kwargs)[0],
+            )
+        hidden_states = self.residual(hidden_states, self.encoder_attn_layer_norm, cross_attention)
+        return self.residual(hidden_states, self.final_layer_norm, self.feed_forward)
+
+
+class JMNatPreTrainedModel(PreTrainedModel):
+    config: JMNatConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["JMNatEncoderLayer", "JMNatDecoderLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = False  # it would drop the mask that excludes the position itself
+    _can_compile_fullgraph = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        std = self.config.init_std
+        if isinstance(module, nn.Linear):
+            if std is None:
+                init.xavier_uniform_(module.weight)
+            else:
+                init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=self.config.d_model**-0.5 if std is None else std)
+            if module.padding_idx is not None:
+                init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    @property
+    def dummy_inputs(self):
+        """A batch that the forward pass accepts, for tools that need one."""
+        pad, eos = self.config.pad_token_id, self.config.eos_token_id
+        token = self.config.vocab_size - 1
+        input_ids = torch.tensor([[token, token, eos], [token, eos, pad]], device=self.device)
+        return {"input_ids": input_ids, "attention_mask": input_ids.ne(pad), "decoder_input_ids": input_ids}
+
+
+class JMNatStack(JMNatPreTrainedModel):
+    """What encoder and decoder share: token embeddings, positions, the final layer norm of pre-layer-norm models."""
+
+    longest = "max_position_embeddings"  # the field of the config that limits the number of tokens
+
+    def __init__(self, config: JMNatConfig):
+        super().__init__(config)
+        self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+        self.position_offset = config.pad_token_id + 1  # fairseq's numbering
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        if config.position_embedding_type == "learned":
+            num_positions = getattr(config, self.longest) + self.position_offset
+            self.embed_positions = nn.Embedding(num_positions, config.d_model, config.pad_token_id)
+        else:
+            self.embed_positions = None
+        self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) if config.normalize_before else None
+        self.gradient_checkpointing = False
+
+    def get_input_embeddings(self):
+        return self.embed_tokens
+
+    def set_input_embeddings(self, value):
+        self.embed_tokens = value
+
+    def position_embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Ranks of tokens (.., S) from 0, none above S, -> embeddings (.., S, D)."""
+        length, most = positions.shape[-1], getattr(self.config, self.longest)
+        if length > most:
+            raise ValueError(f"{type(self).__name__} got {length} tokens, {self.longest}={most} is the most")
+        positions = positions + self.position_offset
+        if self.embed_positions is not None:
+            return self.embed_positions(positions)
+        # Computed anew: a constant made in __init__ would not survive loading on the meta device.
+        table = sinusoidal_positions(length + self.position_offset, self.config.d_model, positions.device)
+        return F.embedding(positions, table).to(dtype)
+
+    def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError(f"{type(self).__name__} needs exactly one of token ids and embeddings")
+        return (self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds) * self.embed_scale
+
+
+def token_mask(attention_mask, input_ids, inputs_embeds, pad_token_id: int) -> torch.Tensor:
+    """(B, S) bool, True at tokens: the mask given, else every token but padding, else everything."""
+    if attention_mask is not None:
+        return attention_mask.bool()
+    if input_ids is not None:
+        return input_ids != pad_token_id
+    return inputs_embeds.new_ones(inputs_embeds.shape[:2], dtype=torch.bool)
+
+
+class JMNatEncoder(JMNatStack):
+    """Reads `[LEN]` and the source; the final state of `[LEN]` predicts the target length (section 4.4)."""
+
+    _can_record_outputs = {"hidden_states": JMNatEncoderLayer, "attentions": JMNatAttention}
+
+    def __init__(self, config: JMNatConfig):
+        super().__init__(config)
+        self.embed_lengths = nn.Embedding(config.max_target_length + 1, config.d_model)  # row 0 is [LEN]
+        self.layers = nn.ModuleList([JMNatEncoderLayer(config) for _ in range(config.encoder_layers)])
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> JMNatEncoderOutput:
+        """Source (B, S), padded on either side, -> states (B, S, D) and length logits (B, L), never class 0."""
+        hidden_states = self.embed(input_ids, inputs_embeds)  # (B, S, D)
+        attend_mask = token_mask(attention_mask, input_ids, inputs_embeds, self.config.pad_token_id)
+        ranks = (attend_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        hidden_states = hidden_states + self.position_embeddings(ranks, hidden_states.dtype)
+        length_token = self.embed_lengths.weight[0].expand(hidden_states.shape[0], 1, -1)
+        hidden_states = torch.cat([length_token, hidden_states], dim=1)  # (B, 1 + S, D)
+        hidden_states = F.dropout(hidden_states, p=self.config.dropout, training=self.training)
+        attend_mask = F.pad(attend_mask, (1, 0), value=True)[:, None, None, :]
+        attention_mask = prepare_attention_mask(self.config, attend_mask, hidden_states.dtype)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        if self.layer_norm is not None:
+            hidden_states = self.layer_norm(hidden_states)
+        length_logits = F.linear(hidden_states[:, 0], self.embed_lengths.weight)
+        # Not -inf, which would spread as NaN where outputs are subtracted.
+        length_logits = F.pad(length_logits[:, 1:], (1, 0), value=torch.finfo(length_logits.dtype).min)
+        return JMNatEncoderOutput(last_hidden_state=hidden_states[:, 1:], length_logits=length_logits)
+
+
+class JMNatDecoder(JMNatStack):
+    """Predicts all target positions at once; targets are padded on the right."""
+
+    longest = "max_target_length"
+    _can_record_outputs = {
+        "hidden_states": JMNatDecoderLayer,
+        "attentions": OutputRecorder(JMNatAttention, index=1, layer_name="self_attn"),
+        "cross_attentions": OutputRecorder(JMNatAttention, index=1, layer_name="encoder_attn"),
+    }
+
+    def __init__(self, config: JMNatConfig):
+        super().__init__(config)
+        self.layers = nn.ModuleList([JMNatDecoderLayer(config) for _ in range(config.decoder_layers)])
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        state: JMNatDecodingState | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithCrossAttentions:
+        """Canvas (R, T) -> states (R, T, D).
+
+        With `state` all that does not change between decoding passes comes from there: the masks, the keys and values
+        of cross-attention and the probabilities of positional attention.
+        """
+        hidden_states = self.embed(input_ids, inputs_embeds)
+        positions = None if state is None else state.positions
+        if positions is None:
+            positions = self.target_positions(hidden_states)
+        hidden_states = F.dropout(hidden_states + positions, p=self.config.dropout, training=self.training)
+        if state is None:
+            state = self.prepare_state(
+                token_mask(attention_mask, input_ids, inputs_embeds, self.config.pad_token_id),
+                None if encoder_attention_mask is None else encoder_attention_mask.bool(),
+            )
+        attention_mask = prepare_attention_mask(self.config, state.attend_mask, hidden_states.dtype)
+        encoder_mask = prepare_attention_mask(self.config, state.encoder_attend_mask, hidden_states.dtype)
+        for index, layer in enumerate(self.layers):
+            # Gradient checkpointing follows gradients through positional arguments alone.
+            hidden_states = layer(
+                hidden_states,
+                encoder_hidden_states,
+                positions,
+                attention_mask=attention_mask,
+                encoder_attention_mask=encoder_mask,
+                position_probs=None if state.position_probs is None else state.position_probs[index],
+                encoder_key_value=None if state.key_values is None else state.key_values[index],
+                **kwargs,
+            )
+        if self.layer_norm is not None:
+            hidden_states = self.layer_norm(hidden_states)
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
+
+    def target_positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Embeddings (1, T, D) of the positions of hidden_states (R, T, ..), of the same type."""
+        ranks = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+        return self.position_embeddings(ranks, hidden_states.dtype)[None]
+
+    def prepare_state(
+        self,
+        target_mask: torch.Tensor,
+        source_mask: torch.Tensor | None,
+        encoder_hidden_states: torch.Tensor | None = None,
+    ) -> JMNatDecodingState:
+        """What stays the same in all passes. Without `encoder_hidden_states` the masks alone, for a single pass.
+
+        Args:
+            target_mask: (R, T) bool, True at target positions.
+            source_mask: (B, S) bool, True at source tokens; R is a multiple of B.
+            encoder_hidden_states: (B, S, D).
+        """
+        state = JMNatDecodingState(
+            attend_mask=decoder_attend_mask(target_mask, self.config.exclude_self_attention),
+            encoder_attend_mask=None if source_mask is None else never_empty(source_mask)[:, None, None, :],
+        )
+        if encoder_hidden_states is not None:
+            state.positions = self.target_positions(encoder_hidden_states.new_empty(*target_mask.shape, 0))
+            state.key_values = [layer.encoder_attn.project_key_value(encoder_hidden_states) for layer in self.layers]
+            if self.config.positional_attention:
+                state.position_probs = [
+                    layer.position_attn.position_probs(state.positions, state.attend_mask) for layer in self.layers
+                ]
+        return state
+
+
+class JMNatModel(JMNatPreTrainedModel):
+    """Encoder and decoder without the projection onto the vocabulary."""
+
+    _tied_weights_keys = {
+        "encoder.embed_tokens.weight": "shared.weight",
+        "decoder.embed_tokens.weight": "shared.weight",
+    }
+
+    def __init__(self, config: JMNatConfig):
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        self.encoder = JMNatEncoder(config)
+        self.decoder = JMNatDecoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.shared
+
+    def set_input_embeddings(self, value):
+        self.shared = value
+        self.encoder.embed_tokens = value
+        self.decoder.embed_tokens = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: JMNatEncoderOutput | tuple | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        **kwargs,
+    ) -> JMNatSeq2SeqModelOutput:
+        """Source (B, S) and masked target (B, T) -> decoder states (B, T, D) and length logits (B, L).
+
+        A mask left out is taken from `<pad>`. `encoder_outputs` of an earlier call spare the encoder's work.
+
+        Raises:
+            ValueError: no decoder input.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError("decoder_input_ids is missing: give it, or labels to JMNatForConditionalGeneration")
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, **kwargs)
+        encoder_outputs = as_encoder_output(encoder_outputs)
+        states = encoder_outputs.last_hidden_state
+        source_mask = token_mask(attention_mask, input_ids, states, self.config.pad_token_id)
+        decoder_outputs = self.decoder(
+            decoder_input_ids,
+            decoder_attention_mask,
+            states,
+            source_mask,
+            decoder_inputs_embeds,
+            **kwargs,
+        )
+        return JMNatSeq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            length_logits=encoder_outputs.get("length_logits"),
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=states,
+            encoder_hidden_states=encoder_outputs.hidden_states,
+            encoder_attentions=encoder_outputs.attentions,
+        )
+
+
+class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
+    """JM-NAT with length prediction, its losses and `generate`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.shared.weight"}
+    generation_config_class = JMNatGenerationConfig
+    # The loss is a mean over tokens that labels do not tell: Trainer must not divide it by their number.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: JMNatConfig):
+        super().__init__(config)
+        self.model = JMNatModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        masked_positions: torch.BoolTensor | None = None,
+        encoder_targets: torch.LongTensor | None = None,
+        encoder_outputs: JMNatEncoderOutput | tuple | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        loss_denominators: torch.Tensor | None = None,
+        **kwargs,
+    ) -> JMNatSeq2SeqLMOutput:
+        """One pass, and the loss of Eq. 8 when `labels` are given.
+
+        Args:
+            input_ids: (B, S) source after masking, ending in `</s>`.
+            attention_mask: (B, S), 1 at tokens; left out, every token but `<pad>`.
+            decoder_input_ids: (B, T) target after masking; left out, a canvas of `<mask>` as long as `labels`.
+            decoder_attention_mask: (B, T); left out, taken from `labels`, else from `<pad>`. Padding is on the right.
+            labels: (B, T) the whole target, -100 at padding.
+            masked_positions: (B, T) bool, True where a token is to be predicted; left out, where `<mask>` is read.
+            encoder_targets: (B, S) source tokens to be predicted, -100 elsewhere.
+            loss_denominators: (2,) numbers of masked target tokens and of sentences to divide by, those of the global
+                batch in distributed or accumulated training; left out, this batch's own.
+
+        Raises:
+            ValueError: neither decoder input nor labels; a target longer than `max_target_length`.
+        """
+        if labels is not None:
+            target_mask = labels != -100
+            if decoder_attention_mask is None:
+                decoder_attention_mask = target_mask
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = torch.full_like(labels, self.config.mask_token_id)
+                decoder_input_ids = decoder_input_ids.masked_fill(~target_mask, self.config.pad_token_id)
+        if self.config.decoder_input == "source_copy" and decoder_input_ids is not None:
+            masked_positions = token_mask(decoder_attention_mask, decoder_input_ids, None, self.config.pad_token_id)
+            decoder_input_ids = self.copy_source(input_ids, attention_mask, masked_positions)
+            decoder_attention_mask = masked_positions
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            **kwargs,
+        )
+        result = JMNatSeq2SeqLMOutput(**{name: outputs[name] for name in outputs if name != "last_hidden_state"})
+        masked_logits_only = self.training and labels is not None
+        if not masked_logits_only:
+            result.logits = self.lm_head(outputs.last_hidden_state)  # (B, T, V)
+            if encoder_targets is not None:
+                result.encoder_logits = self.lm_head(outputs.encoder_last_hidden_state)  # (B, S, V)
+        if labels is not None:
+            if masked_positions is None:
+                if decoder_input_ids is None:
+                    raise ValueError("masked_positions is missing: it cannot be told from decoder_inputs_embeds")
+                masked_positions = decoder_input_ids == self.config.mask_token_id
+            masked_positions = masked_positions.bool() & target_mask
+            self.add_losses(result, outputs, labels, masked_positions, encoder_targets, loss_denominators)
+        return result
+
+    def add_losses(self, result, outputs, labels, masked_positions, encoder_targets, loss_denominators):
+        """Fill in the loss and its parts (Eq. 8 and section 4.4); only masked positions are projected."""
+        config = self.config
+        if loss_denominators is None:
+            num_masked, num_sentences = masked_positions.sum().clamp(min=1), labels.shape[0]
+        else:
+            num_masked, num_sentences = loss_denominators
+        index = masked_positions.flatten().nonzero().squeeze(1)  # (N,), asked of the device once
+        states = outputs.last_hidden_state if result.logits is None else result.logits
+        logits = states.flatten(0, 1).index_select(0, index)
+        if result.logits is None:
+            logits = self.lm_head(logits)  # (N, V)
+        if config.ngram_loss_weight:
+            token_log_probs, means = reference_log_probs(logits, labels, masked_positions)
+            target_log_probs = token_log_probs.diagonal(dim1=1, dim2=2)  # (B, T), 0 where nothing is masked
+            nll = smoothed_nll(target_log_probs, means, config.label_smoothing)
+            ngram = ngram_loss(token_log_probs, labels, masked_positions, config.ngram_size, config.ngram_alignment)
+            result.ngram_loss = ngram.sum() / num_masked
+        else:
+            nll = label_smoothed_nll(logits, labels.flatten()[index], config.label_smoothing)
+        result.nll_loss = nll / num_masked
+        result.loss = result.nll_loss
+        if result.ngram_loss is not None:
+            result.loss = result.loss + config.ngram_loss_weight * result.ngram_loss
+        if encoder_targets is not None and config.encoder_loss_weight:
+            chosen = encoder_targets.flatten().ne(-100).nonzero().squeeze(1)
+            states = outputs.encoder_last_hidden_state.flatten(0, 1).index_select(0, chosen)
+            encoder_nll = label_smoothed_nll(self.lm_head(states), encoder_targets.flatten()[chosen])
+            result.encoder_loss = encoder_nll / num_masked
+            result.loss = result.loss + config.encoder_loss_weight * result.encoder_loss
+        if result.length_logits is not None and config.length_loss_weight:
+            target_lengths = (labels != -100).sum(dim=1)
+            result.length_loss = length_nll(result.length_logits, target_lengths) / num_sentences
+            result.loss = result.loss + config.length_loss_weight * result.length_loss
+
+    def copy_source(self, input_ids, attention_mask, target_mask: torch.Tensor) -> torch.Tensor:
+        """Decoder input (R, T) of the basic NAT from source ids (B, S), each for R/B rows of target_mask (R, T)."""
+        if input_ids is None:
+            raise ValueError("input_ids is missing: decoder_input='source_copy' copies it to the decoder")
+        source_mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id)
+        num_rows = target_mask.shape[0] // input_ids.shape[0]
+        input_ids, source_mask = (x.repeat_interleave(num_rows, dim=0) for x in (input_ids, source_mask))
+        return copy_source(input_ids, source_mask, target_mask)
+
+    def encode_for_generation(
+        self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encode once: states (B, S, D), source mask (B, S) bool, length log-probabilities (B, L)."""
+        if encoder_outputs is None:
+            encoder_outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds)
+        encoder_outputs = as_encoder_output(encoder_outputs)
+        if encoder_outputs.get("length_logits") is None:
+            raise ValueError("encoder_outputs has no length_logits, which the encoder of this model returns")
+        states = encoder_outputs.last_hidden_state
+        source_mask = token_mask(attention_mask, input_ids, states, self.config.pad_token_id)
+        return states, source_mask, encoder_outputs.length_logits.float().log_softmax(dim=-1)
+
+    def prepare_decoding(self, encoder_hidden_states, source_mask, target_mask) -> JMNatDecodingState:
+        """All that the passes share, see `JMNatDecoder.prepare_state`."""
+        return self.model.decoder.prepare_state(target_mask, source_mask, encoder_hidden_states)
+
+    def output_weight(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows (N, D) of the output projection."""
+        return self.lm_head.weight[ids]
+
+    def predict_tokens(
+        self, canvas: torch.Tensor, positions: torch.Tensor, state: JMNatDecodingState, suppressed: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One decoder pass over canvas (R, T): most probable tokens at `positions` (R, M), their log-probabilities.
+
+        `suppressed` (V,) is True at tokens that are taken out before the softmax.
+        """
+        hidden_states = self.model.decoder(canvas, state=state).last_hidden_state
+        index = positions[:, :, None].expand(-1, -1, hidden_states.shape[-1])
+        hidden_states = hidden_states.gather(1, index)
+        if state.vocabulary is not None:
+            return state.vocabulary.predict(hidden_states, suppressed)
+        logits = self.lm_head(hidden_states)  # (R, M, V)
+        if suppressed is not None:
+            logits = logits.masked_fill(suppressed, -math.inf)
+        best, tokens = logits.max(dim=-1)
+        return tokens, best.float() - logits.float().logsumexp(dim=-1)

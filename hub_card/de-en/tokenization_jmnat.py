@@ -1,0 +1,312 @@
+"""Raw text to ids and back: one joint byte-pair vocabulary for both languages, with Moses tokenisation as an option.
+
+Token ids 0 to 4 are `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>` (fairseq's order). Pieces hold their spaces as they are,
+and characters outside the vocabulary become bytes, so that any text comes back exactly (after Unicode NFC).
+"""
+
+import itertools
+import json
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import TokenizersBackend
+
+# Marks of subword-nmt and fastBPE.
+END_OF_WORD = "</w>"
+CONTINUATION = "@@"
+CACHED_WORDS = 100_000
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
+MIN_FREQUENCY = 2  # pairs of pieces seen less often than this are not merged
+CHARACTERS_PER_PIECE = 1_000_000  # a character rarer than one in so many (or than MIN_FREQUENCY) is written in bytes
+# Words, numbers and runs of other signs, each with the space before it; any further white space stands alone.
+PIECE_PATTERN = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s"
+# A model may write any character; one line in stays one line out, whatever a reader takes for a line or a column.
+LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+
+
+class BytePairSegmenter:
+    """Text to byte-pair pieces with spaces between them, by the merges of subword-nmt or fastBPE.
+
+    Tokenizers of converted fairseq models need it: their vocabulary holds pieces as the dictionary writes them
+    (`wor@@`, `d`), and not every piece that a merge passes through.
+
+    Args:
+        merges: pairs of pieces such as `"t h"` and `"e r</w>"`, the first ones are merged first.
+        end_of_word_pieces: pieces end words with `</w>` (`wor d</w>`) instead of marking continuations (`wor@@ d`).
+    """
+
+    def __init__(self, merges: Sequence[str], end_of_word_pieces: bool = False):
+        self.end_of_word_pieces = end_of_word_pieces
+        self.ranks: dict[tuple[str, ...], int] = {}
+        for rank, merge in enumerate(merges):
+            self.ranks.setdefault(tuple(merge.split(" ")), rank)
+        # subword-nmt 0.1 let the end of the word be a piece of its own.
+        self.end_stands_alone = any(END_OF_WORD in pair for pair in self.ranks)
+        self.segment_word = lru_cache(CACHED_WORDS)(self._segment_word)
+
+    def __call__(self, text: str) -> str:
+        return " ".join(self.segment_word(word) for word in text.split())
+
+    def _segment_word(self, word: str) -> str:
+        pieces = [*word, END_OF_WORD] if self.end_stands_alone else [*word[:-1], word[-1] + END_OF_WORD]
+        while len(pieces) > 1:
+            pair = min(itertools.pairwise(pieces), key=lambda pair: self.ranks.get(pair, math.inf))
+            if pair not in self.ranks:
+                break
+            pieces = _merge(pieces, pair)
+        if self.end_of_word_pieces:
+            return " ".join(pieces)
+        pieces[-1] = pieces[-1].removesuffix(END_OF_WORD)
+        pieces = [piece for piece in pieces if piece]
+        return f"{CONTINUATION} ".join(pieces)
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
+    """`pieces` with every occurrence of `pair` joined, from left to right."""
+    merged, position = [], 0
+    while position < len(pieces):
+        joined = tuple(pieces[position : position + 2]) == pair
+        merged.append("".join(pair) if joined else pieces[position])
+        position += 1 + joined
+    return merged
+
+
+class JMNatTokenizer(TokenizersBackend):
+    """`tokenizer(source, text_target=target)` gives `input_ids` and `labels`, both ending in `</s>`.
+
+    Options (saved in `tokenizer_config.json`, restored by `from_pretrained`):
+        moses_source_lang, moses_target_lang: two-letter languages such as "de" and "en". Text is then tokenised by
+            Moses (sacremoses, without escaping) before the byte-pair pieces, and decoded text is detokenised in the
+            target language. None, the default, leaves text as it is, and decoding gives it back exactly.
+        lowercase: whether the normalizer lower-cases (set by `train_joint_tokenizer`; here for information).
+        moses_escape, moses_split_dashes: Moses writes `&` as `&amp;` and splits at dashes (`@-@`), as the data of many
+            fairseq models. False by default.
+        bpe_merges, bpe_end_of_word_pieces: see `BytePairSegmenter`; for vocabularies of converted fairseq models.
+
+    Special tokens written out in the text (`</s>`, `<mask>`) are plain text (`split_special_tokens=True`).
+
+    The class has no `__init__` on purpose: Transformers rebuilds a subclass that has one from its vocabulary and
+    merges alone, without normalizer, pre-tokenizer and decoder.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]
+    padding_side = "right"
+    _reads_target = False
+    _moses_tools: dict | None = None
+    _segmenter: BytePairSegmenter | None = None
+
+    @property
+    def moses_source_lang(self) -> str | None:
+        return self.init_kwargs.get("moses_source_lang")
+
+    @property
+    def moses_target_lang(self) -> str | None:
+        return self.init_kwargs.get("moses_target_lang")
+
+    @property
+    def lowercase(self) -> bool:
+        return bool(self.init_kwargs.get("lowercase", False))
+
+    def normalize_text(self, text: str) -> str:
+        """The text in the form that decoding gives back: Unicode NFC, lower-case if the tokenizer lower-cases."""
+        text = unicodedata.normalize("NFC", text)
+        return normalizers.Lowercase().normalize_str(text) if self.lowercase else text
+
+    def _switch_to_input_mode(self):
+        self._reads_target = False
+
+    def _switch_to_target_mode(self):
+        self._reads_target = True
+
+    def _encode_plus(self, text, text_pair=None, is_split_into_words=False, **kwargs):
+        if not is_split_into_words:  # split words have their tokenisation already
+            text = _map_strings(self.split_text, text)
+            text_pair = None if text_pair is None else _map_strings(self.split_text, text_pair)
+        return super()._encode_plus(text, text_pair=text_pair, is_split_into_words=is_split_into_words, **kwargs)
+
+    def split_text(self, text: str) -> str:
+        """What comes before the vocabulary: Moses tokenisation and the pieces of `bpe_merges`, if they are on."""
+        language = self.moses_target_lang if self._reads_target else self.moses_source_lang
+        if language:
+            text = self._moses("tokenizer", language)(text)
+        merges = self.init_kwargs.get("bpe_merges")
+        if merges:
+            if self._segmenter is None:
+                end_of_word_pieces = self.init_kwargs.get("bpe_end_of_word_pieces", False)
+                self._segmenter = BytePairSegmenter(merges, end_of_word_pieces)
+            text = self._segmenter(normalizers.Lowercase().normalize_str(text) if self.lowercase else text)
+        return text
+
+    def _decode(self, token_ids, skip_special_tokens=False, **kwargs) -> str:
+        text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+        if self.moses_target_lang:
+            text = self._moses("detokenizer", self.moses_target_lang)(text)
+        return text
+
+    def _moses(self, tool: str, language: str) -> Callable[[str], str]:
+        """The Moses tokenizer or detokenizer of a language as a function of one string, made at its first use."""
+        if self._moses_tools is None:
+            self._moses_tools = {}
+        if (tool, language) not in self._moses_tools:
+            options = [self.init_kwargs.get(name, False) for name in ("moses_escape", "moses_split_dashes")]
+            self._moses_tools[tool, language] = moses_tool(tool, language, *options)
+        return self._moses_tools[tool, language]
+
+    def _save_pretrained(self, *args, **kwargs):
+        # How the last batch was padded stays in the backend and would be saved: one tokenizer, one file.
+        self.backend_tokenizer.no_padding()
+        self.backend_tokenizer.no_truncation()
+        return super()._save_pretrained(*args, **kwargs)
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key not in ("_moses_tools", "_segmenter")}
+
+
+def moses_tool(tool: str, language: str, escape: bool = False, split_dashes: bool = False) -> Callable[[str], str]:
+    """Moses `"tokenizer"` or `"detokenizer"` of a language: a function from a string to a string.
+
+    Without `escape` entities stay as they are in both directions (`&` is not `&amp;`). With `split_dashes`
+    `well-known` becomes `well @-@ known`; the detokenizer always joins it. A language without a list of abbreviations
+    uses the English one, as in Moses.
+
+    Raises:
+        ImportError: sacremoses is not installed.
+        ValueError: `language` is no language code.
+    """
+    if not re.fullmatch("[a-z]{2,3}", language):
+        raise ValueError(f"Moses language {language!r} must be a code such as 'de' or 'en'")
+    try:
+        import sacremoses
+    except ImportError:
+        raise ImportError(
+            "This tokenizer applies Moses tokenisation, which needs sacremoses: pip install sacremoses"
+        ) from None
+    if tool == "tokenizer":
+        tokenizer = sacremoses.MosesTokenizer(lang=language)
+        return lambda text: tokenizer.tokenize(text, split_dashes, return_str=True, escape=escape)
+    detokenizer = sacremoses.MosesDetokenizer(lang=language)
+    return lambda text: detokenizer.detokenize(text.split(), return_str=True, unescape=escape)
+
+
+def show_canvas(tokenizer, ids: Sequence[int]) -> str:
+    """A canvas for a person: pieces as they stand in the text, ` __` where a token is still to be predicted."""
+    pieces = []
+    for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
+        if token == tokenizer.mask_token_id:
+            pieces.append(" __")
+        elif token == tokenizer.eos_token_id:
+            pieces.append(" </s>")
+        elif token != tokenizer.pad_token_id:
+            pieces.append(piece)
+    return LINE_BREAKS.sub(" ", "".join(pieces)).strip()
+
+
+def _map_strings(function: Callable[[str], str], text):
+    """Apply `function` to a string, or to every string in nested lists and tuples."""
+    if isinstance(text, str):
+        return function(text)
+    if isinstance(text, (list, tuple)):
+        return type(text)(_map_strings(function, item) for item in text)
+    return text  # the caller's own check names what is wrong with it
+
+
+def train_joint_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int = 6000,
+    lowercase: bool = False,
+    moses_source_lang: str | None = None,
+    moses_target_lang: str | None = None,
+    model_max_length: int = 512,
+    show_progress: bool = False,
+) -> JMNatTokenizer:
+    """Train one byte-pair vocabulary on the texts of both languages.
+
+    Args:
+        texts: lines of both languages. With Moses, give lines that are tokenised already (see `moses_tool`): which
+            line belongs to which language cannot be seen here.
+        vocab_size: number of ids, special tokens (5) and bytes (256) included. A small corpus may give fewer.
+        lowercase: lower-case everything.
+        moses_source_lang, moses_target_lang: both or neither; see `JMNatTokenizer`.
+        model_max_length: longest text in tokens, `</s>` included, before the tokenizer warns.
+        show_progress: a progress bar while counting and merging.
+
+    Raises:
+        ValueError: no text, a vocabulary too small for its characters, or one Moses language without the other.
+    """
+    if (moses_source_lang is None) != (moses_target_lang is None):
+        raise ValueError(
+            f"moses_source_lang={moses_source_lang!r} and moses_target_lang={moses_target_lang!r}: "
+            "give both languages or neither"
+        )
+    steps = [normalizers.NFC(), normalizers.Lowercase()] if lowercase else [normalizers.NFC()]
+    clean = normalizers.Sequence(steps)
+    texts = [clean.normalize_str(text) for text in texts]
+    alphabet = _alphabet(texts)
+    smallest = len(SPECIAL_TOKENS) + len(BYTE_TOKENS) + len(alphabet)
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: these texts need at least {smallest} "
+            f"({len(SPECIAL_TOKENS)} special tokens, {len(BYTE_TOKENS)} bytes and {len(alphabet)} characters)"
+        )
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    # A space before the text makes its first word the same piece as elsewhere; the decoder takes it away again.
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Prepend(" ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE_PATTERN), "isolated")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(BYTE_TOKENS),
+        min_frequency=MIN_FREQUENCY,
+        special_tokens=list(SPECIAL_TOKENS),
+        # The alphabet is counted here: the trainer's own limit breaks ties by hash order, anew in every run.
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
+        show_progress=show_progress,
+    )
+    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    tokenizer = _add_byte_fallback(tokenizer)
+    end = ("</s>", SPECIAL_TOKENS.index("</s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end]
+    )
+    return JMNatTokenizer(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_max_length=model_max_length,
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+        lowercase=lowercase,
+        moses_source_lang=moses_source_lang,
+        moses_target_lang=moses_target_lang,
+    )
+
+
+def _alphabet(texts: list[str]) -> list[str]:
+    """The characters that get a piece of their own, the space always, in code point order."""
+    counts = Counter()
+    for text in texts:
+        counts.update(text)
+    if not counts:
+        raise ValueError("texts: there is no text to train a tokenizer on")
+    rarest = max(MIN_FREQUENCY, counts.total() // CHARACTERS_PER_PIECE)
+    return sorted({" "} | {character for character, count in counts.items() if count >= rarest})
+
+
+def _add_byte_fallback(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with the 256 byte pieces at the end of its vocabulary, used for characters it does not know."""
+    state = json.loads(tokenizer.to_str())
+    vocabulary = state["model"]["vocab"]
+    for token in BYTE_TOKENS:
+        vocabulary[token] = len(vocabulary)
+    state["model"]["byte_fallback"] = True
+    return Tokenizer.from_str(json.dumps(state))

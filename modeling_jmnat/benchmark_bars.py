@@ -1,0 +1,63 @@
+"""Speeds that the project has set itself against good autoregressive engines, and whether a benchmark reached them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .benchmark_systems import CTRANSLATE2_BEAM, CTRANSLATE2_GREEDY, TRANSFORMERS_BEAM
+
+OURS = "JM-NAT ONNX int8"
+BLEU_TO_LOSE = 0.1  # by rules that save work, against the same k and C without them
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Times faster than `reference` at batch 1, with C candidates: {size: {k: times}}."""
+
+    reference: str
+    candidates: int
+    goals: dict[str, dict[int, float]]
+
+
+BARS = (
+    Bar(TRANSFORMERS_BEAM, 4, {"small": {4: 13.5, 10: 5.73}, "base": {4: 13.5, 10: 5.73}}),
+    Bar(CTRANSLATE2_BEAM, 4, {"small": {4: 2.0, 10: 1.2}, "base": {4: 3.0, 10: 1.5}}),
+    Bar(CTRANSLATE2_GREEDY, 1, {"small": {4: 1.3, 10: 0.8}, "base": {4: 2.5, 10: 1.3}}),
+)
+# Throughput of small at the common batch size: reference, C, k, goal.
+BATCH_BAR = (CTRANSLATE2_BEAM, 1, 4, 1.5)
+
+
+def eligible(rows: Sequence[dict], candidates: int, passes: int) -> list[dict]:
+    """Our rows with at most k passes: without rules, and with rules that lose no more than `BLEU_TO_LOSE`."""
+    name, plain = f"{OURS}, C = {candidates}", f"k = {passes}"
+    ours = [row for row in rows if row["system"] == name and row["label"].split(",")[0] == plain]
+    bleu = next((row.get("bleu") for row in ours if row["label"] == plain), None)
+    return [
+        row
+        for row in ours
+        if row["label"] == plain or (bleu is not None and row.get("bleu", -1.0) >= bleu - BLEU_TO_LOSE - 1e-9)
+    ]
+
+
+def bars_table(rows: Sequence[dict], size: str) -> str:
+    """What was set and what was found, a line per bar; the fastest of our settings that count."""
+    head = ["times faster than", "setting", "goal", "found", "reached"]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+
+    def add(reference: str, candidates: int, passes: int, goal: float, name: str, what: str) -> None:
+        found = [row for row in eligible(rows, candidates, passes) if reference in row.get(name, {})]
+        best = max(found, key=lambda row: row[name][reference], default=None)
+        cells = [reference + what, f"C = {candidates}, k = {passes}", f"{goal:g}", "no ratio", ""]
+        if best is not None:
+            cells[1] = f"C = {candidates}, {best['label']}"
+            cells[3:] = [f"{best[name][reference]:.2f}", "yes" if best[name][reference] >= goal else "no"]
+        lines.append("| " + " | ".join(cells) + " |")
+
+    for bar in BARS:
+        for passes, goal in bar.goals[size].items():
+            add(bar.reference, bar.candidates, passes, goal, "speed_up", ", batch 1")
+    if size == "small":
+        reference, candidates, passes, goal = BATCH_BAR
+        sizes = {row["batch_size"] for row in rows if "batch_size" in row}
+        add(reference, candidates, passes, goal, "batch_speed_up", f", batch {max(sizes, default='')}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,201 @@
+"""Text in, text out: the pipeline of Transformers for JM-NAT, in the place of its former translation pipeline.
+
+The file is one of those that a saved model carries along, so that it works where this package is not installed.
+"""
+
+import os
+import re
+import types
+from collections.abc import Iterable, Iterator
+
+import torch
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.pipelines.base import ChunkPipeline
+
+from .tokenization_jmnat import show_canvas
+
+# As `config.custom_pipelines` holds it: `pipeline("translation", model=..., trust_remote_code=True)` finds the class.
+CUSTOM_PIPELINES = {
+    "translation": {
+        "impl": "pipeline.JMNatTranslationPipeline",
+        "pt": ["AutoModelForSeq2SeqLM"],
+        "type": "text",
+    }
+}
+# A line without such a sign before others cannot hold several sentences.
+MAY_END = re.compile(r"""[.!?…؟۔।]["'”’“»«›‹)\]]*\s|[。！？]""")
+LAST_SIGNS = re.compile(r"\W+$")
+WIDE_SPACES = re.compile(r"[^\S\x00-\x7f]")
+
+
+class JMNatTranslationPipeline(ChunkPipeline):
+    """`pipe(text)` gives `[{"translation_text": ...}]`, `pipe([text, ...])` a list of such records.
+
+    A generator or a column of a data set is read as it is translated: an iterator comes back, with a list of records
+    for each text. Where `num_return_sequences` is above 1 every text gets a list of that many records, best first.
+
+    A text is split into lines and sentences, which are translated in batches with those of other texts and joined
+    again by the white space that stood between them: a model trained on sentences translates several at once badly.
+
+    Args (at the beginning or with each call):
+        batch_size: sentences that are translated together (1).
+        split_sentences: False translates each text as one sentence (True).
+        src_lang: two-letter language whose abbreviations do not end a sentence; by default `source_language` of the
+            model's configuration.
+        return_history: records also hold `history`, what the decoder read in each pass, ` __` for a masked token.
+        any option of `generate`: `num_iterations`, `num_length_candidates`, `num_return_sequences`, ...
+
+    Raises:
+        ValueError: an input that is no text, a sentence longer than the model allows, an option that `generate`
+            refuses, or a model that is no JM-NAT.
+        ImportError: a text may hold several sentences and sentencex is not installed.
+    """
+
+    _load_tokenizer = True
+    _load_processor = False
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _pipeline_calls_generate = False
+
+    def __init__(self, model, *args, device=None, **kwargs):
+        if getattr(model.config, "model_type", None) != "jmnat":
+            raise ValueError(f"this pipeline translates with JM-NAT, not with a {model.config.model_type} model")
+        if device is None and not isinstance(model, torch.nn.Module):
+            device = model.device  # exported graphs stay where they are
+        super().__init__(model, *args, device=device, **kwargs)
+
+    def _sanitize_parameters(self, split_sentences=None, src_lang=None, return_history=None, **generation):
+        splitting = {"split_sentences": split_sentences, "src_lang": src_lang}
+        if return_history is not None:
+            generation["output_history"] = return_history
+        return {name: value for name, value in splitting.items() if value is not None}, generation, {}
+
+    def __call__(self, inputs: str | Iterable[str], *args, **kwargs):
+        if isinstance(inputs, (list, tuple)):
+            results = super().__call__(list(inputs), *args, **kwargs) if inputs else []
+            return [records[0] for records in results] if all(len(records) == 1 for records in results) else results
+        streams = (str, types.GeneratorType, torch.utils.data.Dataset)
+        if isinstance(inputs, Iterable) and not isinstance(inputs, streams):
+            inputs = (text for text in inputs)
+        return super().__call__(inputs, *args, **kwargs)
+
+    def preprocess(self, text: str, split_sentences: bool = True, src_lang: str | None = None) -> Iterator[dict]:
+        """The pieces of a text, each with its ids and the white space around it."""
+        if not isinstance(text, str):
+            raise ValueError(f"a text to translate must be a string, not {type(text).__name__}: {text!r}")
+        language = src_lang or getattr(self.model.config, "source_language", None) or "en"
+        pieces = sentences_of(text, language) if split_sentences else [text]
+        for number, piece in enumerate(pieces, start=1):
+            sentence = piece.strip()
+            before, after = piece.split(sentence, 1) if sentence else (piece, "")
+            yield {
+                **self.encode(sentence),
+                "space": {"before": before, "after": after, "blank": not sentence},
+                "is_last": number == len(pieces),
+            }
+
+    def encode(self, sentence: str) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask` (1, S)."""
+        encoded = self.tokenizer(sentence, return_tensors="pt", verbose=False)
+        length, longest = encoded["input_ids"].shape[1], self.model.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(
+                f"the sentence beginning {sentence[:40]!r} has {length} tokens: the model allows at most {longest}"
+            )
+        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+    def _forward(self, model_inputs: dict, **generation) -> dict:
+        """Translate one piece, or a batch of them where the loader has made lists of what is no tensor."""
+        spaces, is_last = model_inputs["space"], model_inputs["is_last"]
+        batched = isinstance(is_last, list)
+        output = self.model.generate(
+            input_ids=model_inputs["input_ids"],
+            attention_mask=model_inputs["attention_mask"],
+            **{**generation, "return_dict_in_generate": True},
+        )
+        results = self.read_output(output, spaces if batched else [spaces])
+        return {"is_last": is_last, "result": results if batched else results[0]}
+
+    def read_output(self, output, spaces: list[dict]) -> list[dict]:
+        """For each piece its `num_return_sequences` texts, and their canvases by pass if the history is there."""
+        texts = self.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+        ranks = len(texts) // len(spaces)
+        results = []
+        for index, space in enumerate(spaces):
+            of_piece = [""] * ranks if space["blank"] else texts[index * ranks : (index + 1) * ranks]
+            result = {**space, "texts": of_piece, "history": None}
+            if output.history is not None:
+                passes = output.history[: int(output.num_passes[index])]
+                result["history"] = [
+                    [
+                        "" if space["blank"] else show_canvas(self.tokenizer, turn.canvas[index, best].tolist())
+                        for turn in passes
+                    ]
+                    for best in output.best_candidates[index].tolist()
+                ]
+            results.append(result)
+        return results
+
+    def postprocess(self, model_outputs: list[dict]) -> list[dict]:
+        """Join the pieces of one text: a record for each of the `num_return_sequences` translations."""
+        pieces = [output["result"] for output in model_outputs]
+        records = []
+        for rank in range(len(pieces[0]["texts"])):
+            record = {"translation_text": join(pieces, [piece["texts"][rank] for piece in pieces])}
+            if pieces[0]["history"] is not None:
+                # A sentence that stopped before others is shown as it came out.
+                canvases = [[*piece["history"][rank], piece["texts"][rank]] for piece in pieces]
+                num_passes = max(map(len, canvases)) - 1
+                record["history"] = [
+                    join(pieces, [of_piece[min(turn, len(of_piece) - 1)] for of_piece in canvases])
+                    for turn in range(num_passes)
+                ]
+            records.append(record)
+        return records
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Save model, tokenizer and this file: `pipeline("translation", model=save_directory, ...)` loads them."""
+        os.makedirs(save_directory, exist_ok=True)
+        self.model.config.custom_pipelines = CUSTOM_PIPELINES
+        custom_object_save(self, save_directory)
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.tokenizer.save_pretrained(save_directory, **kwargs)
+
+
+def join(pieces: list[dict], texts: list[str]) -> str:
+    """The texts of consecutive pieces, with the white space that stood around them in the source."""
+    return "".join(piece["before"] + text + piece["after"] for piece, text in zip(pieces, texts, strict=True))
+
+
+def sentences_of(text: str, language: str) -> list[str]:
+    """Cut a text after each line and each sentence; joined, the pieces are the text again.
+
+    White space alone goes with the piece before it. A text of one line that plainly is one sentence needs no library.
+    """
+    pieces = []
+    for line in text.splitlines(keepends=True):
+        several = MAY_END.search(LAST_SIGNS.sub("", line).lstrip())
+        for piece in split_line(line, language) if several else [line]:
+            if pieces and not piece.strip():
+                pieces[-1] += piece
+            else:
+                pieces.append(piece)
+    return pieces or [text]
+
+
+def split_line(line: str, language: str) -> list[str]:
+    """Cut a line after each sentence by the rules of sentencex."""
+    try:
+        import sentencex
+    except ImportError:
+        raise ImportError(
+            "splitting a text into sentences needs sentencex: pip install sentencex, "
+            "or give split_sentences=False to translate each text as one sentence"
+        ) from None
+    # Version 1.0 counts bytes at some places and stops at a wide space after a letter and a full stop (`z. B.`).
+    sentences, position = [], 0
+    for sentence in sentencex.segment(language, WIDE_SPACES.sub(" ", line)):
+        sentences.append(line[position : position + len(sentence)])
+        position += len(sentence)
+    return sentences

@@ -1,0 +1,129 @@
+"""A lexical shortlist: which target tokens a source can call for, so that the decoder projects onto these alone.
+
+The table holds the most probable translations of each source token, by IBM model 1 (Brown et al. 1993) over the
+training pairs, beside the most frequent target tokens, which every source may call for.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+SHORTLIST_FILE = "shortlist.safetensors"
+MAX_LINKS = 20_000_000  # pairs of a source and a target token that are counted; more data change little
+ROUNDS = 3  # of expectation maximisation
+SPECIAL_TOKENS = 5  # `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>`
+
+
+class Shortlist:
+    """What `generate(..., shortlist=...)` takes.
+
+    Args:
+        table: (V, n) target tokens of each source token, -1 where there are fewer.
+        always: (m,) target tokens of every source.
+    """
+
+    def __init__(self, table: torch.Tensor, always: torch.Tensor):
+        self.table, self.always = table.long(), always.long()
+
+    def ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(N,) rising target tokens that any of the sources (B, S) may call for, and the special tokens.
+
+        Raises:
+            ValueError: a token beyond the table.
+        """
+        source = input_ids.unique()
+        if source.numel() and int(source[-1]) >= self.table.shape[0]:
+            raise ValueError(
+                f"input_ids holds {int(source[-1])}, the shortlist knows tokens below {self.table.shape[0]}"
+            )
+        found = self.table.to(source.device)[source].flatten()
+        return torch.cat([found[found >= 0], self.always.to(source.device)]).unique()
+
+    def save(self, directory: str | Path) -> Path:
+        path = Path(directory) / SHORTLIST_FILE
+        save_file({"table": self.table.int(), "always": self.always.int()}, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Shortlist":
+        """From a file, or a folder that holds one.
+
+        Raises:
+            ValueError: there is none.
+        """
+        path = Path(path) / SHORTLIST_FILE if Path(path).is_dir() else Path(path)
+        if not path.is_file():
+            raise ValueError(f"{path} does not exist: run_scripts/build_shortlist.py writes it")
+        return cls(**load_file(path))
+
+
+def translation_links(pairs: Iterable[tuple[Sequence[int], Sequence[int]]], vocab_size: int):
+    """All pairs of a source and a target token of one sentence: (L,) keys source * V + target, (L,) target positions.
+
+    A target position is a number of its own for each target token of the data.
+    """
+    keys, owners, num_targets, num_links = [], [], 0, 0
+    for source, target in pairs:
+        source, target = np.asarray(source, dtype=np.int64), np.asarray(target, dtype=np.int64)
+        keys.append((source[:, None] * vocab_size + target[None]).ravel())
+        owners.append(
+            np.broadcast_to(np.arange(num_targets, num_targets + len(target)), (len(source), len(target))).ravel()
+        )
+        num_targets += len(target)
+        num_links += len(keys[-1])
+        if num_links > MAX_LINKS:
+            break
+    if not keys:
+        raise ValueError("a shortlist needs at least one pair of sentences, there is none")
+    return np.concatenate(keys), np.concatenate(owners)
+
+
+def translation_probabilities(pairs: Iterable[tuple[Sequence[int], Sequence[int]]], vocab_size: int):
+    """IBM model 1: source tokens (P,), target tokens (P,) and the probabilities p(target | source) (P,) of all pairs.
+
+    Raises:
+        ValueError: no pairs.
+    """
+    keys, owners = translation_links(pairs, vocab_size)
+    kinds, link_kind = np.unique(keys, return_inverse=True)
+    source, target = kinds // vocab_size, kinds % vocab_size
+    probs = np.ones(len(kinds))
+    for _ in range(ROUNDS):
+        shares = probs[link_kind]
+        shares /= np.bincount(owners, weights=shares)[owners]  # of each target token, over the tokens of its source
+        counts = np.bincount(link_kind, weights=shares, minlength=len(kinds))
+        probs = counts / np.bincount(source, weights=counts)[source]
+    return source, target, probs
+
+
+def build_shortlist(
+    pairs: Iterable[tuple[Sequence[int], Sequence[int]]], vocab_size: int, per_token: int = 50, frequent: int = 200
+) -> Shortlist:
+    """From pairs of source and target ids.
+
+    Args:
+        per_token: n, the most probable translations of each source token.
+        frequent: how many of the most frequent target tokens every source may call for.
+
+    Raises:
+        ValueError: no pairs, or a size below 1.
+    """
+    for name, value in (("per_token", per_token), ("frequent", frequent)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    pairs = list(pairs)
+    source, target, probs = translation_probabilities(pairs, vocab_size)
+    order = np.lexsort((-probs, source))
+    source, target = source[order], target[order]
+    first = np.searchsorted(source, source)  # where the translations of the same token begin
+    rank = np.arange(len(source)) - first
+    table = np.full((vocab_size, per_token), -1, dtype=np.int64)
+    inside = rank < per_token
+    table[source[inside], rank[inside]] = target[inside]
+    counts = np.bincount(np.concatenate([np.asarray(labels) for _, labels in pairs]), minlength=vocab_size)
+    most = np.argsort(-counts, kind="stable")[:frequent]
+    always = np.union1d(most, np.arange(SPECIAL_TOKENS))
+    return Shortlist(torch.from_numpy(table), torch.from_numpy(always))

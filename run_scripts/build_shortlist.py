@@ -1,0 +1,41 @@
+"""Write a lexical shortlist from the training data: with it, decoding projects onto likely target tokens alone."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+
+from modeling_jmnat.cli import command
+from modeling_jmnat.preparation import load_prepared
+from modeling_jmnat.shortlist import build_shortlist
+
+
+@dataclass
+class ShortlistArguments:
+    """Which data to count, and where to write."""
+
+    data: str = field(metadata={"help": "Folder that prepare_data.py wrote: its training pairs are counted."})
+    output: str = field(metadata={"help": "Folder for shortlist.safetensors, such as that of the model."})
+    per_token: int = field(default=50, metadata={"help": "Target tokens for each source token."})
+    frequent: int = field(default=200, metadata={"help": "Most frequent target tokens, for every source."})
+
+
+@command
+def main(argv=None):
+    (arguments,) = HfArgumentParser(ShortlistArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    splits, tokenizer = load_prepared(arguments.data)
+    columns = splits["train"].with_format("numpy")
+    pairs = zip(columns["input_ids"], columns["labels"], strict=True)
+    shortlist = build_shortlist(pairs, len(tokenizer), arguments.per_token, arguments.frequent)
+    Path(arguments.output).mkdir(parents=True, exist_ok=True)
+    path = shortlist.save(arguments.output)
+    sizes = [
+        shortlist.ids(columns_of).numel() for columns_of in splits["validation"].with_format("torch")["input_ids"]
+    ]
+    mean = round(sum(sizes) / len(sizes), 1) if sizes else None
+    print(json.dumps({"output": str(path), "vocabulary": len(tokenizer), "mean_shortlist": mean}))
+
+
+if __name__ == "__main__":
+    main()

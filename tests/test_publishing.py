@@ -1,0 +1,335 @@
+"""The published folder: what it holds, who can load it, and its way to a stand-in of the Hub."""
+
+import json
+import re
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from fresh_process import run_without_package
+from hub_server import TOKEN, stand_in_hub
+from safetensors.torch import load_file
+from teacher_samples import random_lines
+from translation_samples import load_script, tiny_student, tiny_tokenizer
+
+import modeling_jmnat
+from modeling_jmnat import JMNatForConditionalGeneration, JMNatTokenizer, JMNatTranslationPipeline
+from modeling_jmnat.publishing import load_for_publishing, push, replaced_folder, save_for_everyone
+
+PACKAGE = Path(modeling_jmnat.__file__).parent
+SHIPPED = PACKAGE.parent / "hub_card" / "de-en"
+OTHER_FILES = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+REBUILD = "run_scripts/publish.py --model hub_card/de-en --output hub_card/de-en --card hub_card/de-en.yaml --fp16"
+
+LOOK = """
+import os, sys
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+
+folder, repository, copy, inputs, outputs = sys.argv[1:]
+texts = torch.load(inputs)
+trust = {"trust_remote_code": True}
+
+def look(source):
+    config = AutoConfig.from_pretrained(source, **trust)
+    model = AutoModelForSeq2SeqLM.from_pretrained(source, **trust)
+    base = AutoModel.from_pretrained(source, **trust)
+    tokenizer = AutoTokenizer.from_pretrained(source, **trust)
+    translate = pipeline("translation", model=source, **trust)
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        logits = model(**batch, decoder_input_ids=batch["input_ids"]).logits
+        states = base(**batch, decoder_input_ids=batch["input_ids"]).last_hidden_state
+    assert not model.training and type(base).__name__ == "JMNatModel"
+    classes = [type(part) for part in (config, model, tokenizer, model.generation_config, translate)]
+    assert all(cls.__module__.startswith("transformers_modules.") for cls in classes), classes
+    return translate, {
+        "classes": [cls.__name__ for cls in classes],
+        "source_ids": batch["input_ids"],
+        "logits": logits,
+        "states": states,
+        "ids": model.generate(**batch),
+        "num_iterations": model.generation_config.num_iterations,
+        "translations": translate(texts, batch_size=3, split_sentences=False),
+    }
+
+translate, first = look(folder)
+translate.save_pretrained(copy)
+found = {"folder": first, "copy": look(copy)[1], "hub": look(repository)[1]}
+torch.save(found, outputs)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What a training leaves: a model with its tokenizer, and more files."""
+    folder = tmp_path_factory.mktemp("trained")
+    tokenizer = tiny_tokenizer()
+    model = tiny_student(tokenizer)
+    model.generation_config.num_iterations = 3
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "trainer_state.json").write_text("{}")
+    return folder
+
+
+def build(trained, output, *options):
+    load_script("publish").main(["--model", str(trained), "--output", str(output), *options])
+    return output
+
+
+@pytest.fixture(scope="module")
+def published(trained, tmp_path_factory):
+    return build(trained, tmp_path_factory.mktemp("published") / "model")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in that this process takes for the Hub, with its token."""
+    with stand_in_hub() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+@pytest.fixture
+def no_token(monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+
+
+def test_folder_holds_weights_tokenizer_options_and_the_code_they_need(published):
+    code = {path.name for path in published.glob("*.py")}
+    assert {path.name for path in published.iterdir()} == OTHER_FILES | code | {"model.safetensors"}
+    assert code >= {
+        f"{name}_jmnat.py" for name in ("configuration", "modeling", "generation", "losses", "tokenization")
+    }
+    for name in code:
+        assert (published / name).read_bytes() == (PACKAGE / name).read_bytes()
+    config = json.loads((published / "config.json").read_text())
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_jmnat.JMNatConfig",
+        "AutoModel": "modeling_jmnat.JMNatModel",
+        "AutoModelForSeq2SeqLM": "modeling_jmnat.JMNatForConditionalGeneration",
+    }
+    assert config["custom_pipelines"]["translation"]["impl"] == "pipeline.JMNatTranslationPipeline"
+    options = json.loads((published / "tokenizer_config.json").read_text())
+    assert options["auto_map"]["AutoTokenizer"][0] == "tokenization_jmnat.JMNatTokenizer"
+    assert not set(options) & {"is_local", "local_files_only", "name_or_path"}
+
+
+def test_saving_after_publishing_copies_no_code(published, tmp_path):
+    model, tokenizer = load_for_publishing(published)
+    save_for_everyone(model, tokenizer, tmp_path / "published")
+    tiny_student(tokenizer).save_pretrained(tmp_path / "later")
+    tokenizer.save_pretrained(tmp_path / "later")
+    assert not list((tmp_path / "later").glob("*.py"))
+
+
+def test_half_precision_is_stored_and_single_precision_loaded(trained, tmp_path):
+    folder = build(trained, tmp_path / "half", "--fp16")
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    full = load_file(trained / "model.safetensors")
+    assert stored.keys() == full.keys()
+    for name, tensor in stored.items():
+        assert torch.equal(tensor, full[name].half())
+    model = JMNatForConditionalGeneration.from_pretrained(folder)
+    assert model.dtype == torch.float32
+    assert torch.equal(model.lm_head.weight, full["model.shared.weight"].half().float())
+    again = build(folder, tmp_path / "again", "--fp16")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+def test_weights_too_large_for_half_precision_are_refused(trained, tmp_path, capsys):
+    model = JMNatForConditionalGeneration.from_pretrained(trained)
+    with torch.no_grad():
+        model.model.encoder.layers[0].fc1.weight[0, 0] = 7e4
+    model.save_pretrained(tmp_path / "large")
+    JMNatTokenizer.from_pretrained(trained).save_pretrained(tmp_path / "large")
+    with pytest.raises(SystemExit) as exit_code:
+        build(tmp_path / "large", tmp_path / "half", "--fp16")
+    assert exit_code.value.code == 1
+    assert "encoder.layers.0.fc1.weight has a weight of 70000: half precision ends at 65504" in capsys.readouterr().err
+    assert not (tmp_path / "half").exists()
+
+
+def test_rebuilding_replaces_weights_and_code_and_leaves_other_files(trained, tmp_path):
+    folder = build(trained, tmp_path / "model", "--max_shard_size", "60KB")
+    shards = sorted(path.name for path in folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert (folder / "model.safetensors.index.json").is_file()
+    sharded = JMNatForConditionalGeneration.from_pretrained(folder)
+    whole = JMNatForConditionalGeneration.from_pretrained(trained)
+    for (name, value), other in zip(sharded.state_dict().items(), whole.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+    (folder / "picture.png").write_bytes(b"kept")
+    (folder / "old_jmnat.py").write_text("# of an earlier version")
+    build(folder, folder)  # in place
+    assert not list(folder.glob("model-*"))
+    assert not (folder / "model.safetensors.index.json").exists()
+    assert not (folder / "old_jmnat.py").exists()
+    assert (folder / "picture.png").read_bytes() == b"kept"
+    assert (folder / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
+    assert not list(tmp_path.glob(".*")), "no temporary folder is left"
+
+
+def test_a_build_that_fails_changes_nothing(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"before")
+
+    def fail():
+        with replaced_folder(tmp_path / "model") as folder:
+            (folder / "model.safetensors").write_bytes(b"after")
+            raise ValueError("in the middle")
+
+    with pytest.raises(ValueError, match="in the middle"):
+        fail()
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_models_and_missing_folders_get_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        build(tmp_path / "nothing", tmp_path / "model")
+    assert "is not a folder" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit):
+        build(SHIPPED, tmp_path / "file")
+    assert "is a file: name a folder" in capsys.readouterr().err
+
+
+def expected_of(folder, texts):
+    """What the package itself makes of a folder, loaded without trust."""
+    from transformers import AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert type(model) is JMNatForConditionalGeneration
+    assert type(tokenizer) is JMNatTokenizer
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    with torch.no_grad():
+        logits = model(**batch, decoder_input_ids=batch["input_ids"]).logits
+        states = AutoModel.from_pretrained(folder)(**batch, decoder_input_ids=batch["input_ids"]).last_hidden_state
+    translate = JMNatTranslationPipeline(model, tokenizer, device="cpu")
+    return {
+        "classes": ["JMNatConfig", "JMNatForConditionalGeneration", "JMNatTokenizer", "JMNatGenerationConfig"]
+        + ["JMNatTranslationPipeline"],
+        "source_ids": batch["input_ids"],
+        "logits": logits,
+        "states": states,
+        "ids": model.generate(**batch),
+        "num_iterations": 3,
+        "translations": translate(texts, batch_size=3, split_sentences=False),
+    }
+
+
+def test_loads_without_the_package_from_folder_copy_and_hub(published, hub, tmp_path):
+    """In a new process that has no package, by the Auto classes and by the pipeline; what it saves loads again."""
+    push(published, "someone/tiny")
+    texts = random_lines(5, seed=3)
+    torch.save(texts, tmp_path / "inputs.pt")
+    paths = (published, "someone/tiny", tmp_path / "copy", tmp_path / "inputs.pt", tmp_path / "outputs.pt")
+    run_without_package(LOOK, tmp_path / "home", tmp_path, *paths, blocked=("sentencex",), HF_ENDPOINT=hub.endpoint)
+    expected = expected_of(published, texts)
+    for source, found in torch.load(tmp_path / "outputs.pt").items():
+        for name, value in expected.items():
+            same = torch.equal(value, found[name]) if torch.is_tensor(value) else value == found[name]
+            assert same, (source, name)
+    assert {path.name for path in (tmp_path / "copy").iterdir()} == {path.name for path in published.iterdir()}
+
+
+def test_pushing_again_replaces_what_was_there(published, trained, hub, tmp_path):
+    sharded = build(trained, tmp_path / "sharded", "--max_shard_size", "60KB", "--push", "someone/tiny", "--private")
+    assert hub.private["someone/tiny"]
+    assert set(hub.repositories["someone/tiny"]) == {path.name for path in sharded.iterdir()}
+    assert push(published, "someone/tiny") == f"{hub.endpoint}/someone/tiny"
+    files = hub.repositories["someone/tiny"]
+    assert files == {path.name: path.read_bytes() for path in published.iterdir()}
+    assert len(hub.commits) == 2
+
+
+def one_sentence(capsys, trained, output, *options):
+    """The error of a push that fails; the folder must be complete all the same."""
+    with pytest.raises(SystemExit) as exit_code:
+        build(trained, output, *options)
+    assert exit_code.value.code == 1
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    assert JMNatForConditionalGeneration.from_pretrained(output).config.vocab_size
+    return text
+
+
+def test_push_without_a_token(trained, tmp_path, no_token, capsys):
+    text = one_sentence(capsys, trained, tmp_path / "model", "--push", "someone/tiny")
+    assert "there is no token for the Hub" in text
+    assert "hf auth login" in text
+
+
+def test_push_with_a_token_that_is_refused(trained, tmp_path, hub, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    text = one_sentence(capsys, trained, tmp_path / "model", "--push", "someone/tiny")
+    assert "does not accept the token for someone/tiny (401: Invalid credentials" in text
+    assert "hf_wrong" not in text
+    assert not hub.repositories
+
+
+def test_push_without_network(trained, tmp_path, hub, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    text = one_sentence(capsys, trained, tmp_path / "model", "--push", "someone/tiny")
+    assert "http://127.0.0.1:9 cannot be reached" in text
+
+
+def test_push_that_the_hub_fails_leaves_the_repository_as_it_was(trained, tmp_path, hub, capsys):
+    hub.fail_on = "/commit/"
+    text = one_sentence(capsys, trained, tmp_path / "model", "--push", "someone/tiny")
+    assert "answered 500 for someone/tiny (out of order)" in text
+    assert hub.repositories == {"someone/tiny": {}}
+    hub.fail_on = None
+    build(trained, tmp_path / "model", "--push", "someone/tiny")
+    assert "model.safetensors" in hub.repositories["someone/tiny"]
+
+
+def test_push_to_a_name_that_is_none(trained, tmp_path, hub, capsys):
+    text = one_sentence(capsys, trained, tmp_path / "model", "--push", "some one/tiny/model")
+    assert "some one/tiny/model" in text
+
+
+def test_shipped_model_carries_the_code_of_this_package():
+    names = sorted(path.name for path in SHIPPED.glob("*.py"))
+    assert "pipeline.py" in names
+    differing = [name for name in names if (SHIPPED / name).read_bytes() != (PACKAGE / name).read_bytes()]
+    assert not differing, f"rebuild the folder: python {REBUILD}"
+
+
+def test_snippets_of_the_shipped_card_answer_as_they_say(tmp_path):
+    """Each block of the card, as pasted, in a process without the package; comments after it are what it prints."""
+    blocks = re.findall(r"```python\n(.*?)```", (SHIPPED / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 3
+    run_all = """
+import contextlib, io, json, sys
+printed = []
+for block in json.load(open(sys.argv[1])):
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(block, {})
+    printed.append(output.getvalue().splitlines())
+json.dump(printed, open(sys.argv[2], "w"))
+"""
+    (tmp_path / "blocks.json").write_text(json.dumps(blocks))
+    root = PACKAGE.parent
+    run_without_package(run_all, tmp_path / "home", root, tmp_path / "blocks.json", tmp_path / "printed.json")
+    for block, printed in zip(blocks, json.loads((tmp_path / "printed.json").read_text()), strict=True):
+        assert printed == [line.removeprefix("# ") for line in block.splitlines() if line.startswith("# ")]
+        assert printed
+
+
+def test_shipped_model_loads_without_trust_where_the_package_is(monkeypatch):
+    """By the very calls of the commands; nothing is asked."""
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked for trust"))
+    model, tokenizer = load_for_publishing(SHIPPED)
+    assert type(model).__module__ == "modeling_jmnat.modeling_jmnat"
+    assert type(tokenizer).__module__ == "modeling_jmnat.tokenization_jmnat"

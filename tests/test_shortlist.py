@@ -1,0 +1,147 @@
+"""Shortlists: the lexical table against plain loops, decoding with them against decoding with suppressed tokens."""
+
+import json
+
+import pytest
+import torch
+from random_models import pad, random_model, random_sources
+from tiny_runs import WORDS, prepare_tiny_data, tiny_model
+from translation_samples import load_script
+
+from modeling_jmnat.preparation import load_prepared
+from modeling_jmnat.shortlist import Shortlist, build_shortlist, translation_probabilities
+from modeling_jmnat.translation import translate_lines
+
+PAIRS = [([5, 6, 2], [7, 8, 2]), ([5, 2], [7, 2]), ([6, 9, 9, 2], [8, 10, 7, 2]), ([9, 2], [10, 10, 2])]
+
+
+def slow_model_1(pairs, rounds=3):
+    """IBM model 1 by loops over sentences and tokens: {source: {target: probability}}."""
+    probs = {s: {t: 1.0 for source, target in pairs if s in source for t in target} for s in {5, 6, 9, 2}}
+    for _ in range(rounds):
+        counts = {s: dict.fromkeys(probs[s], 0.0) for s in probs}
+        for source, target in pairs:
+            for t in target:
+                total = sum(probs[s][t] for s in source)
+                for s in source:
+                    counts[s][t] += probs[s][t] / total
+        probs = {s: {t: c / sum(row.values()) for t, c in row.items()} for s, row in counts.items()}
+    return probs
+
+
+def test_translation_probabilities_equal_plain_loops():
+    source, target, probs = translation_probabilities(PAIRS, vocab_size=20)
+    found = {(s, t): p for s, t, p in zip(source.tolist(), target.tolist(), probs.tolist(), strict=True)}
+    expected = {(s, t): p for s, row in slow_model_1(PAIRS).items() for t, p in row.items()}
+    assert found == pytest.approx(expected)
+    assert max((p, t) for (s, t), p in found.items() if s == 5)[1] == 7
+    assert max((p, t) for (s, t), p in found.items() if s == 9)[1] == 10
+    with pytest.raises(ValueError, match="at least one pair of sentences"):
+        translation_probabilities([], vocab_size=20)
+
+
+def test_the_table_holds_the_most_probable(tmp_path):
+    shortlist = build_shortlist(PAIRS, vocab_size=20, per_token=2, frequent=1)
+    for token, row in slow_model_1(PAIRS).items():
+        best = sorted(row, key=lambda t: -row[t])[:2]
+        assert set(shortlist.table[token].tolist()) == {*best, *([-1] * (2 - len(best)))}
+    assert shortlist.table[11].tolist() == [-1, -1]
+    assert shortlist.always.tolist() == [0, 1, 2, 3, 4]  # `</s>` is the most frequent
+    ids = shortlist.ids(torch.tensor([[5, 2], [11, 1]]))
+    assert ids.tolist() == sorted({0, 1, 2, 3, 4} | set(shortlist.table[[5, 2]].flatten().tolist()) - {-1})
+    shortlist.save(tmp_path)
+    again = Shortlist.load(tmp_path)
+    assert torch.equal(again.table, shortlist.table)
+    assert torch.equal(again.always, shortlist.always)
+    for call, message in (
+        (lambda: shortlist.ids(torch.tensor([[20]])), "input_ids holds 20, the shortlist knows tokens below 20"),
+        (lambda: Shortlist.load(tmp_path / "none"), "build_shortlist.py writes it"),
+        (lambda: build_shortlist(PAIRS, 20, per_token=0), "per_token=0 must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+class Fixed:
+    def __init__(self, *ids):
+        self.found = torch.tensor(ids)
+
+    def ids(self, input_ids):
+        return self.found
+
+
+def assert_as_suppressed(model, sources):
+    """A shortlist is the same as suppressing what it lacks, which is how it is checked."""
+    input_ids, attention_mask = pad(sources)
+    kept = [0, 1, 2, 4, 7, 9, 12, 15, 20]
+    for options in ({}, {"num_return_sequences": 2, "early_stop": True}, {"num_iterations": 1}):
+        options = {"num_iterations": 5, "return_dict_in_generate": True, **options}
+        suppressed = [i for i in range(model.config.vocab_size) if i not in kept or i in (0, 1, 4)]
+        expected = model.generate(input_ids, attention_mask=attention_mask, suppress_tokens=suppressed, **options)
+        found = model.generate(input_ids, attention_mask=attention_mask, shortlist=Fixed(*kept), **options)
+        assert torch.equal(found.sequences, expected.sequences)
+        torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-5)
+    plain = model.generate(input_ids, attention_mask=attention_mask)
+    everything = model.generate(input_ids, attention_mask=attention_mask, shortlist=Fixed(*range(23)))
+    assert torch.equal(plain, everything)
+    assert not torch.equal(plain, found.sequences)
+
+
+def test_decoding_equals_suppression():
+    model = random_model(41)
+    sources = random_sources(model, 8, 41)
+    assert_as_suppressed(model, sources)
+    projected = []
+    model.lm_head.register_forward_hook(lambda *args: projected.append(1))
+    model.generate(*pad(sources)[:1], shortlist=Fixed(2, 7, 8))
+    assert projected == []
+    with pytest.raises(ValueError, match="shortlist needs input_ids"):
+        model.generate(inputs_embeds=torch.zeros(1, 2, model.config.d_model), shortlist=Fixed(2, 7))
+
+
+def test_decoding_in_onnx_runtime_equals_suppression(tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
+    onnx_export = pytest.importorskip("modeling_jmnat.onnx_export", reason="the extra `bench` is not installed")
+    from modeling_jmnat import ORTJMNatForConditionalGeneration
+
+    model = random_model(41)
+    sources = random_sources(model, 8, 41)
+    onnx_export.export_onnx(model, tmp_path)
+    with pytest.raises(ValueError, match=r"decoder_states.onnx does not exist: .*export_onnx.py --shortlist"):
+        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path).generate(*pad(sources)[:1], shortlist=Fixed(2, 7))
+    onnx_export.export_onnx(model, tmp_path, int8=True, shortlist=True)
+    exported = ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+    assert_as_suppressed(exported, sources)
+    quantised = ORTJMNatForConditionalGeneration.from_pretrained(tmp_path, int8=True)
+    weight, rows = model.lm_head.weight.detach(), torch.tensor([3, 7])
+    step = weight[rows].abs().amax(dim=1, keepdim=True) / 127
+    assert ((quantised.output_weight(rows) - weight[rows]).abs() <= step / 2 + 1e-7).all()
+    found = quantised.generate(*pad(sources)[:1], shortlist=Fixed(2, 7, 9))
+    assert set(found.flatten().tolist()) <= {1, 2, 7, 9}
+
+
+def test_commands_build_and_use_it(tmp_path, capsys):
+    data = prepare_tiny_data(tmp_path)
+    _, tokenizer = load_prepared(data)
+    model = tiny_model(tokenizer).eval()
+    model.save_pretrained(tmp_path / "short")
+    tokenizer.save_pretrained(tmp_path / "short")
+    numbers = ["--per_token", "1", "--frequent", "2"]
+    build = load_script("build_shortlist").main
+    build(["--data", str(data), "--output", str(tmp_path / "short"), *numbers])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["vocabulary"] == len(tokenizer)
+    assert 2 < figures["mean_shortlist"] < len(tokenizer)
+    shortlist = Shortlist.load(tmp_path / "short")
+    for word, translation in WORDS.items():  # the first token of a word calls for that of its translation
+        source, target = tokenizer(word)["input_ids"], tokenizer(translation)["input_ids"]
+        if len(source) == len(target) == 2:
+            assert int(shortlist.table[source[0], 0]) == target[0]
+    lines = ["eins zwei", "haus und baum"]
+    (tmp_path / "source.txt").write_text("\n".join(lines) + "\n")
+    output = tmp_path / "output.txt"
+    arguments = ["--model", str(tmp_path / "short"), "--input", str(tmp_path / "source.txt"), "--output", str(output)]
+    load_script("translate").main([*arguments, "--shortlist", str(tmp_path / "short")])
+    expected = translate_lines(model, tokenizer, lines, shortlist=shortlist)
+    plain = [translation.text for translation in translate_lines(model, tokenizer, lines)]
+    assert output.read_text().splitlines() == [translation.text for translation in expected] != plain
