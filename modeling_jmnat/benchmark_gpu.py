@@ -19,7 +19,6 @@ from .static_shapes import StaticShapeJMNat
 from .teacher import load_teacher_tokenizer, pad_batch
 
 REFERENCES = ("Transformers float32, beam 5", "Transformers float16, beam 5", "CTranslate2 float16, greedy")
-ALL_CANDIDATES = {"length_threshold": 0.0, "prune_threshold": 0.0}  # no rule that gives candidates up
 NEEDED_ROUNDS = 3  # ratios need as many; later ones only while there is time
 
 
@@ -115,7 +114,7 @@ def gpu_systems(
         for dtype in dtypes:
             for candidates in num_candidates:
                 for k in passes:
-                    options = {"num_iterations": k, "num_length_candidates": candidates, **ALL_CANDIDATES, **fixed}
+                    options = {"num_iterations": k, "num_length_candidates": candidates, **fixed}
                     name = f"JM-NAT {how} {dtype}, C = {candidates}"
                     systems.append(
                         GPUSystem(name, "torch", student, f"k = {k}", False, options, dtype, device, graphs)

@@ -41,7 +41,7 @@ from modeling_jmnat.translation import load_translator  # noqa: E402
 
 FIXED_LENGTH = 25  # tokens of source and target with random weights
 CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
-ALL_CANDIDATES = {"length_threshold": 0.0, "prune_threshold": 0.0}  # no rule that gives candidates up
+PRUNED = {"prune_threshold": 0.8}  # candidates that fall behind are given up
 
 
 @dataclass
@@ -97,22 +97,20 @@ class BenchmarkArguments:
 def settings(arguments: BenchmarkArguments, trained: bool, shortlist: str | Path | None = None) -> dict[str, dict]:
     """Named options of `generate`. Rules that read probabilities mean nothing with random weights.
 
-    "k = 4" passes all candidates through all passes, "k = 4, pruned" gives them up by the default thresholds, as
-    "k = 4, shortlist" does with trained weights.
+    "k = 4" passes all candidates through all passes, "k = 4, pruned" gives up those that fall behind.
     """
     shortlist = None if shortlist is None else {"shortlist": str(shortlist)}
-    plain = {f"k = {passes}": {"num_iterations": passes, **ALL_CANDIDATES} for passes in arguments.passes}
-    if not trained:
-        with_shortlist = {f"{label}, shortlist": options | shortlist for label, options in plain.items() if shortlist}
-        return plain | with_shortlist
+    plain = {f"k = {passes}": {"num_iterations": passes} for passes in arguments.passes}
     named = {}
     for label, options in plain.items():
-        passes = options["num_iterations"]
-        named |= {label: options, f"{label}, pruned": {"num_iterations": passes}}
+        named[label] = options
+        if trained:
+            named[f"{label}, pruned"] = options | PRUNED
         if shortlist:
-            named[f"{label}, shortlist"] = {"num_iterations": passes} | shortlist
-    most = max(arguments.passes)
-    named[f"k = {most}, adaptive"] = {"num_iterations": most, "confidence_threshold": CONFIDENCE}
+            named[f"{label}, shortlist"] = options | shortlist
+    if trained:
+        most = max(arguments.passes)
+        named[f"k = {most}, adaptive"] = {"num_iterations": most, "confidence_threshold": CONFIDENCE}
     return named
 
 

@@ -245,9 +245,9 @@ DEFAULTS = {
     "length_normalization": 1.0,
     "length_offset": 0.0,
     "num_return_sequences": 1,
-    "length_threshold": 0.4,
+    "length_threshold": 0.0,
     "prune_candidates": None,
-    "prune_threshold": 0.8,
+    "prune_threshold": 0.0,
     "confidence_threshold": None,
     "update_all": False,
 }

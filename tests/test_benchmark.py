@@ -341,13 +341,11 @@ def test_rules_that_read_probabilities_need_trained_weights(tmp_path):
     script = load_script("benchmark")
     arguments = script.BenchmarkArguments(output=str(tmp_path), passes=[1, 4, 10])
     plain = {f"k = {passes}": {"num_iterations": passes} for passes in (1, 4, 10)}
-    all_candidates = {"length_threshold": 0.0, "prune_threshold": 0.0}
-    plain = {label: options | all_candidates for label, options in plain.items()}
     assert script.settings(arguments, trained=False) == plain
     assert script.settings(arguments, trained=True) == plain | {
-        "k = 1, pruned": {"num_iterations": 1},
-        "k = 4, pruned": {"num_iterations": 4},
-        "k = 10, pruned": {"num_iterations": 10},
+        "k = 1, pruned": {"num_iterations": 1, "prune_threshold": 0.8},
+        "k = 4, pruned": {"num_iterations": 4, "prune_threshold": 0.8},
+        "k = 10, pruned": {"num_iterations": 10, "prune_threshold": 0.8},
         "k = 10, adaptive": {"num_iterations": 10, "confidence_threshold": 0.7},
     }
     with_shortlist = script.settings(arguments, trained=False, shortlist="x")
