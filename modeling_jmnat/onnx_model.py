@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from transformers.utils import ModelOutput
 
 from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
-from .generation_jmnat import JMNatGenerationMixin, RestrictedVocabulary
+from .generation_jmnat import JMNatGenerationMixin
 from .modeling_jmnat import decoder_attend_mask, token_mask
+from .passes_jmnat import RestrictedVocabulary
 
 LOWEST = torch.finfo(torch.float32).min
 GRAPHS = ("encoder", "decoder")

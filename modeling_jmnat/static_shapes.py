@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 
 from .configuration_jmnat import JMNatOptions
-from .generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin, MaskPredict
+from .generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
 from .modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, token_mask
+from .passes_jmnat import MaskPredict
 
 MAX_GRAPHS = 256
 WARM_UP_CALLS = 2  # before capturing: libraries set themselves up in their first calls

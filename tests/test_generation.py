@@ -15,7 +15,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, Seq2SeqT
 
 from modeling_jmnat import JMNatForConditionalGeneration, JMNatGenerationConfig
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES, JMNatOptions
-from modeling_jmnat.generation_jmnat import num_remasked, remask_order
+from modeling_jmnat.passes_jmnat import num_remasked, remask_order
 
 # Each changes something that the others leave alone; several are combined with several.
 OPTIONS = {
