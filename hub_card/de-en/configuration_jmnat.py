@@ -156,9 +156,9 @@ class JMNatOptions:
     length_normalization: float = 1.0
     length_offset: float = 0.0
     num_return_sequences: int = 1
-    length_threshold: float = 0.4
+    length_threshold: float = 0.0
     prune_candidates: int | None = None
-    prune_threshold: float = 0.8
+    prune_threshold: float = 0.0
     confidence_threshold: float | None = None
     update_all: bool = False
     output_history: bool = False
@@ -215,10 +215,10 @@ class JMNatGenerationConfig(GenerationConfig):
         num_return_sequences: n-best, at most C; as many candidates stay to the end, and one of them may win that
             a search for a single one gives up (1).
         length_threshold: lengths less probable than this share of the best one's probability are not tried; 0 tries
-            all C; neither this nor `prune_threshold` applies with a reranker, which chooses among all (0.4).
+            all C; neither this nor `prune_threshold` applies with a reranker, which chooses among all (0.0).
         prune_candidates: the pass after which only the best candidates go on (None).
         prune_threshold: a candidate is given up after a pass where the exponential of its score (the geometric mean of
-            its tokens' probabilities) is less than this share of the best one's; 0 gives up none (0.8).
+            its tokens' probabilities) is less than this share of the best one's; 0 gives up none (0.0).
         confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None).
         update_all: each pass refreshes every position, not the masked ones alone (False).
         output_history: return each pass's canvas and log-probabilities (False).

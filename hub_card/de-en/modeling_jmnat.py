@@ -20,8 +20,9 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
-from .generation_jmnat import JMNatDecodingState, JMNatGenerationMixin
+from .generation_jmnat import JMNatGenerationMixin
 from .losses_jmnat import label_smoothed_nll, length_nll, ngram_loss, reference_log_probs, smoothed_nll
+from .passes_jmnat import JMNatDecodingState
 
 
 @dataclass
