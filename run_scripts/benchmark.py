@@ -176,15 +176,8 @@ def weight_hashes(folder: Path) -> dict[str, str]:
 
 
 def points(rows: list[dict]) -> list[dict]:
-    """Rows for the picture: each rule that saves work is a line of its own, and drawn for int8 alone."""
-    drawn = []
-    for row in rows:
-        passes, _, rule = row["label"].partition(", ")
-        if rule and "int8" in row["system"]:
-            drawn.append({**row, "system": f"{row['system']}, {rule}", "label": passes})
-        elif not rule:
-            drawn.append(row)
-    return drawn
+    """Rows for the picture: those without rules that save work, which would crowd it."""
+    return [row for row in rows if "," not in row["label"]]
 
 
 def write_figures(benchmark: Benchmark, surroundings: dict, size: str, output: Path) -> tuple[list[dict], list[str]]:

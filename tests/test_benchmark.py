@@ -356,15 +356,9 @@ def test_rules_that_read_probabilities_need_trained_weights(tmp_path):
     assert sum("pruned" in system.label for system in systems) == 3 * 3  # one candidate cannot be pruned
 
 
-def test_the_picture_has_a_line_for_each_rule():
-    plain = ours(4, "k = 4", 38.0)
-    rows = [plain, ours(4, "k = 4, pruned", 38.0), {**plain, "system": "JM-NAT ONNX", "label": "k = 4, pruned"}]
-    drawn = load_script("benchmark").points([*rows, {"system": "CTranslate2 int8", "label": "beam 5"}])
-    assert [(row["system"], row["label"]) for row in drawn] == [
-        ("JM-NAT ONNX int8, C = 4", "k = 4"),
-        ("JM-NAT ONNX int8, C = 4, pruned", "k = 4"),
-        ("CTranslate2 int8", "beam 5"),
-    ]
+def test_the_picture_leaves_rules_out():
+    rows = [ours(4, "k = 4", 38.0), ours(4, "k = 4, pruned", 38.0), {"system": "CTranslate2 int8", "label": "beam 5"}]
+    assert load_script("benchmark").points(rows) == [rows[0], rows[2]]
 
 
 def test_missing_arguments_are_named(tmp_path, capsys):
