@@ -41,8 +41,20 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-class TransformersGPUEngine(TransformersEngine):
-    """As `TransformersEngine`; a translation ends when the GPU is done."""
+class OnDevice:
+    """An engine whose batches lie where its `model` is, and whose translation ends when that device is done."""
+
+    def prepare(self, sources):
+        return pad_batch(sources, self.model.config.pad_token_id, self.model.device)
+
+    def translate(self, batch, options: dict):
+        output = super().translate(batch, options)
+        wait_for(self.model.device.type)
+        return output
+
+
+class TransformersGPUEngine(OnDevice, TransformersEngine):
+    """As `TransformersEngine`, on a GPU."""
 
     def __init__(self, system: GPUSystem):
         dtype = getattr(torch, system.dtype)
@@ -50,30 +62,14 @@ class TransformersGPUEngine(TransformersEngine):
         self.model = model.to(system.device)
         self.model.generation_config.max_length = None  # `max_new_tokens` takes its place
 
-    def prepare(self, sources):
-        return pad_batch(sources, self.model.config.pad_token_id, self.model.device)
 
-    def translate(self, batch, options: dict):
-        output = super().translate(batch, options)
-        wait_for(self.model.device.type)
-        return output
-
-
-class JMNatGPUEngine(JMNatEngine):
+class JMNatGPUEngine(OnDevice, JMNatEngine):
     """As `JMNatEngine`, with or without CUDA graphs."""
 
     def __init__(self, system: GPUSystem):
         dtype = getattr(torch, system.dtype)
         model = JMNatForConditionalGeneration.from_pretrained(system.folder, dtype=dtype).eval().to(system.device)
         self.model = StaticShapeJMNat(model) if system.graphs else model
-
-    def prepare(self, sources):
-        return pad_batch(sources, self.model.config.pad_token_id, self.model.device)
-
-    def translate(self, batch, options: dict):
-        output = super().translate(batch, options)
-        wait_for(self.model.device.type)
-        return output
 
 
 class CTranslate2GPUEngine(CTranslate2Engine):

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 # Before any library starts its threads: those without work must not keep a core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import torch  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
@@ -32,14 +30,11 @@ from modeling_jmnat.benchmark_systems import (  # noqa: E402
     student_systems,
     teacher_systems,
 )
+from modeling_jmnat.benchmark_text import FIXED_LENGTH, copy_models, random_sources, scored_text  # noqa: E402
 from modeling_jmnat.cli import command  # noqa: E402
-from modeling_jmnat.evaluation import score_translations  # noqa: E402
 from modeling_jmnat.output_files import atomic_text_file, write_json  # noqa: E402
 from modeling_jmnat.plots import plot_bleu_against_latency  # noqa: E402
-from modeling_jmnat.text_files import read_parallel  # noqa: E402
-from modeling_jmnat.translation import load_translator  # noqa: E402
 
-FIXED_LENGTH = 25  # tokens of source and target with random weights
 CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
 PRUNED = {"prune_threshold": 0.8}  # candidates that fall behind are given up
 
@@ -116,28 +111,12 @@ def settings(arguments: BenchmarkArguments, trained: bool, shortlist: str | Path
 
 def trained_work(arguments: BenchmarkArguments, work: Path):
     """Systems, source ids and a score function for trained models."""
-    missing = [name for name in ("student", "teacher", "source", "reference") if getattr(arguments, name) is None]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing: give student, teacher, source and reference, or random_weights")
-    for name in ("student", "teacher", "deep_teacher"):
-        given = getattr(arguments, name)
-        if given is None:
-            continue
-        if not Path(given).is_dir():
-            raise ValueError(f"{name} {given} is not a folder: give the folder of a saved model")
-        shutil.copytree(given, work / name)
+    for name in copy_models(arguments, work, ("student", "teacher", "deep_teacher")):
         if name == "student":
             prepare_student(work / name, shortlist=arguments.shortlist is not None)
         else:
             prepare_teacher(work / name)
-    _, tokenizer = load_translator(work / "student")
-    lines, references = read_parallel(arguments.source, arguments.reference)
-    sources = tokenizer(lines)["input_ids"]
-
-    def score(translations: list[list[int]]) -> dict:
-        texts = [tokenizer.decode(_before_end(ids, tokenizer), skip_special_tokens=True) for ids in translations]
-        return {"bleu": score_translations(texts, references, lowercase=tokenizer.lowercase)["sacrebleu"]}
-
+    sources, score = scored_text(work / "student", arguments.source, arguments.reference)
     systems = teacher_systems(str(work / "teacher"))
     if arguments.deep_teacher is not None:
         systems += teacher_systems(str(work / "deep_teacher"), suffix=" deep encoder")
@@ -145,10 +124,6 @@ def trained_work(arguments: BenchmarkArguments, work: Path):
         str(work / "student"), settings(arguments, True, arguments.shortlist), arguments.candidates
     )
     return systems, sources, score
-
-
-def _before_end(ids: list[int], tokenizer) -> list[int]:
-    return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
 
 
 def random_work(arguments: BenchmarkArguments, work: Path):
@@ -163,10 +138,7 @@ def random_work(arguments: BenchmarkArguments, work: Path):
         systems += teacher_systems(str(folder), FIXED_LENGTH, suffix)
     named = settings(arguments, False, random_shortlist(config.vocab_size, work))
     systems += student_systems(str(work / "student"), named, arguments.candidates, FIXED_LENGTH)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, config.vocab_size, (arguments.batch_lines or 96, FIXED_LENGTH), generator=generator)
-    ids[:, -1] = config.eos_token_id
-    return systems, ids.tolist(), None
+    return systems, random_sources(config, arguments.batch_lines or 96), None
 
 
 def weight_hashes(folder: Path) -> dict[str, str]:

@@ -5,7 +5,6 @@ as long as --time_budget says (loading comes on top); figures are written after 
 """
 
 import json
-import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,10 @@ from transformers.utils import logging
 from modeling_jmnat.benchmark import environment
 from modeling_jmnat.benchmark_gpu import gpu_systems, gpu_table, run_gpu_benchmark
 from modeling_jmnat.benchmark_systems import prepare_teacher, random_models
+from modeling_jmnat.benchmark_text import FIXED_LENGTH, copy_models, random_sources, scored_text
 from modeling_jmnat.cli import command
-from modeling_jmnat.evaluation import score_translations
 from modeling_jmnat.output_files import atomic_text_file, write_json
-from modeling_jmnat.text_files import read_parallel
-from modeling_jmnat.translation import choose_device, load_translator
-
-FIXED_LENGTH = 25  # tokens of source and target with random weights
+from modeling_jmnat.translation import choose_device
 
 
 @dataclass
@@ -64,32 +60,12 @@ class GPUBenchmarkArguments:
 
 def trained_work(arguments: GPUBenchmarkArguments, work: Path):
     """Folders of teacher and student, source ids and a score function."""
-    missing = [name for name in ("student", "teacher", "source", "reference") if getattr(arguments, name) is None]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing: give student, teacher, source and reference, or random_weights")
-    for name in ("student", "teacher"):
-        if not Path(getattr(arguments, name)).is_dir():
-            raise ValueError(f"{name} {getattr(arguments, name)} is not a folder: give the folder of a saved model")
-        shutil.copytree(getattr(arguments, name), work / name)
-    _, tokenizer = load_translator(work / "student", device="cpu")
-    lines, references = read_parallel(arguments.source, arguments.reference)
-    lines, references = lines[: arguments.lines], references[: arguments.lines]
-
-    def score(translations: list[list[int]]) -> dict:
-        ends = [ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else None for ids in translations]
-        kept = [ids[:end] for ids, end in zip(translations, ends, strict=True)]
-        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in kept]
-        return {"bleu": score_translations(texts, references, lowercase=tokenizer.lowercase)["sacrebleu"]}
-
-    return tokenizer(lines)["input_ids"], score
+    copy_models(arguments, work)
+    return scored_text(work / "student", arguments.source, arguments.reference, arguments.lines)
 
 
 def random_work(arguments: GPUBenchmarkArguments, work: Path):
-    config = random_models(arguments.random_weights, work)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, config.vocab_size, (arguments.lines or 512, FIXED_LENGTH), generator=generator)
-    ids[:, -1] = config.eos_token_id
-    return ids.tolist(), None
+    return random_sources(random_models(arguments.random_weights, work), arguments.lines or 512), None
 
 
 def try_to_convert(teacher: Path) -> str | None:

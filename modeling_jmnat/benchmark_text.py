@@ -1,0 +1,57 @@
+"""What a benchmark translates: a test set with its scores, or random tokens for untrained models."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .configuration_jmnat import JMNatConfig
+from .evaluation import score_translations
+from .text_files import read_parallel
+from .translation import load_translator
+
+FIXED_LENGTH = 25  # tokens of source and target with random weights
+NEEDED = ("student", "teacher", "source", "reference")
+
+
+def copy_models(arguments, work: Path, names=("student", "teacher")) -> list[str]:
+    """Copy the folders that `arguments` names into `work`; the names of those there are.
+
+    Raises:
+        ValueError: something in `NEEDED` is not given, or what is given is no folder.
+    """
+    missing = [name for name in NEEDED if getattr(arguments, name) is None]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing: give student, teacher, source and reference, or random_weights")
+    given = [name for name in names if getattr(arguments, name) is not None]
+    for name in given:
+        folder = getattr(arguments, name)
+        if not Path(folder).is_dir():
+            raise ValueError(f"{name} {folder} is not a folder: give the folder of a saved model")
+        shutil.copytree(folder, work / name)
+    return given
+
+
+def scored_text(
+    student: str | Path, source: str, reference: str, limit: int | None = None
+) -> tuple[list[list[int]], Callable[[list[list[int]]], dict]]:
+    """Source ids of the first `limit` lines, and what gives the BLEU of their translations (ids)."""
+    _, tokenizer = load_translator(student, device="cpu")
+    lines, references = (side[:limit] for side in read_parallel(source, reference))
+
+    def before_end(ids: list[int]) -> list[int]:
+        return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
+
+    def score(translations: list[list[int]]) -> dict:
+        texts = [tokenizer.decode(before_end(ids), skip_special_tokens=True) for ids in translations]
+        return {"bleu": score_translations(texts, references, lowercase=tokenizer.lowercase)["sacrebleu"]}
+
+    return tokenizer(lines)["input_ids"], score
+
+
+def random_sources(config: JMNatConfig, count: int) -> list[list[int]]:
+    """`count` sources of `FIXED_LENGTH` random tokens, `</s>` included."""
+    ids = torch.randint(5, config.vocab_size, (count, FIXED_LENGTH), generator=torch.Generator().manual_seed(0))
+    ids[:, -1] = config.eos_token_id
+    return ids.tolist()
