@@ -16,6 +16,7 @@ from . import training_checkpoints as checkpoints
 from .batching import TokenBatchSampler
 from .checkpoint_averaging import average_checkpoints
 from .correction import with_own_predictions
+from .cpu_attention import choose_cpu_attention
 from .data_collator import DataCollatorForJMNat
 from .dataset_columns import column_lengths, text_column, without_text
 from .glancing import ORDER, after_glancing
@@ -67,6 +68,7 @@ class JMNatTrainer(Trainer):
         if getattr(data_collator, "glancing_ratio", 0.0) and self.model.config.decoder_input == "source_copy":
             raise ValueError("glancing_ratio needs decoder_input=mask: a copied source shows nothing of the target")
         self.model_accepts_loss_kwargs = True
+        choose_cpu_attention(self.model, args.device.type, args.bf16)
         self.eval_data_collator = data_collator.evaluation()
         self.ema: WeightEMA | None = None
         self.train_batches: TokenBatchSampler | None = None

@@ -21,6 +21,7 @@ from .benchmark import spread
 from .benchmark_gpu import wait_for
 from .benchmark_systems import random_tokenizer
 from .configuration_jmnat import JMNatConfig
+from .cpu_attention import choose_cpu_attention
 from .data_collator import DataCollatorForJMNat
 from .modeling_jmnat import JMNatForConditionalGeneration, JMNatSeq2SeqLMOutput, JMNatSeq2SeqModelOutput
 from .teacher import build_teacher
@@ -71,6 +72,7 @@ class TrainingStep:
 
     def __init__(self, model: nn.Module, loss: Callable[[dict], torch.Tensor], collator, hardware: Hardware):
         self.model = model.to(hardware.device).train()
+        choose_cpu_attention(model, hardware.device, hardware.dtype == "bfloat16")
         self.loss = loss
         self.collator = collator
         self.hardware = hardware

@@ -61,6 +61,10 @@ class ReproduceArguments:
         default=100,
         metadata={"help": "table2: time so many test sentences one by one, nothing else running; 0 leaves it out."},
     )
+    bf16: bool = field(
+        default=False,
+        metadata={"help": "Train in bf16 by autocast. It pays on a CPU with AMX, and on a GPU for wide models."},
+    )
     estimate: bool = field(
         default=True, metadata={"help": "Tell beforehand how long the trainings will take (a few seconds)."}
     )
@@ -72,6 +76,14 @@ class ReproduceArguments:
                 raise ValueError(f"{name}={value} must be at least 1")
         if self.time_budget is not None and self.time_budget <= 0:
             raise ValueError(f"time_budget={self.time_budget} must be above 0 minutes")
+
+
+def training_options(gpu: bool, bf16: bool) -> dict:
+    """Options of all trainings. Without `bf16`, a GPU computes products of float32 in TF32."""
+    options: dict = {"dataloader_num_workers": 1} if gpu else {}
+    if bf16:
+        return options | {"bf16": True} | ({} if gpu else {"use_cpu": True})
+    return options | ({"tf32": True} if gpu else {})
 
 
 def run_reproduction(arguments: ReproduceArguments) -> dict:
@@ -92,8 +104,7 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         teacher_steps=arguments.teacher_steps,
         student_steps=arguments.student_steps,
         teacher_preset=arguments.teacher_preset,
-        # Models this small wait for the GPU's launches, not for its arithmetic: bf16's casts only add to them.
-        training_options={"tf32": True, "dataloader_num_workers": 1} if gpu else {},
+        training_options=training_options(gpu, arguments.bf16),
         from_teacher=not arguments.from_scratch,
         num_length_candidates=arguments.num_length_candidates,
         latency_sentences=arguments.latency_sentences,

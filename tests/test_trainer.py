@@ -56,7 +56,7 @@ def make_trainer(tiny, output_dir, model_fields=None, collator=None, callbacks=(
     )
 
 
-def one_step(tiny, output_dir, batch_size, accumulation):
+def one_step(tiny, output_dir, batch_size, accumulation, **fields):
     """Logged losses and gradients of one optimizer step, without dropout and clipping."""
     recorder = GradientRecorder()
     trainer = make_trainer(
@@ -69,6 +69,7 @@ def one_step(tiny, output_dir, batch_size, accumulation):
         max_steps=1,
         logging_steps=1,
         max_grad_norm=0.0,
+        **fields,
     )
     trainer.train()
     return trainer.state.log_history[0], recorder.gradients
@@ -93,6 +94,20 @@ def test_accumulation_gives_the_same_loss_and_gradients(tiny, tmp_path):
     parts = log["nll_loss"] + 0.5 * (log["encoder_loss"] + log["ngram_loss"] + log["length_loss"])
     assert log["loss"] == pytest.approx(parts, rel=1e-5)
     assert min(log[name] for name in PARTS) > 0
+
+
+def test_bf16_on_a_cpu_is_the_same_step_but_for_rounding(tiny, tmp_path):
+    exact, (log, gradients) = one_step(tiny, tmp_path, 8, 1), one_step(tiny, tmp_path, 8, 1, bf16=True, use_cpu=True)
+    assert log["loss"] != exact[0]["loss"]
+    assert log["loss"] == pytest.approx(exact[0]["loss"], rel=0.01)
+    whole = [torch.cat([found[name].flatten() for name in exact[1]]) for found in (exact[1], gradients)]
+    assert torch.cosine_similarity(*whole, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_attention_of_bf16_on_a_cpu_is_plain(tiny, tmp_path, bf16):
+    trainer = make_trainer(tiny, tmp_path, bf16=bf16, use_cpu=True)
+    assert trainer.model.config._attn_implementation == ("eager" if bf16 else "sdpa")
 
 
 def _distributed_step(tiny, output_dir, batch_size, accumulation, result):
