@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from .configuration_jmnat import JMNatOptions
 from .generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
 from .modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, token_mask
-from .passes_jmnat import MaskPredict, rows_may_stop
+from .passes_jmnat import MaskPredict
 
 MAX_GRAPHS = 256
 WARM_UP_CALLS = 2  # before capturing: libraries set themselves up in their first calls
@@ -203,9 +203,9 @@ class GraphCache:
 class StaticShapeJMNat(JMNatGenerationMixin):
     """A JM-NAT model with the same `generate`, in fixed shapes and CUDA graphs.
 
-    Decoding waits for the GPU twice: for the longest candidate length and for the longest text; and with `early_stop`,
-    `confidence_threshold` or `skip_after_changes` before each pass. `output_history`, a reranker, a shortlist and
-    decoders that copy the source run as the model runs them.
+    Decoding waits for the GPU twice: for the longest candidate length and for the longest text; and with `early_stop`
+    or `confidence_threshold` before each pass. `output_history`, a reranker, a shortlist and decoders that copy the
+    source run as the model runs them.
 
     Args:
         model: on its final device and in its final dtype; its weights may change in place, but must not be moved.
@@ -328,3 +328,8 @@ class StaticShapeJMNat(JMNatGenerationMixin):
             return self.graphs(key, decode, *inputs)
         capture = partial(CapturedPasses, start, finish)
         return self.graphs(key, lambda *tensors: run_passes(start(*tensors), finish), *inputs, capture=capture)
+
+
+def rows_may_stop(options: JMNatOptions) -> bool:
+    """Whether a rule may make the last passes needless; candidates that are merely given up go along to the end."""
+    return options.early_stop or options.confidence_threshold is not None

@@ -197,11 +197,10 @@ class SlowCandidate:
         self.tokens = [model.config.mask_token_id] * length
         self.log_probs = [0.0] * length
         self.num_passes, self.done, self.history = 0, False, []
-        self.iteration = 0  # how far it has come in the schedule
 
-    def step(self):
-        """The next pass, unless the candidate stops before it."""
-        config, options, iteration = self.model.config, self.options, self.iteration
+    def step(self, iteration):
+        """Pass number `iteration` + 1, unless the candidate stops before it."""
+        config, options = self.model.config, self.options
         if iteration == 0:
             chosen = list(range(self.length))
         else:
@@ -225,11 +224,6 @@ class SlowCandidate:
         self.num_passes += 1
         self.history.append((canvas, list(self.tokens), list(self.log_probs)))
         if options["early_stop"] and iteration > 0 and self.tokens == before:
-            self.done = True
-        num_changes = sum(new != old for new, old in zip(self.tokens, before, strict=True))
-        skip = options["skip_after_changes"] is not None and num_changes <= options["skip_after_changes"]
-        self.iteration += 2 if skip else 1
-        if self.iteration >= options["num_iterations"]:
             self.done = True
 
     def score(self):
@@ -255,7 +249,6 @@ DEFAULTS = {
     "prune_candidates": None,
     "prune_threshold": 0.0,
     "confidence_threshold": None,
-    "skip_after_changes": None,
     "update_all": False,
 }
 
@@ -283,7 +276,7 @@ def slow_decode(model, source, target_length=None, **options):
     for iteration in range(options["num_iterations"]):
         for candidate in going_on:
             if not candidate.done:
-                candidate.step()
+                candidate.step(iteration)
         if iteration + 1 == options["num_iterations"]:
             break
         ranked = sorted(going_on, key=lambda candidate: -candidate.score())

@@ -29,11 +29,6 @@ OPTIONS = {
     "early_stop_not_adjacent": {"early_stop": True, "remask_adjacent": False, "num_iterations": 5},
     "threshold": {"confidence_threshold": 0.6},
     "threshold_early_stop": {"confidence_threshold": 0.9, "early_stop": True, "remask_adjacent": False},
-    "skip": {"skip_after_changes": 0},
-    "skip_adjacent_cosine": {"skip_after_changes": 1, "remask_schedule": "cosine", "num_iterations": 8},
-    "skip_stops_all": {"skip_after_changes": 1, "early_stop": True, "confidence_threshold": 0.9},
-    "skip_and_prune": {"skip_after_changes": 1, "prune_threshold": 0.95, "remask_adjacent": False},
-    "skip_one_candidate": {"skip_after_changes": 2, "num_length_candidates": 1},
     "prune": {"prune_candidates": 2, "num_iterations": 5},
     "prune_n_best": {"prune_candidates": 1, "num_return_sequences": 2, "early_stop": True},
     "prune_after_the_last": {"prune_candidates": 4, "num_iterations": 4},
@@ -130,7 +125,6 @@ def test_random_options_equal_the_slow_decoder(seed):
             "remask_schedule": draw("linear", "cosine"),
             "early_stop": draw(True, False),
             "confidence_threshold": draw(None, 0.3, 0.7, 0.95),
-            "skip_after_changes": draw(None, 0, 1),
             "prune_candidates": draw(None, 1, 3),
             "length_threshold": draw(0.0, 0.9, 0.98),
             "prune_threshold": draw(0.0, 0.9, 0.98),
@@ -309,21 +303,6 @@ def test_stopped_rows_leave_the_batch():
     pruned = Counter(model)
     generate(model, sources, prune_candidates=3, num_return_sequences=2, num_iterations=5, **ALL_CANDIDATES)
     assert pruned.rows == [64, 64, 64, 32, 32]
-
-
-def test_candidates_that_hardly_change_skip_steps():
-    model = random_model(18)
-    sources = random_sources(model, 16, 18)
-    passes, work = {}, {}
-    for limit in (None, 0, 1, 23):
-        counter = Counter(model)
-        output = generate(model, sources, skip_after_changes=limit, **ALL_CANDIDATES)
-        passes[limit], work[limit] = output.num_passes, sum(counter.rows)
-    assert passes[None].tolist() == [10] * 16
-    assert passes[0].min() < 10
-    assert work[None] > work[0] > work[1] > work[23]
-    # Every pass changes at most 23 tokens, so that steps 0, 2, 4, 6 and 8 are taken.
-    assert passes[23].tolist() == [5] * 16
 
 
 def test_unlikely_lengths_and_candidates_far_behind_take_no_work():
@@ -585,8 +564,6 @@ def test_suppressed_tokens_never_come():
         ({"remask_schedule": "sine"}, "remask_schedule='sine' is not one of linear, cosine"),
         ({"prune_candidates": 0}, "prune_candidates=0 must be a whole number of at least 1"),
         ({"confidence_threshold": 1.5}, r"confidence_threshold=1.5 must be None or in \(0, 1\]"),
-        ({"skip_after_changes": -1}, "skip_after_changes=-1 must be None or a whole number of at least 0"),
-        ({"skip_after_changes": True}, "skip_after_changes=True must be None or a whole number of at least 0"),
         ({"length_normalization": -1.0}, "length_normalization=-1.0 must be at least 0"),
         ({"length_offset": -5}, "length_offset=-5 must be at least 0"),
         ({"length_threshold": 1.5}, r"length_threshold=1.5 must be in \[0, 1\]"),
@@ -702,7 +679,6 @@ FIRST = {
     "prune_candidates": 3,
     "prune_threshold": 0.7,
     "confidence_threshold": 0.5,
-    "skip_after_changes": 1,
     "update_all": True,
     "output_history": True,
     "return_dict_in_generate": True,
@@ -722,7 +698,6 @@ SECOND = {
     "prune_candidates": None,
     "prune_threshold": 0.0,
     "confidence_threshold": None,
-    "skip_after_changes": None,
     "update_all": False,
     "output_history": False,
     "return_dict_in_generate": False,

@@ -23,7 +23,6 @@ OPTIONS = {
     "one_pass": {"num_iterations": 1, "num_length_candidates": 1},
     "pruned": {"prune_candidates": 2},
     "rows_leave": {"early_stop": True, "confidence_threshold": 0.9},
-    "skip": {"skip_after_changes": 1, "prune_threshold": 0.9},
     "n_best": {"num_return_sequences": 3, "remask_adjacent": False},
     "far_behind": {"length_threshold": 0.9, "prune_threshold": 0.95},
     "update_all": {"update_all": True, "remask_schedule": "cosine"},

@@ -57,8 +57,6 @@ def test_of_every_architecture_and_option(name):
         {"target_lengths": torch.tensor([2, 3, 12, 5, 7, 4])},
         {"early_stop": True},
         {"confidence_threshold": 0.6},
-        {"skip_after_changes": 0, "num_iterations": 8},
-        {"skip_after_changes": 1, "remask_schedule": "cosine", "prune_threshold": 0.8, "early_stop": True},
         {"confidence_threshold": 0.5, "early_stop": True, "num_iterations": 8, "num_return_sequences": 2},
         {"early_stop": True, "prune_candidates": 2, "update_all": True},
         {"confidence_threshold": 0.4, "prune_threshold": 0.8, "length_threshold": 0.3, "num_iterations": 6},
@@ -261,7 +259,7 @@ def test_no_pass_asks_the_device_for_a_value(rules):
     assert output.sequences.shape == (4, 8)
     assert output.sequences.device.type == "meta"
     assert ends.shape == (4,)
-    for stopping in ({"early_stop": True}, {"confidence_threshold": 0.5}, {"skip_after_changes": 1}):
+    for stopping in ({"early_stop": True}, {"confidence_threshold": 0.5}):
         suppressed = model._suppressed_tokens(options, lengths.device)
         unlikely = torch.zeros_like(lengths, dtype=torch.bool)
         decoding = FixedRows(model, replace(options, **stopping), lengths, suppressed, 8, unlikely)

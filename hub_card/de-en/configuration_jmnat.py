@@ -160,7 +160,6 @@ class JMNatOptions:
     prune_candidates: int | None = None
     prune_threshold: float = 0.0
     confidence_threshold: float | None = None
-    skip_after_changes: int | None = None
     update_all: bool = False
     output_history: bool = False
     return_dict_in_generate: bool = False
@@ -177,9 +176,6 @@ class JMNatOptions:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        skip = self.skip_after_changes
-        if skip is not None and (isinstance(skip, bool) or not isinstance(skip, int) or skip < 0):
-            raise ValueError(f"skip_after_changes={skip!r} must be None or a whole number of at least 0")
         if self.remask_schedule not in REMASK_SCHEDULES:
             raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
         if self.num_return_sequences > self.num_length_candidates:
@@ -224,8 +220,6 @@ class JMNatGenerationConfig(GenerationConfig):
         prune_threshold: a candidate is given up after a pass where the exponential of its score (the geometric mean of
             its tokens' probabilities) is less than this share of the best one's; 0 gives up none (0.0).
         confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None).
-        skip_after_changes: a candidate of which a pass changes at most so many tokens goes on two steps of the
-            schedule at once, and has so many passes less (None).
         update_all: each pass refreshes every position, not the masked ones alone (False).
         output_history: return each pass's canvas and log-probabilities (False).
     """

@@ -78,22 +78,19 @@ class JMNatDecodingState:
         )
 
 
-def remasked_share(iteration, num_iterations: int, schedule: str) -> tuple:
+def remasked_share(iteration: int, num_iterations: int, schedule: str) -> tuple[int, int]:
     """Numerator and denominator of the share of tokens that are masked again before pass `iteration` + 1.
 
     `linear` is 1 - i/k, `cosine` cos(pi i / 2k). Whole numbers, so that no rounding error can take one token away
-    (T cos 60 degrees is T/2). `iteration` is an int or a tensor of them, and so is the numerator.
+    (T cos 60 degrees is T/2).
     """
     if schedule == "linear":
         return num_iterations - iteration, num_iterations
-    quarter = math.pi / (2 * num_iterations)
-    if torch.is_tensor(iteration):
-        return ((iteration.double() * quarter).cos() * 2**40).round().long(), 2**40
-    return round(math.cos(iteration * quarter) * 2**40), 2**40
+    return round(math.cos(math.pi * iteration / (2 * num_iterations)) * 2**40), 2**40
 
 
-def num_remasked(lengths, iteration, num_iterations: int, schedule: str):
-    """How many tokens are masked again before pass `iteration` + 1: an int for ints, a tensor where one is given.
+def num_remasked(lengths, iteration: int, num_iterations: int, schedule: str):
+    """How many tokens are masked again before pass `iteration` + 1: an int for an int, a tensor for a tensor.
 
     The share of `remasked_share`, rounded down; at least 1.
     """
@@ -147,12 +144,6 @@ class RemaskOrder:
 def remask_order(log_probs: torch.Tensor, lengths: torch.Tensor, set_size: int = 1) -> torch.Tensor:
     """Positions (R, T) of each row in the order in which they are masked again, see `RemaskOrder`."""
     return RemaskOrder(lengths, log_probs.shape[1], set_size)(log_probs)
-
-
-def rows_may_stop(options: JMNatOptions) -> bool:
-    """Whether a rule may make the last passes of a row needless, other than its being given up."""
-    adaptive = options.confidence_threshold is not None or options.skip_after_changes is not None
-    return options.early_stop or adaptive
 
 
 def unlikely_lengths(log_probs: torch.Tensor, options: JMNatOptions) -> torch.Tensor | None:
@@ -220,10 +211,7 @@ class MaskPredict:
         self.source_of_row = torch.arange(self.shape[0], device=lengths.device).repeat_interleave(self.shape[1])
         self.served_by = torch.arange(self.shape[0], device=lengths.device)  # the source in each row of the state
         # All positions that `choose` returns are really chosen: nothing has to be kept where they are predicted.
-        adaptive = options.confidence_threshold is not None or options.skip_after_changes is not None
-        self.all_chosen = shortest == self.longest and not adaptive
-        # How far each row has come in the schedule, where that is not the number of passes.
-        self.steps = None if options.skip_after_changes is None else torch.zeros_like(self.rows)
+        self.all_chosen = shortest == self.longest and options.confidence_threshold is None
         set_size = model.config.ngram_size if options.remask_adjacent else 1
         self.order = RemaskOrder(self.lengths[self.rows], self.longest, set_size)
         # Of the rows that still go on; written back when they leave.
@@ -256,9 +244,6 @@ class MaskPredict:
         if self.options.update_all:
             positions, chosen = self.everywhere()
         self.predict(canvas, positions, chosen)
-        if self.steps is not None:
-            num_changes = (self.now[0] != before).sum(dim=1)
-            self.steps = self.steps + 1 + (num_changes <= self.options.skip_after_changes)
         if self.options.output_history:
             self.record(canvas)
 
@@ -288,13 +273,11 @@ class MaskPredict:
         if iteration == 0:
             return self.everywhere()
         options, (_, log_probs) = self.options, self.now
-        steps = iteration if self.steps is None else self.steps
-        fewest = int(steps.min()) if self.steps is not None and self.rows_leave else iteration
-        most = num_remasked(self.longest, fewest, options.num_iterations, options.remask_schedule)
+        most = num_remasked(self.longest, iteration, options.num_iterations, options.remask_schedule)
         order = self.order(log_probs)[:, :most]
         if self.all_chosen:
             return order, None
-        counts = num_remasked(self.lengths[self.rows], steps, options.num_iterations, options.remask_schedule)
+        counts = num_remasked(self.lengths[self.rows], iteration, options.num_iterations, options.remask_schedule)
         chosen = self.positions[:, :most] < counts[:, None]
         if options.confidence_threshold is not None:
             chosen = chosen & (log_probs.gather(1, order) < math.log(options.confidence_threshold))
@@ -335,8 +318,6 @@ class MaskPredict:
         options, (tokens, log_probs), rules = self.options, self.now, []
         if options.early_stop and iteration > 0:
             rules.append((tokens != before).any(dim=1))
-        if self.steps is not None:
-            rules.append(self.steps < options.num_iterations)
         if options.confidence_threshold is not None:  # log_probs are 0 at padding
             rules.append((log_probs < math.log(options.confidence_threshold)).any(dim=1))
         if self.prune(iteration) and self.rows_leave:
@@ -367,8 +348,8 @@ class MaskPredict:
 
     def nothing_left_to_prune(self) -> bool:
         """Whether every sentence is known to be down to the candidates that are to be returned."""
-        options = self.options
-        return not rows_may_stop(options) and self.rows.numel() <= options.num_return_sequences * self.shape[0]
+        stops = self.options.early_stop or self.options.confidence_threshold is not None  # by other rules than pruning
+        return not stops and self.rows.numel() <= self.options.num_return_sequences * self.shape[0]
 
     def keep(self, going_on: torch.Tensor, iteration: int) -> None:
         """Let rows leave. Sources stay shared where each has as many rows left, else each row gets its own."""
@@ -377,8 +358,6 @@ class MaskPredict:
         self.rows = self.rows[kept]
         self.now = tuple(value[kept] for value in self.now)
         self.order = self.order.select(kept)
-        if self.steps is not None:
-            self.steps = self.steps[kept]
         if self.rows.numel():
             self.select(kept)
 
