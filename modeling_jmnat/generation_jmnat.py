@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+import torch.nn.functional as F
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options
@@ -27,6 +29,8 @@ IGNORED_ARGUMENTS = (
     "synced_gpus",
     "use_cache",
 )
+# Vocabulary logits that a reranker makes at once, in elements: the rows beyond it are scored in further pieces.
+MAX_LOGITS = 2**27
 
 
 @dataclass
@@ -61,27 +65,68 @@ def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) ->
     return torch.minimum(ends, lengths)
 
 
+@torch.no_grad()
+def mean_log_probs(
+    model: PreTrainedModel,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    candidate_ids: torch.Tensor,
+    pad_token_id: int,
+) -> torch.Tensor:
+    """Mean log-probability that an autoregressive `model` gives each candidate, `</s>` included.
+
+    Args:
+        input_ids, attention_mask: (B, S); encoded once per sentence.
+        candidate_ids: (N, T) with N = B * C, the C candidates of a sentence in consecutive rows; padded right.
+        pad_token_id: marks padding in `candidate_ids`.
+
+    Returns:
+        (N,) float32. A candidate without tokens scores -inf.
+
+    Raises:
+        ValueError: N is not a multiple of B.
+    """
+    num_candidates, remainder = divmod(len(candidate_ids), len(input_ids))
+    if remainder or not num_candidates:
+        raise ValueError(
+            f"candidate_ids has {len(candidate_ids)} rows: a multiple of the {len(input_ids)} of input_ids is needed"
+        )
+    encoder_states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    labels = candidate_ids.masked_fill(candidate_ids == pad_token_id, -100)
+    start = model.generation_config.decoder_start_token_id
+    if start is None:
+        start = model.config.decoder_start_token_id
+    decoder_input_ids = torch.cat([torch.full_like(candidate_ids[:, :1], start), candidate_ids[:, :-1]], dim=1)
+    sentence_of_row = torch.arange(len(candidate_ids), device=candidate_ids.device) // num_candidates
+    rows_at_once = max(1, MAX_LOGITS // (candidate_ids.shape[1] * model.config.vocab_size))
+    scores = []
+    for rows in torch.arange(len(candidate_ids), device=candidate_ids.device).split(rows_at_once):
+        logits = model(
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoder_states[sentence_of_row[rows]]),
+            attention_mask=attention_mask[sentence_of_row[rows]],
+            decoder_input_ids=decoder_input_ids[rows],
+            decoder_attention_mask=torch.ones_like(decoder_input_ids[rows]),
+            use_cache=False,
+        ).logits  # (rows, T, V)
+        log_probs = -F.cross_entropy(logits.float().transpose(1, 2), labels[rows], reduction="none")  # (rows, T)
+        counts = (labels[rows] != -100).sum(dim=1)
+        means = log_probs.sum(dim=1) / counts.clamp(min=1)
+        scores.append(means.masked_fill(counts == 0, float("-inf")))
+    return torch.cat(scores)
+
+
 def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tensor, pad_token_id: int) -> torch.Tensor:
     """Mean log-probability of candidates (B, C, T), padded, under an autoregressive seq2seq model: (B, C).
 
     An object with a method `score(input_ids, attention_mask, candidate_ids)` (B source rows, B C candidate rows) is
     asked for it; any other is run with teacher forcing and must share the vocabulary.
     """
-    batch_size, num_candidates, _ = candidates.shape
     flat = candidates.flatten(0, 1)
     if hasattr(reranker, "score"):
-        return reranker.score(input_ids, attention_mask, flat).view(batch_size, num_candidates)
-    encoder_outputs = reranker.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
-    states = encoder_outputs[0].repeat_interleave(num_candidates, dim=0)
-    labels = flat.masked_fill(flat == pad_token_id, -100)
-    logits = reranker(
-        encoder_outputs=(states,),
-        attention_mask=attention_mask.repeat_interleave(num_candidates, dim=0),
-        labels=labels,
-    ).logits
-    valid = labels != -100
-    log_probs = logits.float().log_softmax(dim=-1).gather(2, labels.clamp(min=0)[:, :, None]).squeeze(2)
-    return (log_probs * valid).sum(dim=1).div(valid.sum(dim=1)).view(batch_size, num_candidates)
+        scores = reranker.score(input_ids, attention_mask, flat)
+    else:
+        scores = mean_log_probs(reranker, input_ids, attention_mask, flat, pad_token_id)
+    return scores.view(candidates.shape[:2])
 
 
 class JMNatGenerationMixin(GenerationMixin):

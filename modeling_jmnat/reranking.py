@@ -7,64 +7,10 @@ another tokenizer is wrapped: `TextReranker` passes the candidates on as text.
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutput
 
+from .generation_jmnat import mean_log_probs
 from .teacher import load_teacher_tokenizer, pad_batch, tokenizer_digest
-
-# Vocabulary logits held at once, in elements: the rows beyond it are scored in further pieces.
-MAX_LOGITS = 2**27
-
-
-@torch.no_grad()
-def mean_log_probs(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    candidate_ids: torch.Tensor,
-    pad_token_id: int,
-) -> torch.Tensor:
-    """Mean log-probability that an autoregressive `model` gives each candidate, `</s>` included.
-
-    Args:
-        input_ids, attention_mask: (B, S); encoded once per sentence.
-        candidate_ids: (N, T) with N = B * C, the C candidates of a sentence in consecutive rows; padded right.
-        pad_token_id: marks padding in `candidate_ids`.
-
-    Returns:
-        (N,) float32. A candidate without tokens scores -inf.
-
-    Raises:
-        ValueError: N is not a multiple of B.
-    """
-    num_candidates, remainder = divmod(len(candidate_ids), len(input_ids))
-    if remainder or not num_candidates:
-        raise ValueError(
-            f"candidate_ids has {len(candidate_ids)} rows: a multiple of the {len(input_ids)} of input_ids is needed"
-        )
-    encoder_states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    labels = candidate_ids.masked_fill(candidate_ids == pad_token_id, -100)
-    start = model.generation_config.decoder_start_token_id
-    if start is None:
-        start = model.config.decoder_start_token_id
-    decoder_input_ids = torch.cat([torch.full_like(candidate_ids[:, :1], start), candidate_ids[:, :-1]], dim=1)
-    sentence_of_row = torch.arange(len(candidate_ids), device=candidate_ids.device) // num_candidates
-    rows_at_once = max(1, MAX_LOGITS // (candidate_ids.shape[1] * model.config.vocab_size))
-    scores = []
-    for rows in torch.arange(len(candidate_ids), device=candidate_ids.device).split(rows_at_once):
-        logits = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoder_states[sentence_of_row[rows]]),
-            attention_mask=attention_mask[sentence_of_row[rows]],
-            decoder_input_ids=decoder_input_ids[rows],
-            decoder_attention_mask=torch.ones_like(decoder_input_ids[rows]),
-            use_cache=False,
-        ).logits  # (rows, T, V)
-        log_probs = -F.cross_entropy(logits.float().transpose(1, 2), labels[rows], reduction="none")  # (rows, T)
-        counts = (labels[rows] != -100).sum(dim=1)
-        means = log_probs.sum(dim=1) / counts.clamp(min=1)
-        scores.append(means.masked_fill(counts == 0, float("-inf")))
-    return torch.cat(scores)
 
 
 class TextReranker:

@@ -4,8 +4,9 @@ from teacher_samples import TINY, random_lines, random_teacher
 from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 from translation_samples import tiny_student
 
-from modeling_jmnat import reranking
-from modeling_jmnat.reranking import TextReranker, load_reranker, mean_log_probs
+from modeling_jmnat import generation_jmnat
+from modeling_jmnat.generation_jmnat import mean_log_probs
+from modeling_jmnat.reranking import TextReranker, load_reranker
 from modeling_jmnat.teacher import pad_batch
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
 
@@ -45,7 +46,7 @@ CANDIDATES = [[20, 21, 22, 2], [20, 2], [23, 24, 25, 26, 27, 2], [28, 2], [29, 3
 @pytest.mark.parametrize("normalize_before", [True, False])
 @pytest.mark.parametrize("max_logits", [2**27, 340 * 6 * 2, 1])
 def test_mean_log_probs_equal_a_slow_loop(tokenizer, monkeypatch, normalize_before, max_logits):
-    monkeypatch.setattr(reranking, "MAX_LOGITS", max_logits)
+    monkeypatch.setattr(generation_jmnat, "MAX_LOGITS", max_logits)
     model = random_teacher(tokenizer, normalize_before)
     input_ids, attention_mask = pad_batch(SOURCES, PAD)
     candidate_ids, _ = pad_batch(CANDIDATES, PAD)
