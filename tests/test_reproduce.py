@@ -153,6 +153,19 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
 
 
 @pytest.mark.parametrize(
+    ("gpu", "bf16", "options"),
+    [
+        (False, False, {}),
+        (False, True, {"bf16": True, "use_cpu": True}),
+        (True, False, {"tf32": True, "dataloader_num_workers": 1}),
+        (True, True, {"bf16": True, "dataloader_num_workers": 1}),
+    ],
+)
+def test_trainings_use_what_the_machine_has(gpu, bf16, options):
+    assert load_script("reproduce").training_options(gpu, bf16) == options
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--suite", "table9"], "suite='table9' is not one of main, table1"),
