@@ -141,11 +141,6 @@ class RemaskOrder:
         return keys.argsort(dim=1, stable=True)
 
 
-def remask_order(log_probs: torch.Tensor, lengths: torch.Tensor, set_size: int = 1) -> torch.Tensor:
-    """Positions (R, T) of each row in the order in which they are masked again, see `RemaskOrder`."""
-    return RemaskOrder(lengths, log_probs.shape[1], set_size)(log_probs)
-
-
 def unlikely_lengths(log_probs: torch.Tensor, options: JMNatOptions) -> torch.Tensor | None:
     """Which of C lengths, of log_probs (B, C) falling, are less probable than `length_threshold` times the first.
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, Seq2SeqT
 
 from modeling_jmnat import JMNatForConditionalGeneration, JMNatGenerationConfig
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES, JMNatOptions
-from modeling_jmnat.passes_jmnat import num_remasked, remask_order
+from modeling_jmnat.passes_jmnat import RemaskOrder, num_remasked
 
 # Each changes something that the others leave alone; several are combined with several.
 OPTIONS = {
@@ -365,6 +365,11 @@ def test_no_gradients_are_kept():
 
 
 # ---------------------------------------------------------------------------------------------------------- re-masking
+
+
+def remask_order(log_probs, lengths, set_size):
+    """Positions (R, T) of each row in the order in which they are masked again."""
+    return RemaskOrder(lengths, log_probs.shape[1], set_size)(log_probs)
 
 
 @pytest.mark.parametrize(

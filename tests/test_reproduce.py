@@ -162,7 +162,9 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     ],
 )
 def test_trainings_use_what_the_machine_has(gpu, bf16, options):
-    assert load_script("reproduce").training_options(gpu, bf16) == options
+    found = load_script("reproduce").training_options(gpu, bf16)
+    assert found == options
+    assert list(found) == list(options)  # stages are known by their whole command
 
 
 @pytest.mark.parametrize(
