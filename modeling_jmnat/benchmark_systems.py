@@ -15,13 +15,20 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from .configuration_jmnat import JMNatConfig
 from .modeling_jmnat import JMNatForConditionalGeneration
 from .onnx_model import ORTJMNatForConditionalGeneration
 from .shortlist import Shortlist
-from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, build_teacher, load_teacher_tokenizer, pad_batch
+from .teacher import (
+    MAX_LENGTH_FACTOR,
+    MAX_LENGTH_MARGIN,
+    build_teacher,
+    length_penalty,
+    load_teacher_tokenizer,
+    pad_batch,
+)
 from .teacher_backends import ctranslate2_converter
 from .tokenization_jmnat import JMNatTokenizer
 
@@ -109,6 +116,7 @@ class CTranslate2Engine:
         import ctranslate2
 
         self.tokenizer = load_teacher_tokenizer(folder)
+        self.length_penalty = length_penalty(GenerationConfig.from_pretrained(folder))
         compute_type = "int8" if int8 else "float32"
         self.translator = ctranslate2.Translator(
             str(Path(folder) / "ctranslate2"), compute_type=compute_type, intra_threads=num_threads, inter_threads=1
@@ -123,6 +131,7 @@ class CTranslate2Engine:
         return self.translator.translate_batch(
             batch,
             beam_size=options["num_beams"],
+            length_penalty=self.length_penalty,
             max_input_length=0,
             min_decoding_length=1 if length is None else length,
             max_decoding_length=limit,

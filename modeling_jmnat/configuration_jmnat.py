@@ -158,6 +158,7 @@ class JMNatOptions:
     num_return_sequences: int = 1
     length_threshold: float = 0.0
     prune_candidates: int | None = None
+    prune_to: int = 1
     prune_threshold: float = 0.0
     confidence_threshold: float | None = None
     update_all: bool = False
@@ -170,10 +171,9 @@ class JMNatOptions:
         for name in ("remask_adjacent", "early_stop", "update_all", "output_history", "return_dict_in_generate"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
-        for name in ("num_iterations", "num_length_candidates", "num_return_sequences", "prune_candidates"):
+        counts = ["num_iterations", "num_length_candidates", "num_return_sequences", "prune_to"]
+        for name in counts if self.prune_candidates is None else [*counts, "prune_candidates"]:
             value = getattr(self, name)
-            if name == "prune_candidates" and value is None:
-                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if self.remask_schedule not in REMASK_SCHEDULES:
@@ -198,6 +198,7 @@ class JMNatOptions:
 
 
 OPTION_NAMES = tuple(option.name for option in fields(JMNatOptions))
+OFF_AT_NONE = ("prune_candidates", "confidence_threshold")
 
 
 class JMNatGenerationConfig(GenerationConfig):
@@ -210,16 +211,20 @@ class JMNatGenerationConfig(GenerationConfig):
         remask_schedule: how many, T (1 - i/k) with `"linear"` or T cos(pi i / 2k) with `"cosine"` ("linear").
         early_stop: a candidate that a pass leaves unchanged stops (False).
         suppress_tokens: ids never predicted (`<pad>`, `<mask>` and `<s>`; an empty list suppresses none).
-        length_normalization: exponent of T that divides a candidate's log-probability (1.0).
+        length_normalization: exponent of T that divides a candidate's log-probability; above 1 favours longer ones,
+            `run_scripts/tune_decoding.py` finds the best (1.0).
         length_offset: added to T before the exponent; 5 makes it the length penalty of fairseq and GNMT (0.0).
         num_return_sequences: n-best, at most C; as many candidates stay to the end, and one of them may win that
             a search for a single one gives up (1).
         length_threshold: lengths less probable than this share of the best one's probability are not tried; 0 tries
             all C; neither this nor `prune_threshold` applies with a reranker, which chooses among all (0.0).
         prune_candidates: the pass after which only the best candidates go on (None).
+        prune_to: how many of them, or `num_return_sequences` if that is more (1).
         prune_threshold: a candidate is given up after a pass where the exponential of its score (the geometric mean of
-            its tokens' probabilities) is less than this share of the best one's; 0 gives up none (0.0).
-        confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None).
+            its tokens' probabilities with `length_normalization=1`) is less than this share of the best one's; 0 gives
+            up none (0.0).
+        confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None);
+            with `update_all` it only decides which rows stop.
         update_all: each pass refreshes every position, not the masked ones alone (False).
         output_history: return each pass's canvas and log-probabilities (False).
     """
@@ -257,12 +262,16 @@ class JMNatGenerationConfig(GenerationConfig):
 
 
 def resolve_options(*sources: Any) -> JMNatOptions:
-    """Options by precedence: the first source (config, or dict of arguments) in which one is set wins."""
+    """Options by precedence: the first source (config, or dict of arguments) in which one is set wins.
+
+    None among the arguments sets those options that it turns off.
+    """
     options = JMNatOptions()
     for name in OPTION_NAMES:
         for source in sources:
-            value = source.get(name) if isinstance(source, dict) else getattr(source, name, None)
-            if value is not None:
+            given = isinstance(source, dict)
+            value = source.get(name) if given else getattr(source, name, None)
+            if value is not None or (given and name in source and name in OFF_AT_NONE):
                 setattr(options, name, value)
                 break
     return options

@@ -10,6 +10,8 @@ from .tokenization_jmnat import CONTINUATION, END_OF_WORD, SPECIAL_TOKENS, JMNat
 
 ESCAPED = ("&apos;", "&quot;", "&amp;")  # how Moses writes ' " &
 SPLIT_DASH = "@-@"
+# Options that only tokenizers made here have; they too decide which ids a text gets.
+CONVERTED_OPTIONS = ("bpe_merges", "bpe_end_of_word_pieces", "moses_escape", "moses_split_dashes")
 
 
 def read_dictionary(path: str | Path) -> list[str]:

@@ -19,5 +19,6 @@ def first_pass_predictions(model: JMNatForConditionalGeneration, batch: dict, po
     outputs = model.model(batch["input_ids"], batch["attention_mask"], canvas, batch["decoder_attention_mask"])
     model.train(was_training)
     logits = model.lm_head(outputs.last_hidden_state[positions])  # (N, V)
-    logits[:, [config.pad_token_id, config.mask_token_id, config.bos_token_id]] = -torch.inf
+    never = (config.pad_token_id, config.mask_token_id, config.bos_token_id)
+    logits[:, [token for token in never if token is not None]] = -torch.inf
     return logits.argmax(dim=-1)

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options
-from .passes_jmnat import JMNatPass, MaskPredict, candidate_scores, unlikely_lengths
+from .passes_jmnat import JMNatPass, MaskPredict, candidate_scores, length_divisors, unlikely_lengths
 
 # What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
 IGNORED_ARGUMENTS = (
@@ -39,7 +39,8 @@ class JMNatGenerateOutput(ModelOutput):
 
     Args:
         sequences: (R, T') ids up to and with the first `</s>`, padded on the right.
-        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization, or the reranker's score.
+        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization; with a reranker, its mean
+            log-probability in place of the model's.
         token_scores: (R, T') log-probabilities, 0 at padding.
         lengths: (R,) T of the candidate, `</s>` included.
         num_passes: (B,) most passes that any candidate of the sentence took.
@@ -129,6 +130,17 @@ def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tenso
     return scores.view(candidates.shape[:2])
 
 
+def check_generation_config(generation_config: GenerationConfig) -> None:
+    """ValueError for what is no configuration, and for what one cannot ask for."""
+    if not isinstance(generation_config, GenerationConfig):
+        raise ValueError(f"generation_config is a {type(generation_config).__name__}, it must be a GenerationConfig")
+    if generation_config.do_sample:
+        raise ValueError("do_sample=True is not supported: each pass takes the most probable tokens")
+    for name in ("target_lengths", "reranker", "shortlist"):
+        if getattr(generation_config, name, None) is not None:
+            raise ValueError(f"{name} in generation_config has no effect: give it to generate itself")
+
+
 class JMNatGenerationMixin(GenerationMixin):
     """`generate` for models that predict all target tokens at once."""
 
@@ -172,6 +184,8 @@ class JMNatGenerationMixin(GenerationMixin):
         kwargs = {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
         input_ids = kwargs.pop("input_ids", inputs)
         source = {name: kwargs.pop(name, None) for name in ("attention_mask", "inputs_embeds", "encoder_outputs")}
+        if torch.is_tensor(generation_config):  # `generate(input_ids, attention_mask)`
+            source["attention_mask"], generation_config = generation_config, None
         options = self._resolve_generation_options(generation_config, kwargs)
         if input_ids is None and reranker is not None:
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
@@ -226,7 +240,8 @@ class JMNatGenerationMixin(GenerationMixin):
         if reranker is None:
             scores = candidate_scores(decoding.log_probs, lengths, options)
         else:
-            scores = reranker_scores(reranker, input_ids, source_mask.long(), texts, self.config.pad_token_id)
+            means = reranker_scores(reranker, input_ids, source_mask.long(), texts, self.config.pad_token_id)
+            scores = means * (lengths / length_divisors(lengths, options)).to(means)
         return self._best_candidates(decoding, lengths, ends, texts, scores.to(lengths.device))
 
     def _best_candidates(self, decoding: MaskPredict, lengths, ends, texts, scores):
@@ -265,8 +280,13 @@ class JMNatGenerationMixin(GenerationMixin):
                 f"generate got {', '.join(sorted(unknown))}, which it does not know; options are "
                 f"{', '.join(OPTION_NAMES)}, target_lengths, reranker and shortlist"
             )
-        sources = [kwargs, generation_config, self.generation_config]
-        options = resolve_options(*(source for source in sources if source is not None))
+        sources = [kwargs, self.generation_config]
+        if generation_config is not None:
+            check_generation_config(generation_config)
+            sources.insert(1, generation_config)
+            if generation_config.num_beams is not None:
+                sources.insert(2, {"num_length_candidates": generation_config.num_beams})
+        options = resolve_options(*sources)
         options.check()
         if self.config.decoder_input == "source_copy" and options.num_iterations > 1:
             raise ValueError(

@@ -327,8 +327,10 @@ class MaskPredict:
     def prune(self, iteration: int) -> bool:
         """Give up candidates that are too far behind after pass `iteration` + 1; False where nothing was looked at."""
         options = self.options
-        num_kept = options.num_return_sequences
         only_best = options.prune_candidates == iteration + 1
+        num_kept = options.num_return_sequences
+        if only_best:
+            num_kept = max(num_kept, min(options.prune_to, options.num_length_candidates))
         if not only_best and (options.prune_threshold == 0.0 or self.nothing_left_to_prune()):
             return False
         self.write_back(iteration)
@@ -371,7 +373,11 @@ class MaskPredict:
         self.served_by = needed
 
 
+def length_divisors(lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
+    """(T + length_offset)**length_normalization."""
+    return (lengths + options.length_offset).float() ** options.length_normalization
+
+
 def candidate_scores(log_probs: torch.Tensor, lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
-    """Sum of log_probs (.., T), which are 0 at padding, / (T + length_offset)**length_normalization."""
-    divisors = (lengths + options.length_offset).to(log_probs.dtype) ** options.length_normalization
-    return log_probs.sum(dim=-1) / divisors
+    """Sum of log_probs (.., T), which are 0 at padding, divided by `length_divisors`."""
+    return log_probs.sum(dim=-1) / length_divisors(lengths, options)

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from .corpus import SPLITS, TextSplit, read_file_splits, read_hub_splits
+from .fairseq_tokenizer import CONVERTED_OPTIONS
 from .output_files import write_json
 from .tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
 
@@ -208,6 +209,7 @@ def tokenizer_hash(directory: str | Path) -> str:
     parts = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
     options = ("lowercase", "moses_source_lang", "moses_target_lang", "split_special_tokens")
     kept = {key: content.get(key) for key in parts + options}
+    kept.update({key: content[key] for key in CONVERTED_OPTIONS if content.get(key)})
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -92,6 +92,8 @@ ADDITIONS = (
 )
 ABLATIONS = (
     Student("no_encoder_loss", "JM-NAT, without L_enc", {"encoder_loss_weight": 0.0}),
+    Student("encoder_weight_0.1", "JM-NAT, a1 = 0.1", {"encoder_loss_weight": 0.1}),
+    Student("encoder_weight_1", "JM-NAT, a1 = 1", {"encoder_loss_weight": 1.0}),
     Student("no_encoder_mask", "JM-NAT, without encoder mask and L_enc", {"source_mask_ratio": 0.0}),
     Student("no_ngram_loss", "JM-NAT, without L_gram", {"ngram_loss_weight": 0.0}),
     Student("random_mask", "JM-NAT, without consecutive mask", {"target_mask": "random"}),

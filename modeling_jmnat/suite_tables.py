@@ -25,6 +25,7 @@ from .suite_systems import (
 
 PASSES = (1, 4, 10)
 BEAMS = (1, 5)
+TUNED_LABEL = "decoding tuned on the validation text"
 DEEP_TEACHER_LABEL = "teacher of 10 encoder and 2 decoder layers"
 PASSES_HEADER = ("system", *(f"BLEU k={k}" for k in PASSES))
 STUDENT_HEADER = (*PASSES_HEADER, "repeats k=4", "repeats k=10", "chrF k=10")
@@ -98,6 +99,12 @@ def teacher_rows(output: Path) -> list[list[str]]:
             bleu = [cell(figures(evaluations, "sacrebleu", num_beams=beams)) for beams in BEAMS]
             repeats = cell(figures(evaluations, "repeated_tokens_per_sentence", num_beams=BEAMS[-1]), 3)
             rows.append([label, *bleu, repeats])
+    if tuned := evaluations_of(output, "teacher", None, ".tuned"):
+        bleu, repeats = (
+            cell(figures(tuned, name, num_beams=BEAMS[-1]), digits)
+            for name, digits in (("sacrebleu", 2), ("repeated_tokens_per_sentence", 3))
+        )
+        rows.append([f"teacher, {TUNED_LABEL}", "-", bleu, repeats])
     return rows
 
 
@@ -109,7 +116,17 @@ def table2(output: Path) -> str:
         rows.append(student_row(student.label, evaluations_of(output, student.name, student.seeds)))
         reranked = evaluations_of(output, student.name, student.seeds, ".reranked")
         rows.append(student_row(f"{student.label}, reranked by the teacher", reranked))
+        rows += tuned_rows(output, student)
     return text + markdown(STUDENT_HEADER, rows) + latency_table(output)
+
+
+def tuned_rows(output: Path, student: Student) -> list[list[str] | None]:
+    """A student whose decoding was chosen on the validation text, alone and reranked."""
+    variants = {".tuned": TUNED_LABEL, ".reranked.tuned": f"reranked by the teacher, {TUNED_LABEL}"}
+    return [
+        student_row(f"{student.label}, {label}", evaluations_of(output, student.name, student.seeds, variant))
+        for variant, label in variants.items()
+    ]
 
 
 def latency_table(output: Path) -> str:
@@ -173,6 +190,7 @@ def table4(output: Path) -> str:
         for student in ADDITIONS
         if (update_all := evaluations_of(output, student.name, variant=".update_all"))
     ]
+    rows += [row for student in ADDITIONS if student.data == "both" for row in tuned_rows(output, student)]
     return text + "\n" + markdown(STUDENT_HEADER, rows)
 
 
@@ -245,7 +263,8 @@ def write_tables(output: Path, suites: Sequence[str]) -> dict[str, str]:
     signatures = set()
     for path in sorted((output / "results").glob("*.json")):
         evaluation = json.loads(path.read_text(encoding="utf-8"))
-        signatures.update(row["sacrebleu_signature"] for row in evaluation.get("results", ()))
+        rows = evaluation.get("results", ())
+        signatures.update(row["sacrebleu_signature"] for row in rows if "sacrebleu_signature" in row)
     texts = {}
     for suite in suites:
         texts[suite] = TABLES[suite](output)

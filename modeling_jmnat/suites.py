@@ -27,16 +27,19 @@ from .suite_systems import (
     WORD_NOISE_LEVELS,
     Student,
 )
+from .suite_tables import BEAMS
 from .teacher_training import teacher_defaults
 
 WEAK_TEACHER_SHARE = 0.25  # of the teacher's updates
 NUM_CASES, CASE_WORDS, CASE_PASSES = 8, (10, 30), 4
+# What is chosen on the validation text beside the exponent of the length.
+TUNED_OPTIONS = {"remask_adjacent": [True, False]}
 
 SUITES = {
     "main": "teacher, distillation and JM-NAT: the shortest way to a good model",
     "table1": "more encoder or decoder layers for the basic NAT",
-    "table2": "teacher, CM-NAT and JM-NAT at k = 1, 4, 10, weak teacher, reranking, latency",
-    "table3": "repeated words of the same systems, without reranking, latency and weak teacher",
+    "table2": "teacher, CM-NAT and JM-NAT at k = 1, 4, 10, weak teacher, reranking, tuned decoding, latency",
+    "table3": "repeated words of the same systems, without reranking, tuning, latency and weak teacher",
     "table4": "one training for each part left out, added or changed",
     "figure1": "basic NAT: convergence with a frozen half, and noise on its states",
     "figure3": "noise on the source: CM-NAT beside JM-NAT and the teacher",
@@ -145,6 +148,9 @@ class SuiteBuilder:
                 name = f"{student.name}-{seed}"
                 reranker = {"reranker": self.settings.output / "teacher"}
                 self.add_evaluation(name, f"{name}.reranked", self.decoding(student) | reranker)
+                self.add_tuned(name, name)
+                self.add_tuned(name, f"{name}.reranked", reranker)
+        self.add_tuned("teacher", "teacher", autoregressive=True)
         preset = self.settings.preset
         weak_steps = max(1, round(self.settings.teacher_updates(preset) * WEAK_TEACHER_SHARE))
         self.add_teacher("weak_teacher", preset, weak_steps)
@@ -176,6 +182,8 @@ class SuiteBuilder:
             if student.from_teacher or self.settings.from_teacher:
                 self.add_student(student, seeds=1)
                 self.add_decodings(student)
+                if student.data == "both":
+                    self.add_tuned(f"{student.name}-1", f"{student.name}-1")
 
     def add_decodings(self, student: Student) -> None:
         """What tells whether a training pays under another decoding than its own."""
@@ -340,8 +348,37 @@ class SuiteBuilder:
             teacher = "weak_teacher"
         return {"init_from_teacher": self.settings.output / teacher}, (*needs, teacher)
 
+    def add_tuned(self, system: str, name: str, more: dict | None = None, autoregressive: bool = False) -> None:
+        """The best decoding of the validation text, and an evaluation with it; `more` are options of both."""
+        text, chosen = self.settings.output / "text", self.settings.output / "results" / f"{name}.tuning.json"
+        candidates = {
+            "num_length_candidates": self.settings.num_length_candidates,
+            "grid": json.dumps(TUNED_OPTIONS),
+        }
+        options = {
+            "model": self.settings.output / system,
+            "source": text / "validation.src",
+            "reference": text / "validation.tgt",
+            "output": chosen,
+            "lowercase": self.lowercase,
+            "save": False,
+            **({} if self.settings.batch_tokens is None else {"batch_tokens": self.settings.batch_tokens}),
+            **({} if autoregressive else candidates),
+            **(more or {}),
+        }
+        needs = [system, "teacher"] if "reranker" in options else [system]
+        self.add(f"tune_{name}", "tune_decoding.py", options, needs)
+        tuned = {"tuning": chosen, **({"num_beams": BEAMS[-1]} if autoregressive else {}), **(more or {})}
+        self.add_evaluation(system, f"{name}.tuned", tuned, autoregressive, needs=[f"tune_{name}"])
+
     def add_evaluation(
-        self, system: str, name: str, options: dict, autoregressive: bool = False, alone: bool = False
+        self,
+        system: str,
+        name: str,
+        options: dict,
+        autoregressive: bool = False,
+        alone: bool = False,
+        needs: Sequence[str] = (),
     ) -> None:
         text = self.settings.output / "text"
         options = {
@@ -358,7 +395,7 @@ class SuiteBuilder:
         if "num_length_candidates" in json.loads(options.get("generation_options", "{}")):
             del options["num_length_candidates"]
         reranker = ["teacher"] if "reranker" in options and system != "teacher" else []
-        self.add(f"evaluate_{name}", "evaluate.py", options, [system, *reranker], alone=alone)
+        self.add(f"evaluate_{name}", "evaluate.py", options, [system, *reranker, *needs], alone=alone)
 
     def add_translation(self, system: str, options: dict) -> None:
         options = {

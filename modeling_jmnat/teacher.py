@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from .configuration_jmnat import JMNatConfig
+from .fairseq_tokenizer import CONVERTED_OPTIONS
 from .tokenization_jmnat import JMNatTokenizer
 
 # A hypothesis may have MAX_LENGTH_FACTOR * S + MAX_LENGTH_MARGIN tokens before `</s>`, S being its source's tokens.
@@ -155,6 +156,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         state = tokenizer.get_vocab()
     options = {name: tokenizer.init_kwargs.get(name) for name in ("moses_source_lang", "moses_target_lang")}
+    options.update({name: value for name in CONVERTED_OPTIONS if (value := tokenizer.init_kwargs.get(name))})
     return hashlib.sha256(json.dumps([state, options], sort_keys=True).encode("utf-8")).hexdigest()
 
 
@@ -245,6 +247,12 @@ def max_target_length(model: PreTrainedModel, source_length: int) -> int:
     """Tokens that a translation may have before `</s>`, by its own source alone: batches do not matter."""
     limit = math.ceil(MAX_LENGTH_FACTOR * source_length) + MAX_LENGTH_MARGIN
     return min(limit, max_source_length(model) - 2)
+
+
+def length_penalty(generation_config: GenerationConfig) -> float:
+    """Exponent of the length in beam search, 1.0 where none is set: for engines that do not read the configuration."""
+    value = generation_config.length_penalty
+    return 1.0 if value is None else float(value)
 
 
 class _LengthLimit(LogitsProcessor):

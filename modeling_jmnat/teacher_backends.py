@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .teacher import (
     decode,
     default_batch_tokens,
+    length_penalty,
     length_sorted_batches,
     max_source_length,
     max_target_length,
@@ -112,6 +113,7 @@ class CTranslate2Decoder(TransformersDecoder):
                 results = self.translator.translate_batch(
                     [self.tokenizer.convert_ids_to_tokens(list(sequences[index])) for index in indices],
                     beam_size=self.num_beams,
+                    length_penalty=length_penalty(self.model.generation_config),
                     max_input_length=0,
                     min_decoding_length=0,
                     max_decoding_length=max_target_length(self.model, length),

@@ -99,6 +99,8 @@ class JMNatTrainer(Trainer):
 
     def count_predicted(self, batch: dict) -> torch.Tensor:
         """Number of target tokens that a batch asks for: what token losses are divided by."""
+        if self.model.config.decoder_input == "source_copy":  # all are predicted, whatever the collator masks
+            return batch["labels"].ne(-100).sum()
         return batch["masked_positions"].sum()
 
     def loss_outputs(self, model, batch: dict, denominators: torch.Tensor | None):
@@ -178,6 +180,14 @@ class JMNatTrainer(Trainer):
             generator=torch.Generator(),  # its own: how workers start must not move the dropout's random numbers
         )
         return self.accelerator.prepare(loader)
+
+    def get_test_dataloader(self, test_dataset) -> DataLoader:
+        """For `predict`, with the masks of evaluation: the same losses whenever it is called."""
+        training_collator, self.data_collator = self.data_collator, self.eval_data_collator
+        try:
+            return super().get_test_dataloader(test_dataset)
+        finally:
+            self.data_collator = training_collator
 
     def floating_point_ops(self, inputs) -> int:
         """Not counted: the walk over all parameters in every step costs a small model 2 % of its time."""

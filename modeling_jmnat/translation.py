@@ -37,8 +37,9 @@ class Translation:
         source: the line as it was read.
         candidates: `num_return_sequences` pairs of text and score (mean log-probability), best first.
         token_ids: of the best candidate, without special tokens.
-        num_passes: decoder passes; None for autoregressive models, as the two below.
+        num_passes: decoder passes; None for autoregressive models, as all below.
         candidate_lengths: the lengths that were tried, `</s>` counted, most probable first.
+        lengths: those of `candidates`.
         canvases: with `output_history=True`, what the decoder read in each pass, as text.
     """
 
@@ -47,6 +48,7 @@ class Translation:
     token_ids: list[int] = field(default_factory=list)
     num_passes: int | None = None
     candidate_lengths: list[int] | None = None
+    lengths: list[int] | None = None
     canvases: list[str] | None = None
 
     @property
@@ -289,6 +291,9 @@ def _read_output(tokenizer, output, num_sentences: int) -> list[dict]:
     for index in range(num_sentences):
         first = index * returned
         results.append({"candidates": candidates[first : first + returned], "token_ids": sequences[first]})
+    if output.get("lengths") is not None:
+        for result, lengths in zip(results, output.lengths.view(num_sentences, returned).tolist(), strict=True):
+            result["lengths"] = lengths
     for name in ("num_passes", "candidate_lengths"):
         if output.get(name) is not None:
             for result, value in zip(results, output[name].tolist(), strict=True):

@@ -36,7 +36,7 @@ from modeling_jmnat.output_files import atomic_text_file, write_json  # noqa: E4
 from modeling_jmnat.plots import plot_bleu_against_latency  # noqa: E402
 
 CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
-PRUNED = {"prune_threshold": 0.8}  # candidates that fall behind are given up
+PRUNED = {"prune_candidates": 1, "prune_to": 2}  # the two best candidates go on after the first pass
 
 
 @dataclass
@@ -92,14 +92,14 @@ class BenchmarkArguments:
 def settings(arguments: BenchmarkArguments, trained: bool, shortlist: str | Path | None = None) -> dict[str, dict]:
     """Named options of `generate`. Rules that read probabilities mean nothing with random weights.
 
-    "k = 4" passes all candidates through all passes, "k = 4, pruned" gives up those that fall behind.
+    "k = 4" passes all candidates through all passes, "k = 4, pruned" only the two best through all but the first.
     """
     shortlist = None if shortlist is None else {"shortlist": str(shortlist)}
     plain = {f"k = {passes}": {"num_iterations": passes} for passes in arguments.passes}
     named = {}
     for label, options in plain.items():
         named[label] = options
-        if trained:
+        if trained and options["num_iterations"] > 1:
             named[f"{label}, pruned"] = options | PRUNED
         if shortlist:
             named[f"{label}, shortlist"] = options | shortlist

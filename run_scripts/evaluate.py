@@ -41,6 +41,9 @@ class EvaluationArguments:
     generation_options: str | None = field(
         default=None, metadata={"help": """Further decoding options as JSON, such as '{"early_stop": true}'."""}
     )
+    tuning: str | None = field(
+        default=None, metadata={"help": "JSON file of tune_decoding.py: decode with the options that it found best."}
+    )
     reranker: str | None = field(
         default=None,
         metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
@@ -87,12 +90,23 @@ def decoding_settings(arguments: EvaluationArguments, jmnat: bool) -> tuple[list
         kind = "JM-NAT" if jmnat else "an autoregressive model"
         raise ValueError(f"--{other} does not apply to {kind}: use --{varied}")
     values = getattr(arguments, varied) or (DEFAULT_ITERATIONS if jmnat else DEFAULT_BEAMS)
-    shared = parse_generation_options(arguments.generation_options)
+    shared = tuned_options(arguments.tuning) | parse_generation_options(arguments.generation_options)
+    shared.pop(varied, None)
     if arguments.num_length_candidates is not None:
         if not jmnat:
             raise ValueError("--num_length_candidates does not apply to an autoregressive model: use --num_beams")
         shared["num_length_candidates"] = arguments.num_length_candidates
     return [{varied: value} for value in values], shared
+
+
+def tuned_options(path: str | None) -> dict:
+    """What tune_decoding.py chose; none for None."""
+    if path is None:
+        return {}
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))["best"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"tuning={path} is not a file of tune_decoding.py") from None
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict:

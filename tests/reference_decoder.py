@@ -247,6 +247,7 @@ DEFAULTS = {
     "num_return_sequences": 1,
     "length_threshold": 0.0,
     "prune_candidates": None,
+    "prune_to": 1,
     "prune_threshold": 0.0,
     "confidence_threshold": None,
     "update_all": False,
@@ -280,10 +281,9 @@ def slow_decode(model, source, target_length=None, **options):
         if iteration + 1 == options["num_iterations"]:
             break
         ranked = sorted(going_on, key=lambda candidate: -candidate.score())
-        limit = options["prune_threshold"] * math.exp(ranked[0].score())
+        limit, kept = options["prune_threshold"] * math.exp(ranked[0].score()), options["num_return_sequences"]
         if options["prune_candidates"] == iteration + 1:
-            limit = math.inf
-        kept = options["num_return_sequences"]
+            limit, kept = math.inf, max(kept, options["prune_to"])
         going_on = ranked[:kept] + [candidate for candidate in ranked[kept:] if math.exp(candidate.score()) >= limit]
     ranked = sorted(going_on, key=lambda candidate: -candidate.score())
     return ranked[: options["num_return_sequences"]], candidates

@@ -343,9 +343,8 @@ def test_rules_that_read_probabilities_need_trained_weights(tmp_path):
     plain = {f"k = {passes}": {"num_iterations": passes} for passes in (1, 4, 10)}
     assert script.settings(arguments, trained=False) == plain
     assert script.settings(arguments, trained=True) == plain | {
-        "k = 1, pruned": {"num_iterations": 1, "prune_threshold": 0.8},
-        "k = 4, pruned": {"num_iterations": 4, "prune_threshold": 0.8},
-        "k = 10, pruned": {"num_iterations": 10, "prune_threshold": 0.8},
+        "k = 4, pruned": {"num_iterations": 4, "prune_candidates": 1, "prune_to": 2},
+        "k = 10, pruned": {"num_iterations": 10, "prune_candidates": 1, "prune_to": 2},
         "k = 10, adaptive": {"num_iterations": 10, "confidence_threshold": 0.7},
     }
     with_shortlist = script.settings(arguments, trained=False, shortlist="x")
@@ -353,7 +352,9 @@ def test_rules_that_read_probabilities_need_trained_weights(tmp_path):
     systems = student_systems("x", with_shortlist, [1])
     assert [system.name for system in systems if "shortlist" in system.label] == ["JM-NAT ONNX int8, C = 1"] * 3
     systems = student_systems("x", script.settings(arguments, trained=True), [1, 4])
-    assert sum("pruned" in system.label for system in systems) == 3 * 3  # one candidate cannot be pruned
+    assert (
+        sum("pruned" in system.label for system in systems) == 2 * 3
+    )  # neither one pass nor one candidate can be pruned
 
 
 def test_the_picture_leaves_rules_out():

@@ -3,6 +3,8 @@ from fairseq_samples import SPECIAL, write_dictionary
 from transformers import AutoTokenizer
 
 from modeling_jmnat.fairseq_tokenizer import build_tokenizer, read_bpe_codes, read_dictionary
+from modeling_jmnat.preparation import tokenizer_hash
+from modeling_jmnat.teacher import tokenizer_digest
 from modeling_jmnat.tokenization_jmnat import BytePairSegmenter
 
 CODES = ["l o", "lo w</w>", "e r</w>", "ä ß", "x y", "xy z</w>"]
@@ -91,3 +93,14 @@ def test_moses_as_the_dictionary_was_made(tmp_path):
         build_tokenizer(symbols, codes, moses_source_lang="de")
     with pytest.raises(ValueError, match="Moses language 'Deutsch'"):
         build_tokenizer(symbols, codes, "Deutsch", "en")
+
+
+def test_other_codes_are_another_tokenizer(tmp_path):
+    symbols = read_dictionary(write_dictionary(tmp_path / "dict.txt", PIECES))
+    digests, hashes = set(), set()
+    for number, codes in enumerate((CODES, CODES[:1], CODES)):
+        tokenizer = build_tokenizer(symbols, codes)
+        tokenizer.save_pretrained(tmp_path / str(number))
+        digests.add(tokenizer_digest(tokenizer))
+        hashes.add(tokenizer_hash(tmp_path / str(number)))
+    assert len(digests) == len(hashes) == 2

@@ -30,6 +30,8 @@ OPTIONS = {
     "threshold": {"confidence_threshold": 0.6},
     "threshold_early_stop": {"confidence_threshold": 0.9, "early_stop": True, "remask_adjacent": False},
     "prune": {"prune_candidates": 2, "num_iterations": 5},
+    "prune_to_two": {"prune_candidates": 1, "prune_to": 2, "num_iterations": 5, "length_normalization": 2.0},
+    "prune_to_more_than_there_are": {"prune_candidates": 2, "prune_to": 9},
     "prune_n_best": {"prune_candidates": 1, "num_return_sequences": 2, "early_stop": True},
     "prune_after_the_last": {"prune_candidates": 4, "num_iterations": 4},
     "likely_lengths": {"length_threshold": 0.9, "num_length_candidates": 6},
@@ -126,6 +128,7 @@ def test_random_options_equal_the_slow_decoder(seed):
             "early_stop": draw(True, False),
             "confidence_threshold": draw(None, 0.3, 0.7, 0.95),
             "prune_candidates": draw(None, 1, 3),
+            "prune_to": draw(1, 2),
             "length_threshold": draw(0.0, 0.9, 0.98),
             "prune_threshold": draw(0.0, 0.9, 0.98),
             "update_all": draw(True, False),
@@ -568,6 +571,7 @@ def test_suppressed_tokens_never_come():
         ({"num_return_sequences": 5}, "num_return_sequences=5 is more than num_length_candidates=4"),
         ({"remask_schedule": "sine"}, "remask_schedule='sine' is not one of linear, cosine"),
         ({"prune_candidates": 0}, "prune_candidates=0 must be a whole number of at least 1"),
+        ({"prune_to": 0}, "prune_to=0 must be a whole number of at least 1"),
         ({"confidence_threshold": 1.5}, r"confidence_threshold=1.5 must be None or in \(0, 1\]"),
         ({"length_normalization": -1.0}, "length_normalization=-1.0 must be at least 0"),
         ({"length_offset": -5}, "length_offset=-5 must be at least 0"),
@@ -626,6 +630,29 @@ def test_a_length_below_two_counts_as_two():
     assert sorted(output.candidate_lengths[0].tolist()) == [2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
+def test_the_mask_may_come_second():
+    model = random_model(16)
+    input_ids, mask = pad(random_sources(model, 3, 16))
+    mask[:, 1] = 0
+    expected = model.generate(input_ids, attention_mask=mask)
+    assert torch.equal(model.generate(input_ids, mask), expected)
+    assert not torch.equal(model.generate(input_ids), expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("nonsense", "generation_config is a str, it must be a GenerationConfig"),
+        (GenerationConfig(do_sample=True), "do_sample=True is not supported"),
+        (JMNatGenerationConfig(target_lengths=[3]), "target_lengths in generation_config has no effect"),
+    ],
+)
+def test_configs_that_cannot_be_followed_are_refused(config, message):
+    model = random_model(16)
+    with pytest.raises(ValueError, match=message):
+        model.generate(pad(random_sources(model, 3, 16))[0], generation_config=config)
+
+
 def test_precedence_of_options():
     model = random_model(16)
     sources = random_sources(model, 3, 16)
@@ -640,6 +667,19 @@ def test_precedence_of_options():
     assert num_passes(generation_config=JMNatGenerationConfig(num_iterations=8)) == 8
     assert num_passes(generation_config=JMNatGenerationConfig(early_stop=False)) == 7
     assert num_passes(generation_config=JMNatGenerationConfig(num_iterations=8), num_iterations=3) == 3
+    # None turns off what it stands for.
+    model.generation_config.confidence_threshold, model.generation_config.prune_candidates = 0.5, 1
+    assert model._resolve_generation_options(None, {}).prune_candidates == 1
+    off = model._resolve_generation_options(None, {"confidence_threshold": None, "prune_candidates": None})
+    assert off.confidence_threshold is None
+    assert off.prune_candidates is None
+    assert model._resolve_generation_options(None, {"num_iterations": None}).num_iterations == 7
+    # Beams are length candidates, unless the config names these.
+    beams = GenerationConfig(num_beams=3)
+    assert model._resolve_generation_options(beams, {}).num_length_candidates == 3
+    assert model._resolve_generation_options(beams, {"num_length_candidates": 2}).num_length_candidates == 2
+    both = JMNatGenerationConfig(num_beams=3, num_length_candidates=5)
+    assert model._resolve_generation_options(both, {}).num_length_candidates == 5
     # False, 0 and [] are values.
     defaults = JMNatOptions()
     model.generation_config = JMNatGenerationConfig(
@@ -682,6 +722,7 @@ FIRST = {
     "num_return_sequences": 2,
     "length_threshold": 0.5,
     "prune_candidates": 3,
+    "prune_to": 2,
     "prune_threshold": 0.7,
     "confidence_threshold": 0.5,
     "update_all": True,
@@ -701,6 +742,7 @@ SECOND = {
     "num_return_sequences": 1,
     "length_threshold": 0.0,
     "prune_candidates": None,
+    "prune_to": 1,
     "prune_threshold": 0.0,
     "confidence_threshold": None,
     "update_all": False,
@@ -843,6 +885,10 @@ def test_a_reranker_with_a_score_method_chooses():
     lengths = torch.tensor([len(text) for text in texts(output)]).view(5, 4)
     assert lengths.diff(dim=1).ge(0).all()
     assert torch.equal(output.sequences_scores.view(5, 4), -lengths.float())
+    # The exponent of the length applies to its means as well.
+    sums = generate(model, sources, reranker=ShortestFirst(), num_return_sequences=4, length_normalization=0.0)
+    ends = torch.tensor([len(text) for text in texts(sums)])
+    assert torch.equal(sums.sequences_scores, -(ends * sums.lengths).float())
     pruned = generate(model, sources, reranker=ShortestFirst(), prune_candidates=2)
     survivors = generate(model, sources, prune_candidates=2, **ALL_CANDIDATES)
     assert texts(pruned) == texts(survivors)

@@ -63,6 +63,7 @@ def parse(stage):
         return parse_preparation(arguments, "")[0]
     dataclass = {
         "evaluate.py": lambda: load_script("evaluate").EvaluationArguments,
+        "tune_decoding.py": lambda: load_script("tune_decoding").TuningArguments,
         "translate.py": lambda: load_script("translate").TranslationArguments,
         "distill.py": lambda: DistillationArguments,
     }[script]()
@@ -109,6 +110,16 @@ def test_settings_reach_the_commands(data, tmp_path):
     )
     assert (cm.model["ngram_loss_weight"], cm.training.seed, cm.training.max_steps) == (0, 2, 30)
     assert json.loads(parse(stages["evaluate_cm-2.reranked"]).generation_options) == {"remask_adjacent": False}
+    tuning, tuned = parse(stages["tune_jm-2.reranked"]), parse(stages["evaluate_jm-2.reranked.tuned"])
+    assert (Path(tuning.source).name, tuning.save, tuning.grid) == (
+        "validation.src",
+        False,
+        '{"remask_adjacent": [true, false]}',
+    )
+    assert (tuned.tuning, tuned.reranker, Path(tuned.source).name) == (tuning.output, tuning.reranker, "test.src")
+    assert stages["evaluate_jm-2.reranked.tuned"].needs == ("jm-2", "teacher", "tune_jm-2.reranked")
+    assert parse(stages["evaluate_teacher.tuned"]).num_beams == [5]
+    assert "tune_cm_both-1" in stages
     deeper = parse(stages["nat_encoder_15-1"])
     assert (deeper.model["encoder_layers"], deeper.model["decoder_layers"]) == (18, 3)
     assert deeper.run.init_from_teacher is None

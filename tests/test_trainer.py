@@ -496,3 +496,26 @@ def test_bad_use_of_the_trainer_is_named(tiny, tmp_path):
         make_trainer(tiny, tmp_path, eval_num_iterations=[1]).evaluate(rows)
     with pytest.raises(ValueError, match="max_tokens"):
         make_trainer(tiny, tmp_path, max_tokens=MODEL["d_model"] // 4)
+
+
+def test_a_copied_source_counts_all_targets(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path, model_fields={"decoder_input": "source_copy"})
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(8)])
+    targets = batch["labels"].ne(-100)
+    assert trainer.count_predicted(batch) == targets.sum() > batch["masked_positions"].sum()
+    outputs = trainer.model.eval()(**batch)
+    denominators = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    assert trainer.loss_outputs(trainer.model, batch, denominators).loss.item() == pytest.approx(outputs.loss.item())
+
+
+def test_predict_has_the_masks_of_evaluation(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path)
+    rows = trainer.train_dataset.select(range(8))
+    losses = []
+    for epoch in (0, 1):
+        trainer.data_collator.set_epoch(epoch)
+        losses.append(trainer.predict(rows).metrics["test_loss"])
+    assert losses[0] == losses[1]
+    batch = trainer.eval_data_collator([rows[index] for index in range(8)])
+    with torch.no_grad():
+        assert losses[0] == pytest.approx(trainer.model.eval()(**batch).loss.item(), rel=1e-5)

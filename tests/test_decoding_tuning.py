@@ -1,0 +1,160 @@
+"""Every setting that tuning compares equals a decoding with these options; what it chooses is saved and used."""
+
+import json
+
+import pytest
+from teacher_samples import random_lines
+from translation_samples import load_script, save_translators, tiny_student, tiny_tokenizer
+
+from modeling_jmnat import JMNatForConditionalGeneration, JMNatGenerationConfig
+from modeling_jmnat.decoding_tuning import beam_settings, best_setting, best_text, candidate_settings
+from modeling_jmnat.reranking import load_reranker
+from modeling_jmnat.translation import Translation, load_translator, translate_lines
+
+LINES = [*random_lines(12, seed=3), "", *random_lines(6, seed=4)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_translators(tmp_path_factory.mktemp("translators"))
+
+
+@pytest.fixture(scope="module")
+def tune():
+    return load_script("tune_decoding")
+
+
+def texts(model, tokenizer, **options):
+    return [translation.text for translation in translate_lines(model, tokenizer, LINES, **options)]
+
+
+@pytest.mark.parametrize("reranked", [False, True])
+def test_candidates_and_exponents_equal_their_own_decodings(folder, reranked):
+    tokenizer = tiny_tokenizer()
+    model = tiny_student(tokenizer)
+    shared = {"early_stop": True}
+    if reranked:
+        shared["reranker"] = load_reranker(folder / "teacher", tokenizer)
+    grid = {"num_iterations": [2, 3], "remask_adjacent": [True, False]}
+    compared, different = 0, set()
+    for setting, found in candidate_settings(model, tokenizer, LINES, grid, [1, 2, 4], [0.0, 1.0, 3.0], shared):
+        assert found == texts(model, tokenizer, **shared, **setting), setting
+        compared += 1
+        different.add(tuple(found))
+    assert compared == 2 * 2 * 3 * 3
+    assert len(different) > 12  # they are not all the same anyway
+
+
+def test_beam_searches_with_their_penalties(folder):
+    model, tokenizer = load_translator(folder / "teacher", "cpu")
+    grid = {"num_beams": [2, 3], "length_penalty": [0.5, 3.0]}
+    settings = list(beam_settings(model, tokenizer, LINES, grid))
+    assert [setting for setting, _ in settings] == [
+        {"num_beams": beams, "length_penalty": penalty} for beams in (2, 3) for penalty in (0.5, 3.0)
+    ]
+    for setting, found in settings:
+        assert found == texts(model, tokenizer, **setting)
+
+
+def test_a_larger_exponent_never_shortens():
+    tokenizer = tiny_tokenizer()
+    model = tiny_student(tokenizer, seed=1)
+    options = {"num_length_candidates": 5, "num_return_sequences": 5, "length_normalization": 0.0}
+    for translation in translate_lines(model, tokenizer, random_lines(10, seed=7), num_iterations=2, **options):
+        lengths = {text: length for (text, _), length in zip(translation.candidates, translation.lengths, strict=True)}
+        chosen = [lengths[best_text(translation, 5, exponent / 4)] for exponent in range(20)]
+        assert chosen == sorted(chosen)
+
+
+def test_the_best_text_by_hand():
+    candidates = [("a", -3.0), ("b c", -4.0), ("d e f", -9.0)]
+    translation = Translation("x", candidates, candidate_lengths=[4, 2, 3], lengths=[2, 3, 4])
+    assert best_text(translation, 3, 0.0) == "a"
+    assert best_text(translation, 3, 1.0) == "b c"  # -1.5, -1.33, -2.25
+    assert best_text(translation, 2, 1.0) == "a"  # of lengths 4 and 2
+    assert best_text(translation, 1, 1.0) == "d e f"
+    assert best_text(Translation("", [("", 0.0)]), 4, 2.0) == ""
+
+
+def test_the_best_setting_by_hand():
+    rows = [
+        {"num_iterations": k, "length_normalization": exponent, "sacrebleu": bleu}
+        for k, exponent, bleu in ((4, 1.0, 30.0), (4, 2.0, 33.0), (10, 1.0, 36.0), (10, 2.0, 34.0))
+    ]
+    assert best_setting(rows) == {"length_normalization": 2.0}  # 33.5 against 33
+    assert best_setting(rows[:2] * 2) == {"length_normalization": 2.0}
+    assert best_setting(list(reversed(rows[:1] + rows[3:]))) == {"length_normalization": 2.0}
+    equals = [{"num_beams": beams, "sacrebleu": 1.0} for beams in (5, 3)]
+    assert best_setting(equals) == {"num_beams": 5}
+
+
+def test_the_command_saves_what_it_found_and_evaluate_takes_it(folder, tmp_path, tune, capsys):
+    evaluate = load_script("evaluate")
+    model, tokenizer = load_translator(folder / "student", "cpu")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "onnx").mkdir()
+    model.generation_config.save_pretrained(tmp_path / "model" / "onnx")
+    (tmp_path / "source").write_text("\n".join(LINES) + "\n")
+    wanted = {"num_iterations": 3, "num_length_candidates": 5, "length_normalization": 2.5, "remask_adjacent": False}
+    references = texts(model, tokenizer, **wanted)
+    (tmp_path / "reference").write_text("\n".join(references) + "\n")
+    common = ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "reference")]
+    report = tmp_path / "tuning.json"
+    grid = {"num_iterations": [3], "remask_adjacent": [True, False]}
+    options = ["--num_length_candidates", "2", "5", "--grid", json.dumps(grid), "--output", str(report)]
+    before = (tmp_path / "model" / "generation_config.json").read_text()
+    tune.main(["--model", str(tmp_path / "model"), *common, *options, "--save", "False"])
+    assert (tmp_path / "model" / "generation_config.json").read_text() == before
+    tune.main(["--model", str(tmp_path / "model"), *common, *options])
+    written = json.loads(report.read_text())
+    assert len(written["results"]) == 2 * 2 * 7
+    best = {name: written["best"][name] for name in wanted if name != "num_iterations"}
+    row = next(row for row in written["results"] if row.items() >= {"sacrebleu": 100.0, **best}.items())
+    assert row["num_iterations"] == 3
+    assert f"best: {json.dumps(written['best'])}" in capsys.readouterr().out
+    for place in ("model", "model/onnx"):
+        saved = JMNatGenerationConfig.from_pretrained(tmp_path / place)
+        assert {name: getattr(saved, name) for name in best} == best
+    assert saved.num_iterations == 10  # BLEU is a mean over all k: none of them is chosen
+    tuned = JMNatForConditionalGeneration.from_pretrained(tmp_path / "model").eval()
+    assert texts(tuned, tokenizer, num_iterations=3) == references
+    evaluate.main(["--model", str(folder / "student"), *common, "--num_iterations", "3", "--tuning", str(report)])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["results"][0]["sacrebleu"] == 100.0
+    assert figures["settings"]["generation"] == written["best"]
+
+
+def test_the_command_tunes_a_teacher(folder, tmp_path, tune):
+    (tmp_path / "source").write_text("\n".join(LINES) + "\n")
+    common = ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "source")]
+    options = ["--exponents", "0.5", "2", "--grid", '{"num_beams": [2]}', "--save", "False"]
+    tune.main(["--model", str(folder / "teacher"), *common, *options, "--output", str(tmp_path / "report.json")])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [(row["num_beams"], row["length_penalty"]) for row in report["results"]] == [(2, 0.5), (2, 2.0)]
+    best = max(report["results"], key=lambda row: row["sacrebleu"])
+    assert report["best"]["length_penalty"] == best["length_penalty"]
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("student", ["--grid", '{"num_iterations": 4}'], "num_iterations must have a list of values, at least one"),
+        ("student", ["--grid", '{"num_iterations": []}'], "num_iterations must have a list of values, at least one"),
+        ("student", ["--grid", '{"prune_candidates": [1]}'], "prune_candidates cannot be tuned, nor be on"),
+        ("student", ["--generation_options", '{"prune_threshold": 0.5}'], "prune_threshold cannot be tuned"),
+        ("student", ["--exponents", "1", "-1"], "exponents=[1.0, -1.0] must be at least 0"),
+        ("student", ["--output", "nowhere/report.json"], "nowhere is not a folder"),
+        ("teacher", ["--num_length_candidates", "3"], "--num_length_candidates does not apply"),
+        ("teacher", ["--reranker", "teacher"], "--reranker does not apply"),
+    ],
+)
+def test_the_command_says_what_is_wrong(folder, tmp_path, tune, capsys, model, options, message):
+    (tmp_path / "text").write_text("a b\n")
+    text = ["--source", str(tmp_path / "text"), "--reference", str(tmp_path / "text")]
+    before = (folder / model / "generation_config.json").read_text()
+    with pytest.raises(SystemExit) as stopped:
+        tune.main(["--model", str(folder / model), *text, *options])
+    assert stopped.value.code == 1
+    assert message in capsys.readouterr().err
+    assert (folder / model / "generation_config.json").read_text() == before
