@@ -101,18 +101,20 @@ def interleaved(
 
 
 def latency_figures(times: Sequence[Sequence[float]], lengths: Sequence[int]) -> dict:
-    """Milliseconds per sentence at batch 1, of times [round][sentence]; a sentence counts with its median round.
+    """Milliseconds per sentence at batch 1, of times [round][sentence].
 
-    `latency_ms` is the mean over sentences, in the median round; the quartiles are those of the rounds.
+    `latency_ms` is the mean over sentences, in the median round; the quartiles are those of the rounds. p50 and p99
+    are of all times; by length, a sentence counts with its median round.
     """
     rounds = [1000 * statistics.mean(turn) for turn in times]
+    single = [1000 * seconds for turn in times for seconds in turn]
     sentences = [1000 * statistics.median(turn[index] for turn in times) for index in range(len(lengths))]
     figures = {
         "latency_ms": statistics.median(rounds),
         "latency_quartiles_ms": [quantile(rounds, 0.25), quantile(rounds, 0.75)],
         "latency_spread": spread(rounds),
-        "latency_p50_ms": quantile(sentences, 0.5),
-        "latency_p99_ms": quantile(sentences, 0.99),
+        "latency_p50_ms": quantile(single, 0.5),
+        "latency_p99_ms": quantile(single, 0.99),
         "latency_by_source_length_ms": {},
     }
     bounds = [0, *LENGTH_BUCKETS, float("inf")]
@@ -179,6 +181,9 @@ def loading_figures(system: System, sources: Sequence[Sequence[int]], num_thread
         return receiver.recv()
     except EOFError:
         raise ValueError(f"{system.title} cannot be loaded in a process of its own, see the error above") from None
+    except KeyboardInterrupt:
+        process.terminate()  # SIGTERM reaches this process alone
+        raise
     finally:
         process.join()
 

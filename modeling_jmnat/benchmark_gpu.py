@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from .benchmark import add_ratios, block_sums, interleaved, latency_figures, length_sorted, throughput_figures
 from .benchmark_systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine
 from .modeling_jmnat import JMNatForConditionalGeneration
 from .static_shapes import StaticShapeJMNat
-from .teacher import load_teacher_tokenizer, pad_batch
+from .teacher import length_penalty, load_teacher_tokenizer, pad_batch
 
 REFERENCES = ("Transformers float32, beam 5", "Transformers float16, beam 5", "CTranslate2 float16, greedy")
 NEEDED_ROUNDS = 3  # ratios need as many; later ones only while there is time
@@ -79,6 +79,7 @@ class CTranslate2GPUEngine(CTranslate2Engine):
         import ctranslate2
 
         self.tokenizer = load_teacher_tokenizer(system.folder)
+        self.length_penalty = length_penalty(GenerationConfig.from_pretrained(system.folder))
         self.translator = ctranslate2.Translator(
             str(Path(system.folder) / "ctranslate2"), device=system.device, compute_type=system.dtype
         )

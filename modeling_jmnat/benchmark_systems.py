@@ -110,16 +110,22 @@ class TransformersEngine:
 
 
 class CTranslate2Engine:
-    """The same model converted for CTranslate2. Options as `TransformersEngine`'s."""
+    """The same model converted for CTranslate2. Options as `TransformersEngine`'s.
+
+    `num_threads` are workers of one thread each: a single sentence takes one of them, all share a batch.
+    """
+
+    num_workers = 1
 
     def __init__(self, folder: str, int8: bool, num_threads: int):
         import ctranslate2
 
         self.tokenizer = load_teacher_tokenizer(folder)
         self.length_penalty = length_penalty(GenerationConfig.from_pretrained(folder))
+        self.num_workers = num_threads
         compute_type = "int8" if int8 else "float32"
         self.translator = ctranslate2.Translator(
-            str(Path(folder) / "ctranslate2"), compute_type=compute_type, intra_threads=num_threads, inter_threads=1
+            str(Path(folder) / "ctranslate2"), compute_type=compute_type, inter_threads=num_threads, intra_threads=1
         )
 
     def prepare(self, sources: Sequence[Sequence[int]]):
@@ -130,6 +136,7 @@ class CTranslate2Engine:
         limit = _target_limit(max(map(len, batch))) if length is None else length
         return self.translator.translate_batch(
             batch,
+            max_batch_size=0 if self.num_workers == 1 else math.ceil(len(batch) / self.num_workers),
             beam_size=options["num_beams"],
             length_penalty=self.length_penalty,
             max_input_length=0,

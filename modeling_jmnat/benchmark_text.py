@@ -1,6 +1,5 @@
 """What a benchmark translates: a test set with its scores, or random tokens for untrained models."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,25 +11,6 @@ from .text_files import read_parallel
 from .translation import load_translator
 
 FIXED_LENGTH = 25  # tokens of source and target with random weights
-NEEDED = ("student", "teacher", "source", "reference")
-
-
-def copy_models(arguments, work: Path, names=("student", "teacher")) -> list[str]:
-    """Copy the folders that `arguments` names into `work`; the names of those there are.
-
-    Raises:
-        ValueError: something in `NEEDED` is not given, or what is given is no folder.
-    """
-    missing = [name for name in NEEDED if getattr(arguments, name) is None]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing: give student, teacher, source and reference, or random_weights")
-    given = [name for name in names if getattr(arguments, name) is not None]
-    for name in given:
-        folder = getattr(arguments, name)
-        if not Path(folder).is_dir():
-            raise ValueError(f"{name} {folder} is not a folder: give the folder of a saved model")
-        shutil.copytree(folder, work / name)
-    return given
 
 
 def scored_text(

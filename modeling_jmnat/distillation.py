@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from .output_files import atomic_text_file, write_json
 from .preparation import load_prepared
-from .teacher import load_teacher, same_tokenizer, tokenizer_digest
-from .teacher_backends import CTranslate2Decoder, TransformersDecoder, choose_backend
+from .teacher import length_penalty, load_teacher, same_tokenizer, tokenizer_digest
+from .teacher_backends import CTranslate2Decoder, TransformersDecoder, choose_backend, number_type
+from .translation import choose_device
 
 PLAN_NAME = "distillation_plan.json"
 SUMMARY_NAME = "distillation.json"
@@ -43,7 +44,10 @@ class DistillationArguments:
     num_beams: int = field(default=5, metadata={"help": "Beam size; 5 as in the paper, 1 is greedy and fastest."})
     shards: int | None = field(
         default=None,
-        metadata={"help": f"Parts that are saved one by one; by default one for {SENTENCES_PER_SHARD} sentences."},
+        metadata={
+            "help": "Parts that are saved one by one, at most one for each sentence; by default one for "
+            f"{SENTENCES_PER_SHARD} sentences."
+        },
     )
     backend: str = field(
         default="auto",
@@ -57,9 +61,11 @@ class DistillationArguments:
     )
     dtype: str = field(
         default="auto",
-        metadata={"help": "Number type of the teacher: float32, float16 or bfloat16; auto is float16 on a GPU."},
+        metadata={
+            "help": "Number type of the teacher: float32, float16 or bfloat16; auto is float16 on a GPU, else float32."
+        },
     )
-    device: str | None = field(default=None, metadata={"help": "cuda or cpu; by default the GPU if there is one."})
+    device: str = field(default="auto", metadata={"help": "auto (the GPU if there is one), cpu or cuda."})
     max_length_ratio: float | None = field(
         default=3.0,
         metadata={
@@ -98,6 +104,8 @@ class DistillationPlan:
         num_beams: beam size.
         shards: number of shards.
         sentences: number of training sentences.
+        dtype: number type that the teacher computes in.
+        length_penalty: of the teacher's beam search; 1.0 for greedy search, which has none.
     """
 
     teacher: str
@@ -106,6 +114,8 @@ class DistillationPlan:
     num_beams: int
     shards: int
     sentences: int
+    dtype: str
+    length_penalty: float
 
     def shard_range(self, shard: int) -> range:
         """The consecutive sentence numbers of a shard; sizes differ by one at most."""
@@ -129,6 +139,8 @@ def digest(parts: Sequence[str | bytes]) -> str:
 def settle_plan(output_dir: Path, plan: DistillationPlan) -> None:
     """Write the plan of a new folder, or check that an earlier run in this folder had the same one.
 
+    What the earlier plan does not name, as one written before the field existed, is not compared.
+
     Raises:
         ValueError: the folder belongs to another plan, or holds other files.
     """
@@ -136,9 +148,9 @@ def settle_plan(output_dir: Path, plan: DistillationPlan) -> None:
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))
         for name, value in asdict(plan).items():
-            if earlier.get(name) != value:
+            if earlier.get(name, value) != value:
                 raise ValueError(
-                    f"output_dir {output_dir} holds a distillation with {name}={earlier.get(name)}, now {name} is "
+                    f"output_dir {output_dir} holds a distillation with {name}={earlier[name]}, now {name} is "
                     f"{value}: choose another folder or delete this one"
                 )
         return
@@ -278,7 +290,7 @@ def distill(arguments: DistillationArguments) -> dict:
     """
     languages = languages_of(arguments)
     state = PartialState(cpu=arguments.device == "cpu")
-    device = torch.device(arguments.device) if arguments.device else state.device
+    device = state.device if arguments.device == "auto" else choose_device(arguments.device)
     splits, tokenizer = load_prepared(arguments.data)
     if "train" not in splits:
         raise ValueError(f"{arguments.data} has no training split: other splits are never distilled")
@@ -292,8 +304,10 @@ def distill(arguments: DistillationArguments) -> dict:
         data=digest([tokenizer_digest(tokenizer), *dataset["source"]]),
         backend=backend,
         num_beams=arguments.num_beams,
-        shards=arguments.shards or default_shards(len(dataset)),
+        shards=min(arguments.shards or default_shards(len(dataset)), len(dataset)),
         sentences=len(dataset),
+        dtype=number_type(model),
+        length_penalty=length_penalty(model.generation_config) if arguments.num_beams > 1 else 1.0,
     )
     output_dir = Path(arguments.output_dir)
     if state.is_main_process:

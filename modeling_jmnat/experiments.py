@@ -2,9 +2,12 @@
 
 A stage is done when its command ended with exit code 0 and its last line of JSON did not say `"finished": false`; a
 file in `OUTPUT/stages/` then tells so, with the command and the figures. A stage without that file is run again: the
-commands resume by themselves.
+commands resume by themselves. Stages end with the process that started them.
 """
 
+import ctypes
+import fcntl
+import functools
 import json
 import os
 import signal
@@ -16,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -27,6 +31,9 @@ GRACE_SECONDS = 90  # what a stage has to write its checkpoint once it was asked
 LOG_TAIL_LINES = 5
 ATTEMPTS = 2  # a stage that failed is begun once more, behind the others: memory of a GPU may be free again by then
 MEMORY_SHARE = 0.9  # of a GPU's memory, divided among the stages that share it
+LOCK, STAGES_LOCK = ".lock", ".stages.lock"
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,14 @@ class StageRunner:
         jobs: commands at a time.
         time_budget: minutes, None for no limit. At the end running stages are asked to stop (SIGTERM).
         threads: of each command; None leaves them to it.
+        pass_fds: file descriptors that the commands inherit, such as that of `exclusive`.
     """
 
     output_dir: Path
     jobs: int = 1
     time_budget: float | None = None
     threads: int | None = None
+    pass_fds: tuple[int, ...] = ()
     started: float = field(default_factory=time.monotonic)
 
     def run(self, stages: Sequence[Stage]) -> dict[str, str]:
@@ -143,9 +152,10 @@ class StageRunner:
         mark = self.mark(stage)
         if not mark.is_file():
             return False
-        done_by = json.loads(mark.read_text(encoding="utf-8"))["command"]
-        if done_by != list(stage.command):
-            changed = sorted(set(done_by) ^ set(stage.command))
+        written = json.loads(mark.read_text(encoding="utf-8"))
+        # A mark without output_dir was written before folders could be moved.
+        folders = (written["output_dir"], str(self.output_dir.resolve())) if "output_dir" in written else ("", "")
+        if changed := changed_parts(written["command"], stage.command, *folders):
             raise ValueError(
                 f"stage {stage.name} was done with other settings ({' '.join(changed)}): choose another --output "
                 f"or delete {mark} and the stage's folder"
@@ -167,7 +177,13 @@ class StageRunner:
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a", encoding="utf-8") as file:
             process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                pass_fds=self.pass_fds,
+                preexec_fn=functools.partial(end_with_parent, os.getpid()),
             )
         return Running(stage, process, time.monotonic())
 
@@ -182,7 +198,13 @@ class StageRunner:
         if figures.get("finished") is False:
             return "stopped"
         seconds = round(time.monotonic() - item.since, 1)
-        mark = {"stage": item.stage.name, "command": list(item.stage.command), "seconds": seconds, "figures": figures}
+        mark = {
+            "stage": item.stage.name,
+            "command": list(item.stage.command),
+            "output_dir": str(self.output_dir.resolve()),
+            "seconds": seconds,
+            "figures": figures,
+        }
         self.mark(item.stage).parent.mkdir(exist_ok=True)
         write_json(self.mark(item.stage), mark)
         tqdm.write(f"{item.stage.name}: done in {seconds / 60:.1f} minutes")
@@ -200,6 +222,77 @@ class StageRunner:
                 os.killpg(item.process.pid, signal.SIGKILL)
                 item.process.wait()
         return [self.finish(item) if item.process.returncode == 0 else "stopped" for item in running]
+
+
+def changed_parts(done_by: Sequence[str], command: Sequence[str], before: str, now: str) -> list[str]:
+    """What differs between two commands, of which the first was given when the run folder was `before`.
+
+    Where the scripts lie and how a path is spelled makes no difference.
+    """
+    then = [Path(done_by[0]).name, *(moved(part, before, now) for part in done_by[1:])]
+    command = [Path(command[0]).name, *command[1:]]
+    if len(then) == len(command) and all(map(same_value, then, command)):
+        return []
+    lost, new = (
+        [part for part in one if not any(same_value(part, candidate) for candidate in other)]
+        for one, other in ((then, command), (command, then))
+    )
+    return sorted({*lost, *new}) or ["in another order"]
+
+
+def moved(part: str, before: str, now: str) -> str:
+    """The path of something in a folder that has moved; any other part of a command stays as it is."""
+    inside = before and (part == before or part.startswith(before + os.sep))
+    return now + part[len(before) :] if inside else part
+
+
+def same_value(one: str, other: str) -> bool:
+    """Equal as text or as paths."""
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+def end_with_parent(parent: int) -> None:
+    """In a process just forked: SIGTERM comes when the thread that forked it ends. Does nothing but on Linux."""
+    if LIBC is None:
+        return
+    LIBC.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
+    if os.getppid() != parent:  # it ended before
+        os._exit(1)
+
+
+@contextmanager
+def exclusive(output_dir: Path) -> Iterator[int]:
+    """Hold a run folder for this process; gives the file descriptor that its stages are to inherit.
+
+    Locks end with those who hold them: the first with this process, the second with its last stage, so that the next
+    call waits until the stages of a killed one have written their checkpoints.
+
+    Raises:
+        ValueError: another call has the folder, or stages of one have it even after `GRACE_SECONDS`.
+    """
+    with open(output_dir / LOCK, "a") as own, open(output_dir / STAGES_LOCK, "a") as stages:
+        if not locked(own):
+            raise ValueError(f"output={output_dir} is in use by another call: wait for its end or choose another")
+        if not locked(stages):
+            print("waiting for stages of an earlier call to end", file=sys.stderr, flush=True)
+            if not locked(stages, GRACE_SECONDS):
+                raise ValueError(
+                    f"output={output_dir} is in use by stages of an earlier call: wait for their end or choose another"
+                )
+        yield stages.fileno()
+
+
+def locked(file: TextIO, seconds: float = 0.0) -> bool:
+    """Lock a file, trying for some time; False if others hold it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS)
 
 
 @contextmanager

@@ -8,17 +8,23 @@ graph returns W_q' k for each source token and head, and likewise W_o v + b_o / 
 the H S columns of a sentence in place of two with D columns and two per head: less work while S is below about 80.
 """
 
+import contextlib
 import copy
+import hashlib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import torch
 from onnx import TensorProto
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
 from .modeling_jmnat import JMNatAttention, JMNatForConditionalGeneration, JMNatLayer, JMNatPositionalAttention
 from .onnx_graph import GraphWriter, quantise_rows
 from .onnx_model import (
+    DIGEST,
     LOWEST,
     POSITIONS_FILE,
     STATES_DECODER,
@@ -27,6 +33,15 @@ from .onnx_model import (
     padded_vocabulary_size,
     weight_file,
 )
+
+DECODERS = tuple(graph_file("decoder", int8) for int8 in (False, True))  # a folder's export is found by them
+EXPORTED_FILES = (
+    *DECODERS,
+    *(graph_file(part, int8) for part in ("encoder", STATES_DECODER) for int8 in (False, True)),
+    *(weight_file(int8) for int8 in (False, True)),
+    POSITIONS_FILE,
+)
+UNFINISHED = ".unfinished_export"  # folder inside the output where an export is written
 
 
 def merge_linears(linears, factors=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -341,16 +356,48 @@ def output_projection(weight: torch.Tensor, int8: bool) -> dict[str, torch.Tenso
     return {"weight": quantised.contiguous(), "scales": scales}
 
 
+def weights_digest(model: JMNatForConditionalGeneration) -> str:
+    """SHA-256 of all weights and their names."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode("utf-8"))
+        digest.update(weight.contiguous().numpy())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def unfinished_export(output: Path) -> Iterator[Path]:
+    """Give an empty folder; its files replace those of an earlier export in `output` when the block ends well."""
+    folder = output / UNFINISHED
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for name in EXPORTED_FILES:
+            (output / name).unlink(missing_ok=True)
+        for path in sorted(folder.iterdir(), key=lambda path: path.name in DECODERS):
+            path.replace(output / path.name)
+    finally:
+        shutil.rmtree(folder)
+
+
 @torch.no_grad()
 def export_onnx(
-    model: JMNatForConditionalGeneration, output: str | Path, int8: bool = False, shortlist: bool = False
+    model: JMNatForConditionalGeneration,
+    output: str | Path,
+    int8: bool = False,
+    shortlist: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> dict[str, int]:
-    """Write graphs, configuration and generation configuration to the folder `output`.
+    """Write graphs, configuration and generation configuration to the folder `output`, all of them or none.
+
+    An earlier export there is removed, other files stay.
 
     Args:
         int8: write the int8 graphs beside the float32 ones.
         shortlist: also write the decoder without its output projection, and that by itself, for
             `generate(..., shortlist=...)`.
+        tokenizer: is saved beside them.
 
     Returns:
         Size in bytes of each file of weights.
@@ -361,23 +408,31 @@ def export_onnx(
     if model.config.decoder_input != "mask":
         raise ValueError(f"decoder_input={model.config.decoder_input!r} cannot be exported, only 'mask'")
     model = copy.deepcopy(model).float().cpu().eval()
-    output = Path(output)
-    output.mkdir(parents=True, exist_ok=True)
+    with unfinished_export(Path(output)) as folder:
+        sizes = write_weights(model, folder, int8, shortlist)
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    return sizes
+
+
+def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool, shortlist: bool) -> dict[str, int]:
+    """Graphs and tables of a float32 model; the size in bytes of each file, all of which name the model's weights."""
+    metadata = {DIGEST: weights_digest(model)}
     sizes = {}
     for quantised in (False, True) if int8 else (False,):
         writers = [EncoderWriter(model, quantised), DecoderWriter(model, quantised)]
         for writer in [*writers, DecoderWriter(model, quantised, only_states=True)] if shortlist else writers:
             graph = writer.write()
             path = output / graph_file(graph.name, quantised)
-            onnx.save_model(graph.model(), str(path))
+            onnx.save_model(graph.model(metadata), str(path))
             sizes[path.name] = path.stat().st_size
         if shortlist:
             path = output / weight_file(quantised)
-            save_file(output_projection(model.lm_head.weight.detach(), quantised), path)
+            save_file(output_projection(model.lm_head.weight.detach(), quantised), path, metadata)
             sizes[path.name] = path.stat().st_size
     if model.config.positional_attention:
-        save_file(positional_projections(model), output / POSITIONS_FILE)
+        save_file(positional_projections(model), output / POSITIONS_FILE, metadata)
         sizes[POSITIONS_FILE] = (output / POSITIONS_FILE).stat().st_size
-    model.config.save_pretrained(output)
-    model.generation_config.save_pretrained(output)
     return sizes

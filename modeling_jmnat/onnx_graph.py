@@ -112,7 +112,10 @@ class GraphWriter:
             raise ValueError(f"activation_function={name!r} cannot be exported, only {', '.join(ACTIVATIONS)}")
         return self.add(ACTIVATIONS[name], value)
 
-    def model(self) -> onnx.ModelProto:
+    def model(self, properties: dict[str, str]) -> onnx.ModelProto:
+        """The graph as it is saved, with `properties` as its metadata."""
         initializers = list(self.initializers.values())
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, initializers)
-        return helper.make_model(graph, opset_imports=OPSETS, ir_version=IR_VERSION, producer_name="modeling_jmnat")
+        model = helper.make_model(graph, opset_imports=OPSETS, ir_version=IR_VERSION, producer_name="modeling_jmnat")
+        helper.set_model_props(model, properties)
+        return model

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from transformers.utils import ModelOutput
 
 from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
@@ -16,6 +16,7 @@ from .passes_jmnat import RestrictedVocabulary
 LOWEST = torch.finfo(torch.float32).min
 GRAPHS = ("encoder", "decoder")
 POSITIONS_FILE = "positions.safetensors"  # see `PositionalAttention`
+DIGEST = "weights_sha256"  # metadata of every exported file: of which model it is
 STATES_DECODER = "decoder_states"  # the decoder without output projection, for shortlists
 VOCABULARY_BLOCK = 128  # the best token is looked for among the best of each block: faster than in one go
 CACHED_LENGTH = 64  # positional probabilities of targets up to this length are kept
@@ -46,7 +47,7 @@ def find_graphs(directory: str | Path, int8: bool) -> Path:
 
 
 def load_session(path: Path, num_threads: int | None):
-    """An ONNX Runtime session on the CPU; ValueError where ONNX Runtime is not installed."""
+    """An ONNX Runtime session on the CPU; ValueError for a damaged file, or where ONNX Runtime is not installed."""
     try:
         import onnxruntime
     except ImportError:
@@ -54,20 +55,54 @@ def load_session(path: Path, num_threads: int | None):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the core to others
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # those of ONNX Runtime share no other class
+        raise cannot_be_loaded(path, error) from None
 
 
-def load_shortlist_part(folder: Path, int8: bool, num_threads: int | None):
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The tensors of a file and the digest that it names; ValueError for a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(DIGEST)  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise cannot_be_loaded(path, error) from None
+
+
+def cannot_be_loaded(path: Path, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0]
+    return ValueError(f"{path} cannot be loaded, run_scripts/export_onnx.py writes it anew: {reason}")
+
+
+def session_digest(session) -> str | None:
+    """None for a graph that was exported before there were digests."""
+    return session.get_modelmeta().custom_metadata_map.get(DIGEST)
+
+
+def check_digest(path: Path, digest: str | None, expected: str | None) -> None:
+    """Refuse a file of another model than the decoder's: they would translate into nonsense without any error."""
+    if digest != expected:
+        raise ValueError(
+            f"{path} and the decoder beside it do not belong to the same model: "
+            "run_scripts/export_onnx.py writes them anew"
+        )
+
+
+def load_shortlist_part(folder: Path, int8: bool, num_threads: int | None, digest: str | None):
     """The session of the decoder without output projection, and that projection as in `weight_file`.
 
     Raises:
-        ValueError: the folder was exported without them.
+        ValueError: the folder was exported without them, or they are damaged or of another model than `digest`.
     """
     graph, weights = folder / graph_file(STATES_DECODER, int8), folder / weight_file(int8)
     for path in (graph, weights):
         if not path.is_file():
             raise ValueError(f"{path} does not exist: run_scripts/export_onnx.py --shortlist writes it")
-    return load_session(graph, num_threads), load_file(weights)
+    session, (projection, found) = load_session(graph, num_threads), load_tensors(weights)
+    check_digest(graph, session_digest(session), digest)
+    check_digest(weights, found, digest)
+    return session, projection
 
 
 @dataclass
@@ -174,21 +209,27 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         """Load exported graphs from `directory`, or from its folder `onnx`.
 
         Args:
-            int8: the quantised graphs.
+            int8: the quantised graphs. They scale activations by the batch, so that a translation may depend on the
+                other sentences of its batch and on padding.
             num_threads: of ONNX Runtime; None: as many as PyTorch uses.
 
         Raises:
-            ValueError: no such graphs in the folder, or ONNX Runtime is not installed.
+            ValueError: no such graphs in the folder, damaged ones or those of two models, or ONNX Runtime is not
+                installed.
         """
         folder = find_graphs(directory, int8)
-        encoder, decoder = (load_session(folder / graph_file(part, int8), num_threads) for part in GRAPHS)
+        encoder_path, decoder_path = (folder / graph_file(part, int8) for part in GRAPHS)
+        encoder, decoder = load_session(encoder_path, num_threads), load_session(decoder_path, num_threads)
+        digest = session_digest(decoder)
+        check_digest(encoder_path, session_digest(encoder), digest)
         config = JMNatConfig.from_pretrained(folder)
         positions = None
         if config.positional_attention:
-            tables = load_file(folder / POSITIONS_FILE)
+            tables, found = load_tensors(folder / POSITIONS_FILE)
+            check_digest(folder / POSITIONS_FILE, found, digest)
             positions = PositionalAttention(**tables, exclude_self=config.exclude_self_attention)
         generation_config = JMNatGenerationConfig.from_pretrained(folder)
-        shortlist_part = functools.cache(lambda: load_shortlist_part(folder, int8, num_threads))
+        shortlist_part = functools.cache(lambda: load_shortlist_part(folder, int8, num_threads, digest))
         return cls(config, generation_config, encoder, decoder, positions, shortlist_part)
 
     def can_generate(self) -> bool:

@@ -7,10 +7,10 @@ another tokenizer is wrapped: `TextReranker` passes the candidates on as text.
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .generation_jmnat import mean_log_probs
-from .teacher import load_teacher_tokenizer, pad_batch, tokenizer_digest
+from .teacher import load_teacher, pad_batch, tokenizer_digest
 
 
 class TextReranker:
@@ -58,9 +58,11 @@ def load_reranker(
     Args:
         directory: a saved seq2seq model with its tokenizer, or a name on the Hub.
         student_tokenizer: compared by content, not by name.
+
+    Raises:
+        ValueError: what `load_teacher` refuses, such as a JM-NAT model.
     """
-    tokenizer = load_teacher_tokenizer(directory)
-    model = AutoModelForSeq2SeqLM.from_pretrained(directory).to(device).eval()
+    model, tokenizer = load_teacher(directory, device)
     if tokenizer_digest(tokenizer) == tokenizer_digest(student_tokenizer):
         return model
     return TextReranker(model, tokenizer, student_tokenizer)

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
+from .teacher import tokenizer_digest
+
+TENSORS = {"table": 2, "always": 1}  # of a file, with their numbers of axes
+DIGEST = "tokenizer_sha256"  # metadata of a file
 SHORTLIST_FILE = "shortlist.safetensors"
 MAX_LINKS = 20_000_000  # pairs of a source and a target token that are counted; more data change little
 ROUNDS = 3  # of expectation maximisation
@@ -23,10 +29,11 @@ class Shortlist:
     Args:
         table: (V, n) target tokens of each source token, -1 where there are fewer.
         always: (m,) target tokens of every source.
+        digest: `tokenizer_digest` of the tokenizer that made the ids; None where it is not known.
     """
 
-    def __init__(self, table: torch.Tensor, always: torch.Tensor):
-        self.table, self.always = table.long(), always.long()
+    def __init__(self, table: torch.Tensor, always: torch.Tensor, digest: str | None = None):
+        self.table, self.always, self.digest = table.long(), always.long(), digest
 
     def ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(N,) rising target tokens that any of the sources (B, S) may call for, and the special tokens.
@@ -44,20 +51,55 @@ class Shortlist:
 
     def save(self, directory: str | Path) -> Path:
         path = Path(directory) / SHORTLIST_FILE
-        save_file({"table": self.table.int(), "always": self.always.int()}, path)
+        metadata = None if self.digest is None else {DIGEST: self.digest}
+        save_file({"table": self.table.int(), "always": self.always.int()}, path, metadata)
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> "Shortlist":
+    def load(cls, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> "Shortlist":
         """From a file, or a folder that holds one.
 
+        Args:
+            tokenizer: of the model that is to decode with it.
+
         Raises:
-            ValueError: there is none.
+            ValueError: there is none, or it was built with another tokenizer.
         """
         path = Path(path) / SHORTLIST_FILE if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise ValueError(f"{path} does not exist: run_scripts/build_shortlist.py writes it")
-        return cls(**load_file(path))
+        shortlist = cls(*read_shortlist(path))
+        if tokenizer is not None:
+            shortlist.check_tokenizer(tokenizer, path)
+        return shortlist
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+        """Refuse a shortlist that is not the tokenizer's: it would translate into nonsense or fail on the way."""
+        size, rows = len(tokenizer), self.table.shape[0]
+        highest = max(int(ids.max(initial=-1)) for ids in (self.table.numpy(), self.always.numpy()))
+        if rows < size or highest >= size:
+            raise ValueError(
+                f"shortlist={path} has {rows} source tokens and target tokens up to {highest}, "
+                f"the tokenizer has {size} tokens: they do not belong together"
+            )
+        digest = tokenizer_digest(tokenizer)
+        if self.digest not in (None, digest):
+            raise ValueError(
+                f"shortlist={path} was built with another tokenizer (hash {self.digest[:12]}) than the model's (hash "
+                f"{digest[:12]}): build it from the model's data with run_scripts/build_shortlist.py"
+            )
+
+
+def read_shortlist(path: Path) -> tuple[torch.Tensor, torch.Tensor, str | None]:
+    """`table`, `always` and `digest` of a file; ValueError for anything else than a whole shortlist."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    except SafetensorError:
+        tensors, metadata = {}, None
+    if {name: tensor.ndim for name, tensor in tensors.items()} != TENSORS:
+        raise ValueError(f"shortlist={path} is no shortlist: give a file that run_scripts/build_shortlist.py wrote")
+    return tensors["table"], tensors["always"], (metadata or {}).get(DIGEST)
 
 
 def translation_links(pairs: Iterable[tuple[Sequence[int], Sequence[int]]], vocab_size: int):

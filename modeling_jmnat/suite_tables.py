@@ -108,6 +108,11 @@ def teacher_rows(output: Path) -> list[list[str]]:
     return rows
 
 
+def teacher_of(student: Student) -> str:
+    """Folder of the teacher whose translations a student learns from."""
+    return "weak_teacher" if student.data == "weak_distilled" else "teacher"
+
+
 def table2(output: Path) -> str:
     """Teacher and students, then the time of one sentence; the paper's tables 2 and 3."""
     text = markdown(("teacher", "BLEU greedy", "BLEU beam 5", "repeats beam 5"), teacher_rows(output)) + "\n"
@@ -115,7 +120,8 @@ def table2(output: Path) -> str:
     for student in (JM, CM, *WEAK_STUDENTS, NAT):
         rows.append(student_row(student.label, evaluations_of(output, student.name, student.seeds)))
         reranked = evaluations_of(output, student.name, student.seeds, ".reranked")
-        rows.append(student_row(f"{student.label}, reranked by the teacher", reranked))
+        teacher = teacher_of(student).replace("_", " ")
+        rows.append(student_row(f"{student.label}, reranked by the {teacher}", reranked))
         rows += tuned_rows(output, student)
     return text + markdown(STUDENT_HEADER, rows) + latency_table(output)
 

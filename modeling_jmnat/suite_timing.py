@@ -88,8 +88,9 @@ def duration(minutes: float) -> str:
 def estimate(stages: Sequence[Stage], work: Mapping[str, Work], done: set[str], data: Path, jobs: int) -> str:
     """One sentence on the time that the trainings still need; it takes a few seconds to find out."""
     left = {name: item for name, item in work.items() if name not in done}
+    others = sum(stage.name not in done and stage.name not in work for stage in stages)
     if not left:
-        return "no training is left to do"
+        return "no training is left to do" + (f", but {others} evaluations and other stages" if others else "")
     kinds = sorted({(item.preset, item.autoregressive) for item in left.values()})
     seconds = {kind: step_seconds(kind[0], data, kind[1]) for kind in kinds}
     minutes = {name: item.updates * seconds[item.preset, item.autoregressive] / 60 for name, item in left.items()}
@@ -99,5 +100,5 @@ def estimate(stages: Sequence[Stage], work: Mapping[str, Work], done: set[str], 
     return (
         f"about {duration(longest_way(stages, minutes, jobs))} for {len(left)} trainings with "
         f"{round(sum(item.updates for item in left.values()))} updates ({measured}), {jobs} at a time if they do not "
-        "slow each other down; not included: evaluation, distillation, loading"
+        f"slow each other down, and {others} evaluations and other stages, which are not in this time"
     )

@@ -1,13 +1,13 @@
 """The paper's experiments as stages: what is trained with which settings, and decoded how."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from .configuration_jmnat import JMNatConfig
 from .experiments import Stage
-from .preparation import load_prepared
 from .presets import load_preset
 from .suite_systems import (
     ABLATIONS,
@@ -27,11 +27,12 @@ from .suite_systems import (
     WORD_NOISE_LEVELS,
     Student,
 )
-from .suite_tables import BEAMS
+from .suite_tables import BEAMS, teacher_of
 from .teacher_training import teacher_defaults
+from .training_run import SETTINGS
 
 WEAK_TEACHER_SHARE = 0.25  # of the teacher's updates
-NUM_CASES, CASE_WORDS, CASE_PASSES = 8, (10, 30), 4
+CASE_PASSES = 4
 # What is chosen on the validation text beside the exponent of the length.
 TUNED_OPTIONS = {"remask_adjacent": [True, False]}
 
@@ -49,7 +50,7 @@ SUITES = {
 
 @dataclass
 class SuiteSettings:
-    """Where a suite reads and writes, and what every training and evaluation of it gets.
+    """Where a suite reads and writes, and what every training and evaluation of it gets. Paths become absolute.
 
     Args:
         preset: name or file for the training commands.
@@ -77,6 +78,12 @@ class SuiteSettings:
     num_length_candidates: int = 4
     latency_sentences: int = 100
     batch_tokens: int | None = None
+
+    def __post_init__(self):
+        self.data, self.output, self.scripts = (path.resolve() for path in (self.data, self.output, self.scripts))
+        for name in ("preset", "teacher_preset"):
+            if str(getattr(self, name)).endswith((".yaml", ".yml")):
+                setattr(self, name, os.path.realpath(getattr(self, name)))
 
     def teacher_updates(self, preset: str) -> int:
         return self.teacher_steps or self._updates(preset, teacher_defaults(load_preset(preset)))
@@ -146,10 +153,9 @@ class SuiteBuilder:
         for student in (JM, CM):
             for seed in range(1, student.seeds + 1):
                 name = f"{student.name}-{seed}"
-                reranker = {"reranker": self.settings.output / "teacher"}
-                self.add_evaluation(name, f"{name}.reranked", self.decoding(student) | reranker)
+                self.add_reranked(student, seed)
                 self.add_tuned(name, name)
-                self.add_tuned(name, f"{name}.reranked", reranker)
+                self.add_tuned(name, f"{name}.reranked", self.reranker(student))
         self.add_tuned("teacher", "teacher", autoregressive=True)
         preset = self.settings.preset
         weak_steps = max(1, round(self.settings.teacher_updates(preset) * WEAK_TEACHER_SHARE))
@@ -157,6 +163,8 @@ class SuiteBuilder:
         self.add_distillation("weak_teacher", "weak_distilled")
         for student in WEAK_STUDENTS:
             self.add_student(student)
+            for seed in range(1, student.seeds + 1):
+                self.add_reranked(student, seed)
         self.add_teacher("teacher_on_distilled", preset, self.settings.teacher_steps, data="distilled")
         self.add_teacher(DEEP_TEACHER, preset, self.settings.teacher_steps, layers=DEEP_TEACHER_LAYERS)
         if self.settings.latency_sentences:
@@ -307,13 +315,13 @@ class SuiteBuilder:
         if student.data == "both":
             self.add_preparation("both", settings.output / "distilled", {"append_train_of": settings.data})
         folder, needs = self.data_folder(student.data)
-        start, needs = self.start_of(student, needs)
         layers = self.layers_of(settings.preset)
         deeper = {name: layers[name] + count for name, count in student.more_layers.items()}
         updates = round(settings.student_updates() * student.more_steps)
         share = sum((layers | deeper).values()) / sum(layers.values())
         for seed in range(1, (seeds or student.seeds) + 1):
             name = f"{student.name}-{seed}"
+            start, waits_for = self.start_of(student, name)
             options = {
                 "preset": settings.preset,
                 "data": folder,
@@ -326,7 +334,7 @@ class SuiteBuilder:
                 **start,
                 **({"eval_num_iterations": 1} if student.one_pass else {}),
             }
-            self.add(name, "train_jmnat.py", options, needs, trains=True)
+            self.add(name, "train_jmnat.py", options, (*needs, *waits_for), trains=True)
             self.work.setdefault(name, Work(settings.preset, False, updates * share))
             self.add_evaluation(name, name, self.decoding(student))
 
@@ -336,17 +344,26 @@ class SuiteBuilder:
         model = load_preset(preset).model
         return {name: model.get(name, getattr(JMNatConfig(), name)) for name in ("encoder_layers", "decoder_layers")}
 
-    def start_of(self, student: Student, needs: tuple[str, ...]) -> tuple[dict, tuple[str, ...]]:
-        """Options for the weights that a student begins with, and the stages it waits for."""
+    def start_of(self, student: Student, name: str) -> tuple[dict, tuple[str, ...]]:
+        """Options for the weights that a student's training begins with, and the stages it waits for."""
         if student.start is not None:
             start = f"{student.start}-1"
-            return {"init_from": self.settings.output / start}, (*needs, start)
+            return {"init_from": self.start_folder(name, "init_from", start)}, (start,)
         if not (student.from_teacher and self.settings.from_teacher):
-            return {}, needs
-        teacher = "small_teacher" if self.settings.teacher_preset else "teacher"
-        if student.data == "weak_distilled":
-            teacher = "weak_teacher"
-        return {"init_from_teacher": self.settings.output / teacher}, (*needs, teacher)
+            return {}, ()
+        teacher = teacher_of(student)
+        if teacher == "teacher" and self.settings.teacher_preset:
+            teacher = "small_teacher"
+        return {"init_from_teacher": self.start_folder(name, "init_from_teacher", teacher)}, (teacher,)
+
+    def start_folder(self, name: str, option: str, start: str) -> Path | str:
+        """The folder of a start, spelled as when the training was begun: trainings compare these paths as text."""
+        folder, written = self.settings.output / start, self.settings.output / name / SETTINGS
+        if written.is_file():
+            begun = json.loads(written.read_text(encoding="utf-8")).get("start", {}).get(option)
+            if begun and Path(begun).resolve() == folder:
+                return begun
+        return folder
 
     def add_tuned(self, system: str, name: str, more: dict | None = None, autoregressive: bool = False) -> None:
         """The best decoding of the validation text, and an evaluation with it; `more` are options of both."""
@@ -366,8 +383,7 @@ class SuiteBuilder:
             **({} if autoregressive else candidates),
             **(more or {}),
         }
-        needs = [system, "teacher"] if "reranker" in options else [system]
-        self.add(f"tune_{name}", "tune_decoding.py", options, needs)
+        self.add(f"tune_{name}", "tune_decoding.py", options, [system, *reranker_of(options)])
         tuned = {"tuning": chosen, **({"num_beams": BEAMS[-1]} if autoregressive else {}), **(more or {})}
         self.add_evaluation(system, f"{name}.tuned", tuned, autoregressive, needs=[f"tune_{name}"])
 
@@ -394,8 +410,15 @@ class SuiteBuilder:
         }
         if "num_length_candidates" in json.loads(options.get("generation_options", "{}")):
             del options["num_length_candidates"]
-        reranker = ["teacher"] if "reranker" in options and system != "teacher" else []
-        self.add(f"evaluate_{name}", "evaluate.py", options, [system, *reranker, *needs], alone=alone)
+        needs = [system, *reranker_of(options), *needs]
+        self.add(f"evaluate_{name}", "evaluate.py", options, needs, alone=alone)
+
+    def reranker(self, student: Student) -> dict:
+        return {"reranker": self.settings.output / teacher_of(student)}
+
+    def add_reranked(self, student: Student, seed: int) -> None:
+        name = f"{student.name}-{seed}"
+        self.add_evaluation(name, f"{name}.reranked", self.decoding(student) | self.reranker(student))
 
     def add_translation(self, system: str, options: dict) -> None:
         options = {
@@ -407,28 +430,6 @@ class SuiteBuilder:
         self.add(f"translate_{system}", "translate.py", options, [system])
 
 
-def export_held_out_text(data: Path, output: Path) -> None:
-    """Write validation and test text of prepared data as line-aligned files, for the commands that read text.
-
-    `cases` are a few test sentences of middling length, spread over the file.
-    """
-    dataset, _ = load_prepared(data)
-    folder = output / "text"
-    folder.mkdir(parents=True, exist_ok=True)
-    (output / "results").mkdir(exist_ok=True)
-    for split in ("validation", "test"):
-        if split not in dataset:
-            raise ValueError(f"{data} has no {split} split: prepare_data.py takes --{split}_source and _target")
-        for column, ending in (("source", "src"), ("target", "tgt")):
-            write_lines(folder / f"{split}.{ending}", dataset[split][column])
-    pairs = list(zip(dataset["test"]["source"], dataset["test"]["target"], strict=True))
-    shortest, longest = CASE_WORDS
-    fitting = [pair for pair in pairs if shortest <= len(pair[0].split()) <= longest] or pairs
-    count = min(NUM_CASES, len(fitting))
-    chosen = [fitting[position * len(fitting) // count] for position in range(count)]
-    for side, ending in enumerate(("src", "tgt")):
-        write_lines(folder / f"cases.{ending}", [pair[side] for pair in chosen])
-
-
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+def reranker_of(options: dict) -> list[str]:
+    """The stage that makes the reranker of an evaluation, if it has one."""
+    return [options["reranker"].name] if "reranker" in options else []

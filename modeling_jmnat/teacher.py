@@ -113,8 +113,18 @@ def _xavier_init(model: PreTrainedModel) -> None:
             nn.init.xavier_uniform_(module.weight)
 
 
+def check_folder(name: str | Path) -> None:
+    """ValueError for a folder that does not exist; what may be a name on the Hub is left to the Hub."""
+    path = Path(name)
+    is_path = str(name).startswith((".", "/", "~")) or len(path.parts) > 2 or "\\" in str(name) or path.is_file()
+    in_a_folder = len(path.parts) == 2 and path.parent.is_dir()
+    if (is_path or in_a_folder) and not path.is_dir():
+        raise ValueError(f"the folder {name} does not exist: give the folder of a saved model, or a name on the Hub")
+
+
 def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer saved beside a teacher: ours, or any other that Transformers knows."""
+    check_folder(directory)
     config_path = Path(directory) / "tokenizer_config.json"
     if config_path.is_file():
         name = json.loads(config_path.read_text(encoding="utf-8")).get("tokenizer_class")
@@ -133,12 +143,12 @@ def load_teacher(
         dtype: None keeps the type of the checkpoint.
 
     Raises:
-        ValueError: the model's vocabulary is smaller than the tokenizer's, or it is not autoregressive.
+        ValueError: no such folder, a vocabulary smaller than the tokenizer's, or a model that is not autoregressive.
     """
     tokenizer = load_teacher_tokenizer(directory)
     model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto")
     if model.config.model_type == JMNatConfig.model_type:
-        raise ValueError(f"{directory} is a non-autoregressive model: a teacher must be autoregressive")
+        raise ValueError(f"{directory} is a non-autoregressive model: an autoregressive one is needed here")
     if model.config.vocab_size < len(tokenizer):
         raise ValueError(
             f"{directory}: the model knows {model.config.vocab_size} tokens and its tokenizer {len(tokenizer)}: they "

@@ -4,6 +4,7 @@ Both have `decode(sources, input_ids, advance) -> list of texts`: `sources` is r
 in the data's vocabulary, used as they are when the teacher shares it. A sentence too long for the teacher gives None.
 """
 
+import copy
 import importlib.util
 import itertools
 import tempfile
@@ -23,10 +24,27 @@ from .teacher import (
 )
 
 BACKENDS = ("auto", "ctranslate2", "transformers")
+NUMBER_TYPES = ("float32", "float16", "bfloat16")
+
+
+def number_type(model: PreTrainedModel) -> str:
+    """The model's number type by its name, such as "float32"."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+def ctranslate2_number_types(device: torch.device | str) -> list[str]:
+    """Number types that an installed CTranslate2 computes in on this device."""
+    import ctranslate2
+
+    device = torch.device(device)
+    supported = ctranslate2.get_supported_compute_types(device.type, device.index or 0)
+    return [name for name in NUMBER_TYPES if name in supported]
 
 
 def choose_backend(name: str, model: PreTrainedModel, device: torch.device | str) -> str:
-    """Resolve "auto": CTranslate2 on a CPU where it is installed and knows the model, Transformers otherwise.
+    """Resolve "auto": CTranslate2 on a CPU where it is installed and can run the model, Transformers otherwise.
+
+    CTranslate2 computes in the number type of `model`, as Transformers does.
 
     Raises:
         ValueError: an unknown name, or CTranslate2 asked for where it cannot run.
@@ -42,8 +60,15 @@ def choose_backend(name: str, model: PreTrainedModel, device: torch.device | str
         if not known or multilingual:
             kind = f"{'multilingual ' if multilingual else ''}{model.config.model_type}"
             raise ValueError(f"backend='ctranslate2' cannot take a {kind} model here: take 'transformers'")
+        allowed = ctranslate2_number_types(device)
+        if number_type(model) not in allowed:
+            raise ValueError(
+                f"backend='ctranslate2' cannot compute in dtype={number_type(model)!r} on this "
+                f"{torch.device(device).type}: choose {' or '.join(allowed)}, or take 'transformers'"
+            )
         return name
-    if name == "auto" and installed and known and not multilingual and torch.device(device).type == "cpu":
+    suitable = installed and known and not multilingual and torch.device(device).type == "cpu"
+    if name == "auto" and suitable and number_type(model) in ctranslate2_number_types(device):
         return "ctranslate2"
     return "transformers"
 
@@ -86,7 +111,11 @@ class TransformersDecoder:
 
 
 class CTranslate2Decoder(TransformersDecoder):
-    """The same beam search by CTranslate2, faster on a CPU. The model is converted in a temporary folder."""
+    """The same beam search by CTranslate2, faster on a CPU, in the model's number type.
+
+    A copy of the model is converted in a temporary folder, from the CPU and float32: the converter reads no other
+    memory and not every number type.
+    """
 
     def __init__(self, model, tokenizer, shares_vocabulary, num_beams=5, batch_tokens=None):
         super().__init__(model, tokenizer, shares_vocabulary, num_beams, batch_tokens)
@@ -94,13 +123,14 @@ class CTranslate2Decoder(TransformersDecoder):
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"
-            ctranslate2_converter(model, tokenizer).convert(str(path))
+            on_cpu = copy.deepcopy(model).to("cpu", torch.float32)
+            ctranslate2_converter(on_cpu, tokenizer).convert(str(path))
             device = model.device
             self.translator = ctranslate2.Translator(
                 str(path),
                 device=device.type,
                 device_index=device.index or 0,
-                compute_type="float32" if device.type == "cpu" else "float16",
+                compute_type=number_type(model),
                 intra_threads=torch.get_num_threads(),
             )
 

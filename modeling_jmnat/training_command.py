@@ -117,6 +117,7 @@ def parse_command(argv: Sequence[str] | None, description: str) -> TrainingComma
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--preset")
     first.add_argument("--init_from")
+    first.add_argument("--eval_num_iterations", nargs="*")
     known, _ = first.parse_known_args(argv)
     parser = HfArgumentParser(
         (RunArguments, ModelArguments, MaskingArguments, JMNatTrainingArguments),
@@ -141,4 +142,9 @@ def parse_command(argv: Sequence[str] | None, description: str) -> TrainingComma
     run, model, masking, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if training.output_dir in (None, "trainer_output"):
         raise ValueError("output_dir is missing: give --output_dir DIR, the folder of this run")
+    if model.decoder_input == "source_copy" and known.eval_num_iterations is None:
+        training.eval_num_iterations = [1]
+    if model.decoder_input == "source_copy" and max(training.eval_num_iterations, default=1) > 1:
+        given = training.eval_num_iterations
+        raise ValueError(f"eval_num_iterations={given} must be 1 with decoder_input=source_copy")
     return TrainingCommand(run, vars(model), vars(masking), training)

@@ -15,6 +15,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from .configuration_jmnat import OPTION_NAMES
+from .generation_jmnat import VOCABULARY_PADDING
 from .onnx_model import ORTJMNatForConditionalGeneration, find_graphs
 from .static_shapes import StaticShapeJMNat
 from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, length_sorted_batches, pad_batch
@@ -22,11 +24,19 @@ from .tokenization_jmnat import LINE_BREAKS, show_canvas
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
+AUTOREGRESSIVE_OPTIONS = (
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+)
 WINDOW_LINES = 4096
 # Targets that need more than this multiple of the budget, which counts source tokens, are decoded in smaller pieces.
 LONGER_TARGETS = 2
-# A vocabulary may be rounded up in the model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
-VOCABULARY_PADDING = 64
 
 
 @dataclass
@@ -111,10 +121,9 @@ def load_translator(
 
 
 def _load_exported(directory, device: str, dtype: str, int8: bool):
-    if device not in ("auto", "cpu") or dtype not in ("auto", "float32"):
-        raise ValueError(
-            f"device={device!r} and dtype={dtype!r} cannot be chosen: exported graphs run on a CPU as they are"
-        )
+    for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
+        if value not in ("auto", only):
+            raise ValueError(f"{name}={value!r} cannot be chosen: exported graphs take auto or {only}")
     model = ORTJMNatForConditionalGeneration.from_pretrained(directory, int8=int8)
     tokenizer = AutoTokenizer.from_pretrained(find_graphs(directory, int8))
     check_vocabulary(model, tokenizer)
@@ -148,6 +157,10 @@ def parse_generation_options(text: str | None) -> dict:
         raise ValueError(f"generation_options={text!r} is not JSON ({error})") from None
     if not isinstance(options, dict):
         raise ValueError(f"""generation_options={text!r} must be a JSON object such as {{"early_stop": true}}""")
+    known = dict.fromkeys((*OPTION_NAMES, *AUTOREGRESSIVE_OPTIONS))
+    for name in options:
+        if name not in known:
+            raise ValueError(f"generation option {name!r} is not one of {', '.join(known)}")
     return options
 
 
@@ -232,7 +245,7 @@ def encode_lines(model, tokenizer, lines: list[str], first_number: int = 1) -> l
 def _generate(model, tokenizer, sources: list[list[int]], budget: int, generation: dict) -> list[dict]:
     """Translate one batch of ids; the fields of `Translation` for each sentence."""
     input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
-    options = {"return_dict_in_generate": True, **generation}
+    options = {**generation, "return_dict_in_generate": True}
     if not is_jmnat(model):
         options = {**_autoregressive_options(model, input_ids.shape[1], generation), **options}
         output = model.generate(input_ids=input_ids, attention_mask=attention_mask, **options)

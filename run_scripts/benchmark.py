@@ -18,6 +18,7 @@ from transformers import HfArgumentParser  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from modeling_jmnat.benchmark import environment, length_table, markdown_table  # noqa: E402
+from modeling_jmnat.benchmark_arguments import check_counts, check_models, copy_models  # noqa: E402
 from modeling_jmnat.benchmark_bars import bars_table  # noqa: E402
 from modeling_jmnat.benchmark_run import Benchmark, Plan  # noqa: E402
 from modeling_jmnat.benchmark_systems import (  # noqa: E402
@@ -30,12 +31,16 @@ from modeling_jmnat.benchmark_systems import (  # noqa: E402
     student_systems,
     teacher_systems,
 )
-from modeling_jmnat.benchmark_text import FIXED_LENGTH, copy_models, random_sources, scored_text  # noqa: E402
+from modeling_jmnat.benchmark_text import FIXED_LENGTH, random_sources, scored_text  # noqa: E402
 from modeling_jmnat.cli import command  # noqa: E402
+from modeling_jmnat.experiments import terminated_as_interrupted  # noqa: E402
 from modeling_jmnat.output_files import atomic_text_file, write_json  # noqa: E402
 from modeling_jmnat.plots import plot_bleu_against_latency  # noqa: E402
 
 CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
+MODELS = ("student", "teacher", "deep_teacher")
+COUNTS = ("passes", "candidates", "sentences", "rounds", "threads")
+COUNTS += ("batch_size", "batch_lines", "batch_rounds", "batch_sizes")
 PRUNED = {"prune_candidates": 1, "prune_to": 2}  # the two best candidates go on after the first pass
 
 
@@ -86,7 +91,10 @@ class BenchmarkArguments:
         metadata={"help": "Other sizes of batches, timed once each: the best of them is reported. Default: none."},
     )
     size: str = field(default="small", metadata={"help": "Which goals the table of bars holds: small or base."})
-    threads: int = field(default=1, metadata={"help": "Threads of every engine."})
+    threads: int = field(
+        default=1,
+        metadata={"help": "Threads of every engine; in CTranslate2, workers of one thread each that share a batch."},
+    )
 
 
 def settings(arguments: BenchmarkArguments, trained: bool, shortlist: str | Path | None = None) -> dict[str, dict]:
@@ -111,7 +119,7 @@ def settings(arguments: BenchmarkArguments, trained: bool, shortlist: str | Path
 
 def trained_work(arguments: BenchmarkArguments, work: Path):
     """Systems, source ids and a score function for trained models."""
-    for name in copy_models(arguments, work, ("student", "teacher", "deep_teacher")):
+    for name in copy_models(arguments, work, MODELS):
         if name == "student":
             prepare_student(work / name, shortlist=arguments.shortlist is not None)
         else:
@@ -143,7 +151,7 @@ def random_work(arguments: BenchmarkArguments, work: Path):
 
 def weight_hashes(folder: Path) -> dict[str, str]:
     """So that measurements are not gone on with after the weights have changed."""
-    files = sorted(folder.glob("**/model.safetensors"))
+    files = sorted(folder.glob("**/model*.safetensors"))
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
 
 
@@ -167,11 +175,15 @@ def write_figures(benchmark: Benchmark, surroundings: dict, size: str, output: P
 
 
 def check(arguments: BenchmarkArguments) -> None:
-    for name in ("sentences", "rounds", "batch_size", "batch_rounds", "threads"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
+    check_counts(arguments, COUNTS)
+    try:
+        re.compile(arguments.only or "")
+    except re.error as error:
+        raise ValueError(f"only={arguments.only!r} must be a regular expression: {error}") from None
     if arguments.size not in SIZES:
         raise ValueError(f"size={arguments.size!r} is not one of {', '.join(SIZES)}")
+    if arguments.random_weights is None:
+        check_models(arguments, MODELS)
 
 
 @command
@@ -193,7 +205,7 @@ def main(argv=None):
         batch_rounds=arguments.batch_rounds,
         batch_sizes=tuple(arguments.batch_sizes),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with terminated_as_interrupted(), tempfile.TemporaryDirectory() as folder:
         work = random_work if arguments.random_weights is not None else trained_work
         systems, sources, score = work(arguments, Path(folder))
         if arguments.only is not None:

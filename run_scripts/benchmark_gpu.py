@@ -14,12 +14,16 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from modeling_jmnat.benchmark import environment
+from modeling_jmnat.benchmark_arguments import check_counts, check_models, copy_models
 from modeling_jmnat.benchmark_gpu import gpu_systems, gpu_table, run_gpu_benchmark
 from modeling_jmnat.benchmark_systems import prepare_teacher, random_models
-from modeling_jmnat.benchmark_text import FIXED_LENGTH, copy_models, random_sources, scored_text
+from modeling_jmnat.benchmark_text import FIXED_LENGTH, random_sources, scored_text
 from modeling_jmnat.cli import command
+from modeling_jmnat.experiments import terminated_as_interrupted
 from modeling_jmnat.output_files import atomic_text_file, write_json
 from modeling_jmnat.translation import choose_device
+
+COUNTS = ("passes", "candidates", "sentences", "rounds", "batch_sizes", "batches", "lines")
 
 
 @dataclass
@@ -79,9 +83,9 @@ def try_to_convert(teacher: Path) -> str | None:
 @command
 def main(argv=None):
     (arguments,) = HfArgumentParser(GPUBenchmarkArguments, description=__doc__).parse_args_into_dataclasses(argv)
-    for value in (arguments.sentences, arguments.rounds, *arguments.batch_sizes, *arguments.passes):
-        if value < 1:
-            raise ValueError(f"{value} must be at least 1: sentences, rounds, batch_sizes and passes are counts")
+    check_counts(arguments, COUNTS)
+    if arguments.random_weights is None:
+        check_models(arguments)
     device = choose_device(arguments.device).type
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -92,7 +96,7 @@ def main(argv=None):
         torch.set_float32_matmul_precision("high")
         surroundings["device"] = torch.cuda.get_device_name()
     print(json.dumps(surroundings), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with terminated_as_interrupted(), tempfile.TemporaryDirectory() as folder:
         work = random_work if arguments.random_weights is not None else trained_work
         sources, score = work(arguments, Path(folder))
         reason = try_to_convert(Path(folder) / "teacher")

@@ -9,6 +9,7 @@ from transformers import HfArgumentParser
 from modeling_jmnat.cli import command
 from modeling_jmnat.preparation import load_prepared
 from modeling_jmnat.shortlist import build_shortlist
+from modeling_jmnat.teacher import tokenizer_digest
 
 
 @dataclass
@@ -28,6 +29,7 @@ def main(argv=None):
     columns = splits["train"].with_format("numpy")
     pairs = zip(columns["input_ids"], columns["labels"], strict=True)
     shortlist = build_shortlist(pairs, len(tokenizer), arguments.per_token, arguments.frequent)
+    shortlist.digest = tokenizer_digest(tokenizer)
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
     path = shortlist.save(arguments.output)
     sizes = [

@@ -26,7 +26,10 @@ class ExportArguments:
     )
     int8: bool = field(
         default=False,
-        metadata={"help": "Also write graphs with 8-bit weights: about three times smaller, and faster."},
+        metadata={
+            "help": "Also write graphs with 8-bit weights: about three times smaller, and faster. "
+            "With them a translation may depend on the other sentences of its batch and on padding."
+        },
     )
     shortlist: bool = field(
         default=False, metadata={"help": "Also write what decoding with a shortlist needs, half as much again."}
@@ -48,8 +51,7 @@ def main(argv=None):
     if not is_jmnat(model):
         raise ValueError(f"{arguments.model} holds a {model.config.model_type} model: only JM-NAT can be exported")
     output = Path(arguments.output or Path(arguments.model) / "onnx")
-    sizes = export_onnx(model, output, arguments.int8, arguments.shortlist)
-    tokenizer.save_pretrained(output)
+    sizes = export_onnx(model, output, arguments.int8, arguments.shortlist, tokenizer)
     print(
         json.dumps({"output": str(output), "megabytes": {name: round(size / 1e6, 2) for name, size in sizes.items()}})
     )

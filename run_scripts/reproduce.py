@@ -2,9 +2,9 @@
 
     python run_scripts/reproduce.py --suite table2 --preset multi30k_tiny --data runs/data/mine --output runs/table2
 
-Give the same command again after an interruption: what is done is skipped, what was cut off goes on. Tables stand in
-OUTPUT/results at any time. Trainings share a GPU; a stage that failed is tried once more. Standard output ends with
-one line of JSON: how many stages are done.
+Give the same command again after an interruption: what is done is skipped, what was cut off goes on, other data or
+presets are refused (OUTPUT/begun_with.json tells which). Tables stand in OUTPUT/results at any time. Trainings share a
+GPU; a stage that failed is tried once more. Standard output ends with one line of JSON: how many stages are done.
 """
 
 import json
@@ -19,12 +19,12 @@ import torch  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 
 from modeling_jmnat.cli import command  # noqa: E402
-from modeling_jmnat.experiments import StageRunner  # noqa: E402
-from modeling_jmnat.presets import load_preset  # noqa: E402
+from modeling_jmnat.experiments import StageRunner, exclusive  # noqa: E402
+from modeling_jmnat.suite_inputs import begin_run, check_inputs, held_out_text, run_inputs  # noqa: E402
 from modeling_jmnat.suite_pictures import write_pictures  # noqa: E402
 from modeling_jmnat.suite_tables import write_tables  # noqa: E402
 from modeling_jmnat.suite_timing import estimate  # noqa: E402
-from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, export_held_out_text  # noqa: E402
+from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings  # noqa: E402
 
 SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a quarter of what fills a GPU
 
@@ -87,18 +87,13 @@ def training_options(gpu: bool, bf16: bool) -> dict:
 
 def run_reproduction(arguments: ReproduceArguments) -> dict:
     """Build the stages, run them, write the tables."""
-    data, output = Path(arguments.data), Path(arguments.output)
     gpu = torch.cuda.is_available()
     cores = os.cpu_count() or 1
     jobs = arguments.jobs or (max(1, cores // 2) if gpu else 1)
-    for preset in filter(None, (arguments.preset, arguments.teacher_preset)):
-        load_preset(preset)  # an unknown one is named before anything starts
-    output.mkdir(parents=True, exist_ok=True)
-    export_held_out_text(data, output)
     settings = SuiteSettings(
         preset=arguments.preset,
-        data=data,
-        output=output,
+        data=Path(arguments.data),
+        output=Path(arguments.output),
         scripts=Path(__file__).parent,
         teacher_steps=arguments.teacher_steps,
         student_steps=arguments.student_steps,
@@ -109,23 +104,35 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         latency_sentences=arguments.latency_sentences,
         batch_tokens=SHARED_GPU_BATCH_TOKENS if gpu and jobs > 1 else None,
     )
+    # Everything that may be refused is read before the folder is made, and then before anything in it is replaced.
+    text = held_out_text(settings.data)
+    inputs = run_inputs(settings, text)
     builder = SuiteBuilder(settings)
     stages = builder.build(arguments.suite)
-    runner = StageRunner(output, jobs, arguments.time_budget, threads=max(1, cores // jobs))
-    done = {stage.name for stage in stages if runner.is_done(stage)}
-    machine = torch.cuda.get_device_name() if gpu else f"{cores} CPU cores"
-    print(f"{len(stages)} stages, {len(done)} of them done, {jobs} at a time, on {machine}", flush=True)
-    if arguments.estimate:
-        print(estimate(stages, builder.work, done, data, jobs), flush=True)
-    states = runner.run(stages)
-    for suite, text in write_tables(output, arguments.suite).items():
+    settings.output.mkdir(parents=True, exist_ok=True)
+    with exclusive(settings.output) as lock:
+        check_inputs(settings, inputs)
+        threads = max(1, cores // jobs)
+        runner = StageRunner(settings.output, jobs, arguments.time_budget, threads, pass_fds=(lock,))
+        done = {stage.name for stage in stages if runner.is_done(stage)}
+        begin_run(settings, inputs, text)
+        machine = torch.cuda.get_device_name() if gpu else f"{cores} CPU cores"
+        print(f"{len(stages)} stages, {len(done)} of them done, {jobs} at a time, on {machine}", flush=True)
+        if arguments.estimate:
+            print(estimate(stages, builder.work, done, settings.data, jobs), flush=True)
+        return summary(arguments.suite, settings.output, runner.run(stages))
+
+
+def summary(suites: list[str], output: Path, states: dict[str, str]) -> dict:
+    """Write tables and pictures and tell how the stages ended."""
+    for suite, text in write_tables(output, suites).items():
         print(f"\n{suite}\n\n{text}")
-    write_pictures(output, arguments.suite)
+    write_pictures(output, suites)
     counts = {state: sum(value == state for value in states.values()) for state in sorted(set(states.values()))}
     if counts.get("failed"):
         failed = ", ".join(name for name, state in states.items() if state == "failed")
         raise ValueError(f"these stages failed: {failed}; their logs are in {output / 'logs'}")
-    return {"finished": counts.get("done", 0) == len(stages), "stages": counts}
+    return {"finished": counts.get("done", 0) == len(states), "stages": counts}
 
 
 @command

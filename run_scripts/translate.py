@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from modeling_jmnat.cli import command
@@ -84,7 +84,7 @@ class TranslationArguments:
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
 
-def generation_options(arguments: TranslationArguments, jmnat: bool) -> dict:
+def generation_options(arguments: TranslationArguments, jmnat: bool, tokenizer: PreTrainedTokenizerBase) -> dict:
     """Options for `model.generate` from what was given on the command line."""
     options = parse_generation_options(arguments.generation_options)
     if arguments.n_best is not None and arguments.n_best < 1:
@@ -94,7 +94,7 @@ def generation_options(arguments: TranslationArguments, jmnat: bool) -> dict:
     if arguments.shortlist is not None and not jmnat:
         raise ValueError("--shortlist does not apply to an autoregressive model")
     given = {
-        "shortlist": None if arguments.shortlist is None else Shortlist.load(arguments.shortlist),
+        "shortlist": None if arguments.shortlist is None else Shortlist.load(arguments.shortlist, tokenizer),
         "num_iterations": arguments.num_iterations,
         "num_length_candidates": arguments.num_length_candidates,
         "num_beams": arguments.num_beams,
@@ -128,7 +128,7 @@ def run_translation(arguments: TranslationArguments, lines: Iterator[str], file:
         max_batch_tokens=arguments.batch_tokens,
         window_lines=window_lines,
         progress=sys.stderr.isatty() and window_lines > 1,
-        **generation_options(arguments, is_jmnat(model)),
+        **generation_options(arguments, is_jmnat(model), tokenizer),
     )
     sentences = tokens = passes = 0
     start = time.perf_counter()

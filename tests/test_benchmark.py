@@ -3,11 +3,16 @@
 import importlib.util
 import itertools
 import json
+import os
+import signal
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from teacher_samples import random_lines
-from translation_samples import load_script, save_translators
+from translation_samples import load_script, save_translators, tiny_tokenizer
 
 for package in ("onnx", "onnxruntime", "ctranslate2", "sacrebleu"):
     pytest.importorskip(package, reason="the extras `bench` and `train` are not installed")
@@ -26,6 +31,7 @@ from modeling_jmnat.benchmark import (  # noqa: E402
     spread,
     throughput_figures,
 )
+from modeling_jmnat.benchmark_arguments import copy_models  # noqa: E402
 from modeling_jmnat.benchmark_bars import bars_table, eligible  # noqa: E402
 from modeling_jmnat.benchmark_run import Benchmark, Plan  # noqa: E402
 from modeling_jmnat.benchmark_systems import (  # noqa: E402
@@ -96,8 +102,8 @@ def test_latency_by_hand():
     assert figures["latency_ms"] == pytest.approx(22.0)  # of 20, 22 and 40
     assert figures["latency_quartiles_ms"] == pytest.approx([21.0, 31.0])
     assert figures["latency_spread"] == pytest.approx(10 / 22)
-    assert figures["latency_p50_ms"] == pytest.approx(20.0)  # of 12, 20 and 34
-    assert figures["latency_p99_ms"] == pytest.approx(20 + 0.98 * 14)
+    assert figures["latency_p50_ms"] == pytest.approx(20.0)  # of all nine
+    assert figures["latency_p99_ms"] == pytest.approx(50.0)
     by_length = figures["latency_by_source_length_ms"]
     table = length_table([{"title": "a", **figures}, {"title": "b", "latency_by_source_length_ms": {"16-20": 1.5}}])
     assert table.splitlines() == [
@@ -107,6 +113,14 @@ def test_latency_by_hand():
         "| b |  |  | 1.5 |  |",
     ]
     assert by_length == {"1-10": pytest.approx(12.0), "11-15": pytest.approx(20.0), "over 30": pytest.approx(34.0)}
+
+
+def test_p99_is_not_below_the_mean():
+    """Another sentence is slow in each round: the mean has all of them, and so has p99."""
+    times = [[0.001, 0.001, 0.010], [0.001, 0.010, 0.001], [0.010, 0.001, 0.001]]
+    figures = latency_figures(times, [5, 5, 5])
+    assert figures["latency_ms"] == pytest.approx(4.0)
+    assert figures["latency_p50_ms"] < figures["latency_ms"] < figures["latency_p99_ms"]
 
 
 def test_throughput_by_hand():
@@ -279,6 +293,29 @@ def test_engines_translate_alike(folder):
         assert one == other
 
 
+def test_threads_of_ctranslate2_share_a_batch(folder):
+    """Workers translate alike in their places, and one worker gets the batch as it is."""
+    (system,) = [
+        found for found in teacher_systems(str(folder / "teacher")) if found.title.endswith("float32, greedy")
+    ]
+    sources = [[5 + n] * n + [2] for n in (3, 9, 4, 8, 2)]
+    found, splits = [], []
+    for threads in (1, 2):
+        engine = load_engine(system, threads)
+        assert engine.translator.num_translators == threads
+        translate = engine.translator.translate_batch
+
+        def record(batch, translate=translate, **options):
+            splits.append(options["max_batch_size"])
+            return translate(batch, **options)
+
+        engine.translator = SimpleNamespace(translate_batch=record)
+        batches = [sources, sources[:1]]
+        found.append([engine.read(engine.translate(engine.prepare(batch), system.options)) for batch in batches])
+    assert found[0] == found[1]
+    assert splits == [0, 0, 3, 1]
+
+
 def test_random_weights_run_at_a_fixed_length(tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "tiny", {"d_model": 16, "ffn": 32, "layers": 1, "heads": 2, "vocab_size": 200})
     config = random_models("tiny", tmp_path)
@@ -366,8 +403,73 @@ def test_missing_arguments_are_named(tmp_path, capsys):
     for wrong, message in (
         (["--student", "x"], "teacher is missing"),
         (["--rounds", "0"], "rounds=0 must be at least 1"),
+        (["--passes", "4", "0"], "passes=0 must be at least 1"),
+        (["--candidates", "0"], "candidates=0 must be at least 1"),
+        (["--batch_lines", "0"], "batch_lines=0 must be at least 1"),
+        (["--only", "("], "only='(' must be a regular expression"),
         (["--random_weights", "huge"], "is not one of small, base"),
     ):
         with pytest.raises(SystemExit):
             load_script("benchmark").main(["--output", str(tmp_path), *wrong])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["benchmark", "benchmark_gpu"])
+def test_models_must_belong_together(script, folder, tmp_path, capsys):
+    """Refused before anything is read or written: the texts do not exist."""
+    student, teacher, other = str(folder / "student"), str(folder / "teacher"), str(tmp_path / "other")
+    copy_models(SimpleNamespace(teacher=teacher), tmp_path, ["teacher"])
+    (tmp_path / "teacher").rename(other)
+    tiny_tokenizer(vocab_size=290).save_pretrained(other)
+    wrong = [
+        (["--student", teacher, "--teacher", student], f"--student {teacher} is autoregressive"),
+        (["--student", student, "--teacher", student], f"--teacher {student} is a JM-NAT model"),
+        (["--student", student, "--teacher", other], f"--teacher {other} has another tokenizer than --student"),
+    ]
+    if script == "benchmark":
+        with_deep = ["--student", student, "--teacher", teacher, "--deep_teacher", other]
+        wrong.append((with_deep, f"--deep_teacher {other} has another tokenizer than --student {student}"))
+    for models, message in wrong:
+        with pytest.raises(SystemExit):
+            load_script(script).main(
+                ["--output", str(tmp_path / "figures"), *models, "--source", "none", "--reference", "none"]
+            )
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "figures").exists()
+
+
+def test_checkpoints_are_left_out(tmp_path):
+    run = tmp_path / "run"
+    for name in ("config.json", "model.safetensors", "optimizer.pt", "checkpoint-5/model.safetensors", "logs/events"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(name)
+    work = tmp_path / "work"
+    work.mkdir()
+    assert copy_models(SimpleNamespace(student=str(run), teacher=None), work) == ["student"]
+    assert sorted(path.name for path in (work / "student").rglob("*")) == ["config.json", "model.safetensors"]
+    assert list(load_script("benchmark").weight_hashes(work)) == ["student/model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["benchmark", "benchmark_gpu"])
+def test_terminated_it_leaves_nothing_behind(name, tmp_path, monkeypatch):
+    folders = []
+
+    def random_work(arguments, work):
+        folders.append(Path(work))
+        (work / "model.safetensors").touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("SIGTERM did not stop the command")
+
+    script = load_script(name)
+    monkeypatch.setattr(script, "random_work", random_work)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a command without a handler of its own goes on
+    try:
+        arguments = ["--output", str(tmp_path / "figures"), "--random_weights", "small"]
+        with pytest.raises(SystemExit) as stopped:
+            script.main([*arguments, *(["--device", "cpu"] if name == "benchmark_gpu" else [])])
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert stopped.value.code == 130
+    assert len(folders) == 1
+    assert not folders[0].exists()

@@ -1,5 +1,6 @@
 """The GPU benchmark, as far as a CPU can tell: systems, rounds against the clock, and one small run of the command."""
 
+import itertools
 import json
 import time
 
@@ -22,6 +23,7 @@ from modeling_jmnat.benchmark_gpu import (  # noqa: E402
     texts_equal,
     timed_rounds,
 )
+from modeling_jmnat.benchmark_systems import prepare_teacher  # noqa: E402
 from modeling_jmnat.translation import load_translator, translate_lines  # noqa: E402
 
 
@@ -78,6 +80,24 @@ def test_what_cannot_be_used_is_named(folder, monkeypatch):
     assert len(engines) == 3
 
 
+def test_ctranslate2_translates_as_its_teacher(folder):
+    pytest.importorskip("ctranslate2", reason="the extra `bench` is not installed")
+    prepare_teacher(folder / "teacher")
+    options = {"num_beams": 5}
+    teacher = str(folder / "teacher")
+    systems = [
+        GPUSystem(name, name, teacher, "beam 5", options=options, device="cpu")
+        for name in ("transformers", "ctranslate2")
+    ]
+    engines, missing = load_engines(systems)
+    assert missing == {}
+    found = []
+    for engine in engines.values():
+        output = engine.read(engine.translate(engine.prepare([[5, 6, 7, 2]]), options))
+        found.append(list(itertools.takewhile(lambda token: token not in (1, 2), output[0])))
+    assert found[0] == found[1]
+
+
 def test_graphs_backend_translates_the_same(folder):
     lines = [line for line in random_lines(9, seed=2) if line.strip()]
     found = []
@@ -119,7 +139,10 @@ def test_the_command(folder, tmp_path, capsys):
     assert rows[-1]["same_as_plain"] == 1.0
     assert "CTranslate2 float16" in json.loads((tmp_path / "figures" / "environment.json").read_text())["missing"]
     assert gpu_table(rows).count("\n") == 2 + 4
-    for wrong, message in ((["--rounds", "0"], "must be at least 1"), (["--passes", "2"], "student is missing")):
+    for wrong, message in (
+        (["--candidates", "0"], "candidates=0 must be at least 1"),
+        (["--passes", "2"], "student is missing"),
+    ):
         with pytest.raises(SystemExit):
             script.main([*arguments, *wrong])
         assert message in capsys.readouterr().err

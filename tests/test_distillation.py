@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from teacher_samples import TINY, prepare_words, random_teacher, write_text
-from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 from translation_samples import load_script
 
 from modeling_jmnat.distillation import (
@@ -111,8 +112,10 @@ def test_five_kills_do_not_change_the_text(folder, tmp_path):
 
 def test_number_of_shards_does_not_matter(folder, tmp_path):
     distill(arguments(folder, tmp_path / "one", shards=1))
-    distill(arguments(folder, tmp_path / "many", shards=PAIRS))
-    assert files_of(tmp_path / "one") == files_of(tmp_path / "many")
+    for shards in (PAIRS, 5000):
+        distill(arguments(folder, tmp_path / str(shards), shards=shards))
+        assert files_of(tmp_path / "one") == files_of(tmp_path / str(shards))
+        assert len(list((tmp_path / str(shards) / "shards").iterdir())) == PAIRS
 
 
 def test_processes_share_the_shards(folder, tmp_path):
@@ -131,7 +134,7 @@ def test_processes_share_the_shards(folder, tmp_path):
             pass
 
     splits, tokenizer = load_prepared(folder / "data")
-    plan = DistillationPlan("t", "d", "transformers", 2, 4, PAIRS)
+    plan = DistillationPlan("t", "d", "transformers", 2, 4, PAIRS, "float32", 1.0)
     store = ShardStore(tmp_path / "three", plan)
     decoder = TransformersDecoder(random_teacher(tokenizer), tokenizer, True, 2)
     written = []
@@ -187,7 +190,7 @@ def test_keep_pair(text, source, target, ratio, verdict):
 
 def test_shard_ranges_cover_everything_once():
     for sentences, shards in ((PAIRS, 4), (3, 5), (8192, 2), (1, 1)):
-        plan = DistillationPlan("t", "d", "transformers", 5, shards, sentences)
+        plan = DistillationPlan("t", "d", "transformers", 5, shards, sentences, "float32", 1.0)
         assert [n for shard in range(shards) for n in plan.shard_range(shard)] == list(range(sentences))
     assert (default_shards(1), default_shards(4096), default_shards(4097)) == (1, 1, 2)
     assert digest(["ab", "c"]) != digest(["a", "bc"])
@@ -201,6 +204,38 @@ def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path):
     write_text(tmp_path / "other", "mine.txt", ["text"])
     with pytest.raises(ValueError, match="no earlier distillation"):
         distill(arguments(folder, tmp_path / "other"))
+
+
+def test_number_type_and_length_penalty_belong_to_the_plan(folder, tmp_path):
+    teacher, output = tmp_path / "teacher", tmp_path / "out"
+    shutil.copytree(folder / "teacher", teacher)
+    options = {"teacher": str(teacher)}
+    distill(arguments(folder, output, dtype="float32", **options))
+    next((output / "shards").iterdir()).unlink()  # as after a kill
+    with pytest.raises(ValueError, match="dtype=float32, now dtype is bfloat16"):
+        distill(arguments(folder, output, dtype="bfloat16", **options))
+    distill(arguments(folder, output, **options))  # auto is float32 on a CPU
+    generation = GenerationConfig.from_pretrained(teacher)
+    generation.length_penalty = 1.5
+    generation.save_pretrained(teacher)
+    with pytest.raises(ValueError, match="length_penalty=1.0, now length_penalty is 1.5"):
+        distill(arguments(folder, output, **options))
+
+
+def test_earlier_plans_without_a_number_type_are_accepted(folder, tmp_path):
+    distill(arguments(folder, tmp_path))
+    path = tmp_path / "distillation_plan.json"
+    plan = json.loads(path.read_text())
+    assert (plan.pop("dtype"), plan.pop("length_penalty")) == ("float32", 1.0)
+    path.write_text(json.dumps(plan))
+    assert distill(arguments(folder, tmp_path))["decoded_now"] == 0
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_device_that_is_not_there(folder, tmp_path, device):
+    with pytest.raises(ValueError, match=f"^device='{device}' cannot be used here: choose auto, cpu or cuda"):
+        distill(arguments(folder, tmp_path / "out", device=device))
+    assert not (tmp_path / "out").exists()
 
 
 def test_cut_shard_is_named(folder, tmp_path):

@@ -251,6 +251,9 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
         ([student, source, source, "--num_beams", "5"], "error: --num_beams does not apply to JM-NAT"),
         ([teacher, source, source, "--num_iterations", "4"], "error: --num_iterations does not apply"),
         ([teacher, source, source, "--num_length_candidates", "4"], "error: --num_length_candidates does not apply"),
+        ([student, source, source, "--reranker", student], f"error: {student} is a non-autoregressive model"),
+        ([student, source, source, "--reranker", f"{folder}/no"], f"error: the folder {folder}/no does not exist"),
+        ([student, source, source, "--generation_options", '{"shortlist": "sl"}'], "error: generation option 'short"),
         ([student, source, source, "--target_language", "klingon"], "error: Moses language 'klingon'"),
         ([student, str(tmp_path / "absent"), source], "error: [Errno 2] No such file"),
     ):
@@ -262,3 +265,13 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith(sentence)
         assert output.read_text() == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.txt", "result.json", "short.txt", "wrong"]
+
+
+def test_the_basic_nat_is_evaluated_with_its_one_pass(folder, tmp_path, evaluate, capsys):
+    tokenizer = tiny_tokenizer()
+    tiny_student(tokenizer, decoder_input="source_copy").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    text = ["--source", str(folder / "test.src"), "--reference", str(folder / "test.tgt.gz")]
+    evaluate(["--model", str(tmp_path), *text])
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["num_iterations"] for row in report["results"]] == [1]

@@ -3,14 +3,16 @@
 import json
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny_runs import Child
 
 from modeling_jmnat import experiments
 from modeling_jmnat.cli import GPU_MEMORY_SHARE, limit_gpu_memory
-from modeling_jmnat.experiments import Stage, StageRunner, last_json
+from modeling_jmnat.experiments import Stage, StageRunner, changed_parts, exclusive, last_json
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +61,53 @@ def test_other_settings_and_unknown_needs_are_refused(tmp_path):
         StageRunner(tmp_path).run([changed])
     with pytest.raises(ValueError, match="stage b needs nobody, which is not a stage"):
         StageRunner(tmp_path).run([stage(tmp_path, "b", needs=["nobody"])])
+
+
+def test_done_stages_are_known_in_a_folder_that_was_moved_and_by_other_spellings(tmp_path, monkeypatch):
+    script = tmp_path / "code" / "a.py"
+    script.parent.mkdir()
+    script.write_text("print('{}')")
+
+    def command(output, value="1", scripts=script.parent):
+        return Stage("a", (str(scripts / "a.py"), "--model", str(output / "teacher"), "--seed", value))
+
+    before, after = tmp_path / "run", tmp_path / "elsewhere" / "renamed"
+    before.mkdir()
+    StageRunner(before).run([command(before)])
+    monkeypatch.chdir(tmp_path)
+    assert StageRunner(Path("run")).is_done(command(Path("run")))
+    assert StageRunner(before).is_done(command(before, scripts=tmp_path / "copy"))
+    after.parent.mkdir()
+    before.rename(after)
+    assert StageRunner(after).is_done(command(after))
+    with pytest.raises(ValueError, match=r"stage a was done with other settings \(1 2\)"):
+        StageRunner(after).is_done(command(after, "2"))
+    with pytest.raises(ValueError, match=f"{before / 'teacher'}"):  # a model of the former folder is another one
+        StageRunner(after).is_done(command(before))
+
+
+def test_marks_without_a_folder_are_compared_as_they_stand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "stages").mkdir(parents=True)
+    plain = ["scripts/a.py", "--data", "data", "--output_dir", "run/a", "--max_steps", "10"]
+    (tmp_path / "run" / "stages" / "a.json").write_text(json.dumps({"stage": "a", "command": plain}))
+    absolute = ["/code/a.py", "--data", f"{tmp_path}/data", "--output_dir", f"{tmp_path}/run/a", "--max_steps", "10"]
+    runner = StageRunner(tmp_path / "run")
+    assert runner.is_done(Stage("a", tuple(plain)))
+    assert runner.is_done(Stage("a", tuple(absolute)))
+    with pytest.raises(ValueError, match=r"other settings \(--bf16 True\)"):
+        runner.is_done(Stage("a", (*absolute, "--bf16", "True")))
+
+
+def test_only_what_is_inside_the_folder_moves_with_it():
+    done_by = ["a.py", "/runs/one", "/runs/one/x", "/runs/one_more/x"]
+    assert changed_parts(done_by, ["a.py", "/two", "/two/x", "/runs/one_more/x"], "/runs/one", "/two") == []
+    assert changed_parts(done_by, ["a.py", "/two", "/two/x", "/two_more/x"], "/runs/one", "/two") == [
+        "/runs/one_more/x",
+        "/two_more/x",
+    ]
+    assert changed_parts(["a.py", "1", "2"], ["b.py", "1", "2"], "", "") == ["a.py", "b.py"]
+    assert changed_parts(["a.py", "1", "2"], ["a.py", "2", "1"], "", "") == ["in another order"]
 
 
 def test_jobs_run_side_by_side_up_to_their_number(tmp_path):
@@ -161,6 +210,57 @@ def test_signal_to_the_runner_stops_its_stages(tmp_path, number):
     assert "KeyboardInterrupt" in (tmp_path / "log").read_text()
     assert events(tmp_path) == [("a", "begin"), ("a", "stopped")]
     assert StageRunner(tmp_path).run([long]) == {"a": "done"}
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def run_exclusively(folder, stages):
+    with exclusive(folder) as lock:
+        StageRunner(folder, pass_fds=(lock,)).run(stages)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_stages_of_a_killed_runner_write_their_checkpoint(tmp_path):
+    slow = STOPPABLE.replace("        trace('stopped')", "        time.sleep(0.5); trace('stopped')")
+    child = Child(tmp_path / "log", run_exclusively, tmp_path, [stage(tmp_path, "a", slow)])
+    wait_for(lambda: events(tmp_path))
+    time.sleep(0.2)  # until the stage listens
+    child.signal(signal.SIGKILL)
+    child.join(20)
+    with exclusive(tmp_path):  # comes after the checkpoint
+        assert events(tmp_path) == [("a", "begin"), ("a", "stopped")]
+
+
+def test_folder_in_use_is_refused(tmp_path):
+    child = Child(tmp_path / "log", run_exclusively, tmp_path, [stage(tmp_path, "a", STOPPABLE)])
+    wait_for(lambda: events(tmp_path))
+    with pytest.raises(ValueError, match=f"output={tmp_path} is in use by another call: wait"), exclusive(tmp_path):
+        pass
+    time.sleep(0.2)  # until the stage listens
+    child.signal(signal.SIGTERM)
+    child.join(20)
+    with exclusive(tmp_path):
+        pass
+
+
+def test_stages_that_outlive_their_runner_are_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "LIBC", None)  # as on a system where they do
+    child = Child(tmp_path / "log", run_exclusively, tmp_path, [stage(tmp_path, "a", "time.sleep(2)")])
+    wait_for(lambda: events(tmp_path))
+    child.signal(signal.SIGKILL)
+    child.join(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(experiments, "GRACE_SECONDS", 0.1)
+        with pytest.raises(ValueError, match="is in use by stages of an earlier call"), exclusive(tmp_path):
+            pass
+    with exclusive(tmp_path):
+        assert events(tmp_path) == [("a", "begin"), ("a", "end")]
+    assert "waiting for stages of an earlier call to end" in capsys.readouterr().err
 
 
 def test_threads_and_memory_are_shared(tmp_path):

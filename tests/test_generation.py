@@ -155,8 +155,8 @@ def test_source_copy_equals_the_slow_decoder():
     copied = [sources[0][t * len(sources[0]) // longest] for t in range(longest)]
     assert output.history[0].canvas[0, 0, :longest].tolist() == copied
     assert texts(generate(model, sources, "left", 2, num_iterations=1, num_return_sequences=2)) == texts(output)
-    with pytest.raises(ValueError, match="num_iterations=10 must be 1 with decoder_input='source_copy'"):
-        generate(model, sources)
+    with pytest.raises(ValueError, match="num_iterations=4 must be 1 with decoder_input='source_copy'"):
+        generate(model, sources, num_iterations=4)
 
 
 def test_models_are_decided_enough_for_these_tests():
@@ -918,6 +918,8 @@ def test_an_autoregressive_model_of_the_same_vocabulary_reranks():
     )
     teacher = MarianMTModel(config).eval()
     sources = random_sources(model, 6, 20)
+    with pytest.raises(ValueError, match="reranker has 23 tokens and the model 100: it needs the same vocabulary"):
+        generate(random_model(20, vocab_size=100), sources, reranker=teacher)
     output = generate(model, sources, reranker=teacher, num_return_sequences=4)
     plain = generate(model, sources, num_return_sequences=4)
     assert sorted(map(tuple, texts(output))) == sorted(map(tuple, texts(plain)))

@@ -1,22 +1,26 @@
 """The ONNX graphs against the network they were written from, for every architecture; the int8 ones by their error."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from random_models import ARCHITECTURES, pad, random_model, random_sources
+from safetensors.torch import load_file, save_file
 from translation_samples import load_script, save_translators
 
 from modeling_jmnat import JMNatForConditionalGeneration, ORTJMNatForConditionalGeneration
+from modeling_jmnat.translation import load_translator
 
-pytest.importorskip("onnx", reason="the extra `bench` is not installed")
+onnx = pytest.importorskip("onnx", reason="the extra `bench` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
 
 from modeling_jmnat.onnx_export import export_onnx  # noqa: E402
 from modeling_jmnat.onnx_graph import quantise_rows  # noqa: E402
-from modeling_jmnat.onnx_model import VOCABULARY_BLOCK  # noqa: E402
+from modeling_jmnat.onnx_model import POSITIONS_FILE, VOCABULARY_BLOCK, weight_file  # noqa: E402
 
 OPTIONS = {
     "paper": {},
@@ -159,6 +163,109 @@ def test_the_exported_model_keeps_its_weights(tmp_path):
     export_onnx(model, tmp_path)
     assert model.training
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_export_removes_the_one_before_and_nothing_else(tmp_path):
+    export_onnx(random_model(42), tmp_path / "once")
+    folder = tmp_path / "twice"
+    export_onnx(random_model(43), folder, int8=True, shortlist=True)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "other.onnx").write_text("mine")
+    export_onnx(random_model(42), folder)
+    assert names(folder) == names(tmp_path / "once") | {"notes.txt", "other.onnx"}
+    model = random_model(42)
+    sources = random_sources(model, 5, 42)
+    assert_same(decode(model, sources), decode(ORTJMNatForConditionalGeneration.from_pretrained(folder), sources))
+    export_onnx(random_model(42, positional_attention=False), folder)
+    assert POSITIONS_FILE not in names(folder)
+
+
+def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
+    export_onnx(random_model(44), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / ".unfinished_export").mkdir()  # as a process that was killed leaves it
+    (tmp_path / ".unfinished_export" / "encoder_int8.onnx").write_text("half")
+
+    def full_disk(*args):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("modeling_jmnat.onnx_export.positional_projections", full_disk)
+        with pytest.raises(OSError, match="disk full"):
+            export_onnx(random_model(45), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    export_onnx(random_model(45), tmp_path)
+    assert names(tmp_path) == before.keys()
+
+
+def test_an_export_stopped_while_moving_is_not_found(tmp_path, monkeypatch):
+    both(tmp_path, 50)
+    replace, moved = Path.replace, []
+
+    def stop(path, target):
+        if path.name == "decoder.onnx":
+            raise KeyboardInterrupt
+        moved.append(path.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(random_model(51), tmp_path)
+    assert set(moved) == {"encoder.onnx", POSITIONS_FILE, "config.json", "generation_config.json"}
+    with pytest.raises(ValueError, match=r"holds no decoder\.onnx"):
+        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["encoder.onnx", "decoder.onnx", POSITIONS_FILE, "decoder_states.onnx", weight_file(False)]
+)
+def test_files_of_two_models_are_refused(name, tmp_path):
+    for seed, folder in ((46, tmp_path / "a"), (47, tmp_path / "b")):
+        export_onnx(random_model(seed), folder, shortlist=True)
+    shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
+    with pytest.raises(ValueError, match="do not belong to the same model"):
+        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path / "a").output_weight(torch.tensor([3]))
+
+
+def test_exports_without_a_digest_still_load(tmp_path):
+    model, exported = both(tmp_path, 48)
+    sources = random_sources(model, 4, 48)
+    expected = decode(exported, sources)
+    for part in ("encoder.onnx", "decoder.onnx"):
+        graph = onnx.load(tmp_path / part)
+        del graph.metadata_props[:]
+        onnx.save_model(graph, tmp_path / part)
+    with pytest.raises(ValueError, match="positions.safetensors and the decoder"):
+        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+    save_file(load_file(tmp_path / POSITIONS_FILE), tmp_path / POSITIONS_FILE)
+    assert_same(expected, decode(ORTJMNatForConditionalGeneration.from_pretrained(tmp_path), sources))
+
+
+@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", POSITIONS_FILE])
+def test_damaged_files_are_named(name, tmp_path, capfd):
+    both(tmp_path, 49)
+    content = (tmp_path / name).read_bytes()
+    for damaged in (b"", content[:100], content[: len(content) // 2], content[:-1], b"no graph" * 50):
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"{name} cannot be loaded") as error:
+            ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+        assert "\n" not in str(error.value)
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=name):
+        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+    assert "EP Error" not in capfd.readouterr().out
+
+
+def test_what_was_given_wrongly_is_named(tmp_path):
+    for wrong in ({"device": "cuda"}, {"dtype": "bfloat16"}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ValueError, match=f"{name}='{value}' cannot be chosen") as error:
+            load_translator(tmp_path, backend="onnx", **wrong)
+        assert ({"device", "dtype"} - {name}).pop() not in str(error.value)
 
 
 def test_commands_export_and_translate(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import sys
 import traceback
 
@@ -53,7 +54,7 @@ def preset(tmp_path_factory):
 class ForkedCommand:
     """Takes the place of `subprocess.Popen`: the script in a fork of this process, which has all imports already."""
 
-    def __init__(self, command, stdout, stderr, env, start_new_session):
+    def __init__(self, command, stdout, stderr, env, preexec_fn, **options):
         script, *arguments = command[1:]
         sys.stdout.flush()
         self.pid, self.returncode = os.fork(), None
@@ -62,6 +63,7 @@ class ForkedCommand:
         code = 99
         try:
             os.setsid()
+            preexec_fn()
             os.dup2(stdout.fileno(), 1)
             os.dup2(stdout.fileno(), 2)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
@@ -124,6 +126,7 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     assert result == {"finished": False, "stages": {"stopped": 1, "waiting": 5}}
     assert "6 stages, 0 of them done, 2 at a time, on " in out
     assert "minutes for 2 trainings with 412 updates" in out
+    assert "and 4 evaluations and other stages" in out
     log = (output / "logs" / "teacher.log").read_text()
     stopped_at = experiments.last_json(log.splitlines())["step"]
     assert 0 < stopped_at < 400
@@ -142,6 +145,9 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     assert f"| JM-NAT | {results['results'][0]['sacrebleu']:.2f} |" in table
     assert "| teacher |" in out
 
+    output = output.rename(tmp_path / "moved")  # and called by another spelling
+    command[command.index("--output") + 1] = "moved"
+    monkeypatch.chdir(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (output / "stages").iterdir()}
     result, out = reproduce(capsys, *command, "--estimate", "True")
     assert result["finished"]
@@ -150,6 +156,85 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     with pytest.raises(SystemExit):
         reproduce(capsys, *command, "--student_steps", 13)
     assert "stage jm-1 was done with other settings" in capsys.readouterr().err
+
+
+def replace_test_text(data):
+    dataset = load_from_disk(str(data / "dataset"))
+    dataset["test"] = dataset["train"].select(range(9))
+    dataset.save_to_disk(str(data / "new"))
+    shutil.rmtree(data / "dataset")
+    (data / "new").rename(data / "dataset")
+
+
+def add_to_preparation(data):
+    written = json.loads((data / "preparation.json").read_text())
+    (data / "preparation.json").write_text(json.dumps(written | {"source_lang": "de"}))
+
+
+def contents(folder):
+    return {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def no_stage_runs(monkeypatch):
+    monkeypatch.setattr(experiments.StageRunner, "run", lambda self, stages: {stage.name: "done" for stage in stages})
+
+
+@pytest.mark.usefixtures("no_stage_runs")
+@pytest.mark.parametrize(
+    ("change", "part"), [(replace_test_text, "held_out_text"), (add_to_preparation, "preparation")]
+)
+def test_other_data_in_the_same_folder_is_refused(data, preset, tmp_path, capsys, change, part):
+    mine = shutil.copytree(data, tmp_path / "data")
+    command = ["--preset", preset, "--data", mine, "--output", tmp_path / "run", "--estimate", "False"]
+    reproduce(capsys, *command)
+    before = contents(tmp_path / "run")
+    reproduce(capsys, *command)
+    change(mine)
+    with pytest.raises(SystemExit):
+        reproduce(capsys, *command)
+    error = capsys.readouterr().err
+    assert f"data={mine} is not what the run in output={tmp_path / 'run'} was begun with ({part} differ)" in error
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.usefixtures("no_stage_runs")
+def test_other_preset_is_refused(data, preset, tmp_path, capsys):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(preset.read_text())
+    command = ["--preset", mine, "--data", data, "--output", tmp_path / "run", "--estimate", "False"]
+    reproduce(capsys, *command)
+    mine.write_text("# A remark changes nothing.\n" + preset.read_text())
+    reproduce(capsys, *command)
+    mine.write_text(preset.read_text().replace("max_steps: 12", "max_steps: 13"))
+    with pytest.raises(SystemExit):
+        reproduce(capsys, *command)
+    assert f"preset={mine} is not what the run in" in (error := capsys.readouterr().err)
+    assert "(training.max_steps differ)" in error
+    with pytest.raises(SystemExit):
+        reproduce(capsys, *command, "--preset", preset, "--teacher_preset", mine)
+    assert f"teacher_preset={mine} is not what the run in" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_stage_runs")
+def test_run_that_was_begun_without_the_file_gets_one(data, preset, tmp_path, capsys):
+    command = ["--preset", preset, "--data", data, "--output", tmp_path / "run", "--estimate", "False"]
+    reproduce(capsys, *command)
+    written = tmp_path / "run" / "begun_with.json"
+    before = written.read_text()
+    written.unlink()
+    reproduce(capsys, *command)
+    assert written.read_text() == before
+
+
+@pytest.mark.usefixtures("no_stage_runs")
+def test_second_call_in_a_folder_is_refused(data, preset, tmp_path, capsys):
+    output = tmp_path / "run"
+    output.mkdir()
+    with experiments.exclusive(output), pytest.raises(SystemExit):
+        reproduce(capsys, "--preset", preset, "--data", data, "--output", output)
+    assert f"output={output} is in use by another call" in capsys.readouterr().err
+    assert not (output / "text").exists()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +266,16 @@ def test_bad_input_has_a_sentence(data, preset, tmp_path, capsys, arguments, sen
         reproduce(capsys, "--preset", preset, "--data", data, "--output", tmp_path / "run", *arguments)
     assert stopped.value.code == 1
     assert sentence in capsys.readouterr().err
-    assert not (tmp_path / "run" / "stages").exists()
+    assert not (tmp_path / "run").exists()
+
+
+def test_preset_without_steps_is_refused(data, tmp_path, capsys):
+    endless = tmp_path / "endless.yaml"
+    endless.write_text("training: {num_train_epochs: 3}\n")
+    with pytest.raises(SystemExit):
+        reproduce(capsys, "--preset", endless, "--data", data, "--output", tmp_path / "run")
+    assert "has no max_steps: give --teacher_steps and --student_steps" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_data_without_a_test_split_is_refused(preset, tmp_path, capsys):
@@ -189,3 +283,4 @@ def test_data_without_a_test_split_is_refused(preset, tmp_path, capsys):
     with pytest.raises(SystemExit):
         reproduce(capsys, "--preset", preset, "--data", data, "--output", tmp_path / "run")
     assert "has no test split: prepare_data.py takes --test_source and _target" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -115,6 +115,13 @@ def test_load_reranker(tokenizer, other_tokenizer, tmp_path):
     assert isinstance(load_reranker(tmp_path / "other", tokenizer), TextReranker)
 
 
+def test_student_is_no_reranker(tokenizer, tmp_path):
+    tiny_student(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} is a non-autoregressive model"):
+        load_reranker(tmp_path, tokenizer)
+
+
 @pytest.mark.parametrize("normalize_before", [True, False])
 def test_generate_scores_a_plain_model_as_mean_log_probs_does(tokenizer, normalize_before):
     teacher, student = random_teacher(tokenizer, normalize_before), tiny_student(tokenizer)

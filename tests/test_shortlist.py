@@ -5,14 +5,26 @@ import json
 import pytest
 import torch
 from random_models import pad, random_model, random_sources
+from safetensors.torch import save_file
 from tiny_runs import WORDS, prepare_tiny_data, tiny_model
-from translation_samples import load_script
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from translation_samples import load_script, tiny_tokenizer
 
 from modeling_jmnat.preparation import load_prepared
 from modeling_jmnat.shortlist import Shortlist, build_shortlist, translation_probabilities
+from modeling_jmnat.teacher import tokenizer_digest
+from modeling_jmnat.tokenization_jmnat import JMNatTokenizer
 from modeling_jmnat.translation import translate_lines
 
 PAIRS = [([5, 6, 2], [7, 8, 2]), ([5, 2], [7, 2]), ([6, 9, 9, 2], [8, 10, 7, 2]), ([9, 2], [10, 10, 2])]
+
+
+def random_tokenizer(vocab_size, reverse=False):
+    words = [f"w{index}" for index in range(vocab_size - 5)]
+    words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *(reversed(words) if reverse else words)]
+    backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    return JMNatTokenizer(tokenizer_object=backend)
 
 
 def slow_model_1(pairs, rounds=3):
@@ -60,6 +72,38 @@ def test_the_table_holds_the_most_probable(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_a_shortlist_of_another_tokenizer_is_refused(tmp_path):
+    ours, reordered, smaller = random_tokenizer(20), random_tokenizer(20, reverse=True), random_tokenizer(15)
+    shortlist = build_shortlist(PAIRS, vocab_size=20, frequent=3)
+    path = shortlist.save(tmp_path)  # without a digest, as files were before
+    for tokenizer in (ours, reordered):
+        assert torch.equal(Shortlist.load(path, tokenizer).table, shortlist.table)
+    with pytest.raises(ValueError, match="up to 10, the tokenizer has 10 tokens: they do not belong together"):
+        Shortlist.load(path, random_tokenizer(10))
+    with pytest.raises(ValueError, match="has 20 source tokens .*, the tokenizer has 21 tokens"):
+        Shortlist.load(path, random_tokenizer(21))
+    assert Shortlist.load(path, smaller).digest is None  # all targets are within its vocabulary
+    shortlist.digest = tokenizer_digest(ours)
+    shortlist.save(tmp_path)
+    assert Shortlist.load(path, ours).digest == Shortlist.load(path).digest == tokenizer_digest(ours)
+    for tokenizer in (reordered, smaller):
+        with pytest.raises(ValueError, match="was built with another tokenizer"):
+            Shortlist.load(path, tokenizer)
+
+
+def test_what_is_no_shortlist_is_refused(tmp_path):
+    path = build_shortlist(PAIRS, vocab_size=20).save(tmp_path)
+    content = path.read_bytes()
+    wrong = {"text": b"haus house\n", "empty": b"", "cut": content[:-3]}
+    for name, written in wrong.items():
+        (tmp_path / name).write_bytes(written)
+    save_file({"weight": torch.zeros(3, 2)}, tmp_path / "weights")
+    save_file({"table": torch.zeros(3), "always": torch.zeros(3)}, tmp_path / "flat")
+    for name in (*wrong, "weights", "flat"):
+        with pytest.raises(ValueError, match=f"shortlist=.*{name} is no shortlist"):
+            Shortlist.load(tmp_path / name)
 
 
 class Fixed:
@@ -145,3 +189,7 @@ def test_commands_build_and_use_it(tmp_path, capsys):
     expected = translate_lines(model, tokenizer, lines, shortlist=shortlist)
     plain = [translation.text for translation in translate_lines(model, tokenizer, lines)]
     assert output.read_text().splitlines() == [translation.text for translation in expected] != plain
+    tiny_tokenizer(len(tokenizer)).save_pretrained(tmp_path / "short")
+    with pytest.raises(SystemExit):
+        load_script("translate").main([*arguments, "--shortlist", str(tmp_path / "short")])
+    assert "was built with another tokenizer" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """Suites: every stage's options are taken by its command, reads what earlier stages write, and is shown in a table."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from modeling_jmnat.distillation import DistillationArguments
 from modeling_jmnat.experiments import Stage
 from modeling_jmnat.plots import COLOURS
 from modeling_jmnat.recipes import parse_preparation
+from modeling_jmnat.suite_inputs import export_held_out_text, held_out_text
 from modeling_jmnat.suite_pictures import PICTURES, write_pictures
 from modeling_jmnat.suite_systems import ABLATIONS, ADDITIONS, DEEP_TEACHER
 from modeling_jmnat.suite_tables import TABLES, cell, markdown, write_tables
 from modeling_jmnat.suite_timing import duration, estimate, longest_way, step_seconds
-from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, Work, export_held_out_text, flags
+from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, Work, flags
 from modeling_jmnat.teacher_training import parse_teacher_command
 from modeling_jmnat.training_command import parse_command
 
@@ -120,6 +122,9 @@ def test_settings_reach_the_commands(data, tmp_path):
     assert stages["evaluate_jm-2.reranked.tuned"].needs == ("jm-2", "teacher", "tune_jm-2.reranked")
     assert parse(stages["evaluate_teacher.tuned"]).num_beams == [5]
     assert "tune_cm_both-1" in stages
+    weak = parse(stages["evaluate_cm_weak-1.reranked"])
+    assert (Path(weak.reranker).name, Path(weak.model).name) == ("weak_teacher", "cm_weak-1")
+    assert json.loads(weak.generation_options) == {"remask_adjacent": False}
     deeper = parse(stages["nat_encoder_15-1"])
     assert (deeper.model["encoder_layers"], deeper.model["decoder_layers"]) == (18, 3)
     assert deeper.run.init_from_teacher is None
@@ -179,6 +184,26 @@ def test_unknown_suites_and_presets_without_steps_are_refused(data, tmp_path):
     assert SuiteBuilder(settings(data, tmp_path, preset=str(preset), teacher_steps=5, student_steps=5)).build(["main"])
 
 
+def test_paths_are_absolute(data, tmp_path, monkeypatch):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("training: {max_steps: 3}\n")
+    monkeypatch.chdir(tmp_path)
+    absolute = SuiteBuilder(settings(data, tmp_path / "run", preset=str(preset))).build(["main"])
+    relative = SuiteSettings("mine.yaml", Path(os.path.relpath(data)), Path("run"), Path(os.path.relpath(SCRIPTS)))
+    assert SuiteBuilder(relative).build(["main"]) == absolute
+
+
+def test_training_that_was_begun_keeps_the_spelling_of_its_start(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written = tmp_path / "run" / "jm-1" / "run_settings.json"
+    written.parent.mkdir(parents=True)
+    for begun, given in (("run/teacher", "run/teacher"), ("run/other", str(tmp_path / "run" / "teacher"))):
+        written.write_text(json.dumps({"start": {"init_from_teacher": begun}}))
+        stages = {stage.name: stage for stage in SuiteBuilder(settings(data, Path("run"))).build(["main"])}
+        assert options_of(stages["jm-1"])["init_from_teacher"] == [given]
+        assert stages["jm-1"].needs == ("prepare_distilled", "teacher")
+
+
 def test_flags_give_lists_and_truth_values():
     assert flags({"a": 1, "b": [1, 2], "c": True}) == ["--a", "1", "--b", "1", "2", "--c", "True"]
 
@@ -222,7 +247,7 @@ def fake_results(builder, stages):
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_evaluation_is_shown(data, tmp_path, suite):
-    export_held_out_text(data, tmp_path)
+    export_held_out_text(held_out_text(data), tmp_path)
     JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
     builder = SuiteBuilder(settings(data, tmp_path))
     stages = builder.build([suite])
@@ -270,10 +295,12 @@ def test_table2_by_hand(tmp_path):
     write("teacher_10_2.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
     write("jm-1.latency", "num_iterations", {4: 0.0}, latency_ms={4: {"mean": 8.0, "p50": 7.0, "p99": 9.0}})
     write("nat-1", "num_iterations", {1: 20.0})
+    write("jm_weak-1.reranked", "num_iterations", {1: 25.0, 4: 26.0, 10: 27.0})
     text = write_tables(tmp_path, ["table2"])["table2"]
     assert "| basic NAT (section 3) | 20.00 | - | - | - | 0.100 at k=1 | 50.00 at k=1 |\n" in text
     assert "| teacher | 39.11 | 40.23 | 0.100 |\n" in text
     assert "| JM-NAT | 30.50 (30.00, 31.00) | 36.50 (36.00, 37.00) | 38.25 (38.00, 38.50) |" in text
+    assert "| JM-NAT, weak teacher, reranked by the weak teacher | 25.00 | 26.00 | 27.00 |" in text
     assert "| JM-NAT, k = 4 | 8.0 | 7.0 | 9.0 | 7.5 |\n" in text
     assert "| teacher, beam = 1 | 40.0 | 38.0 | 70.0 | 1.5 |\n" in text
     assert "| teacher of 10 encoder and 2 decoder layers | 38.50 | 39.75 | 0.100 |\n" in text
@@ -297,7 +324,7 @@ def test_table4_puts_decodings_side_by_side(tmp_path):
 
 
 def test_case_study_shows_every_pass(data, tmp_path):
-    export_held_out_text(data, tmp_path)
+    export_held_out_text(held_out_text(data), tmp_path)
     sources = (tmp_path / "text" / "cases.src").read_text().splitlines()
     assert len(sources) == 8
     (tmp_path / "results" / "teacher.cases.txt").write_text("".join(f"best {i}\n" for i in range(8)))
@@ -387,6 +414,10 @@ def test_estimate_counts_what_is_left(data, monkeypatch):
     assert estimate(stages, work, set(), data, 2).startswith("about 3.0 minutes for 3 trainings with 150 updates")
     assert estimate(stages, work, {"t", "b"}, data, 1).startswith("about 1.0 minutes for 1 trainings with 30 updates")
     assert estimate(stages, work, {"t", "a", "b"}, data, 1) == "no training is left to do"
+    stages += [Stage("evaluate_t", (), ("t",)), Stage("evaluate_a", (), ("a",))]
+    assert ", and 2 evaluations and other stages, which are not in this time" in estimate(stages, work, set(), data, 1)
+    done = {"t", "a", "b", "evaluate_t"}
+    assert estimate(stages, work, done, data, 1) == "no training is left to do, but 1 evaluations and other stages"
 
 
 @pytest.mark.parametrize("autoregressive", [False, True])

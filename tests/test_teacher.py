@@ -1,5 +1,6 @@
 import importlib.util
 import json
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from modeling_jmnat.modeling_jmnat import JMNatForConditionalGeneration, sinusoi
 from modeling_jmnat.preparation import load_prepared
 from modeling_jmnat.teacher import (
     build_teacher,
+    check_folder,
     decode,
     length_sorted_batches,
     load_teacher,
@@ -164,6 +166,18 @@ def test_student_is_no_teacher(tokenizer, tmp_path):
         load_teacher(tmp_path)
 
 
+def test_folder_that_does_not_exist(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "teacher").mkdir(parents=True)
+    (tmp_path / "runs" / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    absent = ["runs/no", "runs/no/teacher", "a/b/c", "./no", "../no", "/no", "~/no", ".no", str(tmp_path / "no")]
+    for name in [*absent, "runs/file", tmp_path / "no"]:
+        with pytest.raises(ValueError, match=f"^the folder {re.escape(str(name))} does not exist: "):
+            load_teacher(name)
+    for name in ("runs/teacher", "./runs", tmp_path, "opus", "Helsinki-NLP/opus-mt-de-en"):
+        check_folder(name)
+
+
 def test_special_ids_must_agree(tokenizer):
     with pytest.raises(ValueError, match="pad_token_id is 1 in the tokenizer and 0"):
         build_teacher({**TINY, "pad_token_id": 0, "bos_token_id": 1}, tokenizer)
@@ -214,3 +228,18 @@ def test_choice_of_backend(tokenizer):
     if importlib.util.find_spec("ctranslate2"):
         with pytest.raises(ValueError, match="cannot take a multilingual m2m_100 model"):
             choose_backend("ctranslate2", model, "cpu")
+
+
+def test_ctranslate2_computes_in_the_models_number_type(tokenizer, monkeypatch):
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    model = random_teacher(tokenizer).bfloat16()
+    assert choose_backend("auto", model, "cpu") == "transformers"
+    with pytest.raises(ValueError, match="cannot compute in dtype='bfloat16' on this cpu: choose float32, or take"):
+        choose_backend("ctranslate2", model, "cpu")
+    asked = {}
+    monkeypatch.setattr(ctranslate2, "Translator", lambda path, **options: asked.update(options))
+    for normalize_before in (True, False):
+        model = random_teacher(tokenizer, normalize_before).bfloat16()
+        CTranslate2Decoder(model, tokenizer, True)
+        assert asked.pop("compute_type") == "bfloat16"
+        assert model.dtype == torch.bfloat16

@@ -355,3 +355,15 @@ def test_numbers_without_a_point_are_numbers(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("training: {learning_rate: 1e-3, lr_scheduler_type: linear}")
     assert load_preset(path).training == {"learning_rate": 0.001, "lr_scheduler_type": "linear"}
+
+
+def test_the_basic_nat_is_evaluated_and_saved_with_one_pass():
+    nat = ["--preset", "multi30k_tiny", "--data", "data", "--output_dir", "run", "--decoder_input", "source_copy"]
+    command = parse_command(nat, "")
+    assert command.training.eval_num_iterations == [1]
+    assert parse_command([*nat, "--eval_num_iterations", "1"], "").training.eval_num_iterations == [1]
+    with pytest.raises(ValueError, match=r"eval_num_iterations=\[1, 4\] must be 1 with decoder_input=source_copy"):
+        parse_command([*nat, "--eval_num_iterations", "1", "4"], "")
+    model = JMNatForConditionalGeneration(JMNatConfig(**{**MODEL, "vocab_size": 30, "decoder_input": "source_copy"}))
+    assert model.generation_config.num_iterations == 1
+    assert model.generate(torch.tensor([[7, 8, 2]])).shape[0] == 1

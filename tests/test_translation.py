@@ -12,7 +12,13 @@ import torch
 from teacher_samples import WORDS, random_lines, random_teacher
 from translation_samples import SCRIPTS, load_script, save_translators, tiny_student, tiny_tokenizer
 
-from modeling_jmnat.translation import LONGER_TARGETS, check_vocabulary, load_translator, translate_lines
+from modeling_jmnat.translation import (
+    LONGER_TARGETS,
+    check_vocabulary,
+    load_translator,
+    parse_generation_options,
+    translate_lines,
+)
 
 PASSES = {"num_iterations": 3, "num_length_candidates": 3}
 
@@ -212,6 +218,20 @@ def test_bad_options_are_named(student, tokenizer, options, sentence):
         list(translate_lines(student, tokenizer, [WORDS[0]], **options))
 
 
+@pytest.mark.parametrize("name", ["shortlist", "reranker", "target_lengths", "num_iteration"])
+def test_generation_options_are_known_ones(name):
+    assert parse_generation_options(None) == {}
+    options = {"num_iterations": 4, "num_beams": 2, "max_new_tokens": 9, "suppress_tokens": [1]}
+    assert parse_generation_options(json.dumps(options)) == options
+    with pytest.raises(ValueError, match=f"^generation option '{name}' is not one of .*early_stop,.*length_penalty,"):
+        parse_generation_options(json.dumps({**options, name: "x"}))
+
+
+def test_the_form_of_the_output_is_not_an_option(student, tokenizer, lines, one_by_one):
+    options = {**PASSES, **parse_generation_options('{"return_dict_in_generate": false}')}
+    assert texts_of(translate_lines(student, tokenizer, lines, **options)) == one_by_one
+
+
 def test_tokenizer_and_model_must_belong_together(student, tokenizer, monkeypatch):
     check_vocabulary(student, tokenizer)
     rounded_up = -(-(len(tokenizer) + 1) // 8) * 8
@@ -324,7 +344,7 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
         (["--model", student, "--input", str(good), "--generation_options", "{"], "error: generation_options='{'"),
         (
             ["--model", student, "--input", str(good), "--generation_options", '{"beam": 1}'],
-            "error: generate got beam",
+            "error: generation option 'beam' is not one of num_iterations,",
         ),
         (["--model", str(folder / "teacher"), "--input", str(good), "--show_passes"], "error: --show_passes"),
     ):

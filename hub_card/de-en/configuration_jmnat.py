@@ -219,7 +219,7 @@ class JMNatGenerationConfig(GenerationConfig):
         length_threshold: lengths less probable than this share of the best one's probability are not tried; 0 tries
             all C; neither this nor `prune_threshold` applies with a reranker, which chooses among all (0.0).
         prune_candidates: the pass after which only the best candidates go on (None).
-        prune_to: how many of them, or `num_return_sequences` if that is more (1).
+        prune_to: how many of them, or `num_return_sequences` if that is more; a reranker chooses among these (1).
         prune_threshold: a candidate is given up after a pass where the exponential of its score (the geometric mean of
             its tokens' probabilities with `length_normalization=1`) is less than this share of the best one's; 0 gives
             up none (0.0).
@@ -243,7 +243,10 @@ class JMNatGenerationConfig(GenerationConfig):
     def from_model_config(cls, model_config) -> "JMNatGenerationConfig":
         """A fresh config. The inherited method marks it as derived, and such a config loses its options on reload."""
         ids = {name: getattr(model_config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
-        return cls(**ids, **asdict(JMNatOptions(max_length=model_config.max_target_length)))
+        options = JMNatOptions(max_length=model_config.max_target_length)
+        if model_config.decoder_input == "source_copy":  # the basic NAT knows one pass
+            options.num_iterations = 1
+        return cls(**ids, **asdict(options))
 
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:

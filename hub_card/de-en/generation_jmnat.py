@@ -31,6 +31,8 @@ IGNORED_ARGUMENTS = (
 )
 # Vocabulary logits that a reranker makes at once, in elements: the rows beyond it are scored in further pieces.
 MAX_LOGITS = 2**27
+# A vocabulary may be rounded up in a model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
+VOCABULARY_PADDING = 64
 
 
 @dataclass
@@ -141,6 +143,14 @@ def check_generation_config(generation_config: GenerationConfig) -> None:
             raise ValueError(f"{name} in generation_config has no effect: give it to generate itself")
 
 
+def check_same_vocabulary(of_reranker: int, own: int) -> None:
+    """ValueError where the sizes differ by more than rounding up for speed explains."""
+    if abs(of_reranker - own) >= VOCABULARY_PADDING:
+        raise ValueError(
+            f"reranker has {of_reranker} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
+        )
+
+
 class JMNatGenerationMixin(GenerationMixin):
     """`generate` for models that predict all target tokens at once."""
 
@@ -189,6 +199,8 @@ class JMNatGenerationMixin(GenerationMixin):
         options = self._resolve_generation_options(generation_config, kwargs)
         if input_ids is None and reranker is not None:
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
+        if reranker is not None and not hasattr(reranker, "score"):
+            check_same_vocabulary(reranker.config.vocab_size, self.config.vocab_size)
         if input_ids is None and shortlist is not None:
             raise ValueError("shortlist needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
 
