@@ -10,6 +10,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,27 @@ class Stage:
     needs: tuple[str, ...] = ()
     trains: bool = False
     alone: bool = False
+
+
+def chosen_stages(stages: Sequence[Stage], pattern: str) -> list[Stage]:
+    """The stages in whose names a regular expression is found, and all that they need, in their order.
+
+    Raises:
+        ValueError: no such stage, or no such expression.
+    """
+    try:
+        wanted = [stage.name for stage in stages if re.search(pattern, stage.name)]
+    except re.error as error:
+        raise ValueError(f"only={pattern!r} is not a regular expression: {error}") from None
+    if not wanted:
+        raise ValueError(f"only={pattern!r} is found in no stage, such as {', '.join(s.name for s in stages[:5])}")
+    by_name, chosen = {stage.name: stage for stage in stages}, set()
+    while wanted:
+        name = wanted.pop()
+        if name not in chosen:
+            chosen.add(name)
+            wanted += by_name[name].needs
+    return [stage for stage in stages if stage.name in chosen]
 
 
 @dataclass

@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 
 from modeling_jmnat.cli import command  # noqa: E402
-from modeling_jmnat.experiments import StageRunner, exclusive  # noqa: E402
+from modeling_jmnat.experiments import StageRunner, chosen_stages, exclusive  # noqa: E402
 from modeling_jmnat.suite_inputs import begin_run, check_inputs, held_out_text, run_inputs  # noqa: E402
 from modeling_jmnat.suite_pictures import write_pictures  # noqa: E402
 from modeling_jmnat.suite_tables import write_tables  # noqa: E402
@@ -38,6 +38,13 @@ class ReproduceArguments:
     suite: list[str] = field(
         default_factory=lambda: ["main"],
         metadata={"help": "One or more of: " + "; ".join(f"{name} ({text})" for name, text in SUITES.items())},
+    )
+    only: str | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression: run only stages in whose names it is found, such as 'jm-1|cm-1', and what "
+            "they need. Default: all."
+        },
     )
     preset: str = field(default="multi30k_tiny", metadata={"help": "Preset of all trainings, a name or a file."})
     teacher_preset: str | None = field(
@@ -109,6 +116,8 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
     inputs = run_inputs(settings, text)
     builder = SuiteBuilder(settings)
     stages = builder.build(arguments.suite)
+    if arguments.only is not None:
+        stages = chosen_stages(stages, arguments.only)
     settings.output.mkdir(parents=True, exist_ok=True)
     with exclusive(settings.output) as lock:
         check_inputs(settings, inputs)
@@ -119,7 +128,8 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         machine = torch.cuda.get_device_name() if gpu else f"{cores} CPU cores"
         print(f"{len(stages)} stages, {len(done)} of them done, {jobs} at a time, on {machine}", flush=True)
         if arguments.estimate:
-            print(estimate(stages, builder.work, done, settings.data, jobs), flush=True)
+            work = {stage.name: builder.work[stage.name] for stage in stages if stage.trains}
+            print(estimate(stages, work, done, settings.data, jobs), flush=True)
         return summary(arguments.suite, settings.output, runner.run(stages))
 
 

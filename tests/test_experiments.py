@@ -12,7 +12,14 @@ from tiny_runs import Child
 
 from modeling_jmnat import experiments
 from modeling_jmnat.cli import GPU_MEMORY_SHARE, limit_gpu_memory
-from modeling_jmnat.experiments import Stage, StageRunner, changed_parts, exclusive, last_json
+from modeling_jmnat.experiments import (
+    Stage,
+    StageRunner,
+    changed_parts,
+    chosen_stages,
+    exclusive,
+    last_json,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +58,22 @@ def test_stages_run_after_what_they_need_and_once(tmp_path):
     assert mark["command"] == list(stages[1].command)
     assert StageRunner(tmp_path).run(stages) == {"a": "done", "b": "done", "c": "done"}
     assert len(events(tmp_path)) == 6
+
+
+def test_chosen_stages_come_with_what_they_need():
+    needs = {"a": (), "b": ("a",), "c": ("b",), "d": ("a",), "bc": ()}
+    stages = [Stage(name, ("x",), needs[name]) for name in needs]
+
+    def names(pattern):
+        return [stage.name for stage in chosen_stages(stages, pattern)]
+
+    assert names("c$") == ["a", "b", "c", "bc"]
+    assert names("^c|d") == ["a", "b", "c", "d"]
+    assert names("") == list(needs)
+    with pytest.raises(ValueError, match="only='x' is found in no stage, such as a, b, c, d, bc"):
+        names("x")
+    with pytest.raises(ValueError, match=r"only='\(' is not a regular expression"):
+        names("(")
 
 
 def test_other_settings_and_unknown_needs_are_refused(tmp_path):
