@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from modeling_jmnat.cli import command
+from modeling_jmnat.configuration_jmnat import JMNatOptions
 from modeling_jmnat.decoding_tuning import EXPONENTS, beam_settings, best_setting, candidate_settings
 from modeling_jmnat.evaluation import describe_environment
 from modeling_jmnat.output_files import atomic_text_file
@@ -80,8 +81,10 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
     grid = parse_grid(arguments.grid)
     common = {"max_batch_tokens": arguments.batch_tokens, "progress": sys.stderr.isatty()}
     if is_jmnat(model):
-        grid.setdefault("num_iterations", DEFAULT_ITERATIONS)
-        counts = arguments.num_length_candidates or [model.generation_config.num_length_candidates or 4]
+        one_pass = model.config.decoder_input == "source_copy"
+        grid.setdefault("num_iterations", [1] if one_pass else DEFAULT_ITERATIONS)
+        saved = model.generation_config.num_length_candidates or JMNatOptions().num_length_candidates
+        counts = arguments.num_length_candidates or [saved]
         if arguments.reranker is not None:
             shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
         return candidate_settings(
@@ -128,7 +131,7 @@ def save_options(folder: Path, model, options: dict) -> None:
     """Into the generation configuration of the model, and of its exported graphs where there are any."""
     model.generation_config.update(**options)
     for place in (folder, folder / "onnx"):
-        if (place / "generation_config.json").is_file() or place is folder:
+        if place.is_dir():
             model.generation_config.save_pretrained(place)
 
 
