@@ -209,6 +209,11 @@ class JMNatGenerationMixin(GenerationMixin):
             options = replace(options, length_threshold=0.0, prune_threshold=0.0)
         lengths, unlikely = self._choose_lengths(length_log_probs, options, target_lengths)
         vocabulary = None if shortlist is None else shortlist.ids(input_ids)
+        if vocabulary is not None and int(vocabulary.max()) >= self.config.vocab_size:
+            raise ValueError(
+                f"shortlist gives token {int(vocabulary.max())}, the model has {self.config.vocab_size}: they do not "
+                "belong together"
+            )
         output, ends = self._decode(
             options, lengths, states, source_mask, input_ids, reranker, unlikely=unlikely, vocabulary=vocabulary
         )

@@ -143,6 +143,14 @@ def test_decoding_equals_suppression():
         model.generate(inputs_embeds=torch.zeros(1, 2, model.config.d_model), shortlist=Fixed(2, 7))
 
 
+def test_ids_beyond_the_vocabulary_are_refused():
+    model = random_model(3)
+    input_ids, mask = pad(random_sources(model, 2, 3))
+    shortlist = Shortlist(torch.full((model.config.vocab_size, 2), 6), torch.tensor([2, 99]))
+    with pytest.raises(ValueError, match="shortlist gives token 99, the model has 23"):
+        model.generate(input_ids, attention_mask=mask, shortlist=shortlist)
+
+
 def test_decoding_in_onnx_runtime_equals_suppression(tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
     onnx_export = pytest.importorskip("modeling_jmnat.onnx_export", reason="the extra `bench` is not installed")
