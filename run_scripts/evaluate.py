@@ -83,15 +83,15 @@ class EvaluationArguments:
             raise ValueError("noise_levels=[] must hold at least one level")
 
 
-def decoding_settings(arguments: EvaluationArguments, config) -> tuple[list[dict], dict]:
-    """The options that differ from row to row, and those that all rows share, for a model with `config`."""
-    jmnat = config.model_type == "jmnat"
+def decoding_settings(arguments: EvaluationArguments, model) -> tuple[list[dict], dict]:
+    """The options that differ from row to row, and those that all rows share."""
+    jmnat = is_jmnat(model)
     varied, other = ("num_iterations", "num_beams") if jmnat else ("num_beams", "num_iterations")
     if getattr(arguments, other) is not None:
         kind = "JM-NAT" if jmnat else "an autoregressive model"
         raise ValueError(f"--{other} does not apply to {kind}: use --{varied}")
     defaults = DEFAULT_ITERATIONS if jmnat else DEFAULT_BEAMS
-    if jmnat and config.decoder_input == "source_copy":
+    if jmnat and model.config.decoder_input == "source_copy":
         defaults = [1]  # the basic NAT has no masks to refine
     values = getattr(arguments, varied) or defaults
     shared = tuned_options(arguments.tuning) | parse_generation_options(arguments.generation_options)
@@ -117,7 +117,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     """Everything that goes into the JSON file; one printed line per row as soon as it is known."""
     sources, references = read_parallel(arguments.source, arguments.reference)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
-    varied, shared = decoding_settings(arguments, model.config)
+    varied, shared = decoding_settings(arguments, model)
     report = {
         "settings": {
             "model": Path(arguments.model).resolve().name,
