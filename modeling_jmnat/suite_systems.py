@@ -66,6 +66,11 @@ def jm_with(name: str, label: str, settings: dict, **fields) -> Student:
     return Student(f"jm_{name}", f"JM-NAT, {label}", settings, **fields)
 
 
+JM_BOTH = jm_with("both", "distilled and raw text", {}, data="both", seeds=2)
+CM_BOTH = cm_with("both", "distilled and raw text", {}, data="both", seeds=2)
+# The main rows of table 2.
+MAIN_STUDENTS = (JM, CM, JM_BOTH, CM_BOTH)
+
 NGRAMS = {"ngram_loss_weight": 0.1}
 OTHER_DROPOUT = {"dropout": 0.2}
 GLANCING = {"full_mask_ratio": 0.2, "glancing_ratio": 0.5}
@@ -73,8 +78,9 @@ GLANCING = {"full_mask_ratio": 0.2, "glancing_ratio": 0.5}
 ADDITIONS = (
     jm_with("glancing", "20 % of the targets fully masked, with glancing (not in the paper)", GLANCING),
     cm_with("glancing", "20 % of the targets fully masked, with glancing (not in the paper)", GLANCING),
-    jm_with("both", "distilled and raw text", {}, data="both"),
-    cm_with("both", "distilled and raw text", {}, data="both"),
+    JM_BOTH,
+    CM_BOTH,
+    jm_with("both_encoder_weight_1", "distilled and raw text, a1 = 1", {"encoder_loss_weight": 1.0}, data="both"),
     cm_with("encoder_mask", "encoder mask and L_enc", {"source_mask_ratio": 0.1}),
     cm_with("ngram_loss", "L_gram with a2 = 0.1", NGRAMS),
     cm_with("consecutive", "consecutive masks", {"target_mask": "consecutive"}),

@@ -15,6 +15,7 @@ from .suite_systems import (
     DEEPER_NATS,
     INDEPENDENT_REMASKING,
     JM,
+    MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
     STATE_NOISE_LEVELS,
@@ -117,7 +118,7 @@ def table2(output: Path) -> str:
     """Teacher and students, then the time of one sentence; the paper's tables 2 and 3."""
     text = markdown(("teacher", "BLEU greedy", "BLEU beam 5", "repeats beam 5"), teacher_rows(output)) + "\n"
     rows = []
-    for student in (JM, CM, *WEAK_STUDENTS, NAT):
+    for student in (*MAIN_STUDENTS, *WEAK_STUDENTS, NAT):
         rows.append(student_row(student.label, evaluations_of(output, student.name, student.seeds)))
         reranked = evaluations_of(output, student.name, student.seeds, ".reranked")
         teacher = teacher_of(student).replace("_", " ")

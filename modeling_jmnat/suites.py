@@ -20,6 +20,7 @@ from .suite_systems import (
     FROZEN_NATS,
     INDEPENDENT_REMASKING,
     JM,
+    MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
     STATE_NOISE_LEVELS,
@@ -150,7 +151,8 @@ class SuiteBuilder:
 
     def add_table2(self) -> None:
         self.add_table3()
-        for student in (JM, CM):
+        for student in MAIN_STUDENTS:
+            self.add_student(student)
             for seed in range(1, student.seeds + 1):
                 name = f"{student.name}-{seed}"
                 self.add_reranked(student, seed)
