@@ -168,7 +168,8 @@ def build_model(command: TrainingCommand, tokenizer: PreTrainedTokenizerBase) ->
     """
     run = command.run
     if run.init_from is not None:
-        config = JMNatConfig.from_pretrained(run.init_from)
+        changes = {name: command.model[name] for name in FREE_MODEL_FIELDS}
+        config = JMNatConfig.from_pretrained(run.init_from, **changes)
         for name in set(MODEL_FIELDS) - FREE_MODEL_FIELDS:
             if getattr(config, name) != command.model[name]:
                 raise ValueError(
@@ -176,8 +177,8 @@ def build_model(command: TrainingCommand, tokenizer: PreTrainedTokenizerBase) ->
                     "fit a model of their own sizes only"
                 )
         check_same_tokenizer(JMNatTokenizer.from_pretrained(run.init_from), tokenizer, run.init_from)
-        changes = {name: command.model[name] for name in FREE_MODEL_FIELDS}
-        model = JMNatForConditionalGeneration.from_pretrained(run.init_from, dtype=torch.float32, **changes)
+        # Changes given to the model's from_pretrained would end in its generation config as well.
+        model = JMNatForConditionalGeneration.from_pretrained(run.init_from, config=config, dtype=torch.float32)
     else:
         model = JMNatForConditionalGeneration(JMNatConfig(vocab_size=len(tokenizer), **command.model))
     if run.init_from_teacher is not None:

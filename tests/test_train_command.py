@@ -238,6 +238,7 @@ def test_goes_on_from_another_model(through, data, tmp_path, capfd):
     assert last_json(capfd.readouterr().out)["final_model"] == "step 1"
     assert_same_model(tmp_path / "run", through)
     assert JMNatConfig.from_pretrained(tmp_path / "run").dropout == 0.3
+    assert "dropout" not in json.loads((tmp_path / "run" / "generation_config.json").read_text())
     expect_error(capfd, "d_model is 16", *start[:-4], "--output_dir", tmp_path / "x", "--d_model", 32)
 
 
