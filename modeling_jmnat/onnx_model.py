@@ -46,8 +46,12 @@ def find_graphs(directory: str | Path, int8: bool) -> Path:
     raise ValueError(f"{directory} holds no {name}, neither itself nor in its folder onnx: {how} writes it")
 
 
-def load_session(path: Path, num_threads: int | None):
-    """An ONNX Runtime session on the CPU; ValueError for a damaged file, or where ONNX Runtime is not installed."""
+def load_session(path: Path, num_threads: int | None, record: Path | None = None):
+    """An ONNX Runtime session on the CPU; ValueError for a damaged file, or where ONNX Runtime is not installed.
+
+    Args:
+        record: how the name of a file begins into which `end_profiling` writes the time of every operator.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -55,6 +59,8 @@ def load_session(path: Path, num_threads: int | None):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the core to others
+    if record is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(record)
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # those of ONNX Runtime share no other class

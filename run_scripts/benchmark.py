@@ -34,6 +34,7 @@ from modeling_jmnat.benchmark_systems import (  # noqa: E402
 from modeling_jmnat.benchmark_text import FIXED_LENGTH, random_sources, scored_text  # noqa: E402
 from modeling_jmnat.cli import command  # noqa: E402
 from modeling_jmnat.experiments import terminated_as_interrupted  # noqa: E402
+from modeling_jmnat.onnx_profile import profile_table  # noqa: E402
 from modeling_jmnat.output_files import atomic_text_file, write_json  # noqa: E402
 from modeling_jmnat.plots import plot_bleu_against_latency  # noqa: E402
 
@@ -41,6 +42,7 @@ CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
 MODELS = ("student", "teacher", "deep_teacher")
 COUNTS = ("passes", "candidates", "sentences", "rounds", "threads")
 COUNTS += ("batch_size", "batch_lines", "batch_rounds", "batch_sizes")
+PROFILED_SENTENCES = 20
 PRUNED = {"prune_candidates": 1, "prune_to": 2}  # the two best candidates go on after the first pass
 
 
@@ -50,7 +52,7 @@ class BenchmarkArguments:
 
     output: str = field(
         metadata={
-            "help": "Folder for measurements.json, rows.json, environment.json, three tables (.md) and the picture. "
+            "help": "Folder for measurements.json, rows.json, environment.json, four tables (.md) and the picture. "
             "A run that was stopped goes on when it is started again with the same arguments."
         }
     )
@@ -174,6 +176,13 @@ def write_figures(benchmark: Benchmark, surroundings: dict, size: str, output: P
     return rows, refused
 
 
+def write_profile(benchmark: Benchmark, num_threads: int, output: Path) -> None:
+    """Which parts of our graphs the time goes to, for the systems of ONNX Runtime that are in the picture."""
+    ours = [system for system in benchmark.systems if system.engine == "onnx" and "," not in system.label]
+    with atomic_text_file(output / "profile.md") as file:
+        file.write(profile_table(ours, benchmark.chosen[:PROFILED_SENTENCES], num_threads))
+
+
 def check(arguments: BenchmarkArguments) -> None:
     check_counts(arguments, COUNTS)
     try:
@@ -222,8 +231,10 @@ def main(argv=None):
             if stage != "loading":
                 write_figures(benchmark, surroundings, arguments.random_weights or arguments.size, output)
         rows, refused = write_figures(benchmark, surroundings, arguments.random_weights or arguments.size, output)
+        write_profile(benchmark, arguments.threads, output)
     print((output / "table.md").read_text())
     print((output / "bars.md").read_text())
+    print((output / "profile.md").read_text())
     for reason in refused:
         print(f"no ratio: {reason}")
     print(json.dumps({"output": str(output), "systems": len(rows), "refused_ratios": len(refused)}))

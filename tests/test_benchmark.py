@@ -50,6 +50,7 @@ from modeling_jmnat.benchmark_systems import (  # noqa: E402
     student_systems,
     teacher_systems,
 )
+from modeling_jmnat.onnx_profile import PARTS, read_events  # noqa: E402
 from modeling_jmnat.plots import plot_bleu_against_latency  # noqa: E402
 
 
@@ -148,6 +149,32 @@ def test_ratios_are_paired_by_hand():
 def row(title, ms):
     figures = {"latency_ms": ms, "latency_quartiles_ms": [ms, ms], "latency_p50_ms": ms, "latency_p99_ms": ms}
     return {"title": title, "sentences_per_second": 1.0, "batch_size": 8, **figures}
+
+
+def test_time_of_operators_by_hand(tmp_path):
+    def event(name, duration, cat="Node", **args):
+        return {"name": name, "cat": cat, "dur": duration, "args": args}
+
+    events = [
+        event("model_run", 4_000_000, "Session"),
+        event("model_run", 1_000_000, "Session"),
+        event("a_kernel_time", 1_500_000, op_name="DynamicQuantizeMatMul"),
+        event("b_kernel_time", 500_000, op_name="Gemm"),
+        event("c_kernel_time", 250_000, op_name="LogSoftmax"),
+        event("d_kernel_time", 250_000, op_name="Softmax"),
+        event("e_kernel_time", 125_000, op_name="Add"),
+        event("e_fence_before", 9_000_000, op_name="Add"),
+    ]
+    (tmp_path / "events.json").write_text(json.dumps(events))
+    total, groups = read_events(tmp_path / "events.json")
+    assert total == 5.0
+    assert groups == {
+        "matrix products": 2.0,
+        "best words": 0.25,
+        "attention": 0.25,
+        "layer norm": 0.0,
+        "other operators": 0.125,
+    }
 
 
 def test_noise_refuses_ratios():
@@ -370,6 +397,13 @@ def test_the_command(folder, tmp_path, capsys):
         assert found["peak_memory_mb"] > 0
     assert json.loads((output / "environment.json").read_text())["threads"] == 1
     assert (output / "table.md").read_text().count("\n") == 2 + 3
+    profile = [line.split(" | ") for line in (output / "profile.md").read_text().splitlines()[2:]]
+    assert [line[0] for line in profile] == [f"| {row['title']}" for row in rows[1:]]
+    for line in profile:
+        shares = [int(cell.strip(" |%")) for cell in line[1:]]
+        assert len(shares) == len(PARTS)
+        assert min(shares) >= 0
+        assert sum(shares) == pytest.approx(100, abs=len(PARTS) / 2)
     assert (output / "bleu_latency.png").stat().st_size > 1000
     assert plot_bleu_against_latency(rows, tmp_path / "again.png") == {"systems": 2, "points": 3}
 
