@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .benchmark_systems import ONNXEngine, System
 from .onnx_model import GRAPHS, find_graphs, graph_file, load_session
+from .suite_tables import markdown
 
 # Operators of the decoder by what they are for: the first group of which a word is in an operator's name.
 OPERATORS = {
@@ -19,16 +20,17 @@ OPERATORS = {
     "attention": ("Attention", "Softmax"),
     "layer norm": ("LayerNorm",),
 }
-PARTS = ("encoder", *OPERATORS, "other operators", "between operators", "outside of the graphs")
+GROUPS = (*OPERATORS, "other operators")
+PARTS = ("encoder", *GROUPS, "between operators", "outside of the graphs")
 
 
 def group_of(operator: str) -> str:
-    return next((group for group, words in OPERATORS.items() if any(w in operator for w in words)), "other operators")
+    return next((group for group, words in OPERATORS.items() if any(w in operator for w in words)), GROUPS[-1])
 
 
 def read_events(path: Path) -> tuple[float, dict[str, float]]:
     """Seconds of all runs of a recorded session, and of its operators by group."""
-    total, groups = 0.0, dict.fromkeys((*OPERATORS, "other operators"), 0.0)
+    total, groups = 0.0, dict.fromkeys(GROUPS, 0.0)
     for event in json.loads(path.read_text(encoding="utf-8")):
         if event["name"] == "model_run":
             total += event["dur"] / 1e6
@@ -52,20 +54,19 @@ def profile(system: System, sources: Sequence[Sequence[int]], num_threads: int) 
         seconds = time.perf_counter() - start
         events = {part: read_events(Path(getattr(engine.model, part).end_profiling())) for part in GRAPHS}
     (encoder, _), (decoder, groups) = (events[part] for part in GRAPHS)
-    between = decoder - sum(groups.values())
     return {
         "encoder": encoder,
         **groups,
-        "between operators": between,
+        "between operators": decoder - sum(groups.values()),
         "outside of the graphs": seconds - encoder - decoder,
     }
 
 
 def profile_table(systems: Sequence[System], sources: Sequence[Sequence[int]], num_threads: int) -> str:
     """The share of each part for each of `systems`, as markdown; all but the first and the last are the decoder's."""
-    lines = ["| " + " | ".join(("system", *PARTS)) + " |", "|" + " --- |" * (len(PARTS) + 1)]
+    rows = []
     for system in systems:
         seconds = profile(system, sources, num_threads)
-        shares = [f"{seconds[part] / sum(seconds.values()):.0%}" for part in PARTS]
-        lines.append("| " + " | ".join((system.title, *shares)) + " |")
-    return "\n".join(lines) + "\n"
+        total = sum(seconds.values())
+        rows.append([system.title, *(f"{seconds[part] / total:.0%}" for part in PARTS)])
+    return markdown(("system", *PARTS), rows)

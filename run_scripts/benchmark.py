@@ -157,9 +157,14 @@ def weight_hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
 
 
+def is_plain(label: str) -> bool:
+    """Whether a system has no rule that saves work, such as "k = 4, pruned"."""
+    return "," not in label
+
+
 def points(rows: list[dict]) -> list[dict]:
-    """Rows for the picture: those without rules that save work, which would crowd it."""
-    return [row for row in rows if "," not in row["label"]]
+    """Rows for the picture, which rules that save work would crowd."""
+    return [row for row in rows if is_plain(row["label"])]
 
 
 def write_figures(benchmark: Benchmark, surroundings: dict, size: str, output: Path) -> tuple[list[dict], list[str]]:
@@ -178,7 +183,7 @@ def write_figures(benchmark: Benchmark, surroundings: dict, size: str, output: P
 
 def write_profile(benchmark: Benchmark, num_threads: int, output: Path) -> None:
     """Which parts of our graphs the time goes to, for the systems of ONNX Runtime that are in the picture."""
-    ours = [system for system in benchmark.systems if system.engine == "onnx" and "," not in system.label]
+    ours = [system for system in benchmark.systems if system.engine == "onnx" and is_plain(system.label)]
     with atomic_text_file(output / "profile.md") as file:
         file.write(profile_table(ours, benchmark.chosen[:PROFILED_SENTENCES], num_threads))
 
