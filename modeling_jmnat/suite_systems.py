@@ -68,8 +68,11 @@ def jm_with(name: str, label: str, settings: dict, **fields) -> Student:
 
 JM_BOTH = jm_with("both", "distilled and raw text", {}, data="both", seeds=2)
 CM_BOTH = cm_with("both", "distilled and raw text", {}, data="both", seeds=2)
+JM_BOTH_FULL_WEIGHT = jm_with(
+    "both_encoder_weight_1", "distilled and raw text, a1 = 1", {"encoder_loss_weight": 1.0}, data="both", seeds=2
+)
 # The main rows of table 2.
-MAIN_STUDENTS = (JM, CM, JM_BOTH, CM_BOTH)
+MAIN_STUDENTS = (JM, CM, JM_BOTH, CM_BOTH, JM_BOTH_FULL_WEIGHT)
 
 NGRAMS = {"ngram_loss_weight": 0.1}
 OTHER_DROPOUT = {"dropout": 0.2}
@@ -80,7 +83,7 @@ ADDITIONS = (
     cm_with("glancing", "20 % of the targets fully masked, with glancing (not in the paper)", GLANCING),
     JM_BOTH,
     CM_BOTH,
-    jm_with("both_encoder_weight_1", "distilled and raw text, a1 = 1", {"encoder_loss_weight": 1.0}, data="both"),
+    JM_BOTH_FULL_WEIGHT,
     cm_with("encoder_mask", "encoder mask and L_enc", {"source_mask_ratio": 0.1}),
     cm_with("ngram_loss", "L_gram with a2 = 0.1", NGRAMS),
     cm_with("consecutive", "consecutive masks", {"target_mask": "consecutive"}),
