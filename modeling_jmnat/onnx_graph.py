@@ -33,6 +33,7 @@ class GraphWriter:
 
     def __init__(self, name: str, int8: bool = False):
         self.name = name
+        self.prefix = ""
         self.int8 = int8
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
@@ -45,6 +46,22 @@ class GraphWriter:
         self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
         return name
 
+    def option(self, name: str, default: torch.Tensor, shape: Sequence[int | str] | None = None) -> str:
+        """An input that may be left out; its type is the default's, and so is its shape if not given."""
+        self.initializers[name] = numpy_helper.from_array(default.numpy(), name)
+        return self.input(name, default.shape if shape is None else shape, self.initializers[name].data_type)
+
+    def subgraph(self, name: str) -> "GraphWriter":
+        """A writer of the body of a `Loop` or `If`, which may use what has been computed here, and its constants."""
+        body = GraphWriter(name, self.int8)
+        body.initializers, body.stored, body.prefix = self.initializers, self.stored, f"{self.prefix}{name}_"
+        return body
+
+    def body(self, *results: tuple[str, Sequence[int | str], int]) -> onnx.GraphProto:
+        """What this writer has collected as an attribute of `Loop` or `If`; results are name, shape and type."""
+        outputs = [helper.make_tensor_value_info(name, dtype, shape) for name, shape, dtype in results]
+        return helper.make_graph(self.nodes, self.name, self.inputs, outputs)
+
     def output(self, name: str, value: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> None:
         self.nodes.append(helper.make_node("Identity", [value], [name]))
         self.outputs.append(helper.make_tensor_value_info(name, dtype, shape))
@@ -53,8 +70,9 @@ class GraphWriter:
         """Append a node, unless there is one like it; its result's name, or a list of names when there are several."""
         key = (operator, inputs, repr(attributes))
         if key not in self.known:
-            names = [f"{operator}_{len(self.nodes)}_{index}" for index in range(num_results)]
-            self.nodes.append(helper.make_node(operator, list(inputs), names, domain=domain, **attributes))
+            names = [f"{self.prefix}{operator}_{len(self.nodes)}_{index}" for index in range(num_results)]
+            node = helper.make_node(operator, list(inputs), names, names[0], domain=domain, **attributes)
+            self.nodes.append(node)
             self.known[key] = names[0] if num_results == 1 else names
         return self.known[key]
 

@@ -1,20 +1,36 @@
 """JM-NAT on ONNX Runtime: the graphs of `onnx_export.py` under the same `generate` as the PyTorch model."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers.utils import ModelOutput
 
-from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
-from .generation_jmnat import JMNatGenerationMixin
+from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig, JMNatOptions
+from .generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
 from .modeling_jmnat import decoder_attend_mask, token_mask
 from .passes_jmnat import RestrictedVocabulary
 
 LOWEST = torch.finfo(torch.float32).min
 GRAPHS = ("encoder", "decoder")
+TRANSLATOR = "translator"  # all in one graph, see `onnx_translator.py`
+PASS = "pass"  # how the names of its nodes inside the passes begin
+# The options that the graph of a whole translation knows: with any other than its default, passes are run one by one.
+TRANSLATOR_OPTIONS = (
+    "num_iterations",
+    "num_length_candidates",
+    "remask_adjacent",
+    "suppress_tokens",
+    "length_normalization",
+    "length_offset",
+    "num_return_sequences",
+    "return_dict_in_generate",
+    "max_length",
+)
+OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
 POSITIONS_FILE = "positions.safetensors"  # see `PositionalAttention`
 DIGEST = "weights_sha256"  # metadata of every exported file: of which model it is
 STATES_DECODER = "decoder_states"  # the decoder without output projection, for shortlists
@@ -34,6 +50,16 @@ def weight_file(int8: bool) -> str:
 def padded_vocabulary_size(vocab_size: int) -> int:
     """Rounded up to whole blocks; ids beyond the vocabulary are never predicted."""
     return -(-vocab_size // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
+
+
+def token_bias(model, options: JMNatOptions) -> torch.Tensor:
+    """(V,), V rounded up to whole blocks: -inf at tokens that are never predicted, else 0."""
+    bias = torch.zeros(padded_vocabulary_size(model.config.vocab_size))
+    bias[model.config.vocab_size :] = -torch.inf
+    suppressed = model._suppressed_tokens(options, "cpu")
+    if suppressed is not None:
+        bias[: model.config.vocab_size].masked_fill_(suppressed, -torch.inf)
+    return bias
 
 
 def find_graphs(directory: str | Path, int8: bool) -> Path:
@@ -59,6 +85,7 @@ def load_session(path: Path, num_threads: int | None, record: Path | None = None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the core to others
+    options.log_severity_level = 3  # errors: it warns of every input that has a default
     if record is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(record)
     try:
@@ -86,29 +113,51 @@ def session_digest(session) -> str | None:
     return session.get_modelmeta().custom_metadata_map.get(DIGEST)
 
 
-def check_digest(path: Path, digest: str | None, expected: str | None) -> None:
-    """Refuse a file of another model than the decoder's: they would translate into nonsense without any error."""
-    if digest != expected:
-        raise ValueError(
-            f"{path} and the decoder beside it do not belong to the same model: "
-            "run_scripts/export_onnx.py writes them anew"
-        )
-
-
-def load_shortlist_part(folder: Path, int8: bool, num_threads: int | None, digest: str | None):
-    """The session of the decoder without output projection, and that projection as in `weight_file`.
+class ExportedGraphs:
+    """The files of one export, loaded as they are asked for.
 
     Raises:
-        ValueError: the folder was exported without them, or they are damaged or of another model than `digest`.
+        ValueError: a file that is missing, damaged, or of another model than the first one, which would translate into
+            nonsense without any error; ONNX Runtime is not installed.
     """
-    graph, weights = folder / graph_file(STATES_DECODER, int8), folder / weight_file(int8)
-    for path in (graph, weights):
-        if not path.is_file():
-            raise ValueError(f"{path} does not exist: run_scripts/export_onnx.py --shortlist writes it")
-    session, (projection, found) = load_session(graph, num_threads), load_tensors(weights)
-    check_digest(graph, session_digest(session), digest)
-    check_digest(weights, found, digest)
-    return session, projection
+
+    def __init__(self, folder: Path, int8: bool, num_threads: int | None):
+        self.folder, self.int8, self.num_threads = folder, int8, num_threads
+        self.first: tuple[Path, str | None] | None = None  # the file that was loaded first, and its digest
+
+    def has(self, part: str) -> bool:
+        return (self.folder / graph_file(part, self.int8)).is_file()
+
+    def session(self, part: str):
+        """An ONNX Runtime session of a graph."""
+        path = self.folder / graph_file(part, self.int8)
+        session = load_session(path, self.num_threads)
+        self.check(path, session_digest(session))
+        return session
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        path = self.folder / name
+        tensors, digest = load_tensors(path)
+        self.check(path, digest)
+        return tensors
+
+    def shortlist_part(self):
+        """The session of the decoder without output projection, and that projection as in `weight_file`."""
+        for name in (graph_file(STATES_DECODER, self.int8), weight_file(self.int8)):
+            if not (self.folder / name).is_file():
+                raise ValueError(
+                    f"{self.folder / name} does not exist: run_scripts/export_onnx.py --shortlist writes it"
+                )
+        return self.session(STATES_DECODER), self.tensors(weight_file(self.int8))
+
+    def check(self, path: Path, digest: str | None) -> None:
+        if self.first is None:
+            self.first = path, digest
+        if digest != self.first[1]:
+            raise ValueError(
+                f"{path} and {self.first[0].name} do not belong to the same model: "
+                "run_scripts/export_onnx.py writes them anew"
+            )
 
 
 @dataclass
@@ -198,21 +247,20 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(
-        self, config, generation_config, encoder, decoder, positions: PositionalAttention | None, shortlist_part
-    ):
+    def __init__(self, config: JMNatConfig, generation_config: JMNatGenerationConfig, graphs: ExportedGraphs):
         self.config = config
         self.generation_config = generation_config
-        self.encoder = encoder
-        self.decoder = decoder
-        self.positions = positions
-        self.shortlist_part = shortlist_part  # loads the decoder of states, and the output projection
+        self.graphs = graphs
+        self.token_bias = functools.cache(lambda ids: token_bias(self, JMNatOptions(suppress_tokens=ids)).numpy())
 
     @classmethod
     def from_pretrained(
         cls, directory: str | Path, int8: bool = False, num_threads: int | None = None
     ) -> "ORTJMNatForConditionalGeneration":
         """Load exported graphs from `directory`, or from its folder `onnx`.
+
+        A whole translation is one call of ONNX Runtime where the options allow it; with those that let rows stop or
+        leave, with a reranker or a shortlist each pass is one, by graphs that are loaded when they are needed.
 
         Args:
             int8: the quantised graphs. They scale activations by the batch, so that a translation may depend on the
@@ -224,19 +272,36 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
                 installed.
         """
         folder = find_graphs(directory, int8)
-        encoder_path, decoder_path = (folder / graph_file(part, int8) for part in GRAPHS)
-        encoder, decoder = load_session(encoder_path, num_threads), load_session(decoder_path, num_threads)
-        digest = session_digest(decoder)
-        check_digest(encoder_path, session_digest(encoder), digest)
-        config = JMNatConfig.from_pretrained(folder)
-        positions = None
-        if config.positional_attention:
-            tables, found = load_tensors(folder / POSITIONS_FILE)
-            check_digest(folder / POSITIONS_FILE, found, digest)
-            positions = PositionalAttention(**tables, exclude_self=config.exclude_self_attention)
-        generation_config = JMNatGenerationConfig.from_pretrained(folder)
-        shortlist_part = functools.cache(lambda: load_shortlist_part(folder, int8, num_threads, digest))
-        return cls(config, generation_config, encoder, decoder, positions, shortlist_part)
+        config, generation_config = JMNatConfig.from_pretrained(folder), JMNatGenerationConfig.from_pretrained(folder)
+        model = cls(config, generation_config, ExportedGraphs(folder, int8, num_threads))
+        for part in ("translator",) if model.translator else ("decoder", "encoder", "positions"):
+            getattr(model, part)
+        return model
+
+    @functools.cached_property
+    def translator(self):
+        """None for an export from before there was this graph."""
+        return self.graphs.session(TRANSLATOR) if self.graphs.has(TRANSLATOR) else None
+
+    @functools.cached_property
+    def encoder(self):
+        return self.graphs.session("encoder")
+
+    @functools.cached_property
+    def decoder(self):
+        return self.graphs.session("decoder")
+
+    @functools.cached_property
+    def positions(self) -> PositionalAttention | None:
+        if not self.config.positional_attention:
+            return None
+        return PositionalAttention(
+            **self.graphs.tensors(POSITIONS_FILE), exclude_self=self.config.exclude_self_attention
+        )
+
+    @functools.cached_property
+    def shortlist_part(self):
+        return self.graphs.shortlist_part()
 
     def can_generate(self) -> bool:
         return True
@@ -254,15 +319,53 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> ORTEncoderOutput:
         """Source ids and mask (B, S) -> length logits and all that cross-attention needs."""
+        outputs = self.encoder.run(None, self.source_feeds(input_ids, attention_mask))
+        length_logits, *others = (torch.from_numpy(array) for array in outputs)
+        return ORTEncoderOutput(length_logits, tuple(others[0::3]), tuple(others[1::3]), tuple(others[2::3]))
+
+    def source_feeds(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, np.ndarray]:
         if input_ids.shape[1] > self.config.max_position_embeddings:
             raise ValueError(
                 f"input_ids has {input_ids.shape[1]} tokens, "
                 f"max_position_embeddings={self.config.max_position_embeddings} is the most"
             )
         mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id).long()
-        feeds = {"input_ids": input_ids.contiguous().numpy(), "attention_mask": mask.contiguous().numpy()}
-        length_logits, *others = (torch.from_numpy(array) for array in self.encoder.run(None, feeds))
-        return ORTEncoderOutput(length_logits, tuple(others[0::3]), tuple(others[1::3]), tuple(others[2::3]))
+        return {"input_ids": input_ids.contiguous().numpy(), "attention_mask": mask.contiguous().numpy()}
+
+    def generate_at_once(
+        self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs
+    ) -> JMNatGenerateOutput | None:
+        if self.translator is None or inputs_embeds is not None or encoder_outputs is not None:
+            return None
+        if input_ids is None or not len(input_ids) or any(getattr(options, name) != off for name, off in OFF.items()):
+            return None
+        longest, target_lengths = self._check_lengths(len(input_ids), options, target_lengths)
+        feeds = {
+            **self.source_feeds(input_ids, attention_mask),
+            "num_iterations": np.array(options.num_iterations),
+            "num_length_candidates": np.array([options.num_length_candidates]),
+            "max_length": np.array([longest]),
+            "length_offset": np.array(options.length_offset, dtype=np.float32),
+            "length_normalization": np.array(options.length_normalization, dtype=np.float32),
+            "num_return_sequences": np.array([options.num_return_sequences]),
+            "token_bias": self.token_bias(None if options.suppress_tokens is None else tuple(options.suppress_tokens)),
+        }
+        if target_lengths is not None:
+            feeds["target_lengths"] = target_lengths.numpy()
+        if self.config.ngram_size > 1:
+            feeds["remask_adjacent"] = np.array(options.remask_adjacent)
+        sequences, scores, token_scores, lengths, candidate_lengths, best = map(
+            torch.from_numpy, self.translator.run(None, feeds)
+        )
+        return JMNatGenerateOutput(
+            sequences=sequences.flatten(0, 1),
+            sequences_scores=scores.flatten(),
+            token_scores=token_scores.flatten(0, 1),
+            lengths=lengths.flatten(),
+            num_passes=torch.full((len(input_ids),), options.num_iterations),
+            candidate_lengths=candidate_lengths,
+            best_candidates=best,
+        )
 
     def encode_for_generation(self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None):
         """As the PyTorch model's; in place of encoder states, what `encode` returns."""
@@ -292,7 +395,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
 
     def output_weight(self, ids: torch.Tensor) -> torch.Tensor:
         """As the PyTorch model's."""
-        _, projection = self.shortlist_part()
+        _, projection = self.shortlist_part
         weight = projection["weight"][ids]
         return weight * projection["scales"][ids, None] if "scales" in projection else weight
 
@@ -302,7 +405,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         """As the PyTorch model's."""
         feeds = {"canvas": canvas.contiguous().numpy(), "positions": positions.contiguous().numpy(), **state.feeds}
         if state.vocabulary is not None:
-            decoder, _ = self.shortlist_part()
+            decoder, _ = self.shortlist_part
             return state.vocabulary.predict(torch.from_numpy(decoder.run(None, feeds)[0]), suppressed)
         if suppressed is not None:
             state.token_bias[: self.config.vocab_size].masked_fill_(suppressed, -torch.inf)

@@ -158,23 +158,28 @@ def test_time_of_operators_by_hand(tmp_path):
     events = [
         event("model_run", 4_000_000, "Session"),
         event("model_run", 1_000_000, "Session"),
-        event("a_kernel_time", 1_500_000, op_name="DynamicQuantizeMatMul"),
-        event("b_kernel_time", 500_000, op_name="Gemm"),
-        event("c_kernel_time", 250_000, op_name="LogSoftmax"),
-        event("d_kernel_time", 250_000, op_name="Softmax"),
-        event("e_kernel_time", 125_000, op_name="Add"),
-        event("e_fence_before", 9_000_000, op_name="Add"),
+        event("pass_a_kernel_time", 1_500_000, op_name="DynamicQuantizeMatMul"),
+        event("pass_b_kernel_time", 500_000, op_name="Gemm"),
+        event("pass_c_kernel_time", 250_000, op_name="LogSoftmax"),
+        event("pass_d_kernel_time", 250_000, op_name="Softmax"),
+        event("pass_e_kernel_time", 125_000, op_name="Add"),
+        event("pass_e_fence_before", 9_000_000, op_name="Add"),
+        event("f_kernel_time", 1_000_000, op_name="Gemm"),
+        event("g_kernel_time", 3_000_000, op_name="Loop"),
     ]
     (tmp_path / "events.json").write_text(json.dumps(events))
-    total, groups = read_events(tmp_path / "events.json")
+    total, seconds = read_events(tmp_path / "events.json", only_passes=False)
     assert total == 5.0
-    assert groups == {
+    assert {name: value for name, value in seconds.items() if value} == {
+        "encoder, lengths, choice": 1.0,
         "matrix products": 2.0,
         "best words": 0.25,
         "attention": 0.25,
-        "layer norm": 0.0,
         "other operators": 0.125,
     }
+    _, seconds = read_events(tmp_path / "events.json", only_passes=True)
+    assert seconds["encoder, lengths, choice"] == 0
+    assert seconds["matrix products"] == 3.0
 
 
 def test_noise_refuses_ratios():

@@ -20,7 +20,13 @@ pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
 
 from modeling_jmnat.onnx_export import export_onnx  # noqa: E402
 from modeling_jmnat.onnx_graph import quantise_rows  # noqa: E402
-from modeling_jmnat.onnx_model import POSITIONS_FILE, VOCABULARY_BLOCK, weight_file  # noqa: E402
+from modeling_jmnat.onnx_model import (  # noqa: E402
+    POSITIONS_FILE,
+    TRANSLATOR_OPTIONS,
+    VOCABULARY_BLOCK,
+    load_session,
+    weight_file,
+)
 
 OPTIONS = {
     "paper": {},
@@ -47,6 +53,21 @@ def decode(model, sources, **options):
     return model.generate(input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **options)
 
 
+def pass_by_pass(folder, int8=False):
+    """The plain twin of an export: each pass is a call of its own."""
+    exported = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
+    exported.translator = None
+    return exported
+
+
+def use_all_files(folder):
+    """Decode with an option that makes passes run one by one, and load what a shortlist needs."""
+    exported = ORTJMNatForConditionalGeneration.from_pretrained(folder)
+    decode(exported, [[5, 6, 2]], early_stop=True)
+    if exported.graphs.has("decoder_states"):
+        exported.output_weight(torch.tensor([3]))
+
+
 def assert_same(expected, found):
     for name in ("sequences", "lengths", "num_passes", "candidate_lengths", "best_candidates"):
         assert torch.equal(expected[name], found[name]), name
@@ -70,6 +91,60 @@ def test_every_option_equals_the_network(name, tmp_path):
     assert_same(decode(model, sources, **OPTIONS[name]), output)
     if name == "rows_leave":
         assert len(set(output.num_passes.tolist())) > 1  # otherwise nothing has been tested
+
+
+# Those of OPTIONS that the graph of a whole translation knows, and what only it is asked for.
+AT_ONCE = {name: options for name, options in OPTIONS.items() if options.keys() <= set(TRANSLATOR_OPTIONS)} | {
+    "alone": {"remask_adjacent": False},
+    "score": {"length_normalization": 0.5, "length_offset": 3.0},
+    "short": {"max_length": 5},
+    "two_tokens": {"max_length": 3, "num_length_candidates": 3},
+    "more_passes_than_tokens": {"num_iterations": 20, "max_length": 8},
+    "given": {"target_lengths": [2, 40, 6, 9, 3, 4, 5, 7, 8, 10], "num_length_candidates": 5},
+}
+
+
+@pytest.mark.parametrize("ngram_size", [1, 2, 3])
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_a_whole_translation_equals_its_passes(name, ngram_size, tmp_path):
+    for seed in (61, 62):
+        model, exported = both(tmp_path, seed, ngram_size=ngram_size)
+        sources = random_sources(model, 10, seed)
+        output = decode(exported, sources, **AT_ONCE[name])
+        assert not {"encoder", "decoder", "positions"} & vars(exported).keys()  # they have not been loaded
+        assert_same(decode(pass_by_pass(tmp_path), sources, **AT_ONCE[name]), output)
+        assert_same(decode(model, sources, **AT_ONCE[name]), output)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS.keys() - AT_ONCE.keys()))
+def test_other_options_run_pass_by_pass(name, tmp_path):
+    _, exported = both(tmp_path, 63)
+    decode(exported, random_sources(exported, 3, 63), **OPTIONS[name])
+    assert {"encoder", "decoder", "positions"} <= vars(exported).keys()
+
+
+def test_the_graph_of_a_whole_translation_needs_nothing_but_onnx_runtime(tmp_path):
+    """Its defaults are those of the generation configuration."""
+    model = random_model(64)
+    model.generation_config.update(
+        num_iterations=3, num_length_candidates=5, remask_adjacent=False, num_return_sequences=2,
+        length_normalization=0.0, max_length=7, suppress_tokens=[0, 1, 4, 9],
+    )  # fmt: skip
+    export_onnx(model, tmp_path)
+    input_ids, attention_mask = pad(random_sources(model, 6, 64))
+    expected = model.generate(input_ids, attention_mask=attention_mask, return_dict_in_generate=True)
+    feeds = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.long().numpy()}
+    sequences, scores, *_ = load_session(tmp_path / "translator.onnx", 1).run(None, feeds)
+    assert sequences.shape[:2] == scores.shape == (6, 2)
+    assert sequences.reshape(12, -1).tolist() == expected.sequences.tolist()
+    torch.testing.assert_close(torch.from_numpy(scores).flatten(), expected.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+def test_int8_translates_alike_whole_and_by_passes(tmp_path):
+    _, exported = both(tmp_path, 65, int8=True)
+    sources = random_sources(exported, 20, 65)
+    whole, passes = (decode(which, sources, num_iterations=2) for which in (exported, pass_by_pass(tmp_path, True)))
+    assert_same(passes, whole)
 
 
 def test_vocabularies_of_more_than_one_block(tmp_path):
@@ -215,48 +290,54 @@ def test_an_export_stopped_while_moving_is_not_found(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(random_model(51), tmp_path)
-    assert set(moved) == {"encoder.onnx", POSITIONS_FILE, "config.json", "generation_config.json"}
+    graphs = {"encoder.onnx", "translator.onnx"}
+    assert set(moved) == graphs | {POSITIONS_FILE, "config.json", "generation_config.json"}
     with pytest.raises(ValueError, match=r"holds no decoder\.onnx"):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name", ["encoder.onnx", "decoder.onnx", POSITIONS_FILE, "decoder_states.onnx", weight_file(False)]
+    "name",
+    ["translator.onnx", "encoder.onnx", "decoder.onnx", POSITIONS_FILE, "decoder_states.onnx", weight_file(False)],
 )
 def test_files_of_two_models_are_refused(name, tmp_path):
     for seed, folder in ((46, tmp_path / "a"), (47, tmp_path / "b")):
         export_onnx(random_model(seed), folder, shortlist=True)
     shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
     with pytest.raises(ValueError, match="do not belong to the same model"):
-        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path / "a").output_weight(torch.tensor([3]))
+        use_all_files(tmp_path / "a")
 
 
-def test_exports_without_a_digest_still_load(tmp_path):
+def test_older_exports_still_load(tmp_path):
+    """They have neither the graph of a whole translation nor digests."""
     model, exported = both(tmp_path, 48)
     sources = random_sources(model, 4, 48)
     expected = decode(exported, sources)
+    (tmp_path / "translator.onnx").unlink()
+    assert_same(expected, decode(ORTJMNatForConditionalGeneration.from_pretrained(tmp_path), sources))
     for part in ("encoder.onnx", "decoder.onnx"):
         graph = onnx.load(tmp_path / part)
         del graph.metadata_props[:]
         onnx.save_model(graph, tmp_path / part)
-    with pytest.raises(ValueError, match="positions.safetensors and the decoder"):
+    with pytest.raises(ValueError, match="positions.safetensors and decoder.onnx do not belong"):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
     save_file(load_file(tmp_path / POSITIONS_FILE), tmp_path / POSITIONS_FILE)
     assert_same(expected, decode(ORTJMNatForConditionalGeneration.from_pretrained(tmp_path), sources))
 
 
-@pytest.mark.parametrize("name", ["encoder.onnx", "decoder.onnx", POSITIONS_FILE])
+@pytest.mark.parametrize("name", ["translator.onnx", "encoder.onnx", "decoder.onnx", POSITIONS_FILE])
 def test_damaged_files_are_named(name, tmp_path, capfd):
     both(tmp_path, 49)
     content = (tmp_path / name).read_bytes()
     for damaged in (b"", content[:100], content[: len(content) // 2], content[:-1], b"no graph" * 50):
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(ValueError, match=f"{name} cannot be loaded") as error:
-            ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+            use_all_files(tmp_path)
         assert "\n" not in str(error.value)
     (tmp_path / name).unlink()
-    with pytest.raises(ValueError, match=name):
-        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+    if name != "translator.onnx":  # what older exports lack
+        with pytest.raises(ValueError, match=name):
+            use_all_files(tmp_path)
     assert "EP Error" not in capfd.readouterr().out
 
 
@@ -274,7 +355,7 @@ def test_commands_export_and_translate(tmp_path, capsys):
     load_script("export_onnx").main([str(student), "--int8"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["megabytes"].keys() == {
-        *(f"{part}{kind}.onnx" for part in ("encoder", "decoder") for kind in ("", "_int8")),
+        *(f"{part}{kind}.onnx" for part in ("encoder", "decoder", "translator") for kind in ("", "_int8")),
         "positions.safetensors",
     }
     source = tmp_path / "source.txt"

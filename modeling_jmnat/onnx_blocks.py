@@ -1,0 +1,309 @@
+"""The network of JM-NAT as nodes of an ONNX graph: an encoder that also prepares cross-attention, a decoder pass.
+
+B sources, R canvas rows (R/B consecutive rows share a source), S source tokens, T target tokens, M positions to
+predict, V vocabulary, D width, H heads. B, R, S, T and M stay open.
+
+Cross-attention never projects the decoder's states: a score is (W_q x + b_q).k = x.(W_q' k) + b_q.k, so the encoder
+gives W_q' k for each source token and head, and likewise W_o v + b_o / H. A pass then needs two products with the H S
+columns of a sentence in place of two with D columns and two per head: less work while S is below about 80.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from onnx import TensorProto
+
+from .modeling_jmnat import JMNatAttention, JMNatForConditionalGeneration, JMNatLayer, JMNatPositionalAttention
+from .onnx_graph import GraphWriter
+from .onnx_model import LOWEST, VOCABULARY_BLOCK, padded_vocabulary_size
+
+
+def merge_linears(linears, factors=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of several linear layers of one input as one, each multiplied by its factor."""
+    factors = factors or [1.0] * len(linears)
+    weight = torch.cat([linear.weight * factor for linear, factor in zip(linears, factors, strict=True)])
+    bias = torch.cat([linear.bias * factor for linear, factor in zip(linears, factors, strict=True)])
+    return weight, bias
+
+
+class StackWriter:
+    """Blocks that encoder and decoder share.
+
+    Hidden states are (rows, length, D) between int8 layers, and (rows * length, D) between float32 ones, whose
+    operator `Gemm` takes nothing else.
+    """
+
+    def __init__(self, graph: GraphWriter, model: JMNatForConditionalGeneration, rows: str, length: str):
+        self.graph = graph
+        self.config = model.config
+        self.d_model = model.config.d_model
+        self.rows, self.length = rows, length
+
+    def embed(self, ids: str, stack, table: torch.Tensor) -> str:
+        """Token ids (rows, S) -> scaled embeddings (rows, S, D)."""
+        scale = self.graph.constant(torch.tensor(float(stack.embed_scale)))
+        return self.graph.add("Mul", self.graph.embedding(ids, table), scale)
+
+    def position_table(self, stack, num_positions: int) -> str:
+        """Embeddings of all positions, (num_positions, D)."""
+        return self.graph.constant(stack.position_embeddings(torch.arange(num_positions), torch.float32))
+
+    def flat(self, states: str) -> str:
+        """(rows, length, D) as hidden states are."""
+        return states if self.graph.int8 else self.graph.reshape(states, -1, self.d_model)
+
+    def by_rows(self, states: str) -> str:
+        """Hidden states as (rows, length, D)."""
+        return states if self.graph.int8 else self.graph.reshape(states, self.rows, self.length, self.d_model)
+
+    def residual(self, states: str, norm: torch.nn.LayerNorm, block, pick=None) -> str:
+        """As `JMNatLayer.residual`; `pick` takes out those of the states that the block returns."""
+        graph, before = self.graph, self.config.normalize_before
+        output = block(graph.layer_norm(states, norm) if before else states)
+        # Not SkipLayerNormalization, whose kernel for CPUs takes three times as long as these two.
+        states = graph.add("Add", states if pick is None else pick(states), output)
+        return states if before else graph.layer_norm(states, norm)
+
+    def last_norm(self, states: str, stack) -> str:
+        return states if stack.layer_norm is None else self.graph.layer_norm(states, stack.layer_norm)
+
+    def project(self, states: str, linear: torch.nn.Linear) -> str:
+        return self.graph.linear(states, linear.weight, linear.bias)
+
+    def attention_context(self, states: str, attention: JMNatAttention, bias: str) -> str:
+        """Self-attention before its output projection; bias (rows, 1, length, length) is added to the scores."""
+        graph = self.graph
+        weight, bias_of_linears = merge_linears(
+            [attention.q_proj, attention.k_proj, attention.v_proj], [attention.scaling, 1.0, 1.0]
+        )
+        parts = graph.add(
+            "Split", graph.linear(states, weight, bias_of_linears), axis=-1, num_outputs=3, num_results=3
+        )
+        query_key_value = [self.by_rows(part) for part in parts]
+        num_heads = self.d_model // attention.head_dim
+        context = graph.add(
+            "Attention", *query_key_value, bias, q_num_heads=num_heads, kv_num_heads=num_heads, scale=1.0
+        )
+        return self.flat(context)
+
+    def feed_forward(self, states: str, layer: JMNatLayer) -> str:
+        inner = self.project(states, layer.fc1)
+        return self.project(self.graph.activation(inner, self.config.activation_function), layer.fc2)
+
+
+def additive(graph: GraphWriter, attend: str) -> str:
+    """Boolean, True where a position may be attended to, -> float that is added to scores."""
+    zero, lowest = graph.constant(torch.tensor(0.0)), graph.constant(torch.tensor(LOWEST))
+    return graph.add("Where", attend, zero, lowest)
+
+
+class CrossAttention(NamedTuple):
+    """What a decoder layer needs of the source; padding is excluded by `score_bias`."""
+
+    key: str  # (B, D, H S)
+    value: str  # (B, H S, D)
+    score_bias: str  # (B, 1, H S)
+
+
+class EncoderWriter(StackWriter):
+    """The encoder over `ids` and `mask` (B, S)."""
+
+    def __init__(self, graph: GraphWriter, model: JMNatForConditionalGeneration, ids: str, mask: str):
+        self.ids, self.mask = ids, mask
+        self.num_tokens = graph.size(ids, 1)
+        length = graph.add("Add", self.num_tokens, graph.integers(1))  # with [LEN]
+        super().__init__(graph, model, graph.size(ids, 0), length)
+        self.model = model
+
+    def write(self) -> tuple[str, list[CrossAttention]]:
+        """Logits of the length classes (B, L), and what each decoder layer needs."""
+        graph, encoder = self.graph, self.model.model.encoder
+        states, bias = self.first_states(encoder), self.self_attention_bias()
+        for layer in encoder.layers:
+            states = self.write_layer(states, layer, bias)
+        states = self.last_norm(states, encoder)
+        states = self.by_rows(states)
+        tokens = graph.add(
+            "Slice", states, graph.integers(1), graph.integers(torch.iinfo(torch.int64).max), graph.integers(1)
+        )
+        return self.write_lengths(states, encoder.embed_lengths.weight), self.write_cross_attention(self.flat(tokens))
+
+    def write_layer(self, states: str, layer, bias: str) -> str:
+        def self_attention(states):
+            return self.project(self.attention_context(states, layer.self_attn, bias), layer.self_attn.out_proj)
+
+        states = self.residual(states, layer.self_attn_layer_norm, self_attention)
+        return self.residual(states, layer.final_layer_norm, lambda states: self.feed_forward(states, layer))
+
+    def first_states(self, encoder) -> str:
+        """[LEN] and the embedded source, (B (1 + S), D)."""
+        graph = self.graph
+        one = graph.integers(1)
+        ranks = graph.add("Sub", graph.add("CumSum", self.mask, one), one)
+        ranks = graph.add("Max", ranks, graph.integers(0))
+        positions = graph.add("Gather", self.position_table(encoder, self.config.max_position_embeddings), ranks)
+        tokens = graph.add("Add", self.embed(self.ids, encoder, encoder.embed_tokens.weight), positions)  # (B, S, D)
+        length_token = graph.constant(encoder.embed_lengths.weight[:1].clone())
+        length_token = graph.add("Expand", length_token, graph.shape(self.rows, 1, self.d_model))
+        return self.flat(graph.add("Concat", length_token, tokens, axis=1))
+
+    def self_attention_bias(self) -> str:
+        """(B, 1, 1 + S, 1 + S), as one row repeated: the operator wants all of them."""
+        graph = self.graph
+        ones = graph.add("Expand", graph.integers(1), graph.shape(self.rows, 1))
+        seen = graph.add("Cast", graph.add("Concat", ones, self.mask, axis=1), to=TensorProto.BOOL)
+        bias = graph.reshape(additive(graph, seen), self.rows, 1, 1, self.length)
+        return graph.add("Expand", bias, graph.shape(self.rows, 1, self.length, self.length))
+
+    def write_lengths(self, states: str, table: torch.Tensor) -> str:
+        """Logits from the state of `[LEN]`; class 0 is impossible. In float32 at all times."""
+        graph = self.graph
+        first = graph.add("Gather", states, graph.constant(torch.tensor(0)), axis=1)  # (B, D)
+        bias = torch.zeros(table.shape[0])
+        bias[0] = LOWEST
+        weight = table.clone()
+        weight[0] = 0.0
+        return graph.add("Gemm", first, graph.constant(weight), graph.constant(bias), transB=1)
+
+    def write_cross_attention(self, states: str) -> list[CrossAttention]:
+        graph, layers = self.graph, self.model.model.decoder.layers
+        linears = [getattr(layer.encoder_attn, name) for layer in layers for name in ("k_proj", "v_proj")]
+        weight, bias = merge_linears(linears)
+        parts = graph.add(
+            "Split", graph.linear(states, weight, bias), axis=-1, num_outputs=len(linears), num_results=len(linears)
+        )
+        # A row without tokens, as a row of padding is, sees all of it: an empty softmax would be undefined.
+        seen = graph.add("Cast", self.mask, to=TensorProto.BOOL)
+        empty = graph.add("Equal", graph.add("ReduceMax", self.mask, graph.integers(1), keepdims=1), graph.integers(0))
+        mask = graph.reshape(additive(graph, graph.add("Or", seen, empty)), self.rows, 1, 1, self.num_tokens)
+        prepared = []
+        for index, layer in enumerate(layers):
+            attention = layer.encoder_attn
+            head_dim, num_heads = attention.head_dim, self.d_model // attention.head_dim
+            shape = graph.shape(self.rows, self.num_tokens, num_heads, head_dim)
+            keys, values = (
+                graph.add("Transpose", graph.add("Reshape", part, shape), perm=[0, 2, 1, 3])  # (B, H, S, D/H)
+                for part in parts[2 * index : 2 * index + 2]
+            )
+            query, out = attention.q_proj, attention.out_proj
+            query_weight = (query.weight * attention.scaling).unflatten(0, (num_heads, head_dim))  # (H, D/H, D)
+            query_bias = (query.bias * attention.scaling).view(num_heads, head_dim, 1)
+            out_weight = out.weight.T.unflatten(0, (num_heads, head_dim))  # (H, D/H, D)
+            key = graph.reshape(graph.add("MatMul", keys, graph.constant(query_weight)), self.rows, -1, self.d_model)
+            value = graph.add("MatMul", values, graph.constant(out_weight))  # (B, H, S, D)
+            # The probabilities of a head sum to 1, so that each of its values can carry a share of the output's bias.
+            value = graph.add("Add", value, graph.constant(out.bias / num_heads))
+            value = graph.reshape(value, self.rows, -1, self.d_model)
+            bias = graph.add("MatMul", keys, graph.constant(query_bias))  # (B, H, S, 1)
+            bias = graph.add("Add", graph.add("Transpose", bias, perm=[0, 1, 3, 2]), mask)
+            bias = graph.reshape(bias, self.rows, 1, -1)
+            prepared.append(CrossAttention(graph.add("Transpose", key, perm=[0, 2, 1]), value, bias))
+        return prepared
+
+
+class DecoderWriter(StackWriter):
+    """One pass over `canvas` (R, T). After the last layer's self-attention, only `positions` (R, M) are computed.
+
+    Args:
+        self_bias: (R, 1, T, T), added to the scores of self-attention.
+        position_probs: per layer the probabilities of positional attention (R, H, T, T).
+    """
+
+    def __init__(
+        self,
+        graph: GraphWriter,
+        model: JMNatForConditionalGeneration,
+        canvas: str,
+        positions: str,
+        self_bias: str,
+        position_probs: Sequence[str],
+        cross_attention: Sequence[CrossAttention],
+    ):
+        super().__init__(graph, model, graph.size(canvas, 0), graph.size(canvas, 1))
+        self.model = model
+        self.canvas, self.positions, self.self_bias = canvas, positions, self_bias
+        self.position_probs, self.prepared = position_probs, cross_attention
+        key = cross_attention[0].key  # the sizes are the same in all layers
+        self.sources, self.columns = graph.size(key, 0), graph.size(key, 2)
+        weight = model.lm_head.weight
+        missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]
+        self.output_weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
+
+    def write_states(self) -> str:
+        """Hidden states after the last layer, of the positions to predict."""
+        graph, decoder = self.graph, self.model.model.decoder
+        table = self.position_table(decoder, self.config.max_target_length)
+        positions = graph.add("Slice", table, graph.integers(0), self.length)
+        # With tied weights the table of the projection serves both, and is stored once.
+        tied = self.model.lm_head.weight is decoder.embed_tokens.weight
+        tokens = self.embed(self.canvas, decoder, self.output_weight if tied else decoder.embed_tokens.weight)
+        states = self.flat(graph.add("Add", tokens, positions))
+        for index, layer in enumerate(decoder.layers):
+            states = self.write_layer(states, layer, index, self.pick if layer is decoder.layers[-1] else None)
+        return self.last_norm(states, decoder)
+
+    def pick(self, states: str) -> str:
+        """Hidden states of all positions -> those of the positions to predict."""
+        graph = self.graph
+        index = graph.add("Unsqueeze", self.positions, graph.integers(2))
+        return self.flat(graph.add("GatherND", self.by_rows(states), index, batch_dims=1))
+
+    def write_layer(self, states: str, layer, index: int, pick=None) -> str:
+        """With `pick`, from the last mixing of positions on only the states that it takes out."""
+
+        def self_attention(states, pick):
+            context = self.attention_context(states, layer.self_attn, self.self_bias)
+            return self.project(context if pick is None else pick(context), layer.self_attn.out_proj)
+
+        def positional_attention(states):
+            context = self.positional_context(states, layer.position_attn, index)
+            return self.project(context if pick is None else pick(context), layer.position_attn.out_proj)
+
+        first_pick = pick if layer.position_attn is None else None
+        states = self.residual(
+            states, layer.self_attn_layer_norm, lambda states: self_attention(states, first_pick), first_pick
+        )
+        if layer.position_attn is not None:
+            states = self.residual(states, layer.position_attn_layer_norm, positional_attention, pick)
+        states = self.residual(
+            states,
+            layer.encoder_attn_layer_norm,
+            lambda states: self.cross_attention(states, layer.encoder_attn, index),
+        )
+        return self.residual(states, layer.final_layer_norm, lambda states: self.feed_forward(states, layer))
+
+    def positional_context(self, states: str, attention: JMNatPositionalAttention, index: int) -> str:
+        graph = self.graph
+        num_heads = self.d_model // attention.head_dim
+        value = graph.linear(states, attention.v_proj.weight, attention.v_proj.bias)
+        value = graph.reshape(value, self.rows, self.length, num_heads, attention.head_dim)  # (R, T, H, D/H)
+        context = graph.add("MatMul", self.position_probs[index], graph.add("Transpose", value, perm=[0, 2, 1, 3]))
+        context = graph.add("Transpose", context, perm=[0, 2, 1, 3])  # (R, T, H, D/H)
+        return graph.reshape(context, *((self.rows,) if graph.int8 else ()), -1, self.d_model)
+
+    def cross_attention(self, states: str, attention: JMNatAttention, index: int) -> str:
+        graph = self.graph
+        num_heads = self.d_model // attention.head_dim
+        key, value, bias = self.prepared[index]
+        num_tokens = graph.add("Div", self.columns, graph.integers(num_heads))
+        grouped = graph.reshape(states, self.sources, -1, self.d_model)  # (B, R/B M, D)
+        scores = graph.add("Add", graph.add("MatMul", grouped, key), bias)  # (B, R/B M, H S)
+        probs = graph.add("Softmax", graph.reshape(scores, -1, num_tokens), axis=-1)
+        context = graph.add("MatMul", graph.reshape(probs, self.sources, -1, self.columns), value)
+        return graph.reshape(context, *((self.rows,) if graph.int8 else ()), -1, self.d_model)
+
+    def write_tokens(self, states: str, token_bias: str) -> tuple[str, str]:
+        """Best token of each state and its log-probability (R, M); `token_bias` (V,) takes part in the softmax."""
+        graph = self.graph
+        logits = graph.linear(states, self.output_weight, token_bias)
+        log_probs = graph.add("LogSoftmax", logits, axis=-1)
+        blocks = graph.reshape(log_probs, -1, self.output_weight.shape[0] // VOCABULARY_BLOCK, VOCABULARY_BLOCK)
+        best_of_block = graph.add("ReduceMax", blocks, graph.integers(2), keepdims=0)
+        block = graph.add("ArgMax", best_of_block, axis=1, keepdims=1)  # (n, 1)
+        inside = graph.add("GatherND", blocks, block, batch_dims=1)  # (n, VOCABULARY_BLOCK)
+        first_of_block = graph.add("Mul", block, graph.integers(VOCABULARY_BLOCK))
+        token = graph.add("Add", first_of_block, graph.add("ArgMax", inside, axis=1, keepdims=1))
+        best = graph.add("ReduceMax", inside, graph.integers(1), keepdims=1)
+        shape = graph.add("Shape", self.positions)
+        return graph.add("Reshape", token, shape), graph.add("Reshape", best, shape)

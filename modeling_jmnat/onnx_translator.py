@@ -1,0 +1,235 @@
+"""A whole translation as one ONNX graph: source ids in, the best candidates out, every pass inside.
+
+Nothing but ONNX Runtime is needed to run it, in any language that it knows. It decodes as `passes_jmnat.py` does, with
+the options of `TRANSLATOR_OPTIONS`; what makes rows stop or leave, and rerankers, need the graphs of single passes. B
+sources, C length candidates, R = B C rows, N candidates returned, S source and T target tokens, M to predict.
+"""
+
+import torch
+from onnx import TensorProto
+
+from .configuration_jmnat import JMNatOptions
+from .modeling_jmnat import JMNatForConditionalGeneration
+from .onnx_blocks import DecoderWriter, EncoderWriter
+from .onnx_graph import GraphWriter
+from .onnx_model import LOWEST, PASS, TRANSLATOR, token_bias
+
+INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
+
+
+class TranslatorWriter:
+    """The graph `translator` of a model, whose defaults are `options`.
+
+    Args:
+        positions: as `onnx_export.positional_projections`, empty for a model without positional attention.
+    """
+
+    def __init__(
+        self,
+        model: JMNatForConditionalGeneration,
+        options: JMNatOptions,
+        positions: dict[str, torch.Tensor],
+        int8: bool,
+    ):
+        self.model, self.config, self.options, self.position_tables = model, model.config, options, positions
+        self.graph = graph = GraphWriter(TRANSLATOR, int8)
+        self.zero, self.one = (graph.constant(torch.tensor(value)) for value in (0, 1))
+        self.mask_token, self.padding = (
+            graph.constant(torch.tensor(token)) for token in (self.config.mask_token_id, self.config.pad_token_id)
+        )
+        self.lowest, self.no_log_prob = (graph.constant(torch.tensor(value)) for value in (LOWEST, 0.0))
+
+    def write(self) -> GraphWriter:
+        graph, options = self.graph, self.options
+        ids, mask = (graph.input(name, ("B", "S"), INT64) for name in ("input_ids", "attention_mask"))
+        self.num_iterations = graph.option("num_iterations", torch.tensor(options.num_iterations))
+        self.num_candidates = graph.option("num_length_candidates", torch.tensor([options.num_length_candidates]))
+        length_logits, self.cross_attention = EncoderWriter(graph, self.model, ids, mask).write()
+        lengths = self.write_lengths(length_logits)
+        self.write_canvases(lengths)
+        tokens, log_probs = self.write_passes()
+        self.write_best(lengths, tokens, log_probs)
+        return graph
+
+    def write_lengths(self, logits: str) -> str:
+        """The lengths to try (B, C), as `JMNatGenerationMixin._choose_lengths` has them."""
+        graph = self.graph
+        longest = self.options.max_length or self.config.max_target_length
+        longest = graph.option("max_length", torch.tensor([longest]))
+        longest = graph.add("Min", longest, graph.add("Sub", graph.size(logits, 1), graph.integers(1)))
+        given = graph.option("target_lengths", torch.empty(0, dtype=torch.int64), ("G",))
+        are_given = graph.add("Greater", graph.reshape(graph.size(given, 0)), self.zero)
+
+        around = graph.subgraph("around")
+        index = around.add("Range", self.zero, around.reshape(self.num_candidates), self.one)
+        step = around.add("Div", around.add("Add", index, self.one), around.integers(2))  # 0, 1, 1, 2, 2, ..
+        odd = around.add("Mod", index, around.integers(2))
+        sign = around.add("Sub", around.add("Add", odd, odd), self.one)
+        lengths = around.add("Add", around.reshape(given, -1, 1), around.add("Mul", step, sign))
+        around = around.body((lengths, ("B", "C"), INT64))
+
+        best = graph.subgraph("best")
+        classes = best.add("Add", longest, best.integers(1))
+        allowed = best.add("Slice", logits, best.integers(0), classes, best.integers(1))
+        _, lengths = best.add("TopK", allowed, self.num_candidates, num_results=2)
+        best = best.body((lengths, ("B", "C"), INT64))
+
+        lengths = graph.add("If", are_given, then_branch=around, else_branch=best)
+        most = graph.add("Max", longest, graph.integers(2))
+        return graph.add("Min", graph.add("Max", lengths, graph.integers(2)), most)
+
+    def write_canvases(self, lengths: str) -> None:
+        """What all passes share: the rows' lengths, masks and probabilities of positional attention."""
+        graph = self.graph
+        self.lengths = graph.reshape(lengths, -1, 1)  # (R, 1)
+        longest = graph.add("ReduceMax", lengths, keepdims=0)
+        self.num_positions = graph.reshape(longest, 1)
+        self.positions = graph.add("Range", self.zero, longest, self.one)  # (T,)
+        self.target_mask = graph.add("Less", self.positions, self.lengths)  # (R, T)
+        attend = graph.add("Unsqueeze", self.target_mask, graph.integers(1, 2))  # (R, 1, 1, T)
+        if self.config.exclude_self_attention:
+            others = graph.add("Equal", self.positions, graph.reshape(self.positions, -1, 1))
+            attend = graph.add("And", attend, graph.add("Not", others))
+        else:
+            rows = graph.size(self.lengths, 0)
+            attend = graph.add("Expand", attend, graph.shape(rows, 1, self.num_positions, self.num_positions))
+        self.self_bias = graph.add("Where", attend, self.no_log_prob, self.lowest)  # (R, 1, T, T)
+        self.position_probs = self.write_position_probs() if self.position_tables else []
+
+    def write_position_probs(self) -> list[str]:
+        """As `PositionalAttention.of_lengths`, by layer: (R, H, T, T)."""
+        graph, first = self.graph, self.graph.integers(0)
+        query, key = (graph.constant(self.position_tables[name]) for name in ("query", "key"))
+        query = graph.add("Slice", query, first, self.num_positions, graph.integers(2))
+        key = graph.add("Slice", key, first, self.num_positions, graph.integers(2))
+        scores = graph.add("MatMul", query, graph.add("Transpose", key, perm=[0, 1, 3, 2]))  # (layers, H, T, T)
+        scores = graph.add("Unsqueeze", scores, graph.integers(1))
+        probs = graph.add("Softmax", graph.add("Add", scores, self.self_bias), axis=-1)  # (layers, R, H, T, T)
+        inside = graph.add("Unsqueeze", graph.add("Cast", self.target_mask, to=FLOAT), graph.integers(1, 3))
+        probs = graph.add("Mul", probs, inside)
+        layers = graph.add(
+            "Split", probs, axis=0, num_outputs=self.config.decoder_layers, num_results=self.config.decoder_layers
+        )
+        layers = layers if isinstance(layers, list) else [layers]
+        return [graph.add("Squeeze", layer, first) for layer in layers]
+
+    def write_passes(self) -> tuple[str, str]:
+        """Tokens and their log-probabilities (R, T) after all passes."""
+        graph = self.graph
+        self.token_bias = graph.option("token_bias", token_bias(self.model, self.options))
+        if self.config.ngram_size > 1:
+            self.remask_adjacent = graph.option("remask_adjacent", torch.tensor(self.options.remask_adjacent))
+            self.write_sets(self.config.ngram_size)
+        tokens = graph.add("Where", self.target_mask, self.mask_token, self.padding)
+        log_probs = graph.add("Where", self.target_mask, self.lowest, self.no_log_prob)
+        return graph.add("Loop", self.num_iterations, "", tokens, log_probs, num_results=2, body=self.write_pass())
+
+    def write_sets(self, set_size: int) -> None:
+        """Which tokens each position takes along, as `RemaskOrder`: `members` (R, T n), `distances` (R, T, n)."""
+        graph = self.graph
+        self.never = graph.add("Mul", self.num_positions, graph.integers(set_size))
+        begin = graph.add("Sub", self.lengths, graph.integers(set_size))
+        begin = graph.add("Max", graph.add("Min", begin, self.positions), self.zero)  # (R, T)
+        members = graph.add(
+            "Add", graph.add("Unsqueeze", begin, graph.integers(2)), graph.constant(torch.arange(set_size))
+        )
+        lengths = graph.add("Unsqueeze", self.lengths, graph.integers(2))
+        inside = graph.add("Unsqueeze", self.target_mask, graph.integers(2))
+        inside = graph.add("And", inside, graph.add("Less", members, lengths))
+        distances = graph.add("Abs", graph.add("Sub", members, graph.reshape(self.positions, -1, 1)))
+        self.distances = graph.add("Where", inside, distances, self.never)
+        last = graph.add("Sub", self.num_positions, graph.integers(1))
+        self.members = graph.add("Flatten", graph.add("Min", members, last), axis=1)
+        self.position_of_each = graph.add("Expand", self.positions, graph.add("Shape", self.target_mask))
+        self.no_rank = graph.add("Expand", self.never, graph.add("Shape", self.target_mask))
+
+    def write_pass(self):
+        """One pass: mask again, predict, keep."""
+        graph = self.graph.subgraph(PASS)
+        iteration = graph.input("iteration", (), INT64)
+        going_on = graph.input("going_on", (), TensorProto.BOOL)
+        tokens, log_probs = (
+            graph.input("tokens_before", ("R", "T"), INT64),
+            graph.input("log_probs_before", ("R", "T")),
+        )
+        left = graph.add("Sub", self.num_iterations, iteration)
+        counts = graph.add("Div", graph.add("Mul", self.lengths, left), self.num_iterations)
+        counts = graph.add("Max", counts, self.one)  # (R, 1)
+        most = graph.reshape(graph.add("ReduceMax", counts, keepdims=0), 1)
+        infinite = graph.constant(torch.tensor(torch.inf))
+        order = self.order(graph, graph.add("Where", self.target_mask, log_probs, infinite), most)  # (R, M)
+        first = graph.add("Slice", self.positions, graph.integers(0), most)
+        chosen = graph.add("Less", first, counts)  # (R, M)
+
+        def at_chosen(before: str, new: str) -> str:
+            kept = graph.add("GatherElements", before, order, axis=1)
+            return graph.add("ScatterElements", before, order, graph.add("Where", chosen, new, kept), axis=1)
+
+        canvas = at_chosen(tokens, self.mask_token)
+        decoder = DecoderWriter(
+            graph, self.model, canvas, order, self.self_bias, self.position_probs, self.cross_attention
+        )
+        predicted, predicted_log_probs = decoder.write_tokens(decoder.write_states(), self.token_bias)
+        return graph.body(
+            (graph.add("Identity", going_on), (), TensorProto.BOOL),
+            (at_chosen(tokens, predicted), ("R", "T"), INT64),
+            (at_chosen(log_probs, predicted_log_probs), ("R", "T"), FLOAT),
+        )
+
+    def order(self, graph: GraphWriter, log_probs: str, most: str) -> str:
+        """The first `most` positions by `RemaskOrder`; log_probs (R, T) are infinite at padding."""
+
+        def smallest(graph: GraphWriter, values: str, count: str) -> str:
+            return graph.add("TopK", values, count, axis=1, largest=0, num_results=2)[1]  # of equal ones the first
+
+        if self.config.ngram_size == 1:
+            return smallest(graph, log_probs, most)
+        alone, adjacent = graph.subgraph("alone"), graph.subgraph("adjacent")
+        order = smallest(adjacent, log_probs, self.num_positions)
+        rank = adjacent.add("ScatterElements", order, order, self.position_of_each, axis=1)
+        keys = adjacent.add("Mul", rank, adjacent.integers(self.config.ngram_size))
+        keys = adjacent.add("Add", adjacent.add("Unsqueeze", keys, adjacent.integers(2)), self.distances)
+        keys = adjacent.add("Flatten", keys, axis=1)
+        keys = adjacent.add("ScatterElements", self.no_rank, self.members, keys, axis=1, reduction="min")
+        return graph.add(
+            "If",
+            self.remask_adjacent,
+            then_branch=adjacent.body((smallest(adjacent, keys, most), ("R", "M"), INT64)),
+            else_branch=alone.body((smallest(alone, log_probs, most), ("R", "M"), INT64)),
+        )
+
+    def write_best(self, lengths: str, tokens: str, log_probs: str) -> None:
+        """Score the candidates and return the best, as `JMNatGenerationMixin._finish_decoding` does."""
+        graph, options = self.graph, self.options
+        num_returned = graph.option("num_return_sequences", torch.tensor([options.num_return_sequences]))
+        offset = graph.option("length_offset", torch.tensor(float(options.length_offset)))
+        power = graph.option("length_normalization", torch.tensor(float(options.length_normalization)))
+        end = graph.constant(torch.tensor(self.config.eos_token_id))
+        after_end = graph.add("Add", self.positions, self.one)  # (T,)
+        never = graph.constant(torch.tensor(torch.iinfo(torch.int64).max))
+        ends = graph.add("Where", graph.add("Equal", tokens, end), after_end, never)
+        ends = graph.add("ReduceMin", ends, graph.integers(1), keepdims=1)
+        ends = graph.add("Min", ends, self.lengths)  # (R, 1)
+        divisors = graph.add("Pow", graph.add("Add", graph.add("Cast", self.lengths, to=FLOAT), offset), power)
+        scores = graph.add("Div", graph.add("ReduceSum", log_probs, graph.integers(1), keepdims=1), divisors)
+        num_sources = graph.size(lengths, 0)
+        scores = graph.reshape(scores, num_sources, -1)  # (B, C)
+        scores, best = graph.add("TopK", scores, num_returned, axis=1, num_results=2)  # (B, N)
+        sources = graph.add("Range", self.zero, graph.reshape(num_sources), self.one)
+        rows = graph.add("Add", best, graph.reshape(graph.add("Mul", sources, self.num_candidates), -1, 1))
+        ends = graph.add("Gather", graph.reshape(ends, -1), rows)  # (B, N)
+        width = graph.reshape(graph.add("ReduceMax", ends, keepdims=0), 1)
+        positions = graph.add("Slice", self.positions, graph.integers(0), width)  # (L,)
+        inside = graph.add("Less", positions, graph.add("Unsqueeze", ends, graph.integers(2)))  # (B, N, L)
+
+        def of_best(values: str, padding: str) -> str:
+            values = graph.add("Gather", values, rows, axis=0)  # (B, N, T)
+            values = graph.add("Slice", values, graph.integers(0), width, graph.integers(2))
+            return graph.add("Where", inside, values, padding)
+
+        graph.output("sequences", of_best(tokens, self.padding), ("B", "N", "L"), INT64)
+        graph.output("sequences_scores", scores, ("B", "N"))
+        graph.output("token_scores", of_best(log_probs, self.no_log_prob), ("B", "N", "L"))
+        graph.output("lengths", graph.add("Gather", graph.reshape(self.lengths, -1), rows), ("B", "N"), INT64)
+        graph.output("candidate_lengths", lengths, ("B", "C"), INT64)
+        graph.output("best_candidates", best, ("B", "N"), INT64)
