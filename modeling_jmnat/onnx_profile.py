@@ -16,8 +16,8 @@ from .suite_tables import markdown
 # Operators of the passes by what they are for: the first group of which a word is in an operator's name.
 OPERATORS = {
     "matrix products": ("MatMul", "Gemm"),
-    "best words": ("LogSoftmax", "ReduceMax", "ArgMax", "GatherND"),
-    "attention": ("Attention", "Softmax"),
+    "softmax, best words": ("Softmax", "ReduceMax", "ArgMax", "GatherND"),
+    "self-attention": ("Attention",),
     "layer norm": ("LayerNorm",),
     "masks": ("TopK", "Elements", "Less", "Where"),
 }

@@ -140,6 +140,30 @@ def test_the_graph_of_a_whole_translation_needs_nothing_but_onnx_runtime(tmp_pat
     torch.testing.assert_close(torch.from_numpy(scores).flatten(), expected.sequences_scores, rtol=1e-4, atol=1e-4)
 
 
+def test_it_translates_text_without_pytorch(tmp_path):
+    save_translators(tmp_path)
+    student = str(tmp_path / "student")
+    load_script("export_onnx").main([student])
+    text = "ab cde fgh"
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys(("torch", "transformers"), None))
+import numpy as np, onnxruntime
+from tokenizers import Tokenizer
+onnxruntime.set_default_logger_severity(3)
+tokenizer = Tokenizer.from_file("{student}/onnx/tokenizer.json")
+translator = onnxruntime.InferenceSession("{student}/onnx/translator.onnx")
+ids = np.array([tokenizer.encode("{text}").ids])
+sequences, *_ = translator.run(None, {{"input_ids": ids, "attention_mask": np.ones_like(ids)}})
+print(tokenizer.decode(sequences[0, 0]))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    model, tokenizer = load_translator(student)
+    expected = tokenizer.decode(model.generate(**tokenizer(text, return_tensors="pt"))[0], skip_special_tokens=True)
+    assert expected
+    assert result.stdout == expected + "\n"
+
+
 def test_int8_translates_alike_whole_and_by_passes(tmp_path):
     _, exported = both(tmp_path, 65, int8=True)
     sources = random_sources(exported, 20, 65)
