@@ -204,6 +204,11 @@ class JMNatGenerationMixin(GenerationMixin):
         if input_ids is None and shortlist is not None:
             raise ValueError("shortlist needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
 
+        if reranker is None and shortlist is None:
+            output = self.generate_at_once(options, input_ids, target_lengths, **source)
+            if output is not None:
+                return output if options.return_dict_in_generate else output.sequences
+
         states, source_mask, length_log_probs = self.encode_for_generation(input_ids, **source)
         if reranker is not None:  # it chooses among all candidates
             options = replace(options, length_threshold=0.0, prune_threshold=0.0)
@@ -222,6 +227,12 @@ class JMNatGenerationMixin(GenerationMixin):
             return output.sequences[:, :width]
         output.sequences, output.token_scores = output.sequences[:, :width], output.token_scores[:, :width]
         return output
+
+    def generate_at_once(
+        self, options: JMNatOptions, input_ids, target_lengths, **source
+    ) -> JMNatGenerateOutput | None:
+        """The whole translation, by a backend that can do it in one go; None: pass by pass."""
+        return None
 
     def _decode(
         self,
@@ -265,7 +276,8 @@ class JMNatGenerationMixin(GenerationMixin):
         """The `num_return_sequences` candidates with the highest scores (B, C) of each sentence, best first."""
         options = decoding.options
         scores = scores.masked_fill(decoding.pruned, -math.inf)
-        scores, best = scores.topk(options.num_return_sequences, dim=1)  # (B, num_return_sequences)
+        scores, best = scores.sort(dim=1, descending=True, stable=True)  # of equal ones the more probable length
+        scores, best = (value[:, : options.num_return_sequences] for value in (scores, best))
         sentence = torch.arange(best.shape[0], device=best.device)[:, None]
         ends = ends[sentence, best].flatten()
         token_scores = decoding.log_probs[sentence, best].flatten(0, 1)
@@ -318,25 +330,37 @@ class JMNatGenerationMixin(GenerationMixin):
         """(B, C) candidate lengths, from 2 (one token and `</s>`) to the longest allowed, and which are unlikely."""
         unlikely = None
         num_candidates = options.num_length_candidates
-        longest = length_log_probs.shape[1] - 1
-        if options.max_length is not None:
-            longest = min(longest, options.max_length)
-        if num_candidates > longest:
-            raise ValueError(f"num_length_candidates={num_candidates} is more than the {longest} lengths there are")
+        longest, target_lengths = self._check_lengths(len(length_log_probs), options, target_lengths)
         if target_lengths is None:
             best = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1)
             lengths, unlikely = best.indices, unlikely_lengths(best.values, options)
         else:
-            target_lengths = torch.as_tensor(target_lengths, device=length_log_probs.device).long()
-            if target_lengths.shape != length_log_probs.shape[:1]:
-                raise ValueError(
-                    f"target_lengths has shape {tuple(target_lengths.shape)}, "
-                    f"it must hold one length for each of {length_log_probs.shape[0]} sentences"
-                )
+            target_lengths = target_lengths.to(length_log_probs.device)
             # The length itself first, then its neighbours: +1, -1, +2, -2, ...
             steps = [(i + 1) // 2 * (1 if i % 2 else -1) for i in range(num_candidates)]
             lengths = target_lengths[:, None] + torch.tensor(steps, device=target_lengths.device)
         return lengths.clamp(min=2, max=max(longest, 2)), unlikely
+
+    def _check_lengths(
+        self, num_sentences: int, options: JMNatOptions, target_lengths
+    ) -> tuple[int, torch.Tensor | None]:
+        """The longest length allowed, and `target_lengths` as a tensor (B,); ValueError where they cannot be."""
+        longest = self.config.max_target_length
+        if options.max_length is not None:
+            longest = min(longest, options.max_length)
+        if options.num_length_candidates > longest:
+            raise ValueError(
+                f"num_length_candidates={options.num_length_candidates} is more than the {longest} lengths there are"
+            )
+        if target_lengths is None:
+            return longest, None
+        target_lengths = torch.as_tensor(target_lengths).long()
+        if target_lengths.shape != (num_sentences,):
+            raise ValueError(
+                f"target_lengths has shape {tuple(target_lengths.shape)}, "
+                f"it must hold one length for each of {num_sentences} sentences"
+            )
+        return longest, target_lengths
 
     def _suppressed_tokens(self, options: JMNatOptions, device) -> torch.Tensor | None:
         """(V,) bool, True at ids that are never predicted; None when there are none."""
