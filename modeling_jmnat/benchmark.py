@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .benchmark_systems import REFERENCES, System, load_engine
 from .evaluation import processor_name
+from .markdown import markdown
 
 LENGTH_BUCKETS = (10, 15, 20, 30)  # source tokens
 BLOCK_SENTENCES = 10  # how many a system translates before it is the next one's turn
@@ -245,7 +246,7 @@ def markdown_table(rows: Sequence[dict]) -> str:
     head += [f"times faster than {title}" for title in references]
     with_best = any("best_batch_size" in row for row in rows)
     head += ["sentences/s at batch"] + (["best batch"] if with_best else []) + ["load s", "memory MB"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = []
     for row in rows:
         low, high = row["latency_quartiles_ms"]
         cells = [row["title"]] + ([f"{row['bleu']:.2f}" if "bleu" in row else ""] if with_bleu else [])
@@ -258,17 +259,17 @@ def markdown_table(rows: Sequence[dict]) -> str:
         cells += [_speed(row, "best_sentences_per_second", "best_batch_size")] if with_best else []
         cells += [f"{row['load_seconds']:.2f}" if "load_seconds" in row else ""]
         cells += [f"{row['peak_memory_mb']:.0f}" if "peak_memory_mb" in row else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown(head, lines)
 
 
 def length_table(rows: Sequence[dict]) -> str:
     """Milliseconds per sentence by the number of source tokens, a line per system."""
     names = list(dict.fromkeys(name for row in rows for name in row["latency_by_source_length_ms"]))
     names.sort(key=lambda name: int(name.removeprefix("over ").split("-")[0]))
-    lines = ["| " + " | ".join(["source tokens", *names]) + " |", "|" + " --- |" * (len(names) + 1)]
+    lines = []
     for row in rows:
         found = row["latency_by_source_length_ms"]
         cells = [f"{found[name]:.1f}" if name in found else "" for name in names]
-        lines.append("| " + " | ".join([row["title"], *cells]) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([row["title"], *cells])
+    return markdown(("source tokens", *names), lines)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .benchmark_systems import CTRANSLATE2_BEAM, CTRANSLATE2_GREEDY, TRANSFORMERS_BEAM
+from .markdown import markdown
 
 OURS = "JM-NAT ONNX int8"
 BLEU_TO_LOSE = 0.1  # by rules that save work, against the same k and C without them
@@ -41,8 +42,7 @@ def eligible(rows: Sequence[dict], candidates: int, passes: int) -> list[dict]:
 
 def bars_table(rows: Sequence[dict], size: str) -> str:
     """What was set and what was found, a line per bar; the fastest of our settings that count."""
-    head = ["times faster than", "setting", "goal", "found", "reached"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = []
 
     def add(reference: str, candidates: int, passes: int, goal: float, name: str, what: str) -> None:
         found = [row for row in eligible(rows, candidates, passes) if reference in row.get(name, {})]
@@ -51,7 +51,7 @@ def bars_table(rows: Sequence[dict], size: str) -> str:
         if best is not None:
             cells[1] = f"C = {candidates}, {best['label']}"
             cells[3:] = [f"{best[name][reference]:.2f}", "yes" if best[name][reference] >= goal else "no"]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(cells)
 
     for bar in BARS:
         for passes, goal in bar.goals[size].items():
@@ -60,4 +60,4 @@ def bars_table(rows: Sequence[dict], size: str) -> str:
         reference, candidates, passes, goal = BATCH_BAR
         sizes = {row["batch_size"] for row in rows if "batch_size" in row}
         add(reference, candidates, passes, goal, "batch_speed_up", f", batch {max(sizes, default='')}")
-    return "\n".join(lines) + "\n"
+    return markdown(("times faster than", "setting", "goal", "found", "reached"), lines)

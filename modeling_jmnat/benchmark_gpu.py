@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
 from .benchmark import add_ratios, block_sums, interleaved, latency_figures, length_sorted, throughput_figures
 from .benchmark_systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine
+from .markdown import markdown
 from .modeling_jmnat import JMNatForConditionalGeneration
 from .static_shapes import StaticShapeJMNat
 from .teacher import length_penalty, load_teacher_tokenizer, pad_batch
@@ -277,7 +278,7 @@ def gpu_table(rows: Sequence[dict]) -> str:
     head = ["system"] + (["BLEU"] if with_bleu else []) + ["ms (quartiles)", "p99"]
     head += [f"times faster than {title}" for title in references]
     head += [f"sentences/s at {size}" for size in sizes] + ["same as plain"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines = []
     for row in rows:
         cells = [row["title"]] + ([f"{row['bleu']:.2f}" if "bleu" in row else ""] if with_bleu else [])
         low, high = row["latency_quartiles_ms"]
@@ -288,5 +289,5 @@ def gpu_table(rows: Sequence[dict]) -> str:
         measured = [row.get("throughput", {}).get(size) for size in sizes]
         cells += ["" if found is None else f"{found['sentences_per_second']:.0f}" for found in measured]
         cells += [f"{row['same_as_plain']:.1%}" if "same_as_plain" in row else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown(head, lines)

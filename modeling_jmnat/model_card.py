@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .markdown import markdown
 from .pipeline import JMNatTranslationPipeline
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "hub_card" / "model_card.md"
@@ -159,10 +160,7 @@ def score_table(scores: Scores) -> str:
         ("repeated words per sentence", lambda row: f"{row['repeated_tokens_per_sentence']:.2f}"),
         ("milliseconds per sentence, one at a time", lambda row: f"{row['latency_ms']['mean']:.0f}"),
     )
-    lines = [
-        f"| {scores.test.name} | " + " | ".join(title for title, _ in columns) + " |",
-        "|---|" + "---|" * len(columns),
-    ]
+    lines = []
     for name, show in figures:
         cells = []
         for _, row in columns:
@@ -171,8 +169,8 @@ def score_table(scores: Scores) -> str:
             except KeyError:  # not measured
                 cells.append("")
         if any(cells):
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([name, *cells])
+    return markdown([scores.test.name, *(title for title, _ in columns)], lines).rstrip("\n")
 
 
 def card_metadata(facts: CardFacts, all_scores: Sequence[Scores]) -> ModelCardData:

@@ -1,6 +1,7 @@
 """JM-NAT on ONNX Runtime: the graphs of `onnx_export.py` under the same `generate` as the PyTorch model."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -52,13 +53,12 @@ def padded_vocabulary_size(vocab_size: int) -> int:
     return -(-vocab_size // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
 
 
-def token_bias(model, options: JMNatOptions) -> torch.Tensor:
-    """(V,), V rounded up to whole blocks: -inf at tokens that are never predicted, else 0."""
-    bias = torch.zeros(padded_vocabulary_size(model.config.vocab_size))
-    bias[model.config.vocab_size :] = -torch.inf
-    suppressed = model._suppressed_tokens(options, "cpu")
+def token_bias(vocab_size: int, suppressed: torch.Tensor | None) -> torch.Tensor:
+    """(V,), V rounded up to whole blocks: -inf at tokens that are none or `suppressed` (vocab_size,), else 0."""
+    bias = torch.zeros(padded_vocabulary_size(vocab_size))
+    bias[vocab_size:] = -torch.inf
     if suppressed is not None:
-        bias[: model.config.vocab_size].masked_fill_(suppressed, -torch.inf)
+        bias[:vocab_size].masked_fill_(suppressed, -torch.inf)
     return bias
 
 
@@ -251,7 +251,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         self.config = config
         self.generation_config = generation_config
         self.graphs = graphs
-        self.token_bias = functools.cache(lambda ids: token_bias(self, JMNatOptions(suppress_tokens=ids)).numpy())
+        self.token_bias = functools.cache(self._token_bias)
 
     @classmethod
     def from_pretrained(
@@ -277,6 +277,10 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         for part in ("translator",) if model.translator else ("decoder", "encoder", "positions"):
             getattr(model, part)
         return model
+
+    def _token_bias(self, suppress_tokens: Sequence[int] | None) -> np.ndarray:
+        suppressed = self._suppressed_tokens(JMNatOptions(suppress_tokens=suppress_tokens), "cpu")
+        return token_bias(self.config.vocab_size, suppressed).numpy()
 
     @functools.cached_property
     def translator(self):
@@ -340,6 +344,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         if input_ids is None or not len(input_ids) or any(getattr(options, name) != off for name, off in OFF.items()):
             return None
         longest, target_lengths = self._check_lengths(len(input_ids), options, target_lengths)
+        suppressed = options.suppress_tokens
         feeds = {
             **self.source_feeds(input_ids, attention_mask),
             "num_iterations": np.array(options.num_iterations),
@@ -348,7 +353,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
             "length_offset": np.array(options.length_offset, dtype=np.float32),
             "length_normalization": np.array(options.length_normalization, dtype=np.float32),
             "num_return_sequences": np.array([options.num_return_sequences]),
-            "token_bias": self.token_bias(None if options.suppress_tokens is None else tuple(options.suppress_tokens)),
+            "token_bias": self.token_bias(suppressed if suppressed is None else tuple(suppressed)),
         }
         if target_lengths is not None:
             feeds["target_lengths"] = target_lengths.numpy()
@@ -389,9 +394,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
             of_sources[f"key_{index}"] = encoder_outputs.keys[index]
             of_sources[f"value_{index}"] = encoder_outputs.values[index]
             of_sources[f"score_bias_{index}"] = encoder_outputs.score_biases[index]
-        token_bias = torch.zeros(padded_vocabulary_size(self.config.vocab_size))
-        token_bias[self.config.vocab_size :] = -torch.inf
-        return ORTDecodingState(of_rows, of_sources, token_bias)
+        return ORTDecodingState(of_rows, of_sources, token_bias(self.config.vocab_size, None))
 
     def output_weight(self, ids: torch.Tensor) -> torch.Tensor:
         """As the PyTorch model's."""

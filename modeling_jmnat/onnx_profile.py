@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .benchmark_systems import ONNXEngine, System
+from .markdown import markdown
 from .onnx_model import GRAPHS, PASS, TRANSLATOR, find_graphs, graph_file, load_session
-from .suite_tables import markdown
 
 # Operators of the passes by what they are for: the first group of which a word is in an operator's name.
 OPERATORS = {

@@ -6,7 +6,7 @@ sources, C length candidates, R = B C rows, N candidates returned, S source and 
 """
 
 import torch
-from onnx import TensorProto
+from onnx import GraphProto, TensorProto
 
 from .configuration_jmnat import JMNatOptions
 from .modeling_jmnat import JMNatForConditionalGeneration
@@ -116,7 +116,8 @@ class TranslatorWriter:
     def write_passes(self) -> tuple[str, str]:
         """Tokens and their log-probabilities (R, T) after all passes."""
         graph = self.graph
-        self.token_bias = graph.option("token_bias", token_bias(self.model, self.options))
+        suppressed = self.model._suppressed_tokens(self.options, "cpu")
+        self.token_bias = graph.option("token_bias", token_bias(self.config.vocab_size, suppressed))
         if self.config.ngram_size > 1:
             self.remask_adjacent = graph.option("remask_adjacent", torch.tensor(self.options.remask_adjacent))
             self.write_sets(self.config.ngram_size)
@@ -143,15 +144,13 @@ class TranslatorWriter:
         self.position_of_each = graph.add("Expand", self.positions, graph.add("Shape", self.target_mask))
         self.no_rank = graph.add("Expand", self.never, graph.add("Shape", self.target_mask))
 
-    def write_pass(self):
+    def write_pass(self) -> GraphProto:
         """One pass: mask again, predict, keep."""
         graph = self.graph.subgraph(PASS)
         iteration = graph.input("iteration", (), INT64)
         going_on = graph.input("going_on", (), TensorProto.BOOL)
-        tokens, log_probs = (
-            graph.input("tokens_before", ("R", "T"), INT64),
-            graph.input("log_probs_before", ("R", "T")),
-        )
+        tokens = graph.input("tokens_before", ("R", "T"), INT64)
+        log_probs = graph.input("log_probs_before", ("R", "T"))
         left = graph.add("Sub", self.num_iterations, iteration)
         counts = graph.add("Div", graph.add("Mul", self.lengths, left), self.num_iterations)
         counts = graph.add("Max", counts, self.one)  # (R, 1)

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+from .markdown import markdown
 from .output_files import atomic_text_file
 from .suite_systems import (
     ABLATIONS,
@@ -39,14 +40,6 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
         return "-"
     text = f"{statistics.fmean(values):.{digits}f}"
     return text if len(values) == 1 else f"{text} ({', '.join(f'{value:.{digits}f}' for value in values)})"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str] | None]) -> str:
-    """A table; rows that are None are left out."""
-    if not any(row is not None for row in rows):
-        return "(no result yet)\n"
-    lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows if row is not None]) + "\n"
 
 
 def figures(evaluations: Sequence[dict], name: str, **settings) -> list[float]:

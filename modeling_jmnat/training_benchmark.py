@@ -23,6 +23,7 @@ from .benchmark_systems import random_tokenizer
 from .configuration_jmnat import JMNatConfig
 from .cpu_attention import choose_cpu_attention
 from .data_collator import DataCollatorForJMNat
+from .markdown import markdown
 from .modeling_jmnat import JMNatForConditionalGeneration, JMNatSeq2SeqLMOutput, JMNatSeq2SeqModelOutput
 from .teacher import build_teacher
 from .teacher_trainer import DataCollatorForTeacher, teacher_losses
@@ -368,7 +369,7 @@ def training_table(rows: Sequence[dict]) -> str:
     """The figures for a person: one line per setting."""
     head = ["setting", "target tokens/s", "teacher's", "per core", "cost against teacher", "utilisation", "teacher's"]
     parts = list(dict.fromkeys(name for row in rows for name in row.get("shares", {})))
-    lines = ["| " + " | ".join(head + parts) + " |", "|" + " --- |" * (len(head) + len(parts))]
+    lines = []
     for row in rows:
         setting = f"{row['size']}, {row['device']}, {row['dtype']}{', compiled' if row['compiled'] else ''}"
         cells = [f"{setting}, {row['batch_tokens']} tokens"]
@@ -379,5 +380,5 @@ def training_table(rows: Sequence[dict]) -> str:
         cells += ["" if value is None else f"{value:.1%}" for value in used]
         shares = [row.get("shares", {}).get(name) for name in parts]
         cells += ["" if share is None else f"{share:.1%}" for share in shares]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown(head + parts, lines)

@@ -109,7 +109,7 @@ def test_latency_by_hand():
     table = length_table([{"title": "a", **figures}, {"title": "b", "latency_by_source_length_ms": {"16-20": 1.5}}])
     assert table.splitlines() == [
         "| source tokens | 1-10 | 11-15 | 16-20 | over 30 |",
-        "| --- | --- | --- | --- | --- |",
+        "|---|---|---|---|---|",
         "| a | 12.0 | 20.0 |  | 34.0 |",
         "| b |  |  | 1.5 |  |",
     ]

@@ -14,12 +14,13 @@ from modeling_jmnat import JMNatConfig
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES
 from modeling_jmnat.distillation import DistillationArguments
 from modeling_jmnat.experiments import Stage
+from modeling_jmnat.markdown import markdown
 from modeling_jmnat.plots import COLOURS
 from modeling_jmnat.recipes import parse_preparation
 from modeling_jmnat.suite_inputs import export_held_out_text, held_out_text
 from modeling_jmnat.suite_pictures import PICTURES, write_pictures
 from modeling_jmnat.suite_systems import ABLATIONS, ADDITIONS, DEEP_TEACHER
-from modeling_jmnat.suite_tables import TABLES, cell, markdown, write_tables
+from modeling_jmnat.suite_tables import TABLES, cell, write_tables
 from modeling_jmnat.suite_timing import duration, estimate, longest_way, step_seconds
 from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, Work, flags
 from modeling_jmnat.teacher_training import parse_teacher_command
