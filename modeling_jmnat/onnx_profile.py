@@ -43,7 +43,7 @@ def read_events(path: Path, only_passes: bool) -> tuple[float, dict[str, float]]
             total += event["dur"] / 1e6
         elif event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             operator = event["args"]["op_name"]
-            in_pass = only_passes or event["name"].startswith(PASS)
+            in_pass = only_passes or f"{PASS}_" in event["name"]  # fused operators have longer names
             if operator not in CONTAINERS:
                 seconds[group_of(operator) if in_pass else OUTSIDE_OF_PASSES] += event["dur"] / 1e6
     return total, seconds
