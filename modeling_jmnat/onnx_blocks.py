@@ -1,15 +1,10 @@
-"""The network of JM-NAT as nodes of an ONNX graph: an encoder that also prepares cross-attention, a decoder pass.
+"""The network of JM-NAT as nodes of an ONNX graph: the encoder, keys and values of cross-attention, a decoder pass.
 
 B sources, R canvas rows (R/B consecutive rows share a source), S source tokens, T target tokens, M positions to
 predict, V vocabulary, D width, H heads. B, R, S, T and M stay open.
-
-Cross-attention never projects the decoder's states: a score is (W_q x + b_q).k = x.(W_q' k) + b_q.k, so the encoder
-gives W_q' k for each source token and head, and likewise W_o v + b_o / H. A pass then needs two products with the H S
-columns of a sentence in place of two with D columns and two per head: less work while S is below about 80.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from onnx import TensorProto
@@ -71,8 +66,15 @@ class StackWriter:
     def project(self, states: str, linear: torch.nn.Linear) -> str:
         return self.graph.linear(states, linear.weight, linear.bias)
 
-    def attention_context(self, states: str, attention: JMNatAttention, bias: str) -> str:
-        """Self-attention before its output projection; bias (rows, 1, length, length) is added to the scores."""
+    def attention(self, query: str, key: str, value: str, bias: str, head_dim: int) -> str:
+        """Queries (n, L, D), keys and values (n, K, D), bias (n, 1, L, K) that is added to the scores -> (n, L, D)."""
+        num_heads = self.d_model // head_dim
+        return self.graph.add(
+            "Attention", query, key, value, bias, q_num_heads=num_heads, kv_num_heads=num_heads, scale=1.0
+        )
+
+    def self_attention(self, states: str, attention: JMNatAttention, bias: str) -> str:
+        """Before the output projection; bias (rows, 1, length, length)."""
         graph = self.graph
         weight, bias_of_linears = merge_linears(
             [attention.q_proj, attention.k_proj, attention.v_proj], [attention.scaling, 1.0, 1.0]
@@ -80,12 +82,7 @@ class StackWriter:
         parts = graph.add(
             "Split", graph.linear(states, weight, bias_of_linears), axis=-1, num_outputs=3, num_results=3
         )
-        query_key_value = [self.by_rows(part) for part in parts]
-        num_heads = self.d_model // attention.head_dim
-        context = graph.add(
-            "Attention", *query_key_value, bias, q_num_heads=num_heads, kv_num_heads=num_heads, scale=1.0
-        )
-        return self.flat(context)
+        return self.flat(self.attention(*map(self.by_rows, parts), bias, attention.head_dim))
 
     def feed_forward(self, states: str, layer: JMNatLayer) -> str:
         inner = self.project(states, layer.fc1)
@@ -98,14 +95,6 @@ def additive(graph: GraphWriter, attend: str) -> str:
     return graph.add("Where", attend, zero, lowest)
 
 
-class CrossAttention(NamedTuple):
-    """What a decoder layer needs of the source; padding is excluded by `score_bias`."""
-
-    key: str  # (B, D, H S)
-    value: str  # (B, H S, D)
-    score_bias: str  # (B, 1, H S)
-
-
 class EncoderWriter(StackWriter):
     """The encoder over `ids` and `mask` (B, S)."""
 
@@ -116,8 +105,8 @@ class EncoderWriter(StackWriter):
         super().__init__(graph, model, graph.size(ids, 0), length)
         self.model = model
 
-    def write(self) -> tuple[str, list[CrossAttention]]:
-        """Logits of the length classes (B, L), and what each decoder layer needs."""
+    def write(self) -> tuple[str, list[tuple[str, str]]]:
+        """Logits of the length classes (B, L), and per decoder layer keys and values (B, S, D) of cross-attention."""
         graph, encoder = self.graph, self.model.model.encoder
         states, bias = self.first_states(encoder), self.self_attention_bias()
         for layer in encoder.layers:
@@ -131,7 +120,7 @@ class EncoderWriter(StackWriter):
 
     def write_layer(self, states: str, layer, bias: str) -> str:
         def self_attention(states):
-            return self.project(self.attention_context(states, layer.self_attn, bias), layer.self_attn.out_proj)
+            return self.project(self.self_attention(states, layer.self_attn, bias), layer.self_attn.out_proj)
 
         states = self.residual(states, layer.self_attn_layer_norm, self_attention)
         return self.residual(states, layer.final_layer_norm, lambda states: self.feed_forward(states, layer))
@@ -166,40 +155,23 @@ class EncoderWriter(StackWriter):
         weight[0] = 0.0
         return graph.add("Gemm", first, graph.constant(weight), graph.constant(bias), transB=1)
 
-    def write_cross_attention(self, states: str) -> list[CrossAttention]:
+    def write_cross_attention(self, states: str) -> list[tuple[str, str]]:
         graph, layers = self.graph, self.model.model.decoder.layers
         linears = [getattr(layer.encoder_attn, name) for layer in layers for name in ("k_proj", "v_proj")]
         weight, bias = merge_linears(linears)
         parts = graph.add(
             "Split", graph.linear(states, weight, bias), axis=-1, num_outputs=len(linears), num_results=len(linears)
         )
-        # A row without tokens, as a row of padding is, sees all of it: an empty softmax would be undefined.
+        if not graph.int8:
+            parts = [graph.reshape(part, self.rows, self.num_tokens, self.d_model) for part in parts]
+        return list(zip(parts[0::2], parts[1::2], strict=True))
+
+    def source_bias(self) -> str:
+        """(B, 1, 1, S): excludes padding. A row of padding alone sees all of it: an empty softmax is undefined."""
+        graph = self.graph
         seen = graph.add("Cast", self.mask, to=TensorProto.BOOL)
         empty = graph.add("Equal", graph.add("ReduceMax", self.mask, graph.integers(1), keepdims=1), graph.integers(0))
-        mask = graph.reshape(additive(graph, graph.add("Or", seen, empty)), self.rows, 1, 1, self.num_tokens)
-        prepared = []
-        for index, layer in enumerate(layers):
-            attention = layer.encoder_attn
-            head_dim, num_heads = attention.head_dim, self.d_model // attention.head_dim
-            shape = graph.shape(self.rows, self.num_tokens, num_heads, head_dim)
-            keys, values = (
-                graph.add("Transpose", graph.add("Reshape", part, shape), perm=[0, 2, 1, 3])  # (B, H, S, D/H)
-                for part in parts[2 * index : 2 * index + 2]
-            )
-            query, out = attention.q_proj, attention.out_proj
-            query_weight = (query.weight * attention.scaling).unflatten(0, (num_heads, head_dim))  # (H, D/H, D)
-            query_bias = (query.bias * attention.scaling).view(num_heads, head_dim, 1)
-            out_weight = out.weight.T.unflatten(0, (num_heads, head_dim))  # (H, D/H, D)
-            key = graph.reshape(graph.add("MatMul", keys, graph.constant(query_weight)), self.rows, -1, self.d_model)
-            value = graph.add("MatMul", values, graph.constant(out_weight))  # (B, H, S, D)
-            # The probabilities of a head sum to 1, so that each of its values can carry a share of the output's bias.
-            value = graph.add("Add", value, graph.constant(out.bias / num_heads))
-            value = graph.reshape(value, self.rows, -1, self.d_model)
-            bias = graph.add("MatMul", keys, graph.constant(query_bias))  # (B, H, S, 1)
-            bias = graph.add("Add", graph.add("Transpose", bias, perm=[0, 1, 3, 2]), mask)
-            bias = graph.reshape(bias, self.rows, 1, -1)
-            prepared.append(CrossAttention(graph.add("Transpose", key, perm=[0, 2, 1]), value, bias))
-        return prepared
+        return graph.reshape(additive(graph, graph.add("Or", seen, empty)), self.rows, 1, 1, self.num_tokens)
 
 
 class DecoderWriter(StackWriter):
@@ -208,6 +180,8 @@ class DecoderWriter(StackWriter):
     Args:
         self_bias: (R, 1, T, T), added to the scores of self-attention.
         position_probs: per layer the probabilities of positional attention (R, H, T, T).
+        source_states: per layer keys and values of cross-attention, (B, S, D) each.
+        source_bias: (B, 1, 1, S), added to its scores.
     """
 
     def __init__(
@@ -218,14 +192,14 @@ class DecoderWriter(StackWriter):
         positions: str,
         self_bias: str,
         position_probs: Sequence[str],
-        cross_attention: Sequence[CrossAttention],
+        source_states: Sequence[tuple[str, str]],
+        source_bias: str,
     ):
         super().__init__(graph, model, graph.size(canvas, 0), graph.size(canvas, 1))
         self.model = model
         self.canvas, self.positions, self.self_bias = canvas, positions, self_bias
-        self.position_probs, self.prepared = position_probs, cross_attention
-        key = cross_attention[0].key  # the sizes are the same in all layers
-        self.sources, self.columns = graph.size(key, 0), graph.size(key, 2)
+        self.position_probs, self.source_states, self.source_bias = position_probs, source_states, source_bias
+        self.sources, self.source_length = graph.size(source_bias, 0), graph.size(source_bias, 3)
         weight = model.lm_head.weight
         missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]
         self.output_weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
@@ -253,13 +227,14 @@ class DecoderWriter(StackWriter):
         """With `pick`, from the last mixing of positions on only the states that it takes out."""
 
         def self_attention(states, pick):
-            context = self.attention_context(states, layer.self_attn, self.self_bias)
+            context = self.self_attention(states, layer.self_attn, self.self_bias)
             return self.project(context if pick is None else pick(context), layer.self_attn.out_proj)
 
         def positional_attention(states):
             context = self.positional_context(states, layer.position_attn, index)
             return self.project(context if pick is None else pick(context), layer.position_attn.out_proj)
 
+        length = self.length if pick is None else self.graph.size(self.positions, 1)
         first_pick = pick if layer.position_attn is None else None
         states = self.residual(
             states, layer.self_attn_layer_norm, lambda states: self_attention(states, first_pick), first_pick
@@ -269,7 +244,7 @@ class DecoderWriter(StackWriter):
         states = self.residual(
             states,
             layer.encoder_attn_layer_norm,
-            lambda states: self.cross_attention(states, layer.encoder_attn, index),
+            lambda states: self.cross_attention(states, layer.encoder_attn, index, length),
         )
         return self.residual(states, layer.final_layer_norm, lambda states: self.feed_forward(states, layer))
 
@@ -282,16 +257,17 @@ class DecoderWriter(StackWriter):
         context = graph.add("Transpose", context, perm=[0, 2, 1, 3])  # (R, T, H, D/H)
         return graph.reshape(context, *((self.rows,) if graph.int8 else ()), -1, self.d_model)
 
-    def cross_attention(self, states: str, attention: JMNatAttention, index: int) -> str:
+    def cross_attention(self, states: str, attention: JMNatAttention, index: int, length: str) -> str:
+        """With `length` states a row; all rows of a source make one row of queries."""
         graph = self.graph
-        num_heads = self.d_model // attention.head_dim
-        key, value, bias = self.prepared[index]
-        num_tokens = graph.add("Div", self.columns, graph.integers(num_heads))
-        grouped = graph.reshape(states, self.sources, -1, self.d_model)  # (B, R/B M, D)
-        scores = graph.add("Add", graph.add("MatMul", grouped, key), bias)  # (B, R/B M, H S)
-        probs = graph.add("Softmax", graph.reshape(scores, -1, num_tokens), axis=-1)
-        context = graph.add("MatMul", graph.reshape(probs, self.sources, -1, self.columns), value)
-        return graph.reshape(context, *((self.rows,) if graph.int8 else ()), -1, self.d_model)
+        query = graph.linear(states, *merge_linears([attention.q_proj], [attention.scaling]))
+        query = graph.reshape(query, self.sources, -1, self.d_model)
+        num_queries = graph.add("Mul", graph.add("Div", self.rows, self.sources), length)
+        shape = graph.shape(self.sources, 1, num_queries, self.source_length)
+        bias = graph.add("Expand", self.source_bias, shape)
+        context = self.attention(query, *self.source_states[index], bias, attention.head_dim)
+        context = graph.reshape(context, *((self.rows,) if graph.int8 else ()), -1, self.d_model)
+        return self.project(context, attention.out_proj)
 
     def write_tokens(self, states: str, token_bias: str) -> tuple[str, str]:
         """Best token of each state and its log-probability (R, M); `token_bias` (V,) takes part in the softmax."""

@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_jmnat import resolve_options
 from .modeling_jmnat import JMNatForConditionalGeneration
-from .onnx_blocks import CrossAttention, DecoderWriter, EncoderWriter
+from .onnx_blocks import DecoderWriter, EncoderWriter
 from .onnx_graph import GraphWriter, quantise_rows
 from .onnx_model import (
     DIGEST,
+    GRAPHS,
     POSITIONS_FILE,
     STATES_DECODER,
     TRANSLATOR,
@@ -32,10 +33,10 @@ from .onnx_model import (
 )
 from .onnx_translator import TranslatorWriter
 
-DECODERS = tuple(graph_file("decoder", int8) for int8 in (False, True))  # a folder's export is found by them
+TRANSLATORS = tuple(graph_file(TRANSLATOR, int8) for int8 in (False, True))  # a folder's export is found by them
 EXPORTED_FILES = (
-    *DECODERS,
-    *(graph_file(part, int8) for part in ("encoder", STATES_DECODER, TRANSLATOR) for int8 in (False, True)),
+    *TRANSLATORS,
+    *(graph_file(part, int8) for part in (*GRAPHS, STATES_DECODER) for int8 in (False, True)),
     *(weight_file(int8) for int8 in (False, True)),
     POSITIONS_FILE,
 )
@@ -43,16 +44,19 @@ UNFINISHED = ".unfinished_export"  # folder inside the output where an export is
 
 
 def encoder_graph(model: JMNatForConditionalGeneration, int8: bool) -> GraphWriter:
-    """input_ids, attention_mask (B, S) -> length_logits (B, L) and per decoder layer a `CrossAttention`."""
-    graph, d_model = GraphWriter("encoder", int8), model.config.d_model
-    names = ("input_ids", "attention_mask")
-    ids, mask = (graph.input(name, ("B", "S"), TensorProto.INT64) for name in names)
-    length_logits, prepared = EncoderWriter(graph, model, ids, mask).write()
+    """input_ids, attention_mask (B, S) -> length_logits (B, L), source_bias and per decoder layer key_i, value_i.
+
+    See `DecoderWriter`.
+    """
+    graph, shape = GraphWriter("encoder", int8), ("B", "S", model.config.d_model)
+    ids, mask = (graph.input(name, ("B", "S"), TensorProto.INT64) for name in ("input_ids", "attention_mask"))
+    encoder = EncoderWriter(graph, model, ids, mask)
+    length_logits, source_states = encoder.write()
     graph.output("length_logits", length_logits, ("B", "L"))
-    for index, (key, value, score_bias) in enumerate(prepared):
-        graph.output(f"key_{index}", key, ("B", d_model, "HS"))
-        graph.output(f"value_{index}", value, ("B", "HS", d_model))
-        graph.output(f"score_bias_{index}", score_bias, ("B", 1, "HS"))
+    graph.output("source_bias", encoder.source_bias(), ("B", 1, 1, "S"))
+    for index, (key, value) in enumerate(source_states):
+        graph.output(f"key_{index}", key, shape)
+        graph.output(f"value_{index}", value, shape)
     return graph
 
 
@@ -71,15 +75,11 @@ def decoder_graph(model: JMNatForConditionalGeneration, int8: bool, only_states:
     layers = range(config.decoder_layers)
     shape = ("R", config.decoder_attention_heads, "T", "T")
     position_probs = [graph.input(f"position_probs_{i}", shape) for i in layers] if config.positional_attention else []
-    prepared = [
-        CrossAttention(
-            graph.input(f"key_{i}", ("B", config.d_model, "HS")),
-            graph.input(f"value_{i}", ("B", "HS", config.d_model)),
-            graph.input(f"score_bias_{i}", ("B", 1, "HS")),
-        )
-        for i in layers
+    source_bias = graph.input("source_bias", ("B", 1, 1, "S"))
+    source_states = [
+        tuple(graph.input(f"{name}_{i}", ("B", "S", config.d_model)) for name in ("key", "value")) for i in layers
     ]
-    decoder = DecoderWriter(graph, model, canvas, positions, self_bias, position_probs, prepared)
+    decoder = DecoderWriter(graph, model, canvas, positions, self_bias, position_probs, source_states, source_bias)
     states = decoder.write_states()
     if only_states:
         states = graph.reshape(states, decoder.rows, graph.size(positions, 1), config.d_model)
@@ -130,7 +130,7 @@ def unfinished_export(output: Path) -> Iterator[Path]:
         yield folder
         for name in EXPORTED_FILES:
             (output / name).unlink(missing_ok=True)
-        for path in sorted(folder.iterdir(), key=lambda path: path.name in DECODERS):
+        for path in sorted(folder.iterdir(), key=lambda path: path.name in TRANSLATORS):
             path.replace(output / path.name)
     finally:
         shutil.rmtree(folder)

@@ -64,7 +64,7 @@ def token_bias(vocab_size: int, suppressed: torch.Tensor | None) -> torch.Tensor
 
 def find_graphs(directory: str | Path, int8: bool) -> Path:
     """`directory` or its folder `onnx`, whichever holds the graphs; ValueError where neither does."""
-    name = graph_file("decoder", int8)
+    name = graph_file(TRANSLATOR, int8)
     for folder in (Path(directory), Path(directory) / "onnx"):
         if (folder / name).is_file():
             return folder
@@ -162,12 +162,12 @@ class ExportedGraphs:
 
 @dataclass
 class ORTEncoderOutput(ModelOutput):
-    """What the encoder graph returns: length logits, and per decoder layer the tensors of cross-attention."""
+    """What the encoder graph returns: length logits, and what cross-attention needs in all and in each layer."""
 
     length_logits: torch.FloatTensor | None = None  # (B, L)
-    keys: tuple[torch.FloatTensor, ...] | None = None  # (B, D, H S)
-    values: tuple[torch.FloatTensor, ...] | None = None  # (B, H S, D)
-    score_biases: tuple[torch.FloatTensor, ...] | None = None  # (B, 1, H S)
+    source_bias: torch.FloatTensor | None = None  # (B, 1, 1, S)
+    keys: tuple[torch.FloatTensor, ...] | None = None  # (B, S, D)
+    values: tuple[torch.FloatTensor, ...] | None = None  # (B, S, D)
 
 
 @dataclass
@@ -274,8 +274,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         folder = find_graphs(directory, int8)
         config, generation_config = JMNatConfig.from_pretrained(folder), JMNatGenerationConfig.from_pretrained(folder)
         model = cls(config, generation_config, ExportedGraphs(folder, int8, num_threads))
-        for part in ("translator",) if model.translator else ("decoder", "encoder", "positions"):
-            getattr(model, part)
+        model.translator  # noqa: B018 what is damaged shows now
         return model
 
     def _token_bias(self, suppress_tokens: Sequence[int] | None) -> np.ndarray:
@@ -284,8 +283,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
 
     @functools.cached_property
     def translator(self):
-        """None for an export from before there was this graph."""
-        return self.graphs.session(TRANSLATOR) if self.graphs.has(TRANSLATOR) else None
+        return self.graphs.session(TRANSLATOR)
 
     @functools.cached_property
     def encoder(self):
@@ -324,8 +322,8 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> ORTEncoderOutput:
         """Source ids and mask (B, S) -> length logits and all that cross-attention needs."""
         outputs = self.encoder.run(None, self.source_feeds(input_ids, attention_mask))
-        length_logits, *others = (torch.from_numpy(array) for array in outputs)
-        return ORTEncoderOutput(length_logits, tuple(others[0::3]), tuple(others[1::3]), tuple(others[2::3]))
+        length_logits, source_bias, *states = map(torch.from_numpy, outputs)
+        return ORTEncoderOutput(length_logits, source_bias, tuple(states[0::2]), tuple(states[1::2]))
 
     def source_feeds(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, np.ndarray]:
         if input_ids.shape[1] > self.config.max_position_embeddings:
@@ -339,9 +337,9 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
     def generate_at_once(
         self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs
     ) -> JMNatGenerateOutput | None:
-        if self.translator is None or inputs_embeds is not None or encoder_outputs is not None:
+        if input_ids is None or not len(input_ids) or inputs_embeds is not None or encoder_outputs is not None:
             return None
-        if input_ids is None or not len(input_ids) or any(getattr(options, name) != off for name, off in OFF.items()):
+        if any(getattr(options, name) != off for name, off in OFF.items()):
             return None
         longest, target_lengths = self._check_lengths(len(input_ids), options, target_lengths)
         suppressed = options.suppress_tokens
@@ -389,11 +387,9 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         if self.positions is not None:
             probs = self.positions.of_lengths(target_mask.sum(dim=1).tolist())
             of_rows.update({f"position_probs_{index}": layer for index, layer in enumerate(probs)})
-        of_sources = {}
-        for index in range(self.config.decoder_layers):
-            of_sources[f"key_{index}"] = encoder_outputs.keys[index]
-            of_sources[f"value_{index}"] = encoder_outputs.values[index]
-            of_sources[f"score_bias_{index}"] = encoder_outputs.score_biases[index]
+        of_sources = {"source_bias": encoder_outputs.source_bias}
+        for index, (key, value) in enumerate(zip(encoder_outputs.keys, encoder_outputs.values, strict=True)):
+            of_sources |= {f"key_{index}": key, f"value_{index}": value}
         return ORTDecodingState(of_rows, of_sources, token_bias(self.config.vocab_size, None))
 
     def output_weight(self, ids: torch.Tensor) -> torch.Tensor:

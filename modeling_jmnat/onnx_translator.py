@@ -44,7 +44,9 @@ class TranslatorWriter:
         ids, mask = (graph.input(name, ("B", "S"), INT64) for name in ("input_ids", "attention_mask"))
         self.num_iterations = graph.option("num_iterations", torch.tensor(options.num_iterations))
         self.num_candidates = graph.option("num_length_candidates", torch.tensor([options.num_length_candidates]))
-        length_logits, self.cross_attention = EncoderWriter(graph, self.model, ids, mask).write()
+        encoder = EncoderWriter(graph, self.model, ids, mask)
+        length_logits, self.source_states = encoder.write()
+        self.source_bias = encoder.source_bias()
         lengths = self.write_lengths(length_logits)
         self.write_canvases(lengths)
         tokens, log_probs = self.write_passes()
@@ -165,9 +167,8 @@ class TranslatorWriter:
             return graph.add("ScatterElements", before, order, graph.add("Where", chosen, new, kept), axis=1)
 
         canvas = at_chosen(tokens, self.mask_token)
-        decoder = DecoderWriter(
-            graph, self.model, canvas, order, self.self_bias, self.position_probs, self.cross_attention
-        )
+        shared = (self.self_bias, self.position_probs, self.source_states, self.source_bias)
+        decoder = DecoderWriter(graph, self.model, canvas, order, *shared)
         predicted, predicted_log_probs = decoder.write_tokens(decoder.write_states(), self.token_bias)
         return graph.body(
             (graph.add("Identity", going_on), (), TensorProto.BOOL),

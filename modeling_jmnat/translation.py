@@ -250,6 +250,10 @@ def _generate(model, tokenizer, sources: list[list[int]], budget: int, generatio
         options = {**_autoregressive_options(model, input_ids.shape[1], generation), **options}
         output = model.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
         return _read_output(tokenizer, output, len(sources))
+    if len(sources) == 1:
+        return _read_output(
+            tokenizer, model.generate(input_ids=input_ids, attention_mask=attention_mask, **options), 1
+        )
     # A model may expect much longer targets than sources: the predicted lengths decide how many sentences go together.
     candidates = candidates_per_sentence(model, generation)
     with torch.inference_mode():

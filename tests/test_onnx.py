@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from random_models import ARCHITECTURES, pad, random_model, random_sources
-from safetensors.torch import load_file, save_file
 from translation_samples import load_script, save_translators
 
 from modeling_jmnat import JMNatForConditionalGeneration, ORTJMNatForConditionalGeneration
@@ -56,7 +55,7 @@ def decode(model, sources, **options):
 def pass_by_pass(folder, int8=False):
     """The plain twin of an export: each pass is a call of its own."""
     exported = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
-    exported.translator = None
+    exported.generate_at_once = lambda *args, **kwargs: None
     return exported
 
 
@@ -242,10 +241,10 @@ def test_what_cannot_be_done_is_refused(tmp_path):
         export_onnx(random_model(39, decoder_input="source_copy"), tmp_path)
     with pytest.raises(ValueError, match="activation_function='silu' cannot be exported"):
         export_onnx(random_model(39, activation_function="silu"), tmp_path)
-    with pytest.raises(ValueError, match=r"holds no decoder\.onnx"):
+    with pytest.raises(ValueError, match=r"holds no translator\.onnx"):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path / "nowhere")
     _, exported = both(tmp_path, 39)
-    with pytest.raises(ValueError, match=r"decoder_int8\.onnx.*--int8"):
+    with pytest.raises(ValueError, match=r"translator_int8\.onnx.*--int8"):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path, int8=True)
     with pytest.raises(ValueError, match="41 tokens, max_position_embeddings=40"):
         exported.generate(torch.full((1, 41), 6))
@@ -306,7 +305,7 @@ def test_an_export_stopped_while_moving_is_not_found(tmp_path, monkeypatch):
     replace, moved = Path.replace, []
 
     def stop(path, target):
-        if path.name == "decoder.onnx":
+        if path.name == "translator.onnx":
             raise KeyboardInterrupt
         moved.append(path.name)
         return replace(path, target)
@@ -314,9 +313,9 @@ def test_an_export_stopped_while_moving_is_not_found(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
         export_onnx(random_model(51), tmp_path)
-    graphs = {"encoder.onnx", "translator.onnx"}
+    graphs = {"encoder.onnx", "decoder.onnx"}
     assert set(moved) == graphs | {POSITIONS_FILE, "config.json", "generation_config.json"}
-    with pytest.raises(ValueError, match=r"holds no decoder\.onnx"):
+    with pytest.raises(ValueError, match=r"holds no translator\.onnx"):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
 
 
@@ -332,23 +331,6 @@ def test_files_of_two_models_are_refused(name, tmp_path):
         use_all_files(tmp_path / "a")
 
 
-def test_older_exports_still_load(tmp_path):
-    """They have neither the graph of a whole translation nor digests."""
-    model, exported = both(tmp_path, 48)
-    sources = random_sources(model, 4, 48)
-    expected = decode(exported, sources)
-    (tmp_path / "translator.onnx").unlink()
-    assert_same(expected, decode(ORTJMNatForConditionalGeneration.from_pretrained(tmp_path), sources))
-    for part in ("encoder.onnx", "decoder.onnx"):
-        graph = onnx.load(tmp_path / part)
-        del graph.metadata_props[:]
-        onnx.save_model(graph, tmp_path / part)
-    with pytest.raises(ValueError, match="positions.safetensors and decoder.onnx do not belong"):
-        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
-    save_file(load_file(tmp_path / POSITIONS_FILE), tmp_path / POSITIONS_FILE)
-    assert_same(expected, decode(ORTJMNatForConditionalGeneration.from_pretrained(tmp_path), sources))
-
-
 @pytest.mark.parametrize("name", ["translator.onnx", "encoder.onnx", "decoder.onnx", POSITIONS_FILE])
 def test_damaged_files_are_named(name, tmp_path, capfd):
     both(tmp_path, 49)
@@ -359,9 +341,8 @@ def test_damaged_files_are_named(name, tmp_path, capfd):
             use_all_files(tmp_path)
         assert "\n" not in str(error.value)
     (tmp_path / name).unlink()
-    if name != "translator.onnx":  # what older exports lack
-        with pytest.raises(ValueError, match=name):
-            use_all_files(tmp_path)
+    with pytest.raises(ValueError, match=name):
+        use_all_files(tmp_path)
     assert "EP Error" not in capfd.readouterr().out
 
 
