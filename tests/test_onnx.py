@@ -167,7 +167,9 @@ def test_int8_translates_alike_whole_and_by_passes(tmp_path):
     _, exported = both(tmp_path, 65, int8=True)
     sources = random_sources(exported, 20, 65)
     whole, passes = (decode(which, sources, num_iterations=2) for which in (exported, pass_by_pass(tmp_path, True)))
-    assert_same(passes, whole)
+    # A last bit of positional attention may round an activation differently.
+    assert torch.equal(whole.sequences, passes.sequences)
+    torch.testing.assert_close(whole.sequences_scores, passes.sequences_scores, rtol=0, atol=0.01)
 
 
 def test_vocabularies_of_more_than_one_block(tmp_path):
