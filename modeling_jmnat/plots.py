@@ -21,6 +21,8 @@ LOSS_NAMES = {
     "ngram_loss": "n-grams",
     "length_loss": "length (per sentence)",
 }
+LABEL_PLACES = ((6, -11), (6, 5), (-36, 5), (-36, -11))  # beside a point, in typographic points
+LABEL_SIZE = (36, 9)
 AXES = {"step": "training step (updates)", "train_minutes": "training time (minutes)"}
 
 
@@ -151,6 +153,19 @@ def plot_learning_curve(history: Sequence[Mapping], output: str | Path, axis: st
     return {**last, **{f"best_{key}": max(values) for key, (_, values) in scores.items() if values}}
 
 
+def _free_place(panel, point: tuple[float, float], taken: list[tuple[float, float]]) -> tuple[int, int]:
+    """Where beside `point` a short label hides none of those in `taken`, in points; its place joins them."""
+    width, height = LABEL_SIZE
+    x, y = panel.transData.transform(point) * 72 / panel.figure.dpi
+
+    def is_free(place: tuple[int, int]) -> bool:
+        return all(abs(x + place[0] - left) >= width or abs(y + place[1] - low) >= height for left, low in taken)
+
+    place = next(filter(is_free, LABEL_PLACES), LABEL_PLACES[0])
+    taken.append((x + place[0], y + place[1]))
+    return place
+
+
 def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> dict:
     """BLEU against milliseconds per sentence (logarithmic); the points of one system are joined. A PNG at `output`.
 
@@ -170,20 +185,23 @@ def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> di
             points = sorted(points, key=lambda row: row["latency_ms"])
             times, scores = [row["latency_ms"] for row in points], [row["bleu"] for row in points]
             panels[0].plot(times, scores, label=system, markersize=7, linewidth=1.4, **_style(number))
+        panels[0].set_xscale("log")
+        panels[0].margins(x=0.1, y=0.12)
+        panels[0].autoscale_view()  # now it is known where the points are
+        taken: list[tuple[float, float]] = []
+        for number, points in enumerate(systems.values()):
             for row in points:
                 if row.get("label"):
                     panels[0].annotate(
                         row["label"],
                         (row["latency_ms"], row["bleu"]),
-                        xytext=(6, -11),
+                        xytext=_free_place(panels[0], (row["latency_ms"], row["bleu"]), taken),
                         textcoords="offset points",
                         fontsize=8,
                         color=_style(number)["color"],
                         path_effects=halo,
                         zorder=5,
                     )
-        panels[0].set_xscale("log")
-        panels[0].margins(x=0.1, y=0.12)
         panels[0].set(xlabel="latency (milliseconds per sentence, one at a time)", ylabel="sacreBLEU (0 to 100)")
         panels[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=9)  # off the points
     return {"systems": len(systems), "points": len(rows)}

@@ -88,6 +88,16 @@ def test_bleu_against_latency_joins_the_points_of_a_system(tmp_path, drawn):
     assert panel.get_xscale() == "log"
 
 
+def test_labels_of_close_points_lie_apart(tmp_path, drawn):
+    names = ("a", "b", "c", "d")
+    rows = [{"system": name, "bleu": 30.0, "latency_ms": 20.0, "label": name} for name in names]
+    rows.append({"system": "far", "bleu": 20.0, "latency_ms": 90.0, "label": "e"})
+    plot_bleu_against_latency(rows, tmp_path / "plot.png")
+    places = [text.xyann for text in drawn[0].axes[0].texts]
+    assert len(set(places[:4])) == 4
+    assert places[4] == places[0]
+
+
 def test_no_legend_lies_on_the_points(history, tmp_path, drawn):
     rows = [{"system": f"system {x}", "bleu": 30.0 + x, "latency_ms": 2.0**x, "label": "k = 1"} for x in range(12)]
     plot_bleu_against_latency(rows, tmp_path / "latency.png")
