@@ -48,6 +48,10 @@ class StackWriter:
         """(rows, length, D) as hidden states are."""
         return states if self.graph.int8 else self.graph.reshape(states, -1, self.d_model)
 
+    def hidden(self, states: str) -> str:
+        """States in any other shape, position after position -> as hidden states are."""
+        return self.graph.reshape(states, *((self.rows,) if self.graph.int8 else ()), -1, self.d_model)
+
     def by_rows(self, states: str) -> str:
         """Hidden states as (rows, length, D)."""
         return states if self.graph.int8 else self.graph.reshape(states, self.rows, self.length, self.d_model)
@@ -255,7 +259,7 @@ class DecoderWriter(StackWriter):
         value = graph.reshape(value, self.rows, self.length, num_heads, attention.head_dim)  # (R, T, H, D/H)
         context = graph.add("MatMul", self.position_probs[index], graph.add("Transpose", value, perm=[0, 2, 1, 3]))
         context = graph.add("Transpose", context, perm=[0, 2, 1, 3])  # (R, T, H, D/H)
-        return graph.reshape(context, *((self.rows,) if graph.int8 else ()), -1, self.d_model)
+        return self.hidden(context)
 
     def cross_attention(self, states: str, attention: JMNatAttention, index: int, length: str) -> str:
         """With `length` states a row; all rows of a source make one row of queries."""
@@ -266,8 +270,7 @@ class DecoderWriter(StackWriter):
         shape = graph.shape(self.sources, 1, num_queries, self.source_length)
         bias = graph.add("Expand", self.source_bias, shape)
         context = self.attention(query, *self.source_states[index], bias, attention.head_dim)
-        context = graph.reshape(context, *((self.rows,) if graph.int8 else ()), -1, self.d_model)
-        return self.project(context, attention.out_proj)
+        return self.project(self.hidden(context), attention.out_proj)
 
     def write_tokens(self, states: str, token_bias: str) -> tuple[str, str]:
         """Best token of each state and its log-probability (R, M); `token_bias` (V,) takes part in the softmax."""

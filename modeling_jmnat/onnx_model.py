@@ -109,7 +109,7 @@ def cannot_be_loaded(path: Path, error: Exception) -> ValueError:
 
 
 def session_digest(session) -> str | None:
-    """None for a graph that was exported before there were digests."""
+    """None for a graph that names none."""
     return session.get_modelmeta().custom_metadata_map.get(DIGEST)
 
 

@@ -16,8 +16,8 @@ from .onnx_model import GRAPHS, PASS, TRANSLATOR, find_graphs, graph_file, load_
 # Operators of the passes by what they are for: the first group of which a word is in an operator's name.
 OPERATORS = {
     "matrix products": ("MatMul", "Gemm"),
-    "softmax, best words": ("Softmax", "ReduceMax", "ArgMax", "GatherND"),
-    "self-attention": ("Attention",),
+    "best words": ("Softmax", "ReduceMax", "ArgMax", "GatherND"),
+    "attention": ("Attention",),
     "layer norm": ("LayerNorm",),
     "masks": ("TopK", "Elements", "Less", "Where"),
 }

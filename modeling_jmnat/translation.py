@@ -248,12 +248,9 @@ def _generate(model, tokenizer, sources: list[list[int]], budget: int, generatio
     options = {**generation, "return_dict_in_generate": True}
     if not is_jmnat(model):
         options = {**_autoregressive_options(model, input_ids.shape[1], generation), **options}
+    if not is_jmnat(model) or len(sources) == 1:  # nothing to be cut into pieces
         output = model.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
         return _read_output(tokenizer, output, len(sources))
-    if len(sources) == 1:
-        return _read_output(
-            tokenizer, model.generate(input_ids=input_ids, attention_mask=attention_mask, **options), 1
-        )
     # A model may expect much longer targets than sources: the predicted lengths decide how many sentences go together.
     candidates = candidates_per_sentence(model, generation)
     with torch.inference_mode():
