@@ -1,6 +1,6 @@
 """The network of JM-NAT as nodes of an ONNX graph: the encoder, keys and values of cross-attention, a decoder pass.
 
-B sources, R canvas rows (R/B consecutive rows share a source), S source tokens, T target tokens, M positions to
+B sources, R canvas rows, S source tokens, T target tokens, M positions to
 predict, V vocabulary, D width, H heads. B, R, S, T and M stay open.
 """
 
@@ -37,8 +37,7 @@ class StackWriter:
 
     def embed(self, ids: str, stack, table: torch.Tensor) -> str:
         """Token ids (rows, S) -> scaled embeddings (rows, S, D)."""
-        scale = self.graph.constant(torch.tensor(float(stack.embed_scale)))
-        return self.graph.add("Mul", self.graph.embedding(ids, table), scale)
+        return self.graph.embedding(ids, table, float(stack.embed_scale))
 
     def position_table(self, stack, num_positions: int) -> str:
         """Embeddings of all positions, (num_positions, D)."""
@@ -184,8 +183,8 @@ class DecoderWriter(StackWriter):
     Args:
         self_bias: (R, 1, T, T), added to the scores of self-attention.
         position_probs: per layer the probabilities of positional attention (R, H, T, T).
-        source_states: per layer keys and values of cross-attention, (B, S, D) each.
-        source_bias: (B, 1, 1, S), added to its scores.
+        source_states: per layer keys and values of cross-attention, (R, S, D) each.
+        source_bias: (R, 1, 1, S), added to its scores.
     """
 
     def __init__(
@@ -199,11 +198,10 @@ class DecoderWriter(StackWriter):
         source_states: Sequence[tuple[str, str]],
         source_bias: str,
     ):
-        super().__init__(graph, model, graph.size(canvas, 0), graph.size(canvas, 1))
+        super().__init__(graph, model, graph.size(self_bias, 0), graph.size(self_bias, 2))
         self.model = model
         self.canvas, self.positions, self.self_bias = canvas, positions, self_bias
         self.position_probs, self.source_states, self.source_bias = position_probs, source_states, source_bias
-        self.sources, self.source_length = graph.size(source_bias, 0), graph.size(source_bias, 3)
         weight = model.lm_head.weight
         missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]
         self.output_weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
@@ -262,27 +260,27 @@ class DecoderWriter(StackWriter):
         return self.hidden(context)
 
     def cross_attention(self, states: str, attention: JMNatAttention, index: int, length: str) -> str:
-        """With `length` states a row; all rows of a source make one row of queries."""
+        """With `length` states a row."""
         graph = self.graph
         query = graph.linear(states, *merge_linears([attention.q_proj], [attention.scaling]))
-        query = graph.reshape(query, self.sources, -1, self.d_model)
-        num_queries = graph.add("Mul", graph.add("Div", self.rows, self.sources), length)
-        shape = graph.shape(self.sources, 1, num_queries, self.source_length)
+        if not graph.int8:
+            query = graph.reshape(query, self.rows, -1, self.d_model)
+        shape = graph.shape(self.rows, 1, length, graph.size(self.source_bias, 3))
         bias = graph.add("Expand", self.source_bias, shape)
         context = self.attention(query, *self.source_states[index], bias, attention.head_dim)
-        return self.project(self.hidden(context), attention.out_proj)
+        return self.project(self.flat(context), attention.out_proj)
 
     def write_tokens(self, states: str, token_bias: str) -> tuple[str, str]:
         """Best token of each state and its log-probability (R, M); `token_bias` (V,) takes part in the softmax."""
         graph = self.graph
         logits = graph.linear(states, self.output_weight, token_bias)
         probs = graph.add("Softmax", logits, axis=-1)  # LogSoftmax takes twice as long
-        blocks = graph.reshape(probs, -1, self.output_weight.shape[0] // VOCABULARY_BLOCK, VOCABULARY_BLOCK)
-        best_of_block = graph.add("ReduceMax", blocks, graph.integers(2), keepdims=0)
-        block = graph.add("ArgMax", best_of_block, axis=1, keepdims=1)  # (n, 1)
-        inside = graph.add("GatherND", blocks, block, batch_dims=1)  # (n, VOCABULARY_BLOCK)
+        num_blocks = self.output_weight.shape[0] // VOCABULARY_BLOCK
+        blocks = graph.reshape(probs, self.rows, -1, num_blocks, VOCABULARY_BLOCK)
+        best_of_block = graph.add("ReduceMax", blocks, graph.integers(3), keepdims=0)  # (R, M, blocks)
+        block = graph.add("ArgMax", best_of_block, axis=2, keepdims=0)  # (R, M)
+        inside = graph.add("GatherND", blocks, graph.add("Unsqueeze", block, graph.integers(2)), batch_dims=2)
         first_of_block = graph.add("Mul", block, graph.integers(VOCABULARY_BLOCK))
-        token = graph.add("Add", first_of_block, graph.add("ArgMax", inside, axis=1, keepdims=1))
-        best = graph.add("Log", graph.add("ReduceMax", inside, graph.integers(1), keepdims=1))
-        shape = graph.add("Shape", self.positions)
-        return graph.add("Reshape", token, shape), graph.add("Reshape", best, shape)
+        token = graph.add("Add", first_of_block, graph.add("ArgMax", inside, axis=2, keepdims=0))
+        best = graph.add("ReduceMax", inside, graph.integers(2), keepdims=0)
+        return token, graph.add("Log", best)

@@ -64,8 +64,8 @@ def decoder_graph(model: JMNatForConditionalGeneration, int8: bool, only_states:
     """One pass: canvas (R, T), positions (R, M) to predict -> tokens (R, M) and their log_probs (R, M).
 
     Constant over the passes of a batch are `self_bias` and per layer `position_probs_i`, see `DecoderWriter`, and the
-    encoder graph's outputs; `token_bias` (V,) is -inf at suppressed tokens. With `only_states` the results are the
-    last layer's states (R, M, D), for a shortlist, and there is no `token_bias`.
+    encoder graph's outputs, repeated for the rows of each source; `token_bias` (V,) is -inf at suppressed tokens. With
+    `only_states` the results are the last layer's states (R, M, D), for a shortlist, and there is no `token_bias`.
     """
     config = model.config
     graph = GraphWriter(STATES_DECODER if only_states else "decoder", int8)
@@ -75,9 +75,9 @@ def decoder_graph(model: JMNatForConditionalGeneration, int8: bool, only_states:
     layers = range(config.decoder_layers)
     shape = ("R", config.decoder_attention_heads, "T", "T")
     position_probs = [graph.input(f"position_probs_{i}", shape) for i in layers] if config.positional_attention else []
-    source_bias = graph.input("source_bias", ("B", 1, 1, "S"))
+    source_bias = graph.input("source_bias", ("R", 1, 1, "S"))
     source_states = [
-        tuple(graph.input(f"{name}_{i}", ("B", "S", config.d_model)) for name in ("key", "value")) for i in layers
+        tuple(graph.input(f"{name}_{i}", ("R", "S", config.d_model)) for name in ("key", "value")) for i in layers
     ]
     decoder = DecoderWriter(graph, model, canvas, positions, self_bias, position_probs, source_states, source_bias)
     states = decoder.write_states()

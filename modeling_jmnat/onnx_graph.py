@@ -29,10 +29,14 @@ class GraphWriter:
     Args:
         int8: `linear` and `embedding` store int8 weights, with a scale per output column and per row; activations are
             quantised as they come, with one scale per tensor.
+        outside: the writer of the graph around this body of a `Loop`. What depends on nothing in the body is computed
+            there, once; but not an `If`, whose branches need not name what they depend on.
     """
 
-    def __init__(self, name: str, int8: bool = False):
+    def __init__(self, name: str, int8: bool = False, outside: "GraphWriter | None" = None):
         self.name = name
+        self.outside = outside
+        self.results: set[str] = set()
         self.prefix = ""
         self.int8 = int8
         self.nodes: list[onnx.NodeProto] = []
@@ -44,6 +48,7 @@ class GraphWriter:
 
     def input(self, name: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> str:
         self.inputs.append(helper.make_tensor_value_info(name, dtype, shape))
+        self.results.add(name)
         return name
 
     def option(self, name: str, default: torch.Tensor, shape: Sequence[int | str] | None = None) -> str:
@@ -51,9 +56,9 @@ class GraphWriter:
         self.initializers[name] = numpy_helper.from_array(default.numpy(), name)
         return self.input(name, default.shape if shape is None else shape, self.initializers[name].data_type)
 
-    def subgraph(self, name: str) -> "GraphWriter":
+    def subgraph(self, name: str, loop: bool = False) -> "GraphWriter":
         """A writer of the body of a `Loop` or `If`, which may use what has been computed here, and its constants."""
-        body = GraphWriter(name, self.int8)
+        body = GraphWriter(name, self.int8, outside=self if loop else None)
         body.initializers, body.stored, body.prefix = self.initializers, self.stored, f"{self.prefix}{name}_"
         return body
 
@@ -68,11 +73,14 @@ class GraphWriter:
 
     def add(self, operator: str, *inputs: str, domain: str = "", num_results: int = 1, **attributes):
         """Append a node, unless there is one like it; its result's name, or a list of names when there are several."""
+        if self.outside is not None and operator != "If" and self.results.isdisjoint(inputs):
+            return self.outside.add(operator, *inputs, domain=domain, num_results=num_results, **attributes)
         key = (operator, inputs, repr(attributes))
         if key not in self.known:
             names = [f"{self.prefix}{operator}_{len(self.nodes)}_{index}" for index in range(num_results)]
             node = helper.make_node(operator, list(inputs), names, names[0], domain=domain, **attributes)
             self.nodes.append(node)
+            self.results.update(names)
             self.known[key] = names[0] if num_results == 1 else names
         return self.known[key]
 
@@ -112,13 +120,14 @@ class GraphWriter:
         inputs = [value, self.constant(quantised.T), self.constant(scales), "", bias]
         return self.add("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
 
-    def embedding(self, indices: str, table: torch.Tensor) -> str:
-        """Rows of `table` (V, D)."""
+    def embedding(self, indices: str, table: torch.Tensor, factor: float) -> str:
+        """Rows of `table` (V, D), each times `factor`."""
         if not self.int8:
-            return self.add("Gather", self.constant(table), indices, axis=0)
+            rows = self.add("Gather", self.constant(table), indices, axis=0)
+            return self.add("Mul", rows, self.constant(torch.tensor(factor)))
         quantised, scales = quantise_rows(table.detach())
         rows = self.add("Gather", self.constant(quantised), indices, axis=0)
-        scales = self.add("Gather", self.constant(scales[:, None]), indices, axis=0)
+        scales = self.add("Gather", self.constant(scales[:, None] * factor), indices, axis=0)
         return self.add("Mul", self.add("Cast", rows, to=TensorProto.FLOAT), scales)
 
     def layer_norm(self, value: str, norm: torch.nn.LayerNorm) -> str:

@@ -176,31 +176,21 @@ class ORTDecodingState:
 
     Args:
         of_rows: tensors with a row per canvas row.
-        of_sources: tensors with a row per source.
         token_bias: (V,) -inf at tokens that are never predicted, V rounded up to whole blocks.
         vocabulary: what is predicted; None: all tokens.
     """
 
     of_rows: dict[str, torch.Tensor]
-    of_sources: dict[str, torch.Tensor]
     token_bias: torch.Tensor
     vocabulary: RestrictedVocabulary | None = None
 
     def __post_init__(self):
-        inputs = {**self.of_rows, **self.of_sources}
-        self.feeds = {name: value.contiguous().numpy() for name, value in inputs.items()}
+        self.feeds = {name: value.contiguous().numpy() for name, value in self.of_rows.items()}
 
     def select(self, rows: torch.Tensor, sources: torch.Tensor | None) -> "ORTDecodingState":
-        """As `JMNatDecodingState.select`."""
-        of_sources = self.of_sources
-        if sources is not None:
-            of_sources = {name: value[sources] for name, value in of_sources.items()}
-        return ORTDecodingState(
-            {name: value[rows] for name, value in self.of_rows.items()},
-            of_sources,
-            self.token_bias,
-            self.vocabulary,
-        )
+        """As `JMNatDecodingState.select`; every row has its source with it."""
+        of_rows = {name: value[rows] for name, value in self.of_rows.items()}
+        return ORTDecodingState(of_rows, self.token_bias, self.vocabulary)
 
 
 class PositionalAttention:
@@ -387,10 +377,12 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         if self.positions is not None:
             probs = self.positions.of_lengths(target_mask.sum(dim=1).tolist())
             of_rows.update({f"position_probs_{index}": layer for index, layer in enumerate(probs)})
+        per_source = rows // len(source_mask)
         of_sources = {"source_bias": encoder_outputs.source_bias}
         for index, (key, value) in enumerate(zip(encoder_outputs.keys, encoder_outputs.values, strict=True)):
             of_sources |= {f"key_{index}": key, f"value_{index}": value}
-        return ORTDecodingState(of_rows, of_sources, token_bias(self.config.vocab_size, None))
+        of_rows |= {name: value.repeat_interleave(per_source, dim=0) for name, value in of_sources.items()}
+        return ORTDecodingState(of_rows, token_bias(self.config.vocab_size, None))
 
     def output_weight(self, ids: torch.Tensor) -> torch.Tensor:
         """As the PyTorch model's."""

@@ -45,9 +45,9 @@ class TranslatorWriter:
         self.num_iterations = graph.option("num_iterations", torch.tensor(options.num_iterations))
         self.num_candidates = graph.option("num_length_candidates", torch.tensor([options.num_length_candidates]))
         encoder = EncoderWriter(graph, self.model, ids, mask)
-        length_logits, self.source_states = encoder.write()
-        self.source_bias = encoder.source_bias()
+        length_logits, source_states = encoder.write()
         lengths = self.write_lengths(length_logits)
+        self.write_sources(lengths, source_states, encoder.source_bias())
         self.write_canvases(lengths)
         tokens, log_probs = self.write_passes()
         self.write_best(lengths, tokens, log_probs)
@@ -79,6 +79,18 @@ class TranslatorWriter:
         lengths = graph.add("If", are_given, then_branch=around, else_branch=best)
         most = graph.add("Max", longest, graph.integers(2))
         return graph.add("Min", graph.add("Max", lengths, graph.integers(2)), most)
+
+    def write_sources(self, lengths: str, states: list[tuple[str, str]], bias: str) -> None:
+        """What cross-attention needs of the sources, of each row: (R, S, D) twice a layer, (R, 1, 1, S)."""
+        graph = self.graph
+        source_of_row = graph.add("Range", self.zero, graph.add("Size", lengths), self.one)
+        source_of_row = graph.add("Div", source_of_row, self.num_candidates)
+
+        def of_rows(value: str) -> str:
+            return graph.add("Gather", value, source_of_row)
+
+        self.source_states = [(of_rows(key), of_rows(value)) for key, value in states]
+        self.source_bias = of_rows(bias)
 
     def write_canvases(self, lengths: str) -> None:
         """What all passes share: the rows' lengths, masks and probabilities of positional attention."""
@@ -124,8 +136,23 @@ class TranslatorWriter:
             self.remask_adjacent = graph.option("remask_adjacent", torch.tensor(self.options.remask_adjacent))
             self.write_sets(self.config.ngram_size)
         tokens = graph.add("Where", self.target_mask, self.mask_token, self.padding)
-        log_probs = graph.add("Where", self.target_mask, self.lowest, self.no_log_prob)
-        return graph.add("Loop", self.num_iterations, "", tokens, log_probs, num_results=2, body=self.write_pass())
+        infinite = graph.constant(torch.tensor(torch.inf))  # padding is never masked
+        log_probs = graph.add("Where", self.target_mask, self.lowest, infinite)
+        self.write_counts()
+        tokens, log_probs = graph.add(
+            "Loop", self.num_iterations, "", tokens, log_probs, num_results=2, body=self.write_pass()
+        )
+        return tokens, graph.add("Where", self.target_mask, log_probs, self.no_log_prob)
+
+    def write_counts(self) -> None:
+        """How many positions each pass predicts, k passes: at `most` (k, 1), and which of the first T of an order."""
+        graph = self.graph
+        left = graph.add("Range", self.num_iterations, self.zero, graph.constant(torch.tensor(-1)))
+        left = graph.reshape(left, -1, 1, 1)
+        counts = graph.add("Div", graph.add("Mul", self.lengths, left), self.num_iterations)
+        counts = graph.add("Max", counts, self.one)  # (k, R, 1)
+        self.most = graph.add("ReduceMax", counts, graph.integers(1), keepdims=0)
+        self.chosen = graph.add("Less", self.positions, counts)  # (k, R, T)
 
     def write_sets(self, set_size: int) -> None:
         """Which tokens each position takes along, as `RemaskOrder`: `members` (R, T n), `distances` (R, T, n)."""
@@ -148,19 +175,15 @@ class TranslatorWriter:
 
     def write_pass(self) -> GraphProto:
         """One pass: mask again, predict, keep."""
-        graph = self.graph.subgraph(PASS)
+        graph = self.graph.subgraph(PASS, loop=True)
         iteration = graph.input("iteration", (), INT64)
         going_on = graph.input("going_on", (), TensorProto.BOOL)
         tokens = graph.input("tokens_before", ("R", "T"), INT64)
         log_probs = graph.input("log_probs_before", ("R", "T"))
-        left = graph.add("Sub", self.num_iterations, iteration)
-        counts = graph.add("Div", graph.add("Mul", self.lengths, left), self.num_iterations)
-        counts = graph.add("Max", counts, self.one)  # (R, 1)
-        most = graph.reshape(graph.add("ReduceMax", counts, keepdims=0), 1)
-        infinite = graph.constant(torch.tensor(torch.inf))
-        order = self.order(graph, graph.add("Where", self.target_mask, log_probs, infinite), most)  # (R, M)
-        first = graph.add("Slice", self.positions, graph.integers(0), most)
-        chosen = graph.add("Less", first, counts)  # (R, M)
+        most = graph.add("Gather", self.most, iteration)
+        order = self.order(graph, log_probs, most)  # (R, M)
+        chosen = graph.add("Gather", self.chosen, iteration)
+        chosen = graph.add("Slice", chosen, graph.integers(0), most, graph.integers(1))  # (R, M)
 
         def at_chosen(before: str, new: str) -> str:
             kept = graph.add("GatherElements", before, order, axis=1)

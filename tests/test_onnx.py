@@ -15,10 +15,10 @@ from modeling_jmnat import JMNatForConditionalGeneration, ORTJMNatForConditional
 from modeling_jmnat.translation import load_translator
 
 onnx = pytest.importorskip("onnx", reason="the extra `bench` is not installed")
-pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
 
 from modeling_jmnat.onnx_export import export_onnx  # noqa: E402
-from modeling_jmnat.onnx_graph import quantise_rows  # noqa: E402
+from modeling_jmnat.onnx_graph import GraphWriter, quantise_rows  # noqa: E402
 from modeling_jmnat.onnx_model import (  # noqa: E402
     POSITIONS_FILE,
     TRANSLATOR_OPTIONS,
@@ -212,6 +212,25 @@ def test_encoder_outputs_may_be_used_again(tmp_path):
     outputs = exported.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
     again = exported.generate(input_ids, attention_mask=attention_mask, encoder_outputs=outputs)
     assert torch.equal(exported.generate(input_ids, attention_mask=attention_mask), again)
+
+
+def test_a_loop_computes_once_what_its_body_does_not_change():
+    graph = GraphWriter("loop")
+    given = graph.input("given", (3,))
+    body = graph.subgraph("body", loop=True)
+    body.input("iteration", (), onnx.TensorProto.INT64)
+    going_on = body.input("going_on", (), onnx.TensorProto.BOOL)
+    before = body.input("before", (3,))
+    new = body.add("Add", before, body.add("Exp", given))
+    body = body.body((body.add("Identity", going_on), (), onnx.TensorProto.BOOL), (new, (3,), onnx.TensorProto.FLOAT))
+    times = graph.constant(torch.tensor(4))
+    graph.output("after", graph.add("Loop", times, "", given, body=body), (3,))
+    assert [node.op_type for node in graph.nodes] == ["Exp", "Loop", "Identity"]
+    assert [node.op_type for node in body.node] == ["Add", "Identity"]
+    session = onnxruntime.InferenceSession(graph.model({}).SerializeToString())
+    value = torch.tensor([0.0, 1.0, -2.0])
+    (after,) = session.run(None, {"given": value.numpy()})
+    torch.testing.assert_close(torch.from_numpy(after), value + 4 * value.exp())
 
 
 def test_int8_rounds_each_row_to_its_own_scale():
