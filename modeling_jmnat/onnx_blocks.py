@@ -11,7 +11,7 @@ from onnx import TensorProto
 
 from .modeling_jmnat import JMNatAttention, JMNatForConditionalGeneration, JMNatLayer, JMNatPositionalAttention
 from .onnx_graph import GraphWriter
-from .onnx_model import LOWEST, VOCABULARY_BLOCK, padded_vocabulary_size
+from .onnx_model import LOWEST, VOCABULARY_BLOCK
 
 
 def merge_linears(linears, factors=None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,9 +35,9 @@ class StackWriter:
         self.d_model = model.config.d_model
         self.rows, self.length = rows, length
 
-    def embed(self, ids: str, stack, table: torch.Tensor) -> str:
+    def embed(self, ids: str, stack) -> str:
         """Token ids (rows, S) -> scaled embeddings (rows, S, D)."""
-        return self.graph.embedding(ids, table, float(stack.embed_scale))
+        return self.graph.embedding(ids, stack.embed_tokens.weight, float(stack.embed_scale))
 
     def position_table(self, stack, num_positions: int) -> str:
         """Embeddings of all positions, (num_positions, D)."""
@@ -135,7 +135,7 @@ class EncoderWriter(StackWriter):
         ranks = graph.add("Sub", graph.add("CumSum", self.mask, one), one)
         ranks = graph.add("Max", ranks, graph.integers(0))
         positions = graph.add("Gather", self.position_table(encoder, self.config.max_position_embeddings), ranks)
-        tokens = graph.add("Add", self.embed(self.ids, encoder, encoder.embed_tokens.weight), positions)  # (B, S, D)
+        tokens = graph.add("Add", self.embed(self.ids, encoder), positions)  # (B, S, D)
         length_token = graph.constant(encoder.embed_lengths.weight[:1].clone())
         length_token = graph.add("Expand", length_token, graph.shape(self.rows, 1, self.d_model))
         return self.flat(graph.add("Concat", length_token, tokens, axis=1))
@@ -180,6 +180,8 @@ class EncoderWriter(StackWriter):
 class DecoderWriter(StackWriter):
     """One pass over `canvas` (R, T). After the last layer's self-attention, only `positions` (R, M) are computed.
 
+    The model's vocabulary is whole blocks (`onnx_export.pad_vocabulary`).
+
     Args:
         self_bias: (R, 1, T, T), added to the scores of self-attention.
         position_probs: per layer the probabilities of positional attention (R, H, T, T).
@@ -202,18 +204,13 @@ class DecoderWriter(StackWriter):
         self.model = model
         self.canvas, self.positions, self.self_bias = canvas, positions, self_bias
         self.position_probs, self.source_states, self.source_bias = position_probs, source_states, source_bias
-        weight = model.lm_head.weight
-        missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]
-        self.output_weight = torch.nn.functional.pad(weight, (0, 0, 0, missing))
 
     def write_states(self) -> str:
         """Hidden states after the last layer, of the positions to predict."""
         graph, decoder = self.graph, self.model.model.decoder
         table = self.position_table(decoder, self.config.max_target_length)
         positions = graph.add("Slice", table, graph.integers(0), self.length)
-        # With tied weights the table of the projection serves both, and is stored once.
-        tied = self.model.lm_head.weight is decoder.embed_tokens.weight
-        tokens = self.embed(self.canvas, decoder, self.output_weight if tied else decoder.embed_tokens.weight)
+        tokens = self.embed(self.canvas, decoder)
         states = self.flat(graph.add("Add", tokens, positions))
         for index, layer in enumerate(decoder.layers):
             states = self.write_layer(states, layer, index, self.pick if layer is decoder.layers[-1] else None)
@@ -273,9 +270,10 @@ class DecoderWriter(StackWriter):
     def write_tokens(self, states: str, token_bias: str) -> tuple[str, str]:
         """Best token of each state and its log-probability (R, M); `token_bias` (V,) takes part in the softmax."""
         graph = self.graph
-        logits = graph.linear(states, self.output_weight, token_bias)
+        weight = self.model.lm_head.weight
+        logits = graph.linear(states, weight, token_bias)
         probs = graph.add("Softmax", logits, axis=-1)  # LogSoftmax takes twice as long
-        num_blocks = self.output_weight.shape[0] // VOCABULARY_BLOCK
+        num_blocks = weight.shape[0] // VOCABULARY_BLOCK
         blocks = graph.reshape(probs, self.rows, -1, num_blocks, VOCABULARY_BLOCK)
         best_of_block = graph.add("ReduceMax", blocks, graph.integers(3), keepdims=0)  # (R, M, blocks)
         block = graph.add("ArgMax", best_of_block, axis=2, keepdims=0)  # (R, M)

@@ -103,6 +103,17 @@ def positional_projections(model: JMNatForConditionalGeneration) -> dict[str, to
     return {"query": query.contiguous(), "key": torch.cat([key for _, key in projected]).contiguous()}
 
 
+def pad_vocabulary(model: JMNatForConditionalGeneration) -> None:
+    """Round the vocabulary's tables up to whole blocks, in place; those that are one go on being one."""
+    padded: dict[int, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {}
+    for module in (model.lm_head, model.model.encoder.embed_tokens, model.model.decoder.embed_tokens):
+        weight = module.weight
+        if id(weight) not in padded:
+            missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]
+            padded[id(weight)] = weight, torch.nn.Parameter(torch.nn.functional.pad(weight, (0, 0, 0, missing)))
+        _, module.weight = padded[id(weight)]
+
+
 def output_projection(weight: torch.Tensor, int8: bool) -> dict[str, torch.Tensor]:
     """What `weight_file` holds."""
     if not int8:
@@ -175,6 +186,8 @@ def export_onnx(
 def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool, shortlist: bool) -> dict[str, int]:
     """Graphs and tables of a float32 model; the size in bytes of each file, all of which name the model's weights."""
     metadata = {DIGEST: weights_digest(model)}
+    output_weight = model.lm_head.weight.detach()
+    pad_vocabulary(model)
     options = resolve_options(model.generation_config)
     positions = positional_projections(model) if model.config.positional_attention else {}
     sizes = {}
@@ -192,7 +205,7 @@ def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool
             sizes[path.name] = path.stat().st_size
         if shortlist:
             path = output / weight_file(quantised)
-            save_file(output_projection(model.lm_head.weight.detach(), quantised), path, metadata)
+            save_file(output_projection(output_weight, quantised), path, metadata)
             sizes[path.name] = path.stat().st_size
     if positions:
         save_file(positions, output / POSITIONS_FILE, metadata)

@@ -44,6 +44,7 @@ class GraphWriter:
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
         self.stored: dict[int, tuple[torch.Tensor, str]] = {}
+        self.quantised: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         self.known: dict[tuple, str | list[str]] = {}
 
     def input(self, name: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> str:
@@ -59,7 +60,8 @@ class GraphWriter:
     def subgraph(self, name: str, loop: bool = False) -> "GraphWriter":
         """A writer of the body of a `Loop` or `If`, which may use what has been computed here, and its constants."""
         body = GraphWriter(name, self.int8, outside=self if loop else None)
-        body.initializers, body.stored, body.prefix = self.initializers, self.stored, f"{self.prefix}{name}_"
+        body.initializers, body.stored, body.quantised = self.initializers, self.stored, self.quantised
+        body.prefix = f"{self.prefix}{name}_"
         return body
 
     def body(self, *results: tuple[str, Sequence[int | str], int]) -> onnx.GraphProto:
@@ -121,11 +123,13 @@ class GraphWriter:
         return self.add("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
 
     def embedding(self, indices: str, table: torch.Tensor, factor: float) -> str:
-        """Rows of `table` (V, D), each times `factor`."""
+        """Rows of `table` (V, D), each times `factor`. The same table is stored once."""
         if not self.int8:
             rows = self.add("Gather", self.constant(table), indices, axis=0)
             return self.add("Mul", rows, self.constant(torch.tensor(factor)))
-        quantised, scales = quantise_rows(table.detach())
+        if id(table) not in self.quantised:
+            self.quantised[id(table)] = (table, *quantise_rows(table.detach()))
+        _, quantised, scales = self.quantised[id(table)]
         rows = self.add("Gather", self.constant(quantised), indices, axis=0)
         scales = self.add("Gather", self.constant(scales[:, None] * factor), indices, axis=0)
         return self.add("Mul", self.add("Cast", rows, to=TensorProto.FLOAT), scales)

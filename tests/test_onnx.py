@@ -182,6 +182,14 @@ def test_vocabularies_of_more_than_one_block(tmp_path):
         assert int(expected.sequences.max()) < vocab_size
 
 
+@pytest.mark.parametrize(("tied", "tables"), [(True, (1, 2)), (False, (3, 3))])
+def test_a_table_of_the_vocabulary_is_stored_once(tied, tables, tmp_path):
+    model, _ = both(tmp_path, 44, int8=True, vocab_size=200, tie_word_embeddings=tied)
+    for name, number in zip(("translator.onnx", "translator_int8.onnx"), tables, strict=True):
+        stored = onnx.load(tmp_path / name).graph.initializer
+        assert sum(256 in table.dims and model.config.d_model in table.dims for table in stored) == number
+
+
 def test_a_sentence_is_translated_alike_in_every_batch(tmp_path):
     _, exported = both(tmp_path, 35)
     sources = random_sources(exported, 8, 35)
