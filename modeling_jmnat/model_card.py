@@ -13,6 +13,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .markdown import markdown
+from .onnx_model import GRAPHS_FOLDER
 from .pipeline import JMNatTranslationPipeline
 
 TEMPLATE = Path(__file__).resolve().parent.parent / "hub_card" / "model_card.md"
@@ -259,6 +260,7 @@ def write_card(
         texts=[quoted(text) for text in others],
         answers=[record["translation_text"] for record in translate(others)],
         passes=EXAMPLE_PASSES,
+        onnx=(Path(folder) / GRAPHS_FOLDER).is_dir(),
         history=translate(first, num_iterations=EXAMPLE_PASSES, return_history=True)[0]["history"],
     )
     card.save(Path(folder) / "README.md")

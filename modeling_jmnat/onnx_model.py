@@ -12,11 +12,13 @@ from transformers.utils import ModelOutput
 
 from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig, JMNatOptions
 from .generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
+from .hub_names import fetch_folder
 from .modeling_jmnat import decoder_attend_mask, token_mask
 from .passes_jmnat import RestrictedVocabulary
 
 LOWEST = torch.finfo(torch.float32).min
 GRAPHS = ("encoder", "decoder")
+GRAPHS_FOLDER = "onnx"  # inside a model's
 TRANSLATOR = "translator"  # all in one graph, see `onnx_translator.py`
 PASS = "pass"  # how the names of its nodes inside the passes begin
 # The options that the graph of a whole translation knows: with any other than its default, passes are run one by one.
@@ -62,14 +64,28 @@ def token_bias(vocab_size: int, suppressed: torch.Tensor | None) -> torch.Tensor
     return bias
 
 
-def find_graphs(directory: str | Path, int8: bool) -> Path:
-    """`directory` or its folder `onnx`, whichever holds the graphs; ValueError where neither does."""
+def find_graphs(directory: str | Path, int8: bool, **hub_options) -> Path:
+    """`directory` or its folder `onnx`, whichever holds the graphs; ValueError where neither does.
+
+    Of a repository on the Hub the files that these graphs need are fetched, see `fetch_folder`.
+    """
     name = graph_file(TRANSLATOR, int8)
-    for folder in (Path(directory), Path(directory) / "onnx"):
+    patterns = ("*.json", "*_int8.onnx" if int8 else "*[!8].onnx", f"*{weight_file(int8)}", f"*{POSITIONS_FILE}")
+    top = fetch_folder(directory, patterns, **hub_options)
+    for folder in (top, top / GRAPHS_FOLDER):
         if (folder / name).is_file():
             return folder
     how = "run_scripts/export_onnx.py --int8" if int8 else "run_scripts/export_onnx.py"
-    raise ValueError(f"{directory} holds no {name}, neither itself nor in its folder onnx: {how} writes it")
+    raise ValueError(f"{directory} holds no {name}, neither itself nor in its folder {GRAPHS_FOLDER}: {how} writes it")
+
+
+def exporter():
+    """The function `export_onnx`; ValueError where the package onnx is not installed."""
+    try:
+        from .onnx_export import export_onnx
+    except ImportError:
+        raise ValueError("the package onnx is not installed: pip install onnx onnxruntime") from None
+    return export_onnx
 
 
 def load_session(path: Path, num_threads: int | None, record: Path | None = None):
@@ -245,9 +261,9 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, int8: bool = False, num_threads: int | None = None
+        cls, directory: str | Path, int8: bool = False, num_threads: int | None = None, **hub_options
     ) -> "ORTJMNatForConditionalGeneration":
-        """Load exported graphs from `directory`, or from its folder `onnx`.
+        """Load exported graphs from `directory`, or from its folder `onnx`; it may be a name on the Hub.
 
         A whole translation is one call of ONNX Runtime where the options allow it; with those that let rows stop or
         leave, with a reranker or a shortlist each pass is one, by graphs that are loaded when they are needed.
@@ -256,12 +272,13 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
             int8: the quantised graphs. They scale activations by the batch, so that a translation may depend on the
                 other sentences of its batch and on padding.
             num_threads: of ONNX Runtime; None: as many as PyTorch uses.
+            hub_options: `revision`, `token`, `cache_dir` and others of `huggingface_hub.snapshot_download`.
 
         Raises:
             ValueError: no such graphs in the folder, damaged ones or those of two models, or ONNX Runtime is not
                 installed.
         """
-        folder = find_graphs(directory, int8)
+        folder = find_graphs(directory, int8, **hub_options)
         config, generation_config = JMNatConfig.from_pretrained(folder), JMNatGenerationConfig.from_pretrained(folder)
         model = cls(config, generation_config, ExportedGraphs(folder, int8, num_threads))
         model.translator  # noqa: B018 what is damaged shows now

@@ -21,6 +21,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from . import pipeline as pipeline_module
 from .configuration_jmnat import JMNatConfig
 from .modeling_jmnat import JMNatForConditionalGeneration
+from .onnx_model import GRAPHS_FOLDER, exporter
 from .output_files import write_json
 from .pipeline import CUSTOM_PIPELINES
 from .tokenization_jmnat import JMNatTokenizer
@@ -33,7 +34,8 @@ AUTO_CLASSES = {
 }
 AUTO_MAP = {"AutoModel": "modeling_jmnat.JMNatModel"}  # a save enters its own class alone
 # Files of an earlier build or push that must not stay beside new ones.
-REPLACED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.py")
+GRAPH_FILES = (f"{GRAPHS_FOLDER}/*.onnx", f"{GRAPHS_FOLDER}/*.safetensors")
+REPLACED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.py", *GRAPH_FILES)
 # What loading leaves among a tokenizer's options and would be saved with it.
 LOADING_OPTIONS = ("is_local", "local_files_only", "name_or_path")
 
@@ -55,7 +57,7 @@ def carrying_code() -> Iterator[None]:
 def replaced_folder(output: str | Path) -> Iterator[Path]:
     """Give a temporary folder whose files replace those in `output` when the block ends well.
 
-    Other files in `output` stay, all but code and weights (`REPLACED_FILES`) that the new folder does not have.
+    Other files in `output` stay, all but code, weights and graphs (`REPLACED_FILES`) that the new folder lacks.
     """
     output = Path(output)
     if output.exists() and not output.is_dir():
@@ -64,12 +66,13 @@ def replaced_folder(output: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as temporary:
         yield Path(temporary)
         output.mkdir(exist_ok=True)
-        new = sorted(path.name for path in Path(temporary).iterdir())
+        new = sorted(path.relative_to(temporary) for path in Path(temporary).rglob("*") if path.is_file())
         for name in new:
+            (output / name).parent.mkdir(exist_ok=True)
             (Path(temporary) / name).replace(output / name)
     for pattern in REPLACED_FILES:
         for path in output.glob(pattern):
-            if path.name not in new:
+            if path.relative_to(output) not in new:
                 path.unlink()
 
 
@@ -92,18 +95,21 @@ def save_for_everyone(
     languages: Sequence[str] | None = None,
     fp16: bool = False,
     max_shard_size: str = "5GB",
+    onnx: bool = False,
 ) -> None:
-    """Write weights, tokenizer, generation options and code into `folder`.
+    """Write weights, tokenizer, generation options and code into the new folder `folder`.
 
     Args:
         languages: source and target language; the pipeline asks the configuration for the first.
         fp16: store weights in half precision; they are loaded in single precision unless `dtype` says otherwise. The
             model given is left with rounded weights.
+        onnx: write ONNX graphs as well, float32 and int8, into the folder `onnx` inside.
 
     Raises:
-        ValueError: weights beyond the range of half precision.
+        ValueError: weights beyond the range of half precision; graphs that cannot be written.
     """
     folder = Path(folder)
+    export_onnx = exporter() if onnx else None
     config = model.config
     if languages:
         config.source_language, config.target_language = languages
@@ -122,8 +128,11 @@ def save_for_everyone(
         model.float()
     for file in (pipeline_module.__file__, *get_relative_import_files(pipeline_module.__file__)):
         shutil.copyfile(file, folder / Path(file).name)
-    for path in folder.iterdir():
-        path.chmod(0o644)  # weights are written for the owner alone
+    if onnx:
+        export_onnx(model, folder / GRAPHS_FOLDER, int8=True, tokenizer=tokenizer)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)  # weights are written for the owner alone
 
 
 def round_weights(model: JMNatForConditionalGeneration) -> None:

@@ -29,6 +29,7 @@ from transformers import (
 
 from .configuration_jmnat import JMNatConfig
 from .fairseq_tokenizer import CONVERTED_OPTIONS
+from .hub_names import check_folder
 from .tokenization_jmnat import JMNatTokenizer
 
 # A hypothesis may have MAX_LENGTH_FACTOR * S + MAX_LENGTH_MARGIN tokens before `</s>`, S being its source's tokens.
@@ -111,15 +112,6 @@ def _xavier_init(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not output_projection:  # tied to the embeddings
             nn.init.xavier_uniform_(module.weight)
-
-
-def check_folder(name: str | Path) -> None:
-    """ValueError for a folder that does not exist; what may be a name on the Hub is left to the Hub."""
-    path = Path(name)
-    is_path = str(name).startswith((".", "/", "~")) or len(path.parts) > 2 or "\\" in str(name) or path.is_file()
-    in_a_folder = len(path.parts) == 2 and path.parent.is_dir()
-    if (is_path or in_a_folder) and not path.is_dir():
-        raise ValueError(f"the folder {name} does not exist: give the folder of a saved model, or a name on the Hub")
 
 
 def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_jmnat import OPTION_NAMES
 from .generation_jmnat import VOCABULARY_PADDING
+from .hub_names import check_folder
 from .onnx_model import ORTJMNatForConditionalGeneration, find_graphs
 from .static_shapes import StaticShapeJMNat
 from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, length_sorted_batches, pad_batch
@@ -90,21 +91,20 @@ def load_translator(
     """Load a saved sequence-to-sequence model and its tokenizer, ready to translate.
 
     Args:
-        directory: a folder written by `save_pretrained`, JM-NAT or autoregressive.
+        directory: a folder written by `save_pretrained`, JM-NAT or autoregressive, or a name on the Hub.
         device: `auto`, `cpu`, `cuda` or another device name of PyTorch.
         dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
         backend: `torch`; `cuda_graphs` for JM-NAT on a GPU without the time that Python takes to launch its kernels;
             `onnx` or `onnx_int8` for a JM-NAT model that was exported, on a CPU.
 
     Raises:
-        ValueError: no folder, no such model or tokenizer in it, or a vocabulary that does not fit the model.
+        ValueError: no such folder, no such model or tokenizer in it, or a vocabulary that does not fit the model.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
-    if not Path(directory).is_dir():
-        raise ValueError(f"model {directory} is not a folder: give the folder of a saved model")
+    check_folder(directory)
     if backend.startswith("onnx"):
         return _load_exported(directory, device, dtype, int8=backend == "onnx_int8")
     torch_device = choose_device(device)
@@ -124,8 +124,9 @@ def _load_exported(directory, device: str, dtype: str, int8: bool):
     for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
         if value not in ("auto", only):
             raise ValueError(f"{name}={value!r} cannot be chosen: exported graphs take auto or {only}")
-    model = ORTJMNatForConditionalGeneration.from_pretrained(directory, int8=int8)
-    tokenizer = AutoTokenizer.from_pretrained(find_graphs(directory, int8))
+    folder = find_graphs(directory, int8)
+    model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     check_vocabulary(model, tokenizer)
     return model, tokenizer
 

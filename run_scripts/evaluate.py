@@ -25,7 +25,9 @@ DEFAULT_BEAMS = [1, 5]
 class EvaluationArguments:
     """What to evaluate, on which text, with which decoding options."""
 
-    model: str = field(metadata={"help": "Folder of a trained model: JM-NAT, or an autoregressive teacher."})
+    model: str = field(
+        metadata={"help": "A trained model: JM-NAT, or an autoregressive teacher. A folder, or a name on the Hub."}
+    )
     source: str = field(metadata={"help": "Text to translate, one sentence a line; .gz is read as is."})
     reference: str = field(metadata={"help": "Reference translations, line by line; .gz is read as is."})
     output: str | None = field(default=None, metadata={"help": "JSON file for all figures and settings."})

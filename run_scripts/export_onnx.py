@@ -12,6 +12,7 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from modeling_jmnat.cli import command
+from modeling_jmnat.onnx_model import GRAPHS_FOLDER, exporter
 from modeling_jmnat.translation import is_jmnat, load_translator
 
 
@@ -19,7 +20,7 @@ from modeling_jmnat.translation import is_jmnat, load_translator
 class ExportArguments:
     """Which model to export, and where to."""
 
-    model: str = field(metadata={"help": "Folder of a trained JM-NAT model."})
+    model: str = field(metadata={"help": "A trained JM-NAT model: a folder, or a name on the Hub."})
     output: str | None = field(
         default=None,
         metadata={"help": "Folder for graphs, configuration and tokenizer. Default: the folder onnx in the model's."},
@@ -42,15 +43,14 @@ def main(argv=None):
     if argv and not argv[0].startswith("-"):
         argv.insert(0, "--model")
     (arguments,) = HfArgumentParser(ExportArguments, description=__doc__).parse_args_into_dataclasses(argv)
-    try:
-        from modeling_jmnat.onnx_export import export_onnx
-    except ImportError:
-        raise ValueError("the package onnx is not installed: pip install onnx onnxruntime") from None
+    export_onnx = exporter()
+    if arguments.output is None and not Path(arguments.model).is_dir():
+        raise ValueError(f"model {arguments.model} is not a folder: --output must say where the graphs go")
     logging.disable_progress_bar()
     model, tokenizer = load_translator(arguments.model, device="cpu", dtype="float32")
     if not is_jmnat(model):
         raise ValueError(f"{arguments.model} holds a {model.config.model_type} model: only JM-NAT can be exported")
-    output = Path(arguments.output or Path(arguments.model) / "onnx")
+    output = Path(arguments.output or Path(arguments.model) / GRAPHS_FOLDER)
     sizes = export_onnx(model, output, arguments.int8, arguments.shortlist, tokenizer)
     print(
         json.dumps({"output": str(output), "megabytes": {name: round(size / 1e6, 2) for name, size in sizes.items()}})

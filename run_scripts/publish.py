@@ -16,7 +16,9 @@ from modeling_jmnat.publishing import load_for_publishing, push, replaced_folder
 class PublishArguments:
     """Which model to publish, how, and where to."""
 
-    model: str = field(metadata={"help": "Folder of a trained JM-NAT model: a training's output, or a published one."})
+    model: str = field(
+        metadata={"help": "A trained JM-NAT model: a training's output folder, a published one, or a name on the Hub."}
+    )
     output: str = field(
         metadata={
             "help": "Folder to build, or to renew: files of the same name are replaced. It may be --model itself."
@@ -32,6 +34,13 @@ class PublishArguments:
     fp16: bool = field(
         default=False,
         metadata={"help": "Store weights in half precision, which halves the file; they load in single precision."},
+    )
+    onnx: bool = field(
+        default=False,
+        metadata={
+            "help": "Write ONNX graphs as well, float32 and int8, into the folder onnx. Without it those of an "
+            "earlier build are removed."
+        },
     )
     max_shard_size: str = field(default="5GB", metadata={"help": "Split weights into files of at most this size."})
     push: str | None = field(
@@ -52,10 +61,13 @@ def main(argv=None):
     model, tokenizer = load_for_publishing(arguments.model)
     output = Path(arguments.output)
     with replaced_folder(output) as folder:
-        save_for_everyone(model, tokenizer, folder, languages, arguments.fp16, arguments.max_shard_size)
+        save_for_everyone(
+            model, tokenizer, folder, languages, arguments.fp16, arguments.max_shard_size, arguments.onnx
+        )
         if arguments.card:
             write_card(arguments.card, folder, arguments.push or str(output), model, tokenizer)
-    sizes = {path.name: path.stat().st_size for path in sorted(output.iterdir()) if path.is_file()}
+    files = [path for path in sorted(output.rglob("*")) if path.is_file()]
+    sizes = {path.relative_to(output).as_posix(): path.stat().st_size for path in files}
     report = {"output": str(output), "megabytes": round(sum(sizes.values()) / 1e6, 2), "files": list(sizes)}
     if arguments.push:
         report["pushed_to"] = push(output, arguments.push, arguments.private)

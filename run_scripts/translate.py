@@ -34,7 +34,9 @@ class TranslationArguments:
 
     model: str = field(
         default=SHIPPED_MODEL,
-        metadata={"help": "Folder of a trained model. Default: hub_card/de-en, German to English."},
+        metadata={
+            "help": "A trained model: a folder, or a name on the Hub. Default: hub_card/de-en, German to English."
+        },
     )
     input: str = field(
         default="-", metadata={"help": "Text to translate, one sentence a line; .gz is read as is. -: standard input."}

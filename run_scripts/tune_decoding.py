@@ -17,6 +17,7 @@ from modeling_jmnat.cli import command
 from modeling_jmnat.configuration_jmnat import JMNatOptions
 from modeling_jmnat.decoding_tuning import EXPONENTS, beam_settings, best_setting, candidate_settings
 from modeling_jmnat.evaluation import describe_environment
+from modeling_jmnat.onnx_model import GRAPHS_FOLDER
 from modeling_jmnat.output_files import atomic_text_file
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.text_files import read_parallel
@@ -29,7 +30,12 @@ DEFAULT_ITERATIONS, DEFAULT_BEAMS = [4, 10], 5
 class TuningArguments:
     """Which model, on which text, among which settings."""
 
-    model: str = field(metadata={"help": "Folder of a trained model: JM-NAT, or an autoregressive teacher."})
+    model: str = field(
+        metadata={
+            "help": "Folder of a trained model: JM-NAT, or an autoregressive teacher; with --save False also a name "
+            "on the Hub."
+        }
+    )
     source: str = field(metadata={"help": "Validation text, one sentence a line; .gz is read as is."})
     reference: str = field(metadata={"help": "Its reference translations, line by line; .gz is read as is."})
     exponents: list[float] = field(
@@ -101,6 +107,8 @@ def run_tuning(arguments: TuningArguments) -> dict:
     """Everything that goes into the JSON file; one printed line per setting as soon as it is known."""
     from sacrebleu.metrics import BLEU
 
+    if arguments.save and not Path(arguments.model).is_dir():
+        raise ValueError(f"model {arguments.model} is not a folder: the choice can only be saved in one, see --save")
     sources, references = read_parallel(arguments.source, arguments.reference)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
     shared = parse_generation_options(arguments.generation_options)
@@ -130,7 +138,7 @@ def run_tuning(arguments: TuningArguments) -> dict:
 def save_options(folder: Path, model, options: dict) -> None:
     """Into the generation configuration of the model, and of its exported graphs where there are any."""
     model.generation_config.update(**options)
-    for place in (folder, folder / "onnx"):
+    for place in (folder, folder / GRAPHS_FOLDER):
         if place.is_dir():
             model.generation_config.save_pretrained(place)
 

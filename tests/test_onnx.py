@@ -270,8 +270,10 @@ def test_what_cannot_be_done_is_refused(tmp_path):
         export_onnx(random_model(39, decoder_input="source_copy"), tmp_path)
     with pytest.raises(ValueError, match="activation_function='silu' cannot be exported"):
         export_onnx(random_model(39, activation_function="silu"), tmp_path)
-    with pytest.raises(ValueError, match=r"holds no translator\.onnx"):
+    with pytest.raises(ValueError, match="nowhere does not exist"):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"holds no translator\.onnx"):
+        ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
     _, exported = both(tmp_path, 39)
     with pytest.raises(ValueError, match=r"translator_int8\.onnx.*--int8"):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path, int8=True)

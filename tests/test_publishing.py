@@ -14,7 +14,12 @@ from teacher_samples import random_lines
 from translation_samples import load_script, tiny_student, tiny_tokenizer
 
 import modeling_jmnat
-from modeling_jmnat import JMNatForConditionalGeneration, JMNatTokenizer, JMNatTranslationPipeline
+from modeling_jmnat import (
+    JMNatForConditionalGeneration,
+    JMNatTokenizer,
+    JMNatTranslationPipeline,
+    ORTJMNatForConditionalGeneration,
+)
 from modeling_jmnat.publishing import load_for_publishing, push, replaced_folder, save_for_everyone
 
 PACKAGE = Path(modeling_jmnat.__file__).parent
@@ -85,11 +90,14 @@ def published(trained, tmp_path_factory):
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch, tmp_path):
     """A stand-in that this process takes for the Hub, with its token."""
     with stand_in_hub() as server:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
@@ -195,7 +203,7 @@ def test_a_build_that_fails_changes_nothing(tmp_path):
 def test_other_models_and_missing_folders_get_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         build(tmp_path / "nothing", tmp_path / "model")
-    assert "is not a folder" in capsys.readouterr().err
+    assert "nothing does not exist: give the folder of a saved model, or a name on the Hub" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit):
         build(SHIPPED, tmp_path / "file")
@@ -250,6 +258,59 @@ def test_pushing_again_replaces_what_was_there(published, trained, hub, tmp_path
     files = hub.repositories["someone/tiny"]
     assert files == {path.name: path.read_bytes() for path in published.iterdir()}
     assert len(hub.commits) == 2
+
+
+def test_commands_take_a_model_from_the_hub(published, hub, tmp_path, capsys):
+    push(published, "someone/tiny")
+    lines = [line for line in random_lines(5, seed=4) if line.strip()]
+    (tmp_path / "source").write_text("\n".join(lines) + "\n")
+    for model in ("someone/tiny", str(published)):
+        output = tmp_path / Path(model).name
+        load_script("translate").main(["--model", model, "--input", str(tmp_path / "source"), "--output", str(output)])
+    assert (tmp_path / "tiny").read_text() == (tmp_path / "model").read_text() != ""
+    capsys.readouterr()
+    text = ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "source")]
+    for script, arguments, sentence in (
+        ("export_onnx", [], "model someone/tiny is not a folder: --output must say where the graphs go"),
+        ("tune_decoding", text, "model someone/tiny is not a folder: the choice can only be saved in one"),
+        ("translate", ["--backend", "onnx"], "someone/tiny holds no translator.onnx"),
+    ):
+        with pytest.raises(SystemExit):
+            load_script(script).main(["--model", "someone/tiny", *arguments])
+        assert sentence in capsys.readouterr().err
+
+
+def test_what_the_hub_does_not_have_is_named(hub, capsys):
+    for backend in ("torch", "onnx"):
+        with pytest.raises(SystemExit):
+            load_script("translate").main(["--model", "someone/absent", "--backend", backend])
+        text = capsys.readouterr().err
+        assert text.startswith("error: ")
+        assert "someone/absent" in text
+        assert text.count("\n") == 1
+
+
+def test_graphs_are_published_and_fetched_from_the_hub(trained, hub, tmp_path):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra `bench` is not installed")
+    folder = build(trained, tmp_path / "model", "--onnx", "--push", "someone/graphs")
+    kinds = {f"onnx/{part}{kind}" for part in ("translator", "encoder", "decoder") for kind in (".onnx", "_int8.onnx")}
+    assert kinds <= set(hub.repositories["someone/graphs"])
+    inputs = JMNatTokenizer.from_pretrained(trained)(random_lines(3, seed=5), return_tensors="pt", padding=True)
+    for int8 in (True, False):
+        cache = tmp_path / f"cache_{int8}"
+        fetched = ORTJMNatForConditionalGeneration.from_pretrained("someone/graphs", int8=int8, cache_dir=cache)
+        local = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
+        options = {"return_dict_in_generate": True, "prune_candidates": 1}  # by the graphs of single passes, too
+        for which in ({}, options):
+            for found, expected in zip(*(m.generate(**inputs, **which) for m in (fetched, local)), strict=True):
+                assert torch.equal(found, expected) if torch.is_tensor(found) else found == expected
+        names = {path.relative_to(path.parents[1]).as_posix() for path in cache.rglob("snapshots/*/onnx/*.onnx")}
+        assert names == {name for name in kinds if name.endswith("_int8.onnx") == int8}
+        assert not list(cache.rglob("model.safetensors"))
+    build(trained, folder, "--push", "someone/graphs")
+    assert not list((folder / "onnx").glob("*.onnx")), "graphs of an earlier build may be another model's"
+    assert not [name for name in hub.repositories["someone/graphs"] if name.endswith(".onnx")]
 
 
 def one_sentence(capsys, trained, output, *options):

@@ -8,11 +8,11 @@ from teacher_samples import TINY, prepare_words, random_teacher
 from transformers import M2M100ForConditionalGeneration, MarianMTModel
 
 from modeling_jmnat.configuration_jmnat import JMNatConfig
+from modeling_jmnat.hub_names import check_folder
 from modeling_jmnat.modeling_jmnat import JMNatForConditionalGeneration, sinusoidal_positions
 from modeling_jmnat.preparation import load_prepared
 from modeling_jmnat.teacher import (
     build_teacher,
-    check_folder,
     decode,
     length_sorted_batches,
     load_teacher,

@@ -250,7 +250,7 @@ def test_loading_names_what_is_wrong(folder, tmp_path):
     assert not model.training
     (tmp_path / "empty").mkdir()
     for arguments, sentence in (
-        ((tmp_path / "absent",), "absent is not a folder"),
+        ((tmp_path / "absent",), "absent does not exist"),
         ((tmp_path / "empty",), "empty cannot be loaded"),
         ((folder / "student", "tpu"), "device='tpu' cannot be used here"),
         ((folder / "student", "cpu", "int8"), "dtype='int8' is not one of auto, float32"),

@@ -1,0 +1,37 @@
+"""Models are given by a folder or by their name on the Hub."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+
+def check_folder(name: str | Path) -> None:
+    """ValueError for a folder that does not exist; what may be a name on the Hub is left to the Hub."""
+    path = Path(name)
+    is_path = str(name).startswith((".", "/", "~")) or len(path.parts) > 2 or "\\" in str(name) or path.is_file()
+    in_a_folder = len(path.parts) == 2 and path.parent.is_dir()
+    if (is_path or in_a_folder) and not path.is_dir():
+        raise ValueError(f"the folder {name} does not exist: give the folder of a saved model, or a name on the Hub")
+
+
+def fetch_folder(name: str | Path, patterns: Sequence[str], **hub_options) -> Path:
+    """A folder as it is; of a repository on the Hub a local copy of the files that match `patterns`.
+
+    Args:
+        hub_options: of `huggingface_hub.snapshot_download`, such as `revision` and `token`.
+
+    Raises:
+        ValueError: no such folder, or no such repository that can be read.
+    """
+    check_folder(name)
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(patterns), **hub_options))
+    except RepositoryNotFoundError:
+        raise ValueError(f"{name} is neither a folder nor a repository of the Hub that can be read") from None
+    except (HTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{name} is no folder and cannot be fetched from the Hub: {reason}") from None
