@@ -261,6 +261,11 @@ class JMNatGenerationConfig(GenerationConfig):
             super().validate(*args, **kwargs)
         finally:
             self.num_return_sequences = num_return_sequences
+        if self.length_penalty not in (None, 1.0):
+            raise ValueError(
+                f"length_penalty={self.length_penalty} is an option of beam search: length_normalization is the "
+                "exponent of the length here"
+            )
         resolve_options(self).check()
 
 

@@ -333,12 +333,10 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         return ORTEncoderOutput(length_logits, source_bias, tuple(states[0::2]), tuple(states[1::2]))
 
     def source_feeds(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, np.ndarray]:
-        if input_ids.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(
-                f"input_ids has {input_ids.shape[1]} tokens, "
-                f"max_position_embeddings={self.config.max_position_embeddings} is the most"
-            )
         mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id).long()
+        most = self.config.max_position_embeddings
+        if input_ids.shape[1] > most and (count := int(mask.sum(dim=1).max())) > most:
+            raise ValueError(f"input_ids has {count} tokens, max_position_embeddings={most} is the most")
         return {"input_ids": input_ids.contiguous().numpy(), "attention_mask": mask.contiguous().numpy()}
 
     def generate_at_once(

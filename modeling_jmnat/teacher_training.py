@@ -115,7 +115,7 @@ def _run(command: TeacherCommand, output_dir: Path) -> dict:
     longest = model.config.max_position_embeddings
     limits = {"max_position_embeddings": longest, "max_target_length": longest - 1}
     for split in ("train", "validation"):
-        check_data(data[split], tokenizer, limits, split)
+        check_data(data[split], tokenizer, limits, split, multiple=None)
     settings = _settings(command, data["train"], tokenizer)
     compare_settings(output_dir, settings)
     if (output_dir / RESULTS).is_file():  # the finished run of this command

@@ -29,6 +29,14 @@ BLEU = "eval_bleu"
 EVALUATION_TOKENS = 4096  # padded tokens of an evaluation batch; all of them get vocabulary logits
 
 
+def check_ngram_size(of_collator: int, of_model: int) -> None:
+    if of_collator != of_model:
+        raise ValueError(
+            f"ngram_size is {of_collator} in the collator and {of_model} in the model: consecutive masks and the "
+            "n-gram loss share one"
+        )
+
+
 class JMNatTrainer(Trainer):
     """Trains `JMNatForConditionalGeneration`.
 
@@ -55,7 +63,8 @@ class JMNatTrainer(Trainer):
 
     def __init__(self, model=None, args=None, data_collator=None, processing_class=None, **kwargs):
         args = args if args is not None else JMNatTrainingArguments("trainer_output")
-        if data_collator is None:
+        default_collator = data_collator is None
+        if default_collator:
             data_collator = DataCollatorForJMNat(processing_class, seed=args.seed)
         if kwargs.get("compute_metrics") is not None:
             raise ValueError("compute_metrics is not used by JMNatTrainer: set eval_num_iterations")
@@ -67,6 +76,10 @@ class JMNatTrainer(Trainer):
             )
         if getattr(data_collator, "glancing_ratio", 0.0) and self.model.config.decoder_input == "source_copy":
             raise ValueError("glancing_ratio needs decoder_input=mask: a copied source shows nothing of the target")
+        if default_collator:
+            data_collator.ngram_size = self.model.config.ngram_size
+        elif getattr(data_collator, "target_mask", None) == "consecutive":
+            check_ngram_size(data_collator.ngram_size, self.model.config.ngram_size)
         self.model_accepts_loss_kwargs = True
         choose_cpu_attention(self.model, args.device.type, args.bf16)
         self.eval_data_collator = data_collator.evaluation()
@@ -145,8 +158,8 @@ class JMNatTrainer(Trainer):
             if self.args.world_size > 1:
                 sums = self.accelerator.reduce(sums, reduction="sum")
             *parts, tokens = sums.tolist()
-            for name, value in zip(self.loss_parts, parts, strict=True):
-                logs[name] = value / self._parts_steps
+            means = {name: value / self._parts_steps for name, value in zip(self.loss_parts, parts, strict=True)}
+            logs.update(self.computed_parts(means))
             logs["target_tokens_per_second"] = round(tokens / (time.perf_counter() - self._parts_since), 1)
             self._reset_parts()
         super().log(logs, start_time)
@@ -322,13 +335,17 @@ class JMNatTrainer(Trainer):
         if self.args.world_size > 1:
             sums = self.accelerator.reduce(sums.to(self.args.device), reduction="sum").cpu()
         *parts, predicted, sentences = sums.tolist()
-        metrics = {
+        means = {
             name: value / (sentences if name == "length_loss" else predicted)
             for name, value in zip(self.loss_parts, parts, strict=True)
-            if value or name != "encoder_loss"  # the source is masked in evaluation only by a collator of one's own
         }
-        weights = self.loss_weights()
+        metrics, weights = self.computed_parts(means), self.loss_weights()
         return {"loss": sum(weights[name] * value for name, value in metrics.items()), **metrics}
+
+    def computed_parts(self, means: dict[str, float]) -> dict[str, float]:
+        """Without the parts that are switched off, and without that of the source where none of it was masked."""
+        weights = self.loss_weights()
+        return {name: value for name, value in means.items() if weights[name] and (value or name != "encoder_loss")}
 
     def loss_weights(self) -> dict[str, float]:
         config = self.model.config

@@ -90,8 +90,8 @@ def run_exclusively(training: TranslationTrainingArguments, run: Callable[[Path]
 def _run(command: TrainingCommand, output_dir: Path) -> dict:
     start = time.perf_counter()
     data, tokenizer = load_prepared(command.run.data)
-    check_data(data["train"], tokenizer, command.model, "train")
-    check_data(data["validation"], tokenizer, command.model, "validation")
+    check_data(data["train"], tokenizer, command.model, "train", command.masking["pad_to_multiple_of"])
+    check_data(data["validation"], tokenizer, command.model, "validation", command.masking["pad_to_multiple_of"])
     settings = run_settings(command, data["train"], tokenizer)
     compare_settings(output_dir, settings)
     if (output_dir / RESULTS).is_file():
@@ -203,13 +203,22 @@ def check_same_tokenizer(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokeni
         )
 
 
-def check_data(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: dict, split: str) -> None:
-    """Refuse ids beyond the vocabulary, sentences that do not end in `</s>` and sentences too long for the model."""
+def check_data(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: dict, split: str, multiple: int | None
+) -> None:
+    """Refuse ids beyond the vocabulary, sentences that do not end in `</s>` and sentences too long for the model.
+
+    `multiple`: what batches are padded to a multiple of.
+    """
     limits = {"input_ids": "max_position_embeddings", "labels": "max_target_length"}
     for column, limit in limits.items():
         longest = int(column_lengths(dataset, column).max())
-        if longest > model[limit]:
-            raise ValueError(f"{split}: the longest {column} has {longest} tokens and {limit} is {model[limit]}")
+        padded = -(-longest // multiple) * multiple if multiple else longest
+        if padded > model[limit]:
+            rounded = f", padded to {padded}," if padded > longest else ""
+            raise ValueError(
+                f"{split}: the longest {column} has {longest} tokens{rounded} and {limit} is {model[limit]}"
+            )
         highest = max(max(ids) for ids in dataset[column][:1000])
         if highest >= len(tokenizer):
             raise ValueError(

@@ -62,7 +62,7 @@ def main(argv=None):
         hypotheses, references = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts)
         return {"bleu": sacrebleu.corpus_bleu(hypotheses, [references]).score}
 
-    collator = DataCollatorForJMNat(tokenizer)
+    collator = DataCollatorForJMNat(tokenizer, ngram_size=model.config.ngram_size)
     valid = load("valid", arguments.valid_pairs)
     scorer = Seq2SeqTrainer(model, training, collator.evaluation(), eval_dataset=valid, compute_metrics=bleu)
     train = load("train", arguments.train_pairs)

@@ -204,7 +204,7 @@ def test_a_sentence_depends_on_nothing_else_in_its_batch(options):
     order = torch.randperm(32, generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = texts(generate(model, [sources[i] for i in order], **options))
     assert shuffled == [text for i in order for text in expected[i * num_best : (i + 1) * num_best]]
-    assert texts(generate(model, sources, extra=7, **options)) == expected
+    assert texts(generate(model, sources, extra=45, **options)) == expected
     assert texts(generate(model, sources, "left", 3, **options)) == expected
     long_neighbour = [*sources, [*range(5, 22), *range(5, 22), 2]]
     assert texts(generate(model, long_neighbour, **options))[: len(expected)] == expected
@@ -630,13 +630,17 @@ def test_a_length_below_two_counts_as_two():
     assert sorted(output.candidate_lengths[0].tolist()) == [2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
-def test_the_mask_may_come_second():
+def test_the_mask_may_come_second_and_options_third():
     model = random_model(16)
     input_ids, mask = pad(random_sources(model, 3, 16))
     mask[:, 1] = 0
     expected = model.generate(input_ids, attention_mask=mask)
     assert torch.equal(model.generate(input_ids, mask), expected)
     assert not torch.equal(model.generate(input_ids), expected)
+    options = JMNatGenerationConfig(num_iterations=1, num_length_candidates=1)
+    expected = model.generate(input_ids, attention_mask=mask, generation_config=options)
+    assert torch.equal(model.generate(input_ids, mask, options), expected)
+    assert not torch.equal(model.generate(input_ids, mask), expected)
 
 
 @pytest.mark.parametrize(
@@ -824,6 +828,10 @@ def test_bad_options_are_refused_when_made_and_when_saved(tmp_path):
         setattr(model.generation_config, name, value)
         with pytest.raises(ValueError, match=name):
             model.save_pretrained(tmp_path)
+    model.generation_config.temperature = None
+    model.generation_config.num_beams, model.generation_config.length_penalty = 4, 2.0  # fits a beam search
+    with pytest.raises(ValueError, match=r"length_penalty=2.0.*length_normalization"):
+        model.save_pretrained(tmp_path)
 
 
 def test_seq2seq_trainer_decodes_and_leaves_no_limit_behind(tmp_path):
@@ -892,6 +900,17 @@ def test_a_reranker_with_a_score_method_chooses():
     pruned = generate(model, sources, reranker=ShortestFirst(), prune_candidates=2)
     survivors = generate(model, sources, prune_candidates=2, **ALL_CANDIDATES)
     assert texts(pruned) == texts(survivors)
+    # All candidates of a sentence may stop before that pass, or no pass may follow it: the reranker sees as few.
+    for options in (
+        {"prune_candidates": 6, "early_stop": True},
+        {"prune_candidates": 3, "confidence_threshold": 0.3},
+        {"prune_candidates": 4, "num_iterations": 4},
+    ):
+        together = generate(model, sources, reranker=ShortestFirst(), **options)
+        assert texts(together) == texts(generate(model, sources, **options))
+        assert texts(together) == [
+            texts(generate(model, [source], reranker=ShortestFirst(), **options))[0] for source in sources
+        ]
     with pytest.raises(ValueError, match="reranker needs input_ids"):
         model.generate(inputs_embeds=model.get_input_embeddings()(expected_ids), reranker=ShortestFirst())
 

@@ -8,6 +8,7 @@ import torch
 from random_models import ARCHITECTURES, pad, random_batch, random_config, random_model, random_sources
 from reference_decoder import SlowModel, slow_loss
 from transformers import AutoModel, AutoModelForSeq2SeqLM
+from transformers.utils import find_labels
 
 from modeling_jmnat import JMNatForConditionalGeneration, JMNatModel
 from modeling_jmnat.modeling_jmnat import decoder_attend_mask, sinusoidal_positions
@@ -212,6 +213,11 @@ def test_hidden_states_and_attentions_on_request():
             assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
     padding = batch["attention_mask"] == 0
     assert outputs.cross_attentions[0].transpose(1, 3)[padding].eq(0).all()
+
+
+def test_only_labels_are_called_labels():
+    """Trainers take every argument with `label` in its name for a label."""
+    assert find_labels(JMNatForConditionalGeneration) == ["labels"]
 
 
 def test_errors_of_length_name_the_field():

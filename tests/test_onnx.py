@@ -205,7 +205,7 @@ def test_a_sentence_is_translated_alike_in_every_batch(tmp_path):
 def test_left_padding_given_lengths_and_rerankers(tmp_path):
     model, exported = both(tmp_path, 36)
     sources = random_sources(model, 5, 36)
-    input_ids, attention_mask = pad(sources, "left", extra=2)
+    input_ids, attention_mask = pad(sources, "left", extra=45)
     options = {"attention_mask": attention_mask, "num_iterations": 3, "return_dict_in_generate": True}
     options["target_lengths"] = torch.tensor([2, 12, 5, 7, 3])
     assert_same(model.generate(input_ids, **options), exported.generate(input_ids, **options))

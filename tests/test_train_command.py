@@ -215,6 +215,9 @@ def test_bad_input_is_named(data, preset, tmp_path, capfd):
     expect_error(
         capfd, "max_target_length is 4", "--preset", preset, "--data", data, *output, "--max_target_length", 4
     )
+    padded = ("--max_target_length", 63, "--max_position_embeddings", 64, "--pad_to_multiple_of", 64)
+    message = "padded to 64, and max_target_length is 63"
+    expect_error(capfd, message, "--preset", preset, "--data", data, *output, *padded)
     expect_error(capfd, "is not the folder of a saved model", "--data", data, "--init_from", tmp_path, *output)
     both = ("--init_from", tmp_path, "--init_from_teacher", tmp_path)
     (tmp_path / "config.json").write_text("{}")
@@ -313,13 +316,17 @@ def test_every_preset_makes_a_model_a_collator_and_arguments(data, tmp_path):
             assert getattr(command.training, field) == value, (name, field)
         teacher = {**preset.training, **preset.teacher, "output_dir": str(tmp_path)}
         assert isinstance(JMNatTrainingArguments(**teacher), JMNatTrainingArguments)
-    paper = load_preset("iwslt14").model
-    assert (paper["encoder_layers"], paper["d_model"], paper["encoder_ffn_dim"], paper["dropout"]) == (
-        5,
-        256,
-        512,
-        0.3,
-    )
+    for name, encoder, decoder, width, inner, heads, dropout in (
+        ("iwslt14", 5, 5, 256, 512, 4, 0.3),
+        ("wmt_base", 6, 6, 512, 2048, 8, 0.1),
+        ("deep_shallow", 10, 2, 512, 2048, 8, 0.1),
+    ):
+        model = load_preset(name).model
+        assert (model["encoder_layers"], model["decoder_layers"]) == (encoder, decoder)
+        assert model["d_model"] == width
+        assert model["encoder_ffn_dim"] == model["decoder_ffn_dim"] == inner
+        assert model["encoder_attention_heads"] == model["decoder_attention_heads"] == heads
+        assert model["dropout"] == dropout
 
 
 def test_options_override_the_preset(preset, tmp_path):

@@ -158,6 +158,28 @@ def test_logged_parts_add_up_and_are_means_over_steps(tiny, tmp_path):
         assert log["target_tokens_per_second"] > 0
 
 
+def test_parts_that_are_switched_off_are_not_logged(tiny, tmp_path):
+    data, tokenizer = tiny
+    collator = DataCollatorForJMNat(tokenizer, source_mask_ratio=0.0)
+    trainer = make_trainer(tiny, tmp_path, {"ngram_loss_weight": 0.0}, collator, max_steps=1, logging_steps=1)
+    trainer.train()
+    logged = trainer.state.log_history[0]
+    assert logged["nll_loss"] > 0 < logged["length_loss"]
+    assert not {"ngram_loss", "encoder_loss"} & set(logged)
+    assert not {"eval_ngram_loss", "eval_encoder_loss"} & set(trainer.evaluate())
+
+
+def test_masks_take_as_many_words_as_the_models_n_grams(tiny, tmp_path):
+    data, tokenizer = tiny
+    arguments = JMNatTrainingArguments(output_dir=str(tmp_path), **BASE)
+    model = tiny_model(tokenizer, ngram_size=3)
+    trainer = JMNatTrainer(model, arguments, processing_class=tokenizer, train_dataset=data["train"])
+    assert trainer.data_collator.ngram_size == trainer.eval_data_collator.ngram_size == 3
+    with pytest.raises(ValueError, match="ngram_size is 2 in the collator and 3 in the model"):
+        make_trainer(tiny, tmp_path, {"ngram_size": 3})
+    make_trainer(tiny, tmp_path, {"ngram_size": 3}, DataCollatorForJMNat(tokenizer, target_mask="random"))
+
+
 def test_evaluation_losses_are_exact_corpus_means(tiny, tmp_path):
     """Against one sentence at a time; the batches of the evaluation have another padding and other sizes."""
     data, tokenizer = tiny

@@ -187,15 +187,17 @@ class JMNatGenerationMixin(GenerationMixin):
         Raises:
             ValueError: an option out of its range, an unknown or unsupported argument.
         """
+        attention_mask = kwargs.pop("attention_mask", None)
+        if torch.is_tensor(generation_config):  # `generate(input_ids, attention_mask, generation_config)`
+            attention_mask, generation_config, logits_processor = generation_config, logits_processor, None
         if logits_processor or stopping_criteria or streamer:
             raise ValueError(
                 "logits_processor, stopping_criteria and streamer are not supported: all words are predicted at once"
             )
         kwargs = {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
         input_ids = kwargs.pop("input_ids", inputs)
-        source = {name: kwargs.pop(name, None) for name in ("attention_mask", "inputs_embeds", "encoder_outputs")}
-        if torch.is_tensor(generation_config):  # `generate(input_ids, attention_mask)`
-            source["attention_mask"], generation_config = generation_config, None
+        source = {name: kwargs.pop(name, None) for name in ("inputs_embeds", "encoder_outputs")}
+        source["attention_mask"] = attention_mask
         options = self._resolve_generation_options(generation_config, kwargs)
         if input_ids is None and reranker is not None:
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")

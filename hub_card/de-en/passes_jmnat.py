@@ -226,6 +226,9 @@ class MaskPredict:
                 if self.rows.numel() == 0:
                     break
         self.write_back(iteration)
+        only_best_after = self.options.prune_candidates
+        if only_best_after is not None and iteration < only_best_after <= self.options.num_iterations:
+            self.prune(only_best_after - 1)  # all rows had stopped before, or no pass follows
         self.by_sentence()
 
     def one_pass(self, iteration: int, first_canvas: torch.Tensor | None = None) -> None:
