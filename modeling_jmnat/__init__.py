@@ -12,6 +12,7 @@ from .pipeline import JMNatTranslationPipeline
 from .static_shapes import StaticShapeJMNat
 from .tokenization_jmnat import JMNatTokenizer
 from .trainer import JMNatTrainer, JMNatTrainingArguments
+from .trainer_callbacks import EpochCallback
 
 AutoConfig.register("jmnat", JMNatConfig, exist_ok=True)
 AutoModel.register(JMNatConfig, JMNatModel, exist_ok=True)
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DataCollatorForJMNat",
+    "EpochCallback",
     "JMNatConfig",
     "JMNatForConditionalGeneration",
     "JMNatGenerateOutput",

@@ -58,7 +58,7 @@ class GPUBenchmarkArguments:
     lines: int | None = field(
         default=None, metadata={"help": "Lines for throughput and BLEU. Default: all; random weights: 512."}
     )
-    time_budget: float = field(default=90.0, metadata={"help": "Seconds after which no further round begins."})
+    time_budget: float = field(default=1.5, metadata={"help": "Minutes after which no further round begins."})
     device: str = field(default="cuda", metadata={"help": "cuda, or cpu to try the command out."})
 
 
@@ -119,7 +119,7 @@ def main(argv=None):
             arguments.sentences,
             arguments.rounds,
             arguments.batch_sizes,
-            arguments.time_budget,
+            60 * arguments.time_budget,
             arguments.batches,
             score,
         ):

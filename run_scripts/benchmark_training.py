@@ -32,7 +32,7 @@ class TrainingBenchmarkArguments:
     length: int = field(default=25, metadata={"help": "Tokens of each source and target."})
     rounds: int = field(default=20, metadata={"help": "Steps of each model that are timed, at most."})
     time_budget: float = field(
-        default=30.0, metadata={"help": "Seconds of a setting after which no further step is timed."}
+        default=0.5, metadata={"help": "Minutes of a setting after which no further step is timed."}
     )
     threads: int = field(default=1, metadata={"help": "CPU threads."})
 
@@ -77,7 +77,7 @@ def main(argv=None):
                         arguments.max_tokens,
                         arguments.length,
                         arguments.rounds,
-                        arguments.time_budget,
+                        60 * arguments.time_budget,
                         arguments.threads,
                     ):
                         rows = [*done, figures]

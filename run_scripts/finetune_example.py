@@ -20,10 +20,9 @@ from transformers import (
     Trainer,
 )
 
-from modeling_jmnat import DataCollatorForJMNat
+from modeling_jmnat import DataCollatorForJMNat, EpochCallback
 from modeling_jmnat.cli import command
 from modeling_jmnat.text_files import read_parallel
-from modeling_jmnat.trainer_callbacks import EpochCallback
 
 HERE = Path(__file__).parent
 WITHOUT_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})

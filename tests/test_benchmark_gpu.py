@@ -118,7 +118,7 @@ def test_the_command(folder, tmp_path, capsys):
     arguments = ["--output", str(tmp_path / "figures"), "--device", "cpu", "--dtypes", "float32", "--passes", "2"]
     trained = ["--student", str(folder / "student"), "--teacher", str(folder / "teacher")]
     trained += ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "reference")]
-    limits = ["--candidates", "2", "--sentences", "2", "--rounds", "2", "--batch_sizes", "3", "--time_budget", "1"]
+    limits = ["--candidates", "2", "--sentences", "2", "--rounds", "2", "--batch_sizes", "3", "--time_budget", "0.02"]
     script = load_script("benchmark_gpu")
     start = time.monotonic()
     script.main([*arguments, *trained, *limits])
