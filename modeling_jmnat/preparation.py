@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from .corpus import SPLITS, TextSplit, read_file_splits, read_hub_splits
 from .fairseq_tokenizer import CONVERTED_OPTIONS
+from .hub_names import fetch_folder
 from .output_files import write_json
 from .tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
 
@@ -66,8 +67,8 @@ class PreparationArguments:
     tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "Use the tokenizer of this folder instead of training one: needed for every further data set of "
-            "one model (distilled text, a teacher's data)."
+            "help": "Use the tokenizer of this folder, or of this model on the Hub, instead of training one: needed "
+            "for every further data set of one model (distilled text, a teacher's data)."
         },
     )
     vocab_size: int = field(
@@ -314,8 +315,9 @@ def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTo
     """The tokenizer of `arguments.tokenizer`, or one trained on the cleaned training text."""
     languages = (arguments.source_lang, arguments.target_lang) if arguments.moses else (None, None)
     if arguments.tokenizer is not None:
-        tokenizer_hash(arguments.tokenizer)  # names a folder that holds none
-        tokenizer = JMNatTokenizer.from_pretrained(arguments.tokenizer)
+        folder = fetch_folder(arguments.tokenizer, ("tokenizer.json", "tokenizer_config.json"))
+        tokenizer_hash(folder)  # names a folder that holds none
+        tokenizer = JMNatTokenizer.from_pretrained(folder)
         if tokenizer.eos_token_id is None or tokenizer("")["input_ids"] != [tokenizer.eos_token_id]:
             raise ValueError(f"the tokenizer of {arguments.tokenizer} does not end a text in its end token")
         if arguments.lowercase and not tokenizer.lowercase:

@@ -4,7 +4,6 @@ import argparse
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
@@ -12,6 +11,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from .configuration_jmnat import JMNatConfig
 from .data_collator import DataCollatorForJMNat
 from .halves import check_half
+from .hub_names import fetch_folder
 from .presets import FREE_MODEL_FIELDS, MASKING_FIELDS, MODEL_FIELDS, load_preset, preset_names
 from .training_arguments import JMNatTrainingArguments, TranslationTrainingArguments
 
@@ -46,7 +46,8 @@ class RunArguments:
         },
     )
     init_from: str | None = field(
-        default=None, metadata={"help": "Start from the weights of this JM-NAT folder (same tokenizer)."}
+        default=None,
+        metadata={"help": "Start from the weights of this JM-NAT: a folder, or a name on the Hub (same tokenizer)."},
     )
     init_from_teacher: str | None = field(
         default=None,
@@ -133,7 +134,7 @@ def parse_command(argv: Sequence[str] | None, description: str) -> TrainingComma
         chosen = preset.model
         parser.set_defaults(**preset.model, **preset.masking, **preset.training)
     if known.init_from is not None:
-        if not (Path(known.init_from) / "config.json").is_file():
+        if not (fetch_folder(known.init_from, ("config.json",)) / "config.json").is_file():
             raise ValueError(f"init_from {known.init_from} is not the folder of a saved model")
         config = JMNatConfig.from_pretrained(known.init_from)
         # Weights come with their sizes, whatever the preset says; what is no size is the preset's to choose.

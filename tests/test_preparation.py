@@ -190,8 +190,9 @@ def test_reused_tokenizer_must_agree_with_the_options(files, tmp_path):
         prepare(PreparationArguments(**reused, lowercase=True))
     with pytest.raises(ValueError, match="moses=True with de and en, but the tokenizer of .* has None and None"):
         prepare(PreparationArguments(**reused, moses=True, source_lang="de", target_lang="en"))
-    with pytest.raises(ValueError, match="nowhere holds no tokenizer"):
-        prepare(PreparationArguments(**{**reused, "tokenizer": str(tmp_path / "nowhere")}))
+    for folder, message in ((tmp_path / "nowhere", "nowhere does not exist"), (tmp_path, "holds no tokenizer")):
+        with pytest.raises(ValueError, match=message):
+            prepare(PreparationArguments(**{**reused, "tokenizer": str(folder)}))
     assert not (tmp_path / "b" / "preparation.json").exists()
 
 

@@ -280,6 +280,35 @@ def test_commands_take_a_model_from_the_hub(published, hub, tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
+def run(script, options):
+    load_script(script).main([str(word) for name, value in options.items() for word in (f"--{name}", value)])
+
+
+def test_training_goes_on_from_a_model_on_the_hub(trained, published, hub, tmp_path):
+    """Data with its tokenizer, training from its weights; they come out unchanged when nothing is learned."""
+    push(published, "someone/tiny")
+    options = {"output_dir": tmp_path / "data", "tokenizer": "someone/tiny"}
+    for seed, name in enumerate(("train_source", "train_target", "validation_source", "validation_target")):
+        options[name] = tmp_path / name
+        options[name].write_text("".join(f"{line}\n" for line in random_lines(20, seed=seed) if line.strip()))
+    run("prepare_data", options)
+    options = {
+        "data": tmp_path / "data",
+        "init_from": "someone/tiny",
+        "output_dir": tmp_path / "run",
+        "max_steps": 1,
+        "learning_rate": 0.0,
+        "use_cpu": True,
+        "eval_strategy": "no",
+        "disable_tqdm": True,
+    }
+    run("train_jmnat", options)
+    before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "run"))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        assert torch.equal(tensor, after[name]), name
+
+
 def test_what_the_hub_does_not_have_is_named(hub, capsys):
     for backend in ("torch", "onnx"):
         with pytest.raises(SystemExit):
