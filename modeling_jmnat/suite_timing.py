@@ -9,6 +9,7 @@ import torch
 
 from .batching import TokenBatchSampler
 from .configuration_jmnat import JMNatConfig
+from .cpu_attention import choose_cpu_attention
 from .data_collator import DataCollatorForJMNat
 from .dataset_columns import column_lengths, without_text
 from .experiments import Stage
@@ -25,7 +26,7 @@ PROBE_SECONDS = 5.0  # no further step begins after that
 CPU_PROBE_TOKENS = 1024  # of a probe's batch on a CPU; the time of larger ones is taken in proportion
 
 
-def step_seconds(preset_name: str, data: Path, autoregressive: bool) -> float:
+def step_seconds(preset_name: str, data: Path, autoregressive: bool, bf16: bool = False) -> float:
     """Seconds of one update of a preset's model at its batch size: forward, backward and AdamW, without evaluation."""
     preset = load_preset(preset_name)
     training = teacher_defaults(preset) if autoregressive else preset.training
@@ -44,12 +45,15 @@ def step_seconds(preset_name: str, data: Path, autoregressive: bool) -> float:
     batches = list(itertools.islice(sampler, PROBE_STEPS))
     examples = without_text(dataset["train"])
     model.to(device).train()
+    choose_cpu_attention(model, device.type, bf16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     seconds = []
     for indices in [batches[0], *batches]:  # the first one warms up
         start = time.perf_counter()
         batch = {name: value.to(device) for name, value in collator([examples[i] for i in indices]).items()}
-        model(**batch).loss.backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = model(**batch).loss
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":
@@ -85,14 +89,16 @@ def duration(minutes: float) -> str:
     return f"{minutes / 60:.1f} hours" if minutes < 48 * 60 else f"{minutes / (24 * 60):.1f} days"
 
 
-def estimate(stages: Sequence[Stage], work: Mapping[str, Work], done: set[str], data: Path, jobs: int) -> str:
+def estimate(
+    stages: Sequence[Stage], work: Mapping[str, Work], done: set[str], data: Path, jobs: int, bf16: bool = False
+) -> str:
     """One sentence on the time that the trainings still need; it takes a few seconds to find out."""
     left = {name: item for name, item in work.items() if name not in done}
     others = sum(stage.name not in done and stage.name not in work for stage in stages)
     if not left:
         return "no training is left to do" + (f", but {others} evaluations and other stages" if others else "")
     kinds = sorted({(item.preset, item.autoregressive) for item in left.values()})
-    seconds = {kind: step_seconds(kind[0], data, kind[1]) for kind in kinds}
+    seconds = {kind: step_seconds(kind[0], data, kind[1], bf16) for kind in kinds}
     minutes = {name: item.updates * seconds[item.preset, item.autoregressive] / 60 for name, item in left.items()}
     measured = ", ".join(
         f"{seconds[kind]:.3g} s for an update of {kind[0]}{' (teacher)' if kind[1] else ''}" for kind in kinds

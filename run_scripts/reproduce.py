@@ -129,7 +129,7 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         print(f"{len(stages)} stages, {len(done)} of them done, {jobs} at a time, on {machine}", flush=True)
         if arguments.estimate:
             work = {stage.name: builder.work[stage.name] for stage in stages if stage.trains}
-            print(estimate(stages, work, done, settings.data, jobs), flush=True)
+            print(estimate(stages, work, done, settings.data, jobs, arguments.bf16), flush=True)
         return summary(arguments.suite, settings.output, runner.run(stages))
 
 

@@ -408,7 +408,7 @@ def test_estimate_counts_what_is_left(data, monkeypatch):
     from modeling_jmnat import suite_timing
 
     monkeypatch.setattr(
-        suite_timing, "step_seconds", lambda preset, data, autoregressive: 1.0 if autoregressive else 2.0
+        suite_timing, "step_seconds", lambda preset, data, autoregressive, bf16: 1.0 if autoregressive else 2.0
     )
     stages = [Stage("t", ()), Stage("a", (), ("t",)), Stage("b", (), ("t",))]
     work = {"t": Work("p", True, 60), "a": Work("p", False, 30), "b": Work("p", False, 60)}
@@ -421,6 +421,6 @@ def test_estimate_counts_what_is_left(data, monkeypatch):
     assert estimate(stages, work, done, data, 1) == "no training is left to do, but 1 evaluations and other stages"
 
 
-@pytest.mark.parametrize("autoregressive", [False, True])
-def test_probe_takes_real_steps(data, autoregressive):
-    assert 0 < step_seconds("multi30k_tiny", data, autoregressive) < 60
+@pytest.mark.parametrize(("autoregressive", "bf16"), [(False, False), (False, True), (True, False)])
+def test_probe_takes_real_steps(data, autoregressive, bf16):
+    assert 0 < step_seconds("multi30k_tiny", data, autoregressive, bf16) < 60
