@@ -1,7 +1,7 @@
 """The network of JM-NAT as nodes of an ONNX graph: the encoder, keys and values of cross-attention, a decoder pass.
 
-B sources, R canvas rows, S source tokens, T target tokens, M positions to
-predict, V vocabulary, D width, H heads. B, R, S, T and M stay open.
+B sources, R canvas rows, S source tokens, T target tokens, M positions to predict, V vocabulary, D width, H heads. B,
+R, S, T and M stay open.
 """
 
 from collections.abc import Sequence
