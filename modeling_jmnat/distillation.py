@@ -289,7 +289,7 @@ def distill(arguments: DistillationArguments) -> dict:
         ValueError: bad arguments, a teacher whose tokenizer is not the data's, or a folder of another distillation.
     """
     languages = languages_of(arguments)
-    state = PartialState(cpu=arguments.device == "cpu")
+    state = PartialState(cpu=choose_device(arguments.device).type == "cpu")
     device = state.device if arguments.device == "auto" else choose_device(arguments.device)
     splits, tokenizer = load_prepared(arguments.data)
     if "train" not in splits:

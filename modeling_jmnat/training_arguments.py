@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -62,6 +63,8 @@ class TranslationTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         chosen = self.accelerator_config is not None
+        # Where there is nothing else it must be said: processes that torchrun starts would not find each other.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if not chosen:  # batches go to a GPU while it still computes the last step
             self.accelerator_config.non_blocking = self.dataloader_pin_memory

@@ -20,7 +20,7 @@ from .generation_jmnat import VOCABULARY_PADDING
 from .hub_names import check_folder
 from .onnx_model import ORTJMNatForConditionalGeneration, find_graphs
 from .static_shapes import StaticShapeJMNat
-from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, length_sorted_batches, pad_batch
+from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, length_sorted_batches, max_source_length, pad_batch
 from .tokenization_jmnat import LINE_BREAKS, show_canvas
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -236,7 +236,7 @@ def _blank(generation: dict) -> list[tuple[str, float]]:
 def encode_lines(model, tokenizer, lines: list[str], first_number: int = 1) -> list[list[int]]:
     """Ids of each line, ending in `</s>`; an empty list for a blank line. Too long a line is refused by its number."""
     encoded = tokenizer(lines, verbose=False)["input_ids"]
-    longest = model.config.max_position_embeddings
+    longest = max_source_length(model)
     for number, ids in enumerate(encoded, start=first_number):
         if len(ids) > longest:
             raise ValueError(f"line {number} has {len(ids)} tokens: the model allows at most {longest}")
@@ -285,7 +285,7 @@ def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutpu
 def _autoregressive_options(model, source_length: int, generation: dict) -> dict:
     """Search without sampling, at most 1.5 times the longest source plus 10 tokens."""
     limit = math.ceil(MAX_LENGTH_FACTOR * source_length) + MAX_LENGTH_MARGIN
-    limit = min(limit, model.config.max_position_embeddings - 2)
+    limit = min(limit, max_source_length(model) - 2)
     options = {"max_length": limit + 1, "do_sample": False}  # the start token is counted
     if candidates_per_sentence(model, generation) == 1:  # options of beam search in the folder would be warned about
         options.update(early_stopping=False, length_penalty=1.0)

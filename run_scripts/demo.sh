@@ -7,7 +7,7 @@ source run_scripts/set_up.sh
 run="${JMNAT_DEMO_DIR:-runs/demo}"
 corpus=run_scripts/demo_data/libreoffice-help
 mkdir -p "$run"
-launch="accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+launch="torchrun --standalone --nproc_per_node 2"
 export OMP_NUM_THREADS=1  # one for each of the two processes
 
 echo "1. Text to token ids: LibreOffice help, German to English"

@@ -18,7 +18,7 @@ from modeling_jmnat.distillation import DistillationArguments, distill
 
 @command
 def main(argv=None):
-    (arguments,) = HfArgumentParser(DistillationArguments).parse_args_into_dataclasses(argv)
+    (arguments,) = HfArgumentParser(DistillationArguments, description=__doc__).parse_args_into_dataclasses(argv)
     figures = distill(arguments)
     if PartialState().is_main_process:
         print(json.dumps(figures))

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from modeling_jmnat.cli import command
 from modeling_jmnat.evaluation import describe_environment, evaluate_model
-from modeling_jmnat.noise import NOISES, disturbed
+from modeling_jmnat.noise import NOISES, STATE_NOISES, disturbed
 from modeling_jmnat.output_files import atomic_text_file
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.text_files import read_parallel
@@ -75,6 +75,13 @@ class EvaluationArguments:
     translations: str | None = field(
         default=None, metadata={"help": "Folder for the translations themselves, one file per row of the table."}
     )
+    backend: str = field(
+        default="torch",
+        metadata={
+            "help": "torch; cuda_graphs, faster on a GPU; onnx or onnx_int8, faster on a CPU, for a model that "
+            "export_onnx.py has written."
+        },
+    )
     device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
@@ -118,12 +125,15 @@ def tuned_options(path: str | None) -> dict:
 def run_evaluation(arguments: EvaluationArguments) -> dict:
     """Everything that goes into the JSON file; one printed line per row as soon as it is known."""
     sources, references = read_parallel(arguments.source, arguments.reference)
-    model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
+    if arguments.backend != "torch" and arguments.noise in STATE_NOISES:
+        raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends show no states")
+    model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     varied, shared = decoding_settings(arguments, model)
     report = {
         "settings": {
             "model": Path(arguments.model).resolve().name,
             "model_type": model.config.model_type,
+            "backend": arguments.backend,
             "source": Path(arguments.source).name,
             "reference": Path(arguments.reference).name,
             "sentences": len(sources),

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from modeling_jmnat.cli import command
 from modeling_jmnat.output_files import atomic_text_file
+from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.shortlist import Shortlist
 from modeling_jmnat.text_files import decode_lines, iterate_lines
 from modeling_jmnat.translation import (
@@ -82,20 +83,28 @@ class TranslationArguments:
             "help": "shortlist.safetensors that build_shortlist.py wrote: predict the likely words alone, faster."
         },
     )
+    reranker: str | None = field(
+        default=None,
+        metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
+    )
     device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
 
-def generation_options(arguments: TranslationArguments, jmnat: bool, tokenizer: PreTrainedTokenizerBase) -> dict:
+def generation_options(arguments: TranslationArguments, model, tokenizer: PreTrainedTokenizerBase) -> dict:
     """Options for `model.generate` from what was given on the command line."""
+    jmnat = is_jmnat(model)
     options = parse_generation_options(arguments.generation_options)
     if arguments.n_best is not None and arguments.n_best < 1:
         raise ValueError(f"n_best={arguments.n_best} must be at least 1")
     if arguments.show_passes and (arguments.n_best is not None or not jmnat):
         raise ValueError("--show_passes shows the best translation of a JM-NAT model: leave --n_best out")
-    if arguments.shortlist is not None and not jmnat:
-        raise ValueError("--shortlist does not apply to an autoregressive model")
+    for name in ("shortlist", "reranker"):
+        if getattr(arguments, name) is not None and not jmnat:
+            raise ValueError(f"--{name} does not apply to an autoregressive model")
+    reranker = arguments.reranker
     given = {
+        "reranker": None if reranker is None else load_reranker(reranker, tokenizer, model.device),
         "shortlist": None if arguments.shortlist is None else Shortlist.load(arguments.shortlist, tokenizer),
         "num_iterations": arguments.num_iterations,
         "num_length_candidates": arguments.num_length_candidates,
@@ -130,7 +139,7 @@ def run_translation(arguments: TranslationArguments, lines: Iterator[str], file:
         max_batch_tokens=arguments.batch_tokens,
         window_lines=window_lines,
         progress=sys.stderr.isatty() and window_lines > 1,
-        **generation_options(arguments, is_jmnat(model), tokenizer),
+        **generation_options(arguments, model, tokenizer),
     )
     sentences = tokens = passes = 0
     start = time.perf_counter()

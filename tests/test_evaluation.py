@@ -9,6 +9,7 @@ import sacrebleu
 import torch
 from sacremoses import MosesTokenizer
 from teacher_samples import WORDS, random_lines
+from transformers import T5Config, T5ForConditionalGeneration
 from translation_samples import load_script, save_translators, tiny_student, tiny_tokenizer
 
 from modeling_jmnat import evaluation
@@ -20,6 +21,7 @@ from modeling_jmnat.evaluation import (
     score_by_source_words,
     score_translations,
 )
+from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.translation import Translation, load_translator, translate_lines
 
 HYPOTHESES = ["The dog doesn't run .", "A man, a man and and a hat.", "It is 3.5 % Of it", "yes"]
@@ -228,6 +230,56 @@ def test_command_writes_figures_settings_and_translations(folder, tmp_path, eval
             assert ("length_recall" in row) == (name == "student")
         common = {"sacrebleu", "chrf", "tokenized_bleu", "repeated_tokens_per_sentence", "sentences_per_second"}
         assert common <= set(report["results"][0])
+
+
+def test_a_reranker_chooses_in_evaluations_and_translations(folder, tmp_path, evaluate):
+    student, teacher, source = (str(folder / name) for name in ("student", "teacher", "test.src"))
+    options = ["--num_iterations", "2", "--num_length_candidates", "4"]
+    model, tokenizer = load_translator(student)
+    expected = {}
+    for name, reranker in (("alone", None), ("reranked", load_reranker(teacher, tokenizer))):
+        settings = {"num_iterations": 2, "num_length_candidates": 4, "reranker": reranker}
+        translations = translate_lines(model, tokenizer, random_lines(12, seed=8), **settings)
+        expected[name] = [translation.text for translation in translations]
+    assert expected["alone"] != expected["reranked"]
+    files = ["--source", source, "--reference", str(folder / "test.tgt.gz"), "--output", str(tmp_path / "report")]
+    evaluate(["--model", student, *files, *options, "--reranker", teacher, "--translations", str(tmp_path)])
+    assert (tmp_path / "num_iterations-2.txt").read_text().splitlines() == expected["reranked"]
+    assert json.loads((tmp_path / "report").read_text())["settings"]["reranker"] == "teacher"
+    output = tmp_path / "translated"
+    command = ["--model", student, "--input", source, "--output", str(output), *options, "--reranker", teacher]
+    load_script("translate").main(command)
+    assert output.read_text().splitlines() == expected["reranked"]
+
+
+def test_exported_graphs_are_evaluated(folder, tmp_path, evaluate, capsys):
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason="the extra `bench` is not installed")
+    student = str(folder / "student")
+    load_script("export_onnx").main([student, "--output", str(tmp_path / "graphs")])
+    files = ["--source", str(folder / "test.src"), "--reference", str(folder / "test.tgt.gz")]
+    scores = {}
+    for model, backend in ((student, "torch"), (str(tmp_path / "graphs"), "onnx")):
+        evaluate(["--model", model, *files, "--backend", backend, "--output", str(tmp_path / "report")])
+        report = json.loads((tmp_path / "report").read_text())
+        assert report["settings"]["backend"] == backend
+        scores[backend] = [row["sacrebleu"] for row in report["results"]]
+    assert scores["onnx"] == scores["torch"]
+    with pytest.raises(SystemExit):
+        evaluate(["--model", str(tmp_path / "graphs"), *files, "--backend", "onnx", "--noise", "encoder_input"])
+    assert "noise=encoder_input needs backend=torch" in capsys.readouterr().err
+
+
+def test_models_without_a_limit_of_positions_are_evaluated(folder, tmp_path, evaluate):
+    """T5 has relative positions alone."""
+    tokenizer = tiny_tokenizer()
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, decoder_start_token_id=0)
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    files = ["--source", str(folder / "test.src"), "--reference", str(folder / "test.tgt.gz")]
+    evaluate(["--model", str(tmp_path / "t5"), *files, "--num_beams", "1", "--output", str(tmp_path / "report")])
+    assert json.loads((tmp_path / "report").read_text())["settings"]["model_type"] == "t5"
 
 
 def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path, evaluate, capsys):
