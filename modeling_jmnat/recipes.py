@@ -61,7 +61,7 @@ class Recipe:
             f"{self.title}: train and evaluate with\n"
             f"    python run_scripts/reproduce.py --suite table2 --preset {self.preset} "
             f"--num_length_candidates {self.num_length_candidates} --data DIR --output RUN\n"
-            f"({self.tokens_per_step} tokens a step). The paper's tokenised BLEU: "
+            f"({self.tokens_per_step} tokens a step). The paper's tokenised BLEU (tokenized_bleu in RUN/results): "
             + ", ".join(f"{name} {score}" for name, score in self.bleu.items())
         )
 
