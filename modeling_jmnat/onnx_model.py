@@ -141,9 +141,6 @@ class ExportedGraphs:
         self.folder, self.int8, self.num_threads = folder, int8, num_threads
         self.first: tuple[Path, str | None] | None = None  # the file that was loaded first, and its digest
 
-    def has(self, part: str) -> bool:
-        return (self.folder / graph_file(part, self.int8)).is_file()
-
     def session(self, part: str):
         """An ONNX Runtime session of a graph."""
         path = self.folder / graph_file(part, self.int8)

@@ -29,14 +29,6 @@ BLEU = "eval_bleu"
 EVALUATION_TOKENS = 4096  # padded tokens of an evaluation batch; all of them get vocabulary logits
 
 
-def check_ngram_size(of_collator: int, of_model: int) -> None:
-    if of_collator != of_model:
-        raise ValueError(
-            f"ngram_size is {of_collator} in the collator and {of_model} in the model: consecutive masks and the "
-            "n-gram loss share one"
-        )
-
-
 class JMNatTrainer(Trainer):
     """Trains `JMNatForConditionalGeneration`.
 
@@ -79,7 +71,12 @@ class JMNatTrainer(Trainer):
         if default_collator:
             data_collator.ngram_size = self.model.config.ngram_size
         elif getattr(data_collator, "target_mask", None) == "consecutive":
-            check_ngram_size(data_collator.ngram_size, self.model.config.ngram_size)
+            ngram_sizes = data_collator.ngram_size, self.model.config.ngram_size
+            if ngram_sizes[0] != ngram_sizes[1]:
+                raise ValueError(
+                    f"ngram_size is {ngram_sizes[0]} in the collator and {ngram_sizes[1]} in the model: consecutive "
+                    "masks and the n-gram loss share one"
+                )
         self.model_accepts_loss_kwargs = True
         choose_cpu_attention(self.model, args.device.type, args.bf16)
         self.eval_data_collator = data_collator.evaluation()

@@ -134,9 +134,10 @@ def parse_command(argv: Sequence[str] | None, description: str) -> TrainingComma
         chosen = preset.model
         parser.set_defaults(**preset.model, **preset.masking, **preset.training)
     if known.init_from is not None:
-        if not (fetch_folder(known.init_from, ("config.json",)) / "config.json").is_file():
+        folder = fetch_folder(known.init_from, ("config.json",))
+        if not (folder / "config.json").is_file():
             raise ValueError(f"init_from {known.init_from} is not the folder of a saved model")
-        config = JMNatConfig.from_pretrained(known.init_from)
+        config = JMNatConfig.from_pretrained(folder)
         # Weights come with their sizes, whatever the preset says; what is no size is the preset's to choose.
         kept = [name for name in MODEL_FIELDS if name not in FREE_MODEL_FIELDS or name not in chosen]
         parser.set_defaults(**{name: getattr(config, name) for name in kept})

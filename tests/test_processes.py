@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import MODEL, prepare_tiny_data
-from translation_samples import SCRIPTS, load_script, save_translators
+from translation_samples import SCRIPTS, command_line, load_script, save_translators
 
 from modeling_jmnat.preparation import PreparationArguments, prepare
 
@@ -20,14 +20,13 @@ def data(tmp_path_factory):
 
 def run(processes, script, capsys, **options):
     """What the command prints."""
-    words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     if processes == 1:
         capsys.readouterr()
-        load_script(script).main(words)
+        load_script(script).main(command_line(options))
         return capsys.readouterr().out
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *launcher, str(SCRIPTS / f"{script}.py"), *words]
+    command = [sys.executable, *launcher, str(SCRIPTS / f"{script}.py"), *command_line(options)]
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -11,7 +11,7 @@ from fresh_process import run_without_package
 from hub_server import TOKEN, stand_in_hub
 from safetensors.torch import load_file
 from teacher_samples import random_lines
-from translation_samples import load_script, tiny_student, tiny_tokenizer
+from translation_samples import command_line, load_script, tiny_student, tiny_tokenizer
 
 import modeling_jmnat
 from modeling_jmnat import (
@@ -280,10 +280,6 @@ def test_commands_take_a_model_from_the_hub(published, hub, tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def run(script, options):
-    load_script(script).main([str(word) for name, value in options.items() for word in (f"--{name}", value)])
-
-
 def test_training_goes_on_from_a_model_on_the_hub(trained, published, hub, tmp_path):
     """Data with its tokenizer, training from its weights; they come out unchanged when nothing is learned."""
     push(published, "someone/tiny")
@@ -291,7 +287,7 @@ def test_training_goes_on_from_a_model_on_the_hub(trained, published, hub, tmp_p
     for seed, name in enumerate(("train_source", "train_target", "validation_source", "validation_target")):
         options[name] = tmp_path / name
         options[name].write_text("".join(f"{line}\n" for line in random_lines(20, seed=seed) if line.strip()))
-    run("prepare_data", options)
+    load_script("prepare_data").main(command_line(options))
     options = {
         "data": tmp_path / "data",
         "init_from": "someone/tiny",
@@ -302,7 +298,7 @@ def test_training_goes_on_from_a_model_on_the_hub(trained, published, hub, tmp_p
         "eval_strategy": "no",
         "disable_tqdm": True,
     }
-    run("train_jmnat", options)
+    load_script("train_jmnat").main(command_line(options))
     before, after = (load_file(folder / "model.safetensors") for folder in (trained, tmp_path / "run"))
     assert before.keys() == after.keys()
     for name, tensor in before.items():

@@ -37,6 +37,11 @@ def save_translators(folder):
     return folder
 
 
+def command_line(options):
+    """Options by name as a command takes them."""
+    return [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+
+
 def load_script(name):
     """A command of `run_scripts/` as a module, so that its `main` runs in this process."""
     spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
