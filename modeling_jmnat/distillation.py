@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .output_files import atomic_text_file, write_json
 from .preparation import load_prepared
-from .teacher import length_penalty, load_teacher, same_tokenizer, tokenizer_digest
+from .teacher import length_penalty, load_teacher, same_tokenizer, set_languages, tokenizer_digest
 from .teacher_backends import CTranslate2Decoder, TransformersDecoder, choose_backend, number_type
 from .translation import choose_device
 
@@ -40,6 +40,20 @@ class DistillationArguments:
     data: str = field(metadata={"help": "Folder that prepare_data.py wrote. Only its training split is translated."})
     output_dir: str = field(
         metadata={"help": "Folder for the text. Run the same command again to go on after an interruption."}
+    )
+    teacher_languages: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "For a multilingual teacher: its codes of source and target language, such as deu_Latn eng_Latn "
+            "(NLLB), de en (M2M100) or de_DE en_XX (mBART)."
+        },
+    )
+    teacher_prefix: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text before each source, where the teacher wants one, such as 'translate German to English: ' "
+            "(T5), '<2en> ' (MADLAD-400) or '>>eng<< ' (opus-mt of several target languages)."
+        },
     )
     num_beams: int = field(default=5, metadata={"help": "Beam size; 5 as in the paper, 1 is greedy and fastest."})
     shards: int | None = field(
@@ -106,6 +120,7 @@ class DistillationPlan:
         sentences: number of training sentences.
         dtype: number type that the teacher computes in.
         length_penalty: of the teacher's beam search; 1.0 for greedy search, which has none.
+        teacher_languages, teacher_prefix: as `DistillationArguments` has them.
     """
 
     teacher: str
@@ -116,6 +131,8 @@ class DistillationPlan:
     sentences: int
     dtype: str
     length_penalty: float
+    teacher_languages: list[str] | None = None
+    teacher_prefix: str | None = None
 
     def shard_range(self, shard: int) -> range:
         """The consecutive sentence numbers of a shard; sizes differ by one at most."""
@@ -298,6 +315,13 @@ def distill(arguments: DistillationArguments) -> dict:
     dtype = DTYPES[arguments.dtype] or (torch.float16 if device.type == "cuda" else torch.float32)
     model, teacher_tokenizer = load_teacher(arguments.teacher, device, dtype)
     shares_vocabulary = same_tokenizer(teacher_tokenizer, tokenizer)
+    if shares_vocabulary and arguments.teacher_prefix:
+        raise ValueError(
+            f"teacher_prefix={arguments.teacher_prefix!r} is for teachers with a tokenizer of their own; this one has "
+            "the data's"
+        )
+    if arguments.teacher_languages is not None:
+        set_languages(model, teacher_tokenizer, arguments.teacher_languages)
     backend = choose_backend(arguments.backend, model, device)
     plan = DistillationPlan(
         teacher=teacher_digest(arguments.teacher),
@@ -308,6 +332,8 @@ def distill(arguments: DistillationArguments) -> dict:
         sentences=len(dataset),
         dtype=number_type(model),
         length_penalty=length_penalty(model.generation_config) if arguments.num_beams > 1 else 1.0,
+        teacher_languages=arguments.teacher_languages,
+        teacher_prefix=arguments.teacher_prefix,
     )
     output_dir = Path(arguments.output_dir)
     if state.is_main_process:
@@ -315,7 +341,14 @@ def distill(arguments: DistillationArguments) -> dict:
     state.wait_for_everyone()
     store = ShardStore(output_dir, plan)
     decoder_class = CTranslate2Decoder if backend == "ctranslate2" else TransformersDecoder
-    decoder = decoder_class(model, teacher_tokenizer, shares_vocabulary, arguments.num_beams, arguments.batch_tokens)
+    decoder = decoder_class(
+        model,
+        teacher_tokenizer,
+        shares_vocabulary,
+        arguments.num_beams,
+        arguments.batch_tokens,
+        arguments.teacher_prefix or "",
+    )
     figures = decode_shards(store, dataset, decoder, tokenizer, state)
     if state.is_main_process:
         raw_pairs = zip(dataset["source"], dataset["target"], strict=True) if arguments.append_raw else None

@@ -149,6 +149,28 @@ def load_teacher(
     return model.to(device).eval(), tokenizer
 
 
+def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> None:
+    """Tell a multilingual model from which language it translates and to which one.
+
+    Args:
+        languages: codes of source and target as the tokenizer knows them: deu_Latn eng_Latn for NLLB, de en for M2M100,
+            de_DE en_XX for mBART.
+
+    Raises:
+        ValueError: not two codes, or the tokenizer does not know them.
+    """
+    if len(languages) != 2:
+        raise ValueError(f"teacher_languages={' '.join(languages)!r} must be two codes, of source and target")
+    special = set(tokenizer.all_special_tokens)
+    tokens = [next((token for token in (code, f"__{code}__") if token in special), None) for code in languages]
+    if not hasattr(tokenizer, "src_lang") or None in tokens:
+        raise ValueError(
+            f"teacher_languages={' '.join(languages)!r} are not languages of the teacher's {type(tokenizer).__name__}"
+        )
+    tokenizer.src_lang = languages[0]
+    model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids(tokens[1])
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 of what maps text to ids: equal for two tokenizers that give the same ids."""
     if tokenizer.is_fast:

@@ -8,6 +8,7 @@ import copy
 import importlib.util
 import itertools
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,7 +75,11 @@ def choose_backend(name: str, model: PreTrainedModel, device: torch.device | str
 
 
 class TransformersDecoder:
-    """Beam search by `model.generate` in length-sorted batches."""
+    """Beam search by `model.generate` in length-sorted batches.
+
+    Args:
+        prefix: stands before each source that a tokenizer of the teacher's own reads.
+    """
 
     def __init__(
         self,
@@ -83,10 +88,12 @@ class TransformersDecoder:
         shares_vocabulary: bool,
         num_beams: int = 5,
         batch_tokens: int | None = None,
+        prefix: str = "",
     ):
         self.model = model
         self.tokenizer = tokenizer
         self.shares_vocabulary = shares_vocabulary
+        self.prefix = prefix
         self.num_beams = num_beams
         self.batch_tokens = batch_tokens or default_batch_tokens(model.device)
 
@@ -97,13 +104,13 @@ class TransformersDecoder:
         advance: Callable[[int], object] | None = None,
     ) -> list[str | None]:
         if not self.shares_vocabulary:
-            input_ids = self.tokenizer(list(sources))["input_ids"]
+            input_ids = self.tokenizer([self.prefix + source for source in sources])["input_ids"]
         limit = max_source_length(self.model)
         fitting = [index for index, ids in enumerate(input_ids) if len(ids) <= limit]
         outputs = self._decode_ids([input_ids[index] for index in fitting], advance)
         texts: list[str | None] = [None] * len(input_ids)
-        for index, text in zip(fitting, self.tokenizer.batch_decode(outputs, skip_special_tokens=True), strict=True):
-            texts[index] = text
+        for index, ids in zip(fitting, outputs, strict=True):
+            texts[index] = self.tokenizer.decode(ids, skip_special_tokens=True)
         return texts
 
     def _decode_ids(self, sequences: list[list[int]], advance) -> list[list[int]]:
@@ -113,12 +120,14 @@ class TransformersDecoder:
 class CTranslate2Decoder(TransformersDecoder):
     """The same beam search by CTranslate2, faster on a CPU, in the model's number type.
 
+    Each thread of a CPU works on batches of its own: two threads that share each batch are slower than one.
+
     A copy of the model is converted in a temporary folder, from the CPU and float32: the converter reads no other
     memory and not every number type.
     """
 
-    def __init__(self, model, tokenizer, shares_vocabulary, num_beams=5, batch_tokens=None):
-        super().__init__(model, tokenizer, shares_vocabulary, num_beams, batch_tokens)
+    def __init__(self, model, tokenizer, shares_vocabulary, num_beams=5, batch_tokens=None, prefix=""):
+        super().__init__(model, tokenizer, shares_vocabulary, num_beams, batch_tokens, prefix)
         import ctranslate2
 
         with tempfile.TemporaryDirectory() as folder:
@@ -126,33 +135,51 @@ class CTranslate2Decoder(TransformersDecoder):
             on_cpu = copy.deepcopy(model).to("cpu", torch.float32)
             ctranslate2_converter(on_cpu, tokenizer).convert(str(path))
             device = model.device
+            num_threads = torch.get_num_threads()
+            self.num_workers = num_threads if device.type == "cpu" else 1
             self.translator = ctranslate2.Translator(
                 str(path),
                 device=device.type,
                 device_index=device.index or 0,
                 compute_type=number_type(model),
-                intra_threads=torch.get_num_threads(),
+                inter_threads=self.num_workers,
+                intra_threads=1,
             )
+            torch.set_num_threads(num_threads)  # which CTranslate2 has set to those of a worker
 
     def _decode_ids(self, sequences: list[list[int]], advance) -> list[list[int]]:
         outputs: list[list[int]] = [[]] * len(sequences)
         lengths = [len(ids) for ids in sequences]
+        begun: deque[tuple[list[int], list]] = deque()  # batches that the workers have or will have next
+
+        def finish_first() -> None:
+            indices, results = begun.popleft()
+            for index, result in zip(indices, results, strict=True):
+                outputs[index] = self.tokenizer.convert_tokens_to_ids(result.result().hypotheses[0])
+            if advance is not None:
+                advance(len(indices))
+
         for batch in length_sorted_batches(lengths, self.batch_tokens, self.num_beams):
             for length, group in itertools.groupby(batch, key=lengths.__getitem__):  # they share the length limit
                 indices = list(group)
-                results = self.translator.translate_batch(
-                    [self.tokenizer.convert_ids_to_tokens(list(sequences[index])) for index in indices],
-                    beam_size=self.num_beams,
-                    length_penalty=length_penalty(self.model.generation_config),
-                    max_input_length=0,
-                    min_decoding_length=0,
-                    max_decoding_length=max_target_length(self.model, length),
-                )
-                for index, result in zip(indices, results, strict=True):
-                    outputs[index] = self.tokenizer.convert_tokens_to_ids(result.hypotheses[0])
-                if advance is not None:
-                    advance(len(indices))
+                begun.append((indices, self._begin([sequences[index] for index in indices], length)))
+                if len(begun) > 2 * self.num_workers:
+                    finish_first()
+        while begun:
+            finish_first()
         return outputs
+
+    def _begin(self, sequences: list[list[int]], length: int) -> list:
+        """Hand sources of equal length to the workers; the results are waited for by their `result()`."""
+        return self.translator.translate_batch(
+            [self.tokenizer.convert_ids_to_tokens(list(ids)) for ids in sequences],
+            beam_size=self.num_beams,
+            length_penalty=length_penalty(self.model.generation_config),
+            max_input_length=0,
+            min_decoding_length=0,
+            max_decoding_length=max_target_length(self.model, length),
+            asynchronous=True,
+        )
 
 
 def ctranslate2_converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):

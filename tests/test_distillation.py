@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from teacher_samples import TINY, prepare_words, random_teacher, write_text
-from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedTokenizerFast
+from transformers import GenerationConfig, MarianConfig, MarianMTModel, NllbTokenizer, PreTrainedTokenizerFast
 from translation_samples import load_script
 
 from modeling_jmnat.distillation import (
@@ -259,10 +259,11 @@ def test_teacher_of_other_data_is_refused(folder, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_teacher_with_a_tokenizer_of_its_own(folder, tmp_path):
-    """Text goes in and text comes out: nothing of the data's token ids reaches such a teacher."""
+@pytest.fixture(scope="module")
+def stranger(folder, tmp_path_factory):
+    """A teacher with a tokenizer of its own, and both of them."""
     splits = load_prepared(folder / "data")[0]
-    ours = train_joint_tokenizer([*splits["train"]["source"], *splits["train"]["target"]], vocab_size=340)
+    ours = train_joint_tokenizer([*splits["train"]["source"], *splits["train"]["target"]], vocab_size=300)
     own = PreTrainedTokenizerFast(
         tokenizer_object=ours.backend_tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
@@ -277,18 +278,63 @@ def test_teacher_with_a_tokenizer_of_its_own(folder, tmp_path):
         **{**sizes, "max_position_embeddings": 12},
     )
     model = MarianMTModel(config).eval()
-    model.save_pretrained(tmp_path / "teacher")
-    own.save_pretrained(tmp_path / "teacher")
-    figures = distill(arguments(folder, tmp_path / "out", teacher=str(tmp_path / "teacher")))
-    lengths = [len(ids) for ids in own(splits["train"]["source"][:])["input_ids"]]
-    assert figures["too_long"] == sum(length > 12 for length in lengths) > 0
+    assert len(own) < len(load_prepared(folder / "data")[1])
+    path = tmp_path_factory.mktemp("stranger")
+    model.save_pretrained(path)
+    own.save_pretrained(path)
+    return path, model, own
+
+
+@pytest.mark.parametrize("prefix", [None, "ba de "])
+def test_teacher_with_a_tokenizer_of_its_own(folder, stranger, tmp_path, prefix):
+    """Text goes in and text comes out: nothing of the data's token ids reaches such a teacher."""
+    path, model, own = stranger
+    sources = load_prepared(folder / "data")[0]["train"]["source"][:]
+    figures = distill(arguments(folder, tmp_path, teacher=str(path), teacher_prefix=prefix))
+    read = [own((prefix or "") + line)["input_ids"] for line in sources]
+    assert figures["too_long"] == sum(len(ids) > 12 for ids in read) > 0
     assert figures["kept"] + figures["too_long"] + figures["empty"] == PAIRS
-    fitting = [(line, n) for line, n in zip(splits["train"]["source"], lengths, strict=True) if n <= 12]
-    expected = decode(model, [own(line)["input_ids"] for line, _ in fitting], 2)
-    texts = own.batch_decode(expected, skip_special_tokens=True)
+    fitting = [(line, ids) for line, ids in zip(sources, read, strict=True) if len(ids) <= 12]
+    texts = own.batch_decode(decode(model, [ids for _, ids in fitting], 2), skip_special_tokens=True)
     pairs = [(line, text.strip()) for (line, _), text in zip(fitting, texts, strict=True) if text.strip()]
+    assert read_lines(tmp_path / "distilled.src") == [line for line, _ in pairs]
+    assert read_lines(tmp_path / "distilled.tgt") == [text for _, text in pairs]
+
+
+def test_multilingual_teacher_is_told_its_languages(folder, tmp_path):
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    own = NllbTokenizer(vocab={token: index for index, token in enumerate(letters)}, merges=[])
+    random_teacher(own, seed=3).save_pretrained(tmp_path / "teacher")
+    own.save_pretrained(tmp_path / "teacher")
+    options = {"teacher": str(tmp_path / "teacher"), "teacher_languages": ["deu_Latn", "eng_Latn"], "num_beams": 1}
+    distill(arguments(folder, tmp_path / "out", **options))
+    own.src_lang = "deu_Latn"
+    sources = load_prepared(folder / "data")[0]["train"]["source"][:]
+    english = own.convert_tokens_to_ids("eng_Latn")
+    found = decode(random_teacher(own, seed=3), own(sources)["input_ids"], 1, forced_bos_token_id=english)
+    assert {ids[0] for ids in found} == {english}
+    texts = [text.strip() for text in own.batch_decode(found, skip_special_tokens=True)]
+    pairs = [(line, text) for line, text in zip(sources, texts, strict=True) if text]
+    assert len({tuple(ids) for ids in found}) > 5
     assert read_lines(tmp_path / "out" / "distilled.src") == [line for line, _ in pairs]
     assert read_lines(tmp_path / "out" / "distilled.tgt") == [text for _, text in pairs]
+    with pytest.raises(ValueError, match=r"holds a distillation with teacher_languages=\['deu_Latn', 'eng_Latn'\]"):
+        distill(arguments(folder, tmp_path / "out", **options | {"teacher_languages": ["deu_Latn", "fra_Latn"]}))
+    for wrong, reason in (
+        (["deu_Latn"], "='deu_Latn' must be two codes, of source and target"),
+        (["de", "eng_Latn"], "='de eng_Latn' are not languages of the teacher's NllbTokenizer"),
+    ):
+        with pytest.raises(ValueError, match=f"teacher_languages{reason}"):
+            distill(arguments(folder, tmp_path / "wrong", **options | {"teacher_languages": wrong}))
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_teacher_that_reads_token_ids_takes_neither_prefix_nor_languages(folder, tmp_path):
+    with pytest.raises(ValueError, match="teacher_prefix='x ' is for teachers with a tokenizer of their own"):
+        distill(arguments(folder, tmp_path / "out", teacher_prefix="x "))
+    with pytest.raises(ValueError, match="teacher_languages='de en' are not languages of the teacher's JMNatTok"):
+        distill(arguments(folder, tmp_path / "out", teacher_languages=["de", "en"]))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,23 @@ def test_ctranslate2_gives_the_same_translations(data, tokenizer, normalize_befo
     assert texts == tokenizer.batch_decode(found, skip_special_tokens=True)
 
 
+def test_workers_of_ctranslate2_keep_the_order(data, tokenizer):
+    pytest.importorskip("ctranslate2")
+    model = random_teacher(tokenizer, seed=3)
+    part = load_prepared(data)[0]["train"][:40]
+    usual, found = torch.get_num_threads(), []
+    try:
+        for num_threads in (1, 3):
+            torch.set_num_threads(num_threads)
+            decoder, seen = CTranslate2Decoder(model, tokenizer, True, 2, 128), []
+            assert (torch.get_num_threads(), decoder.translator.num_translators) == (num_threads, num_threads)
+            found.append(decoder.decode(part["source"], part["input_ids"], seen.append))
+            assert sum(seen) == 40 and len(seen) > 2 * 3  # batches that wait for a worker are collected in turn
+    finally:
+        torch.set_num_threads(usual)
+    assert found[0] == found[1] and len(set(found[0])) > 5
+
+
 def test_each_row_has_its_own_length_limit(tokenizer):
     model = random_teacher(tokenizer)
     assert max_target_length(model, 5) == 18  # 1.5 * 5 + 10, rounded up
