@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .distillation import teacher_digest
 from .output_files import write_json
 from .preparation import load_prepared, tokenizer_hash
 from .presets import SECTIONS, load_preset
@@ -33,6 +34,7 @@ def held_out_text(data: Path) -> dict[str, list[str]]:
 def run_inputs(settings: SuiteSettings, text: Mapping[str, Sequence[str]]) -> dict[str, dict]:
     """What makes a run another one, by the argument that chooses it."""
     presets = {"preset": settings.preset, "teacher_preset": settings.teacher_preset or settings.preset}
+    teacher = {} if settings.teacher is None else {"teacher": {"weights": teacher_digest(settings.teacher)}}
     return {
         "data": {
             "preparation": hashlib.sha256((settings.data / "preparation.json").read_bytes()).hexdigest(),
@@ -40,6 +42,7 @@ def run_inputs(settings: SuiteSettings, text: Mapping[str, Sequence[str]]) -> di
             "held_out_text": hashlib.sha256(json.dumps(text).encode()).hexdigest(),
         },
         **{name: preset_contents(preset) for name, preset in presets.items()},
+        **teacher,
     }
 
 
@@ -52,7 +55,7 @@ def preset_contents(name: str) -> dict:
 
 
 def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
-    """Refuse data and presets other than those with which the run was begun.
+    """Refuse data, presets and a teacher other than those with which the run was begun.
 
     Raises:
         ValueError: naming what differs.
@@ -61,11 +64,11 @@ def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
     if not path.is_file():
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
-    for name, now in inputs.items():
-        before = begun[name]
+    for name in {**begun, **inputs}:
+        before, now = begun.get(name, {}), inputs.get(name, {})
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
-            given = getattr(settings, name) or settings.preset
+            given = getattr(settings, name) or (settings.preset if name == "teacher_preset" else None)
             raise ValueError(
                 f"{name}={given} is not what the run in output={settings.output} was begun with ({', '.join(changed)} "
                 "differ): give that again or choose another --output"

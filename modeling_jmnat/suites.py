@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .configuration_jmnat import JMNatConfig
 from .experiments import Stage
+from .preparation import load_prepared
 from .presets import load_preset
 from .suite_systems import (
     ABLATIONS,
@@ -29,6 +30,7 @@ from .suite_systems import (
     Student,
 )
 from .suite_tables import BEAMS, teacher_of
+from .teacher import can_start
 from .teacher_training import teacher_defaults
 from .training_run import SETTINGS
 
@@ -60,7 +62,8 @@ class SuiteSettings:
         scripts: folder of the commands.
         teacher_steps, student_steps: updates; None leaves them to the preset.
         training_options: further options of all trainings, such as {"bf16": True}.
-        teacher_preset: for the teacher that translates the training set; None takes `preset`.
+        teacher: folder or name on the Hub of the teacher that translates the training set; None trains one.
+        teacher_preset: for the one that is trained; None takes `preset`.
         from_teacher: students start with a teacher's weights (one of their own size).
         num_length_candidates: C.
         latency_sentences: test sentences that are timed one by one.
@@ -73,6 +76,7 @@ class SuiteSettings:
     scripts: Path
     teacher_steps: int | None = None
     student_steps: int | None = None
+    teacher: str | None = None
     training_options: dict = field(default_factory=dict)
     teacher_preset: str | None = None
     from_teacher: bool = True
@@ -82,6 +86,8 @@ class SuiteSettings:
 
     def __post_init__(self):
         self.data, self.output, self.scripts = (path.resolve() for path in (self.data, self.output, self.scripts))
+        if self.teacher is not None and Path(self.teacher).is_dir():
+            self.teacher = os.path.realpath(self.teacher)
         for name in ("preset", "teacher_preset"):
             if str(getattr(self, name)).endswith((".yaml", ".yml")):
                 setattr(self, name, os.path.realpath(getattr(self, name)))
@@ -130,6 +136,7 @@ class SuiteBuilder:
         preparation = json.loads((settings.data / "preparation.json").read_text(encoding="utf-8"))
         self.lowercase = bool(preparation.get("lowercase"))
         self.target_language = preparation.get("target_lang") or preparation.get("moses_target_lang") or "en"
+        self.first_teacher = self.teacher_to_start_with()
 
     def build(self, suites: Sequence[str]) -> list[Stage]:
         for suite in suites:
@@ -239,16 +246,36 @@ class SuiteBuilder:
     def add_strong_teacher(self) -> None:
         """The teacher whose translations all students learn from, and those translations."""
         settings = self.settings
-        self.add_teacher("teacher", settings.teacher_preset or settings.preset, settings.teacher_steps)
-        if settings.teacher_preset and settings.from_teacher:
-            self.add_teacher("small_teacher", settings.preset, settings.teacher_steps)
+        if settings.teacher is None:
+            self.add_teacher("teacher", settings.teacher_preset or settings.preset, settings.teacher_steps)
+        else:
+            self.add_evaluation("teacher", "teacher", {}, autoregressive=True)
+        if self.first_teacher != "teacher" and settings.from_teacher:
+            self.add_teacher(self.first_teacher, settings.preset, settings.teacher_steps)
         self.add_distillation("teacher", "distilled")
+
+    def teacher_to_start_with(self) -> str:
+        """With whose weights students start: the teacher's, or those of one of their own size where its do not fit."""
+        settings = self.settings
+        if settings.teacher is None:
+            return "small_teacher" if settings.teacher_preset else "teacher"
+        _, tokenizer = load_prepared(settings.data)
+        fits = can_start(settings.teacher, load_preset(settings.preset).model, tokenizer)
+        return "teacher" if fits else "small_teacher"
 
     # Stages ----------------------------------------------------------------------------------------------------------
 
     def add(self, name: str, script: str, options: dict, needs: Sequence[str] = (), **fields) -> None:
         command = (str(self.settings.scripts / script), *flags(options))
+        if self.settings.teacher is not None:
+            needs = [need for need in needs if need != "teacher"]
         self.stages.setdefault(name, Stage(name, command, tuple(needs), **fields))
+
+    def model_of(self, system: str) -> Path | str:
+        """Folder of a system's model."""
+        if system == "teacher" and self.settings.teacher is not None:
+            return self.settings.teacher
+        return self.settings.output / system
 
     def data_folder(self, data: str) -> tuple[Path, tuple[str, ...]]:
         """Folder of a training set and the stages that make it."""
@@ -282,7 +309,7 @@ class SuiteBuilder:
 
     def add_distillation(self, teacher: str, name: str) -> None:
         text = self.settings.output / name
-        options = {"teacher": self.settings.output / teacher, "data": self.settings.data, "output_dir": text}
+        options = {"teacher": self.model_of(teacher), "data": self.settings.data, "output_dir": text}
         options |= {"source_lang": "src", "target_lang": "tgt"}
         if self.settings.batch_tokens is not None:
             options["batch_tokens"] = 8 * self.settings.batch_tokens
@@ -350,20 +377,20 @@ class SuiteBuilder:
         """Options for the weights that a student's training begins with, and the stages it waits for."""
         if student.start is not None:
             start = f"{student.start}-1"
-            return {"init_from": self.start_folder(name, "init_from", start)}, (start,)
+            return {"init_from": self.start_folder(name, "init_from", self.model_of(start))}, (start,)
         if not (student.from_teacher and self.settings.from_teacher):
             return {}, ()
         teacher = teacher_of(student)
-        if teacher == "teacher" and self.settings.teacher_preset:
-            teacher = "small_teacher"
-        return {"init_from_teacher": self.start_folder(name, "init_from_teacher", teacher)}, (teacher,)
+        if teacher == "teacher":
+            teacher = self.first_teacher
+        return {"init_from_teacher": self.start_folder(name, "init_from_teacher", self.model_of(teacher))}, (teacher,)
 
-    def start_folder(self, name: str, option: str, start: str) -> Path | str:
+    def start_folder(self, name: str, option: str, folder: Path | str) -> Path | str:
         """The folder of a start, spelled as when the training was begun: trainings compare these paths as text."""
-        folder, written = self.settings.output / start, self.settings.output / name / SETTINGS
+        written = self.settings.output / name / SETTINGS
         if written.is_file():
             begun = json.loads(written.read_text(encoding="utf-8")).get("start", {}).get(option)
-            if begun and Path(begun).resolve() == folder:
+            if begun and Path(begun).resolve() == Path(folder):
                 return begun
         return folder
 
@@ -375,7 +402,7 @@ class SuiteBuilder:
             "grid": json.dumps(TUNED_OPTIONS),
         }
         options = {
-            "model": self.settings.output / system,
+            "model": self.model_of(system),
             "source": text / "validation.src",
             "reference": text / "validation.tgt",
             "output": chosen,
@@ -385,7 +412,7 @@ class SuiteBuilder:
             **({} if autoregressive else candidates),
             **(more or {}),
         }
-        self.add(f"tune_{name}", "tune_decoding.py", options, [system, *reranker_of(options)])
+        self.add(f"tune_{name}", "tune_decoding.py", options, [system, *self.reranker_stage(options)])
         tuned = {"tuning": chosen, **({"num_beams": BEAMS[-1]} if autoregressive else {}), **(more or {})}
         self.add_evaluation(system, f"{name}.tuned", tuned, autoregressive, needs=[f"tune_{name}"])
 
@@ -400,7 +427,7 @@ class SuiteBuilder:
     ) -> None:
         text = self.settings.output / "text"
         options = {
-            "model": self.settings.output / system,
+            "model": self.model_of(system),
             "source": text / "test.src",
             "reference": text / "test.tgt",
             "output": self.settings.output / "results" / f"{name}.json",
@@ -412,11 +439,16 @@ class SuiteBuilder:
         }
         if "num_length_candidates" in json.loads(options.get("generation_options", "{}")):
             del options["num_length_candidates"]
-        needs = [system, *reranker_of(options), *needs]
+        needs = [system, *self.reranker_stage(options), *needs]
         self.add(f"evaluate_{name}", "evaluate.py", options, needs, alone=alone)
 
     def reranker(self, student: Student) -> dict:
-        return {"reranker": self.settings.output / teacher_of(student)}
+        return {"reranker": self.model_of(teacher_of(student))}
+
+    def reranker_stage(self, options: dict) -> list[str]:
+        """The stage that makes the reranker of an evaluation, if it has one."""
+        made = {self.model_of(name): name for name in ("teacher", "weak_teacher")}
+        return [made[options["reranker"]]] if "reranker" in options else []
 
     def add_reranked(self, student: Student, seed: int) -> None:
         name = f"{student.name}-{seed}"
@@ -424,14 +456,9 @@ class SuiteBuilder:
 
     def add_translation(self, system: str, options: dict) -> None:
         options = {
-            "model": self.settings.output / system,
+            "model": self.model_of(system),
             "input": self.settings.output / "text" / "cases.src",
             "output": self.settings.output / "results" / f"{system}.cases.txt",
             **options,
         }
         self.add(f"translate_{system}", "translate.py", options, [system])
-
-
-def reranker_of(options: dict) -> list[str]:
-    """The stage that makes the reranker of an evaluation, if it has one."""
-    return [options["reranker"].name] if "reranker" in options else []

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
@@ -23,6 +24,7 @@ from transformers import (
     M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -53,6 +55,8 @@ SHARED_FIELDS = (
     "bos_token_id",
     "eos_token_id",
 )
+
+FREE_FIELDS = ("dropout", "attention_dropout", "activation_dropout")  # in which student and teacher may differ
 
 
 def build_teacher(
@@ -105,6 +109,26 @@ def build_teacher(
     return model
 
 
+def can_start(directory: str | Path, model_section: Mapping, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a teacher is one that `build_teacher` makes for a preset and a tokenizer: its weights fit a student.
+
+    Args:
+        directory: a saved teacher, or its name on the Hub.
+
+    Raises:
+        ValueError: no such folder, a model that is not autoregressive, or one that was trained on other data with a
+            tokenizer of this package.
+    """
+    theirs, config = load_teacher_tokenizer(directory), AutoConfig.from_pretrained(directory)
+    refuse_student(directory, config)
+    if not same_tokenizer(theirs, tokenizer):
+        return False
+    ours = build_teacher(model_section, tokenizer).config
+    return config.model_type == ours.model_type and all(
+        getattr(config, name) == getattr(ours, name) for name in SHARED_FIELDS if name not in FREE_FIELDS
+    )
+
+
 @torch.no_grad()
 def _xavier_init(model: PreTrainedModel) -> None:
     """fairseq's initialisation: Xavier-uniform linear layers; embeddings with std D**-0.5 come from `init_std`."""
@@ -139,8 +163,7 @@ def load_teacher(
     """
     tokenizer = load_teacher_tokenizer(directory)
     model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto")
-    if model.config.model_type == JMNatConfig.model_type:
-        raise ValueError(f"{directory} is a non-autoregressive model: an autoregressive one is needed here")
+    refuse_student(directory, model.config)
     if model.config.vocab_size < len(tokenizer):
         raise ValueError(
             f"{directory}: the model knows {model.config.vocab_size} tokens and its tokenizer {len(tokenizer)}: they "
@@ -149,12 +172,17 @@ def load_teacher(
     return model.to(device).eval(), tokenizer
 
 
+def refuse_student(directory: str | Path, config: PreTrainedConfig) -> None:
+    if config.model_type == JMNatConfig.model_type:
+        raise ValueError(f"{directory} is a non-autoregressive model: an autoregressive one is needed here")
+
+
 def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> None:
     """Tell a multilingual model from which language it translates and to which one.
 
     Args:
-        languages: codes of source and target as the tokenizer knows them: deu_Latn eng_Latn for NLLB, de en for M2M100,
-            de_DE en_XX for mBART.
+        languages: codes of source and target as the tokenizer knows them: deu_Latn eng_Latn for NLLB, de en for
+            M2M100, de_DE en_XX for mBART.
 
     Raises:
         ValueError: not two codes, or the tokenizer does not know them.

@@ -47,6 +47,14 @@ class ReproduceArguments:
         },
     )
     preset: str = field(default="multi30k_tiny", metadata={"help": "Preset of all trainings, a name or a file."})
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder, or name on the Hub, of a teacher that is there already. Students start with its weights "
+            "if it has their tokenizer and sizes, else with those of a small teacher that is trained for that. "
+            "Default: train one."
+        },
+    )
     teacher_preset: str | None = field(
         default=None, metadata={"help": "Another preset for the teacher, such as a larger one. Default: the same."}
     )
@@ -81,6 +89,11 @@ class ReproduceArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if self.teacher is not None and self.teacher_preset is not None:
+            raise ValueError(
+                f"teacher_preset={self.teacher_preset} is for training a teacher, but teacher={self.teacher} is there "
+                "already: give one of them"
+            )
         if self.time_budget is not None and self.time_budget <= 0:
             raise ValueError(f"time_budget={self.time_budget} must be above 0 minutes")
 
@@ -104,6 +117,7 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         scripts=Path(__file__).parent,
         teacher_steps=arguments.teacher_steps,
         student_steps=arguments.student_steps,
+        teacher=arguments.teacher,
         teacher_preset=arguments.teacher_preset,
         training_options=training_options(gpu, arguments.bf16),
         from_teacher=not arguments.from_scratch,

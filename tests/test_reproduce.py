@@ -157,6 +157,23 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
         reproduce(capsys, *command, "--student_steps", 13)
     assert "stage jm-1 was done with other settings" in capsys.readouterr().err
 
+    command[command.index("--output") + 1] = tmp_path / "again"  # with the teacher that is there now
+    command += ["--teacher", "moved/teacher", "--only", "prepare|evaluate_teacher"]
+    result, out = reproduce(capsys, *command)
+    assert result == {"finished": True, "stages": {"done": 3}}
+    for name in ("distilled/distilled.tgt", "text/test.src"):
+        assert (tmp_path / "again" / name).read_text() == (output / name).read_text()
+    scores = [json.loads((run / "results" / "teacher.json").read_text()) for run in (tmp_path / "again", output)]
+    assert scores[0]["results"][1]["sacrebleu"] == scores[1]["results"][1]["sacrebleu"]
+    command[command.index("--teacher") + 1] = "moved/jm-1"
+    with pytest.raises(SystemExit):
+        reproduce(capsys, *command)
+    assert "moved/jm-1 is a non-autoregressive model" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        reproduce(capsys, *command[:-4])
+    assert "teacher=None is not what the run in output=" in (error := capsys.readouterr().err)
+    assert "was begun with (weights differ)" in error
+
 
 def replace_test_text(data):
     dataset = load_from_disk(str(data / "dataset"))
@@ -259,6 +276,8 @@ def test_trainings_use_what_the_machine_has(gpu, bf16, options):
         (["--jobs", "0"], "jobs=0 must be at least 1"),
         (["--time_budget", "0"], "time_budget=0.0 must be above 0 minutes"),
         (["--preset", "nothing"], "preset 'nothing' is not one of"),
+        (["--teacher", "no/where/at/all"], "no/where/at/all"),
+        (["--teacher", "mine", "--teacher_preset", "multi30k_small"], "teacher=mine is there already: give one of"),
     ],
 )
 def test_bad_input_has_a_sentence(data, preset, tmp_path, capsys, arguments, sentence):

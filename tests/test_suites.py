@@ -16,6 +16,8 @@ from modeling_jmnat.distillation import DistillationArguments
 from modeling_jmnat.experiments import Stage
 from modeling_jmnat.markdown import markdown
 from modeling_jmnat.plots import COLOURS
+from modeling_jmnat.preparation import load_prepared
+from modeling_jmnat.presets import load_preset
 from modeling_jmnat.recipes import parse_preparation
 from modeling_jmnat.suite_inputs import export_held_out_text, held_out_text
 from modeling_jmnat.suite_pictures import PICTURES, write_pictures
@@ -23,6 +25,7 @@ from modeling_jmnat.suite_systems import ABLATIONS, ADDITIONS, DEEP_TEACHER
 from modeling_jmnat.suite_tables import TABLES, cell, write_tables
 from modeling_jmnat.suite_timing import duration, estimate, longest_way, step_seconds
 from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, Work, flags
+from modeling_jmnat.teacher import build_teacher
 from modeling_jmnat.teacher_training import parse_teacher_command
 from modeling_jmnat.training_command import parse_command
 
@@ -173,6 +176,41 @@ def test_stages_need_what_they_read(data, tmp_path):
             assert writers[path] in stage.needs, (stage.name, path)
         for need in stage.needs:
             assert position[need] < position[stage.name]
+
+
+def save_teacher(data, folder, **sizes):
+    tokenizer = load_prepared(data)[1]
+    build_teacher({**load_preset("multi30k_tiny").model, **sizes}, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_teacher_that_is_there_is_not_trained(data, tmp_path, monkeypatch):
+    usual = {stage.name: stage for stage in SuiteBuilder(settings(data, tmp_path / "run")).build(list(SUITES))}
+    save_teacher(data, tmp_path / "mine", dropout=0.3)
+    monkeypatch.chdir(tmp_path)
+    builder = SuiteBuilder(settings(data, tmp_path / "run", teacher="mine"))
+    stages = {stage.name: stage for stage in builder.build(list(SUITES))}
+    assert set(usual) - set(stages) == {"teacher"}
+    before, now = str(tmp_path / "run" / "teacher"), str(tmp_path / "mine")
+    for name, stage in stages.items():
+        expected = [now if part == before else part for part in usual[name].command]
+        assert list(stage.command) == expected
+        assert stage.needs == tuple(need for need in usual[name].needs if need != "teacher")
+    assert options_of(stages["jm-1"])["init_from_teacher"] == [now]
+    assert options_of(stages["evaluate_jm-1.reranked"])["reranker"] == [now]
+
+
+@pytest.mark.parametrize("sizes", [{"encoder_layers": 4}, {"d_model": 64}, {"normalize_before": False}])
+def test_students_start_with_a_teacher_of_their_size(data, tmp_path, sizes):
+    save_teacher(data, tmp_path / "mine", **sizes)
+    builder = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine")))
+    stages = {stage.name: stage for stage in builder.build(["main"])}
+    assert {name for name, stage in stages.items() if stage.trains} == {"small_teacher", "jm-1"} == set(builder.work)
+    assert options_of(stages["distill_distilled"])["teacher"] == [str(tmp_path / "mine")]
+    assert options_of(stages["jm-1"])["init_from_teacher"] == [str(tmp_path / "run" / "small_teacher")]
+    assert stages["jm-1"].needs == ("prepare_distilled", "small_teacher")
+    scratch = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine"), from_teacher=False))
+    assert [stage.name for stage in scratch.build(["main"]) if stage.trains] == ["jm-1"]
 
 
 def test_unknown_suites_and_presets_without_steps_are_refused(data, tmp_path):

@@ -219,10 +219,12 @@ def test_workers_of_ctranslate2_keep_the_order(data, tokenizer):
             decoder, seen = CTranslate2Decoder(model, tokenizer, True, 2, 128), []
             assert (torch.get_num_threads(), decoder.translator.num_translators) == (num_threads, num_threads)
             found.append(decoder.decode(part["source"], part["input_ids"], seen.append))
-            assert sum(seen) == 40 and len(seen) > 2 * 3  # batches that wait for a worker are collected in turn
+            assert sum(seen) == 40
+            assert len(seen) > 2 * 3  # batches that wait for a worker are collected in turn
     finally:
         torch.set_num_threads(usual)
-    assert found[0] == found[1] and len(set(found[0])) > 5
+    assert found[0] == found[1]
+    assert len(set(found[0])) > 5
 
 
 def test_each_row_has_its_own_length_limit(tokenizer):
