@@ -30,7 +30,11 @@ PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
 
 
 class TooNoisy(Exception):
-    """The rounds of a measurement do not agree on a ratio."""
+    """The rounds of a measurement do not agree on a ratio, or are too few; `rounds` is each one's."""
+
+    def __init__(self, reason: str, rounds: Sequence[float]):
+        super().__init__(reason)
+        self.rounds = list(rounds)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -53,12 +57,13 @@ def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[
     Raises:
         TooNoisy: fewer than three rounds, or rounds that spread by more than `MAX_SPREAD`.
     """
-    if len(times) < 3:
-        raise TooNoisy(f"ratios need 3 rounds, which {len(times)} cannot show to agree")
     rounds = [[slow / fast for slow, fast in zip(*turns, strict=True)] for turns in zip(reference, times, strict=True)]
-    found = spread([statistics.median(blocks) for blocks in rounds])
+    medians = [statistics.median(blocks) for blocks in rounds]
+    if len(rounds) < 3:
+        raise TooNoisy(f"ratios need 3 rounds, which {len(rounds)} cannot show to agree", medians)
+    found = spread(medians)
     if found > MAX_SPREAD:
-        raise TooNoisy(f"the rounds differ by {found:.0%}, ratios are given up to {MAX_SPREAD:.0%}")
+        raise TooNoisy(f"the rounds differ by {found:.0%}, ratios are given up to {MAX_SPREAD:.0%}", medians)
     return statistics.median(itertools.chain(*rounds)), found
 
 
@@ -217,6 +222,9 @@ def add_ratios(
 ) -> list[str]:
     """Put into each row how many times faster it is than the reference systems; the reasons for those left out.
 
+    Those are `speed_up` and `batch_speed_up`, {title: ratio}. Of a ratio that is refused `speed_up_rounds` and
+    `batch_speed_up_rounds` have the lowest and the highest round.
+
     Args:
         times: seconds [round][block] by kind of measurement (`latency`, `throughput`) and title.
         references: titles.
@@ -229,6 +237,7 @@ def add_ratios(
                     value, _ = paired_ratio(times[kind][title], times[kind][row["title"]])
                 except TooNoisy as reason:
                     refused.append(f"{kind} of {row['title']} against {title}: {reason}")
+                    row.setdefault(f"{name}_rounds", {})[title] = [min(reason.rounds), max(reason.rounds)]
                 else:
                     row.setdefault(name, {})[title] = value
     return refused

@@ -40,17 +40,33 @@ def eligible(rows: Sequence[dict], candidates: int, passes: int) -> list[dict]:
     ]
 
 
+def speed_range(row: dict, name: str, reference: str) -> tuple[float, float] | None:
+    """Lowest and highest ratio that a row may have: twice the ratio itself, or its rounds where they do not agree."""
+    ratio = row.get(name, {}).get(reference)
+    found = row.get(f"{name}_rounds", {}).get(reference) if ratio is None else (ratio, ratio)
+    return None if found is None else tuple(found)
+
+
 def bars_table(rows: Sequence[dict], size: str) -> str:
-    """What was set and what was found, a line per bar; the fastest of our settings that count."""
+    """What was set and what was found, a line per bar; the fastest of our settings that count.
+
+    Where rounds do not agree on a ratio, the lowest and the highest stand there, and a bar is reached, or not, when
+    all of them are on one side of it.
+    """
     lines = []
 
     def add(reference: str, candidates: int, passes: int, goal: float, name: str, what: str) -> None:
-        found = [row for row in eligible(rows, candidates, passes) if reference in row.get(name, {})]
-        best = max(found, key=lambda row: row[name][reference], default=None)
-        cells = [reference + what, f"C = {candidates}, k = {passes}", f"{goal:g}", "no ratio", ""]
-        if best is not None:
-            cells[1] = f"C = {candidates}, {best['label']}"
-            cells[3:] = [f"{best[name][reference]:.2f}", "yes" if best[name][reference] >= goal else "no"]
+        found = [
+            (speeds, row["label"])
+            for row in eligible(rows, candidates, passes)
+            if (speeds := speed_range(row, name, reference)) is not None
+        ]
+        cells = [reference + what, f"C = {candidates}, k = {passes}", f"{goal:g}", "not measured", ""]
+        if found:
+            (low, high), label = max(found, key=lambda item: sum(item[0]))
+            cells[1] = f"C = {candidates}, {label}"
+            cells[3] = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
+            cells[4] = "yes" if low >= goal else "no" if high < goal else "undecided"
         lines.append(cells)
 
     for bar in BARS:

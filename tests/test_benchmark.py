@@ -190,6 +190,8 @@ def test_noise_refuses_ratios():
     assert rows[1]["speed_up"] == {TRANSFORMERS_BEAM: pytest.approx(12.5)}
     assert rows[1]["batch_speed_up"] == {TRANSFORMERS_BEAM: pytest.approx(12.5), CTRANSLATE2_GREEDY: 2.5}
     assert rows[2]["speed_up"] == {CTRANSLATE2_GREEDY: 1.0}  # against itself no noise counts
+    assert rows[1]["speed_up_rounds"] == {CTRANSLATE2_GREEDY: [pytest.approx(1.25), pytest.approx(5.0)]}
+    assert "batch_speed_up_rounds" not in rows[1]
     assert [reason.split(":")[0] for reason in refused] == [
         f"latency of {CTRANSLATE2_GREEDY} against {TRANSFORMERS_BEAM}",
         f"latency of {TRANSFORMERS_BEAM} against {CTRANSLATE2_GREEDY}",
@@ -216,17 +218,21 @@ def test_bars_count_rules_that_keep_the_score():
         ours(1, "k = 4", 36.0, transformers=99.0),
     ]
     assert [row["label"] for row in eligible(rows, 4, 4)] == ["k = 4", "k = 4, pruned"]
+    rows[0]["speed_up_rounds"] = {TRANSFORMERS_BEAM: [0.0, 99.0]}  # a ratio that is given needs no rounds
+    rows[4]["speed_up_rounds"] = {CTRANSLATE2_GREEDY: [1.1, 1.5]}
+    rows[4]["batch_speed_up_rounds"] = {CTRANSLATE2_BEAM: [1.6, 1.7]}
+    rows.append(ours(4, "k = 10", 38.5) | {"speed_up_rounds": {CTRANSLATE2_BEAM: [0.9, 1.15]}})
     untrained = [{name: value for name, value in row.items() if name != "bleu"} for row in rows]
     assert [row["label"] for row in eligible(untrained, 4, 4)] == ["k = 4"]
     table = bars_table(rows, "small").splitlines()[2:]
     assert table == [
         "| Transformers, beam 5, batch 1 | C = 4, k = 4, pruned | 13.5 | 14.00 | yes |",
-        "| Transformers, beam 5, batch 1 | C = 4, k = 10 | 5.73 | no ratio |  |",
+        "| Transformers, beam 5, batch 1 | C = 4, k = 10 | 5.73 | not measured |  |",
         "| CTranslate2 int8, beam 5, batch 1 | C = 4, k = 4, pruned | 2 | 1.90 | no |",
-        "| CTranslate2 int8, beam 5, batch 1 | C = 4, k = 10 | 1.2 | no ratio |  |",
-        "| CTranslate2 int8, greedy, batch 1 | C = 1, k = 4 | 1.3 | no ratio |  |",
+        "| CTranslate2 int8, beam 5, batch 1 | C = 4, k = 10 | 1.2 | 0.90 to 1.15 | no |",
+        "| CTranslate2 int8, greedy, batch 1 | C = 1, k = 4 | 1.3 | 1.10 to 1.50 | undecided |",
         "| CTranslate2 int8, greedy, batch 1 | C = 1, k = 10 | 0.8 | 0.85 | yes |",
-        "| CTranslate2 int8, beam 5, batch  | C = 1, k = 4 | 1.5 | no ratio |  |",
+        "| CTranslate2 int8, beam 5, batch  | C = 1, k = 4 | 1.5 | 1.60 to 1.70 | yes |",
     ]
     assert bars_table(untrained, "base").count("| C = 4, k = 4 | 13.5 | 12.00 | no |") == 1
 
