@@ -1,11 +1,13 @@
-"""How long the trainings of a suite will take on this machine, from a few steps of each kind of model."""
+"""How long a suite will take on this machine, from a few seconds of each kind of work."""
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from datasets import DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .batching import TokenBatchSampler
 from .configuration_jmnat import JMNatConfig
@@ -14,55 +16,112 @@ from .data_collator import DataCollatorForJMNat
 from .dataset_columns import column_lengths, without_text
 from .experiments import Stage
 from .modeling_jmnat import JMNatForConditionalGeneration
-from .preparation import load_prepared
-from .presets import load_preset
-from .suites import Work
-from .teacher import build_teacher
+from .presets import Preset, load_preset
+from .suite_work import DISTILLING, STUDENT, Kind
+from .teacher import build_teacher, pad_batch
+from .teacher_backends import CTranslate2Decoder, choose_backend
 from .teacher_trainer import DataCollatorForTeacher
 from .teacher_training import teacher_defaults
 
 PROBE_STEPS = 3
 PROBE_SECONDS = 5.0  # no further step begins after that
 CPU_PROBE_TOKENS = 1024  # of a probe's batch on a CPU; the time of larger ones is taken in proportion
+PROBE_SENTENCES, PROBE_PASSES, PROBE_CANDIDATES, PROBE_BEAMS = 32, 3, 4, 5
 
 
-def step_seconds(preset_name: str, data: Path, autoregressive: bool, bf16: bool = False) -> float:
-    """Seconds of one update of a preset's model at its batch size: forward, backward and AdamW, without evaluation."""
-    preset = load_preset(preset_name)
-    training = teacher_defaults(preset) if autoregressive else preset.training
-    dataset, tokenizer = load_prepared(data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if autoregressive:
-        model, collator = build_teacher(preset.model, tokenizer), DataCollatorForTeacher(tokenizer)
-    else:
-        model = JMNatForConditionalGeneration(JMNatConfig(vocab_size=len(tokenizer), **preset.model))
-        collator = DataCollatorForJMNat(tokenizer, **preset.masking)
-    lengths = [column_lengths(dataset["train"], name) for name in ("input_ids", "labels")]
-    tokens = training.get("max_tokens") or 8 * int(lengths[1].mean())  # Trainer's default are 8 sentences
-    probed = tokens if device.type == "cuda" else min(tokens, CPU_PROBE_TOKENS)
-    probed = max(probed, int(max(side.max() for side in lengths)))
-    sampler = TokenBatchSampler(*lengths, probed, shuffle=True)
-    batches = list(itertools.islice(sampler, PROBE_STEPS))
-    examples = without_text(dataset["train"])
-    model.to(device).train()
-    choose_cpu_attention(model, device.type, bf16)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    seconds = []
-    for indices in [batches[0], *batches]:  # the first one warms up
-        start = time.perf_counter()
-        batch = {name: value.to(device) for name, value in collator([examples[i] for i in indices]).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-        if len(seconds) > 1 and sum(seconds) > PROBE_SECONDS:
-            break
-    mean = sum(seconds[1:]) / (len(seconds) - 1)
-    return mean * tokens / probed * training.get("gradient_accumulation_steps", 1)
+class Probe:
+    """Measures kinds of work on the data of a run, with random weights.
+
+    Args:
+        splits: prepared data with a training split.
+        bf16: as the trainings are.
+    """
+
+    def __init__(self, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, bf16: bool = False):
+        self.tokenizer, self.bf16 = tokenizer, bf16
+        self.examples = without_text(splits["train"])
+        self.lengths = [column_lengths(splits["train"], name) for name in ("input_ids", "labels")]
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def seconds(self, kind: Kind) -> float:
+        """Of one unit of work."""
+        preset = load_preset(kind.preset)
+        model = self.build(preset, kind.who)
+        if kind.update:
+            return self.update_seconds(preset, kind.who, model)
+        return self.translation_seconds(kind.who, model)
+
+    def build(self, preset: Preset, who: str) -> PreTrainedModel:
+        if who == STUDENT:
+            model = JMNatForConditionalGeneration(JMNatConfig(vocab_size=len(self.tokenizer), **preset.model))
+        else:
+            model = build_teacher(preset.model, self.tokenizer)
+        return model.to(self.device)
+
+    def update_seconds(self, preset: Preset, who: str, model: PreTrainedModel) -> float:
+        """Forward, backward and AdamW at the preset's batch size."""
+        if who == STUDENT:
+            training, collator = preset.training, DataCollatorForJMNat(self.tokenizer, **preset.masking)
+        else:
+            training, collator = teacher_defaults(preset), DataCollatorForTeacher(self.tokenizer)
+        tokens = training.get("max_tokens") or 8 * int(self.lengths[1].mean())  # Trainer's default are 8 sentences
+        probed = tokens if self.device.type == "cuda" else min(tokens, CPU_PROBE_TOKENS)
+        probed = max(probed, int(max(side.max() for side in self.lengths)))
+        sampler = TokenBatchSampler(*self.lengths, probed, shuffle=True)
+        batches = list(itertools.islice(sampler, PROBE_STEPS))
+        choose_cpu_attention(model.train(), self.device.type, self.bf16)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+
+        def update(indices: list[int]) -> None:
+            batch = collator([self.examples[index] for index in indices])
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                loss = model(**batch).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        mean = self.mean_seconds([lambda indices=indices: update(indices) for indices in [batches[0], *batches]])
+        return mean * tokens / probed * training.get("gradient_accumulation_steps", 1)
+
+    def translation_seconds(self, who: str, model: PreTrainedModel) -> float:
+        """Of one beam of a sentence, or one pass over one candidate, at the usual lengths."""
+        count = min(PROBE_SENTENCES, len(self.examples))
+        sources = [self.examples[index * len(self.examples) // count]["input_ids"] for index in range(count)]
+        length = max(2, round(float(self.lengths[1].mean())))
+        input_ids, attention_mask = pad_batch(sources, self.tokenizer.pad_token_id, self.device)
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        search = {"num_beams": PROBE_BEAMS, "min_new_tokens": length, "max_new_tokens": length}
+        units, model = count * PROBE_BEAMS, model.eval()
+        if who == STUDENT:
+            units = count * PROBE_PASSES * PROBE_CANDIDATES
+            lengths = torch.full((count,), length, device=self.device)
+            options = {"num_iterations": PROBE_PASSES, "num_length_candidates": PROBE_CANDIDATES}
+            translate = lambda: model.generate(**given, target_lengths=lengths, **options)  # noqa: E731
+        elif who == DISTILLING and choose_backend("auto", model, self.device) == "ctranslate2":
+            decoder = CTranslate2Decoder(model, self.tokenizer, shares_vocabulary=True)
+            tokens = [self.tokenizer.convert_ids_to_tokens(list(ids)) for ids in sources]
+            limits = {"min_decoding_length": length, "max_decoding_length": length, "beam_size": PROBE_BEAMS}
+            shares = max(1, count // decoder.num_workers)
+            translate = lambda: decoder.translator.translate_batch(tokens, max_batch_size=shares, **limits)  # noqa: E731
+        else:
+            model.generation_config.max_length = None
+            translate = lambda: model.generate(**given, **search)  # noqa: E731
+        with torch.inference_mode():
+            return self.mean_seconds([translate, translate]) / units
+
+    def mean_seconds(self, steps: Sequence[Callable[[], object]]) -> float:
+        """Of all but the first, which warms up."""
+        seconds = []
+        for step in steps:
+            start = time.perf_counter()
+            step()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - start)
+            if len(seconds) > 1 and sum(seconds) > PROBE_SECONDS:
+                break
+        return sum(seconds[1:]) / (len(seconds) - 1)
 
 
 def longest_way(stages: Sequence[Stage], minutes: Mapping[str, float], jobs: int) -> float:
@@ -90,21 +149,28 @@ def duration(minutes: float) -> str:
 
 
 def estimate(
-    stages: Sequence[Stage], work: Mapping[str, Work], done: set[str], data: Path, jobs: int, bf16: bool = False
+    stages: Sequence[Stage], work: Mapping[str, Counter[Kind]], done: set[str], probe: Probe, jobs: int
 ) -> str:
-    """One sentence on the time that the trainings still need; it takes a few seconds to find out."""
-    left = {name: item for name, item in work.items() if name not in done}
-    others = sum(stage.name not in done and stage.name not in work for stage in stages)
-    if not left:
-        return "no training is left to do" + (f", but {others} evaluations and other stages" if others else "")
-    kinds = sorted({(item.preset, item.autoregressive) for item in left.values()})
-    seconds = {kind: step_seconds(kind[0], data, kind[1], bf16) for kind in kinds}
-    minutes = {name: item.updates * seconds[item.preset, item.autoregressive] / 60 for name, item in left.items()}
-    measured = ", ".join(
-        f"{seconds[kind]:.3g} s for an update of {kind[0]}{' (teacher)' if kind[1] else ''}" for kind in kinds
-    )
+    """One sentence on the time that is still needed; it takes a few seconds to find out.
+
+    Args:
+        work: of each stage, see `work_of`.
+        done: names of stages.
+    """
+    left = {name: amounts for name, amounts in work.items() if name not in done}
+    kinds = sorted({kind for amounts in left.values() for kind, amount in amounts.items() if amount})
+    if not kinds:
+        return "nothing that takes long is left to do"
+    seconds = {kind: probe.seconds(kind) for kind in kinds}
+    minutes = {
+        name: sum(amount * seconds[kind] for kind, amount in amounts.items() if amount) / 60
+        for name, amounts in left.items()
+    }
+    updates = sum(amount for amounts in left.values() for kind, amount in amounts.items() if kind.update)
+    trainings = sum(stage.trains for stage in stages if stage.name in left)
+    measured = ", ".join(f"{seconds[kind]:.2g} s for {kind}" for kind in kinds)
     return (
-        f"about {duration(longest_way(stages, minutes, jobs))} for {len(left)} trainings with "
-        f"{round(sum(item.updates for item in left.values()))} updates ({measured}), {jobs} at a time if they do not "
-        f"slow each other down, and {others} evaluations and other stages, which are not in this time"
+        f"about {duration(longest_way(stages, minutes, jobs))} for {trainings} trainings with {round(updates)} "
+        f"updates and {len(left) - trainings} other stages ({measured}), {jobs} at a time if they do not slow each "
+        "other down"
     )

@@ -105,15 +105,6 @@ class SuiteSettings:
         return int(training["max_steps"])
 
 
-@dataclass(frozen=True)
-class Work:
-    """How much a training stage has to do, for the estimate: updates of one kind of model."""
-
-    preset: str
-    autoregressive: bool
-    updates: float
-
-
 def flags(options: dict) -> list[str]:
     """Options as command-line arguments; a list gives several values to one option."""
     return [
@@ -123,16 +114,18 @@ def flags(options: dict) -> list[str]:
     ]
 
 
-class SuiteBuilder:
-    """Collects the stages of one or more suites; a stage that two suites share is there once.
+def layers_of(preset: str) -> dict[str, int]:
+    """Layers of each half of a preset's models."""
+    model = load_preset(preset).model
+    return {name: model.get(name, getattr(JMNatConfig(), name)) for name in ("encoder_layers", "decoder_layers")}
 
-    `work` tells of each training stage how much it has to do.
-    """
+
+class SuiteBuilder:
+    """Collects the stages of one or more suites; a stage that two suites share is there once."""
 
     def __init__(self, settings: SuiteSettings):
         self.settings = settings
         self.stages: dict[str, Stage] = {}
-        self.work: dict[str, Work] = {}
         preparation = json.loads((settings.data / "preparation.json").read_text(encoding="utf-8"))
         self.lowercase = bool(preparation.get("lowercase"))
         self.target_language = preparation.get("target_lang") or preparation.get("moses_target_lang") or "en"
@@ -291,6 +284,8 @@ class SuiteBuilder:
         self, name: str, preset: str, steps: int | None = None, data: str = "raw", layers: dict[str, int] | None = None
     ) -> None:
         """Training and evaluation of a teacher; `layers` are options for what differs from the preset's depth."""
+        if steps is None:
+            self.settings.teacher_updates(preset)  # refuses a preset without an end
         folder, needs = self.data_folder(data)
         options = {
             "preset": preset,
@@ -301,10 +296,6 @@ class SuiteBuilder:
             **(layers or {}),
         }
         self.add(name, "train_teacher.py", options, needs, trains=True)
-        usual = self.layers_of(preset)
-        share = sum((usual | (layers or {})).values()) / sum(usual.values())
-        updates = steps or self.settings.teacher_updates(preset)
-        self.work.setdefault(name, Work(preset, True, updates * share))
         self.add_evaluation(name, name, {}, autoregressive=True)
 
     def add_distillation(self, teacher: str, name: str) -> None:
@@ -344,10 +335,9 @@ class SuiteBuilder:
         if student.data == "both":
             self.add_preparation("both", settings.output / "distilled", {"append_train_of": settings.data})
         folder, needs = self.data_folder(student.data)
-        layers = self.layers_of(settings.preset)
+        layers = layers_of(settings.preset)
         deeper = {name: layers[name] + count for name, count in student.more_layers.items()}
         updates = round(settings.student_updates() * student.more_steps)
-        share = sum((layers | deeper).values()) / sum(layers.values())
         for seed in range(1, (seeds or student.seeds) + 1):
             name = f"{student.name}-{seed}"
             start, waits_for = self.start_of(student, name)
@@ -364,14 +354,7 @@ class SuiteBuilder:
                 **({"eval_num_iterations": 1} if student.one_pass else {}),
             }
             self.add(name, "train_jmnat.py", options, (*needs, *waits_for), trains=True)
-            self.work.setdefault(name, Work(settings.preset, False, updates * share))
             self.add_evaluation(name, name, self.decoding(student))
-
-    @staticmethod
-    def layers_of(preset: str) -> dict[str, int]:
-        """Layers of each half of a preset's models."""
-        model = load_preset(preset).model
-        return {name: model.get(name, getattr(JMNatConfig(), name)) for name in ("encoder_layers", "decoder_layers")}
 
     def start_of(self, student: Student, name: str) -> tuple[dict, tuple[str, ...]]:
         """Options for the weights that a student's training begins with, and the stages it waits for."""

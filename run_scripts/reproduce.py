@@ -20,10 +20,12 @@ from transformers import HfArgumentParser  # noqa: E402
 
 from modeling_jmnat.cli import command  # noqa: E402
 from modeling_jmnat.experiments import StageRunner, chosen_stages, exclusive  # noqa: E402
+from modeling_jmnat.preparation import load_prepared  # noqa: E402
 from modeling_jmnat.suite_inputs import begin_run, check_inputs, held_out_text, run_inputs  # noqa: E402
 from modeling_jmnat.suite_pictures import write_pictures  # noqa: E402
 from modeling_jmnat.suite_tables import write_tables  # noqa: E402
-from modeling_jmnat.suite_timing import estimate  # noqa: E402
+from modeling_jmnat.suite_timing import Probe, estimate  # noqa: E402
+from modeling_jmnat.suite_work import work_of  # noqa: E402
 from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings  # noqa: E402
 
 SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a quarter of what fills a GPU
@@ -80,9 +82,7 @@ class ReproduceArguments:
         default=False,
         metadata={"help": "Train in bf16 by autocast. It pays on a CPU with AMX, and on a GPU for wide models."},
     )
-    estimate: bool = field(
-        default=True, metadata={"help": "Tell beforehand how long the trainings will take (a few seconds)."}
-    )
+    estimate: bool = field(default=True, metadata={"help": "Tell beforehand how long all will take (a few seconds)."})
 
     def __post_init__(self):
         for name in ("jobs", "teacher_steps", "student_steps", "num_length_candidates"):
@@ -128,8 +128,7 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
     # Everything that may be refused is read before the folder is made, and then before anything in it is replaced.
     text = held_out_text(settings.data)
     inputs = run_inputs(settings, text)
-    builder = SuiteBuilder(settings)
-    stages = builder.build(arguments.suite)
+    stages = SuiteBuilder(settings).build(arguments.suite)
     if arguments.only is not None:
         stages = chosen_stages(stages, arguments.only)
     settings.output.mkdir(parents=True, exist_ok=True)
@@ -142,8 +141,10 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         machine = torch.cuda.get_device_name() if gpu else f"{cores} CPU cores"
         print(f"{len(stages)} stages, {len(done)} of them done, {jobs} at a time, on {machine}", flush=True)
         if arguments.estimate:
-            work = {stage.name: builder.work[stage.name] for stage in stages if stage.trains}
-            print(estimate(stages, work, done, settings.data, jobs, arguments.bf16), flush=True)
+            splits, tokenizer = load_prepared(settings.data)
+            sizes = {name: len(split) for name, split in splits.items()}
+            work, probe = work_of(stages, sizes, settings.preset), Probe(splits, tokenizer, arguments.bf16)
+            print(estimate(stages, work, done, probe, jobs), flush=True)
         return summary(arguments.suite, settings.output, runner.run(stages))
 
 

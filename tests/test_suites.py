@@ -3,14 +3,15 @@
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from tiny_runs import prepare_tiny_data
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, M2M100ForConditionalGeneration
 from translation_samples import SCRIPTS, load_script
 
-from modeling_jmnat import JMNatConfig
+from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES
 from modeling_jmnat.distillation import DistillationArguments
 from modeling_jmnat.experiments import Stage
@@ -23,8 +24,9 @@ from modeling_jmnat.suite_inputs import export_held_out_text, held_out_text
 from modeling_jmnat.suite_pictures import PICTURES, write_pictures
 from modeling_jmnat.suite_systems import ABLATIONS, ADDITIONS, DEEP_TEACHER
 from modeling_jmnat.suite_tables import TABLES, cell, write_tables
-from modeling_jmnat.suite_timing import duration, estimate, longest_way, step_seconds
-from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, Work, flags
+from modeling_jmnat.suite_timing import Probe, duration, estimate, longest_way
+from modeling_jmnat.suite_work import DISTILLING, STUDENT, TEACHER, Kind, options_of, work_of
+from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, flags
 from modeling_jmnat.teacher import build_teacher
 from modeling_jmnat.teacher_training import parse_teacher_command
 from modeling_jmnat.training_command import parse_command
@@ -48,17 +50,6 @@ def settings(data, output, **fields):
     return SuiteSettings(**{"preset": "multi30k_tiny", "data": data, "output": output, "scripts": SCRIPTS, **fields})
 
 
-def options_of(stage):
-    """--name value ... as a dictionary of lists."""
-    options = {}
-    for part in stage.command[1:]:
-        if part.startswith("--"):
-            options[part[2:]] = []
-        else:
-            options[list(options)[-1]].append(part)
-    return options
-
-
 def parse(stage):
     script, arguments = Path(stage.command[0]).name, list(stage.command[1:])
     if script == "train_jmnat.py":
@@ -77,6 +68,7 @@ def parse(stage):
     return parsed
 
 
+SENTENCES = {"train": 1000, "validation": 100, "test": 50}
 VARIANTS = {
     "cpu": {},
     "gpu": {"training_options": {"tf32": False, "dataloader_num_workers": 1}, "batch_tokens": 8192},
@@ -92,6 +84,10 @@ def test_every_command_takes_its_options(data, tmp_path, variant):
     builder = SuiteBuilder(settings(data, output, **VARIANTS[variant]))
     stages = builder.build(list(SUITES))
     assert len({stage.name for stage in stages}) == len(stages) > 100
+    work = work_of(stages, SENTENCES, "multi30k_tiny")
+    assert set(work) == {stage.name for stage in stages}
+    quick = {name for name, amounts in work.items() if not sum(amounts.values())}
+    assert all(name.startswith(("prepare_", "translate_")) for name in quick)
     for stage in stages:
         parsed = parse(stage)
         options = options_of(stage)
@@ -99,9 +95,9 @@ def test_every_command_takes_its_options(data, tmp_path, variant):
             assert set(json.loads(*options["generation_options"])) <= set(OPTION_NAMES)
         if stage.trains:
             usual = not ("nat_" in stage.name or stage.name == DEEP_TEACHER)
-            assert parsed.training.max_steps == builder.work[stage.name].updates or not usual
+            updates = sum(amount for kind, amount in work[stage.name].items() if kind.update)
+            assert parsed.training.max_steps == updates or not usual
             JMNatConfig(vocab_size=320, **parsed.model)
-    assert set(builder.work) == {stage.name for stage in stages if stage.trains}
 
 
 def test_settings_reach_the_commands(data, tmp_path):
@@ -151,10 +147,7 @@ def test_settings_reach_the_commands(data, tmp_path):
     deep = parse(stages["teacher_10_2"])
     assert (deep.model["encoder_layers"], deep.model["decoder_layers"], deep.run.data) == (10, 2, str(data))
     assert deep.training.max_steps == parse(stages["teacher"]).training.max_steps == 1200
-    assert builder.work["teacher_10_2"].updates == 2 * builder.work["teacher"].updates == 2400
     assert stages["evaluate_teacher_10_2.latency"].needs == ("teacher_10_2",)
-    # Half the layers more make half the work more.
-    assert builder.work["nat_decoder_15-1"].updates == pytest.approx(30 * 21 / 6)
 
 
 def reads_and_writes(stage):
@@ -205,7 +198,7 @@ def test_students_start_with_a_teacher_of_their_size(data, tmp_path, sizes):
     save_teacher(data, tmp_path / "mine", **sizes)
     builder = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine")))
     stages = {stage.name: stage for stage in builder.build(["main"])}
-    assert {name for name, stage in stages.items() if stage.trains} == {"small_teacher", "jm-1"} == set(builder.work)
+    assert {name for name, stage in stages.items() if stage.trains} == {"small_teacher", "jm-1"}
     assert options_of(stages["distill_distilled"])["teacher"] == [str(tmp_path / "mine")]
     assert options_of(stages["jm-1"])["init_from_teacher"] == [str(tmp_path / "run" / "small_teacher")]
     assert stages["jm-1"].needs == ("prepare_distilled", "small_teacher")
@@ -442,23 +435,91 @@ def test_durations_read_well():
     ]
 
 
-def test_estimate_counts_what_is_left(data, monkeypatch):
-    from modeling_jmnat import suite_timing
+class FakeProbe:
+    def seconds(self, kind):
+        return {"student": 2.0, "teacher": 1.0}[kind.who] if kind.update else 0.1
 
-    monkeypatch.setattr(
-        suite_timing, "step_seconds", lambda preset, data, autoregressive, bf16: 1.0 if autoregressive else 2.0
+
+def test_estimate_counts_what_is_left():
+    stages = [Stage("t", (), trains=True)] + [Stage(name, (), ("t",), trains=True) for name in "ab"]
+    update, passing = Kind("p", STUDENT, True), Kind("p", STUDENT, False)
+    work = {"t": Counter({Kind("p", TEACHER, True): 60}), "a": Counter({update: 30}), "b": Counter({update: 60})}
+
+    def told(done, jobs):
+        return estimate(stages, work, set(done), FakeProbe(), jobs)
+
+    assert told("", 2).startswith(
+        "about 3.0 minutes for 3 trainings with 150 updates and 0 other stages (2 s for an u"
     )
-    stages = [Stage("t", ()), Stage("a", (), ("t",)), Stage("b", (), ("t",))]
-    work = {"t": Work("p", True, 60), "a": Work("p", False, 30), "b": Work("p", False, 60)}
-    assert estimate(stages, work, set(), data, 2).startswith("about 3.0 minutes for 3 trainings with 150 updates")
-    assert estimate(stages, work, {"t", "b"}, data, 1).startswith("about 1.0 minutes for 1 trainings with 30 updates")
-    assert estimate(stages, work, {"t", "a", "b"}, data, 1) == "no training is left to do"
-    stages += [Stage("evaluate_t", (), ("t",)), Stage("evaluate_a", (), ("a",))]
-    assert ", and 2 evaluations and other stages, which are not in this time" in estimate(stages, work, set(), data, 1)
-    done = {"t", "a", "b", "evaluate_t"}
-    assert estimate(stages, work, done, data, 1) == "no training is left to do, but 1 evaluations and other stages"
+    assert told("tb", 1).startswith("about 1.0 minutes for 1 trainings with 30 updates and 0 other stages (2 s for an")
+    assert told("tab", 1) == "nothing that takes long is left to do"
+    stages.append(Stage("evaluate_a", (), ("a",)))
+    work["evaluate_a"] = Counter({passing: 600})
+    assert told("tb", 1).startswith(
+        "about 2.0 minutes for 1 trainings with 30 updates and 1 other stages (0.1 s for a"
+    )
+    assert told("tab", 1).endswith(
+        "0 updates and 1 other stages (0.1 s for a candidate's pass of p), 1 at a time if "
+        "they do not slow each other down"
+    )
 
 
-@pytest.mark.parametrize(("autoregressive", "bf16"), [(False, False), (False, True), (True, False)])
-def test_probe_takes_real_steps(data, autoregressive, bf16):
-    assert 0 < step_seconds("multi30k_tiny", data, autoregressive, bf16) < 60
+def test_work_by_hand(data, tmp_path):
+    """multi30k_tiny evaluates every 400 steps, k = 4 and 10 with 3 candidates; its 3 + 3 layers count as 1."""
+    stages = SuiteBuilder(settings(data, tmp_path, num_length_candidates=4)).build(list(SUITES))
+    work = work_of(stages, SENTENCES, "multi30k_tiny")
+    train, validation, test = SENTENCES.values()
+    tiny = {
+        name: Kind("multi30k_tiny", who, update)
+        for name, who, update in (
+            ("update", STUDENT, True),
+            ("pass", STUDENT, False),
+            ("teacher", TEACHER, True),
+            ("beam", TEACHER, False),
+            ("distil", DISTILLING, False),
+        )
+    }
+    final = 10 * 3
+    assert work["jm-1"] == {tiny["update"]: 3200, tiny["pass"]: (8 * (4 + 10) * 3 + final) * validation}
+    assert work["nat_decoder_15-1"][tiny["update"]] == pytest.approx(3200 * 21 / 6)
+    assert work["nat-1"][tiny["pass"]] == (8 * 3 + 3) * validation
+    assert work["teacher"] == {tiny["teacher"]: 1200, tiny["beam"]: (3 * 1 + 1 + 5) * validation}
+    assert work["teacher_10_2"] == {kind: 2 * amount for kind, amount in work["teacher"].items()}
+    assert work["distill_distilled"] == {tiny["distil"]: 5 * train}
+    assert work["evaluate_teacher_10_2"] == {tiny["beam"]: 2 * (1 + 5) * test}
+    assert work["evaluate_jm-1"] == {tiny["pass"]: (1 + 4 + 10) * 4 * test}
+    assert work["evaluate_jm-1.reranked"] == {tiny["pass"]: (1 + 4 + 10 + 3) * 4 * test}
+    assert work["evaluate_jm-1.candidates_8"] == {tiny["pass"]: (1 + 4 + 10) * 8 * test}
+    assert work["evaluate_jm-1.drop"] == {tiny["pass"]: 6 * 10 * 4 * test}
+    assert work["tune_jm-1"] == {tiny["pass"]: 2 * (4 + 10) * 4 * validation}
+    assert work["tune_teacher"] == {tiny["beam"]: 7 * 5 * validation}
+
+
+def test_work_of_a_teacher_that_is_there(data, tmp_path):
+    save_teacher(data, tmp_path / "mine", encoder_layers=4)
+    stages = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine"))).build(["main"])
+    work = work_of(stages, SENTENCES, "multi30k_small")
+    assert work["evaluate_teacher"] == {Kind("multi30k_small", TEACHER, False): 6 * SENTENCES["test"]}
+    assert work["distill_distilled"] == {Kind("multi30k_small", DISTILLING, False): 5 * SENTENCES["train"]}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_probe_measures_every_kind(data, bf16):
+    splits, tokenizer = load_prepared(data)
+    probe = Probe(splits, tokenizer, bf16)
+    kinds = [Kind("multi30k_tiny", who, update) for who in (STUDENT, TEACHER) for update in (True, False)]
+    seconds = {kind: probe.seconds(kind) for kind in (*kinds, Kind("multi30k_tiny", DISTILLING, False))}
+    assert all(0 < value < 60 for value in seconds.values())
+    assert seconds[kinds[1]] < seconds[kinds[0]]  # a pass over a candidate takes less than an update
+
+
+def test_probe_passes_are_passes(data, monkeypatch):
+    """What is divided by the number of beams or passes was really done as often."""
+    probe, calls = Probe(*load_prepared(data)), []
+    for who, classes in ((STUDENT, JMNatForConditionalGeneration), (TEACHER, M2M100ForConditionalGeneration)):
+        generate = classes.generate
+        monkeypatch.setattr(classes, "generate", lambda self, *a, g=generate, **kw: calls.append(g(self, *a, **kw)))
+        probe.seconds(Kind("multi30k_tiny", who, False))
+    assert len(calls) == 4  # both warm up once
+    length = max(2, round(float(probe.lengths[1].mean())))
+    assert calls[2].shape == (min(32, len(probe.examples)), length + 1)
