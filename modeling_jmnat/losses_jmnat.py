@@ -81,9 +81,9 @@ def length_nll(length_logits: torch.Tensor, target_lengths: torch.Tensor) -> tor
 
     Args:
         length_logits: (B, L), one class per number of target tokens; impossible classes are -inf.
-        target_lengths: (B,), `</s>` counted.
+        target_lengths: (B,), `</s>` counted; a sentence without target, 0, adds nothing.
     """
-    return F.cross_entropy(length_logits.float(), target_lengths, reduction="sum")
+    return F.cross_entropy(length_logits.float(), target_lengths, ignore_index=0, reduction="sum")
 
 
 def reference_log_probs(

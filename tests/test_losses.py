@@ -1,5 +1,7 @@
 """Each term of the loss against its loop-written definition, hand-computed values and the properties it must have."""
 
+import math
+
 import pytest
 import reference
 import torch
@@ -296,6 +298,14 @@ def test_length_nll_with_an_impossible_class():
     assert loss.item() == pytest.approx(2 * 0.693147, abs=1e-5)
     loss.backward()
     torch.testing.assert_close(logits.grad, torch.tensor([[0.0, -0.5, 0.5], [0.0, 0.5, -0.5]]))
+
+
+def test_length_of_a_sentence_without_target_adds_nothing():
+    logits = torch.tensor([[-math.inf, 0.0, 0.0], [-math.inf, 1.0, 2.0]], requires_grad=True)
+    loss = length_nll(logits, torch.tensor([1, 0]))
+    assert loss.item() == pytest.approx(math.log(2))
+    loss.backward()
+    assert logits.grad[1].eq(0).all()
 
 
 @pytest.mark.parametrize(
