@@ -25,6 +25,7 @@ from .markdown import markdown
 
 LENGTH_BUCKETS = (10, 15, 20, 30)  # source tokens
 BLOCK_SENTENCES = 10  # how many a system translates before it is the next one's turn
+MIN_ROUNDS = 3  # for a ratio
 MAX_SPREAD = 0.10  # between the quartiles of the rounds, as a share of the median
 PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
 
@@ -55,12 +56,12 @@ def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[
         The median over all blocks and rounds, and the spread of the rounds' medians.
 
     Raises:
-        TooNoisy: fewer than three rounds, or rounds that spread by more than `MAX_SPREAD`.
+        TooNoisy: fewer than `MIN_ROUNDS`, or rounds that spread by more than `MAX_SPREAD`.
     """
     rounds = [[slow / fast for slow, fast in zip(*turns, strict=True)] for turns in zip(reference, times, strict=True)]
     medians = [statistics.median(blocks) for blocks in rounds]
-    if len(rounds) < 3:
-        raise TooNoisy(f"ratios need 3 rounds, which {len(rounds)} cannot show to agree", medians)
+    if len(rounds) < MIN_ROUNDS:
+        raise TooNoisy(f"ratios need {MIN_ROUNDS} rounds, which {len(rounds)} cannot show to agree", medians)
     found = spread(medians)
     if found > MAX_SPREAD:
         raise TooNoisy(f"the rounds differ by {found:.0%}, ratios are given up to {MAX_SPREAD:.0%}", medians)
@@ -222,8 +223,8 @@ def add_ratios(
 ) -> list[str]:
     """Put into each row how many times faster it is than the reference systems; the reasons for those left out.
 
-    Those are `speed_up` and `batch_speed_up`, {title: ratio}. Of a ratio that is refused `speed_up_rounds` and
-    `batch_speed_up_rounds` have the lowest and the highest round.
+    Those are `speed_up` and `batch_speed_up`, {title: ratio}. Of a ratio that is refused though it was measured
+    often enough, `speed_up_rounds` and `batch_speed_up_rounds` have the lowest and the highest round.
 
     Args:
         times: seconds [round][block] by kind of measurement (`latency`, `throughput`) and title.
@@ -237,7 +238,8 @@ def add_ratios(
                     value, _ = paired_ratio(times[kind][title], times[kind][row["title"]])
                 except TooNoisy as reason:
                     refused.append(f"{kind} of {row['title']} against {title}: {reason}")
-                    row.setdefault(f"{name}_rounds", {})[title] = [min(reason.rounds), max(reason.rounds)]
+                    if len(reason.rounds) >= MIN_ROUNDS:
+                        row.setdefault(f"{name}_rounds", {})[title] = [min(reason.rounds), max(reason.rounds)]
                 else:
                     row.setdefault(name, {})[title] = value
     return refused

@@ -41,7 +41,10 @@ def eligible(rows: Sequence[dict], candidates: int, passes: int) -> list[dict]:
 
 
 def speed_range(row: dict, name: str, reference: str) -> tuple[float, float] | None:
-    """Lowest and highest ratio that a row may have: twice the ratio itself, or its rounds where they do not agree."""
+    """Lowest and highest ratio that a row may have: twice the ratio itself, or its rounds where they do not agree.
+
+    None: not measured, or in too few rounds.
+    """
     ratio = row.get(name, {}).get(reference)
     found = row.get(f"{name}_rounds", {}).get(reference) if ratio is None else (ratio, ratio)
     return None if found is None else tuple(found)
@@ -63,10 +66,11 @@ def bars_table(rows: Sequence[dict], size: str) -> str:
         ]
         cells = [reference + what, f"C = {candidates}, k = {passes}", f"{goal:g}", "not measured", ""]
         if found:
-            (low, high), label = max(found, key=lambda item: sum(item[0]))
+            reached = max(found)[0][0] >= goal
+            (low, high), label = max(found, key=lambda item: item[0] if reached else item[0][::-1])
             cells[1] = f"C = {candidates}, {label}"
             cells[3] = f"{low:.2f}" if low == high else f"{low:.2f} to {high:.2f}"
-            cells[4] = "yes" if low >= goal else "no" if high < goal else "undecided"
+            cells[4] = "yes" if reached else "no" if high < goal else "undecided"
         lines.append(cells)
 
     for bar in BARS:

@@ -9,7 +9,8 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -18,13 +19,21 @@ from tqdm import tqdm
 
 from .output_files import atomic_text_file, write_json
 from .preparation import load_prepared
-from .teacher import length_penalty, load_teacher, same_tokenizer, set_languages, tokenizer_digest
+from .teacher import (
+    check_languages,
+    length_penalty,
+    load_teacher,
+    same_tokenizer,
+    set_languages,
+    tokenizer_digest,
+)
 from .teacher_backends import CTranslate2Decoder, TransformersDecoder, choose_backend, number_type
 from .translation import choose_device
 
 PLAN_NAME = "distillation_plan.json"
 SUMMARY_NAME = "distillation.json"
 SENTENCES_PER_SHARD = 4096
+LONGEST_WAIT = timedelta(days=7)  # of the processes for the one with most to do, instead of 10 or 30 minutes
 DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -156,7 +165,8 @@ def digest(parts: Sequence[str | bytes]) -> str:
 def settle_plan(output_dir: Path, plan: DistillationPlan) -> None:
     """Write the plan of a new folder, or check that an earlier run in this folder had the same one.
 
-    What the earlier plan does not name, as one written before the field existed, is not compared.
+    What the earlier plan does not name, as one written before the field existed, had the field's default; without a
+    default it is not compared.
 
     Raises:
         ValueError: the folder belongs to another plan, or holds other files.
@@ -164,11 +174,13 @@ def settle_plan(output_dir: Path, plan: DistillationPlan) -> None:
     path = output_dir / PLAN_NAME
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in asdict(plan).items():
-            if earlier.get(name, value) != value:
+        for item in fields(plan):
+            now = getattr(plan, item.name)
+            before = earlier.get(item.name, now if item.default is MISSING else item.default)
+            if before != now:
                 raise ValueError(
-                    f"output_dir {output_dir} holds a distillation with {name}={earlier[name]}, now {name} is "
-                    f"{value}: choose another folder or delete this one"
+                    f"output_dir {output_dir} holds a distillation with {item.name}={before}, now {item.name} is "
+                    f"{now}: choose another folder or delete this one"
                 )
         return
     if output_dir.is_dir() and any(not name.name.startswith(".") for name in output_dir.iterdir()):
@@ -306,7 +318,7 @@ def distill(arguments: DistillationArguments) -> dict:
         ValueError: bad arguments, a teacher whose tokenizer is not the data's, or a folder of another distillation.
     """
     languages = languages_of(arguments)
-    state = PartialState(cpu=choose_device(arguments.device).type == "cpu")
+    state = PartialState(cpu=choose_device(arguments.device).type == "cpu", timeout=LONGEST_WAIT)
     device = state.device if arguments.device == "auto" else choose_device(arguments.device)
     splits, tokenizer = load_prepared(arguments.data)
     if "train" not in splits:
@@ -322,6 +334,7 @@ def distill(arguments: DistillationArguments) -> dict:
         )
     if arguments.teacher_languages is not None:
         set_languages(model, teacher_tokenizer, arguments.teacher_languages)
+    check_languages(arguments.teacher, teacher_tokenizer, model.generation_config)
     backend = choose_backend(arguments.backend, model, device)
     plan = DistillationPlan(
         teacher=teacher_digest(arguments.teacher),
@@ -361,12 +374,14 @@ def distill(arguments: DistillationArguments) -> dict:
 
 
 def teacher_digest(teacher: str) -> str:
-    """Digest of a folder's configuration and weights; of the name for a model of the Hub."""
+    """Digest of a folder's configurations, tokenizer and weights; of the name for a model of the Hub."""
     folder = Path(teacher)
     if not folder.is_dir():
         return digest([teacher])
     parts = [(folder / "config.json").read_bytes()]
     for path in sorted(folder.iterdir()):
+        if path.name in ("tokenizer.json", "tokenizer_config.json"):
+            parts.append(path.read_bytes())
         if path.suffix == ".safetensors" or path.name.startswith("pytorch_model"):
             state = hashlib.sha256()
             with open(path, "rb") as file:

@@ -173,6 +173,7 @@ def measure_latency(translate: Callable[..., list[Translation]], sources: Sequen
     ordered = torch.tensor(times, dtype=torch.float64).quantile(0.50, dim=1)
     return {
         "sentences": number,
+        "rounds": LATENCY_ROUNDS,
         "mean": ordered.mean().item(),
         "p50": ordered.quantile(0.50).item(),
         "p99": ordered.quantile(0.99).item(),

@@ -47,9 +47,14 @@ class Probe:
         """Of one unit of work."""
         preset = load_preset(kind.preset)
         model = self.build(preset, kind.who)
-        if kind.update:
-            return self.update_seconds(preset, kind.who, model)
-        return self.translation_seconds(kind.who, model)
+        try:
+            if kind.update:
+                return self.update_seconds(preset, kind.who, model)
+            return self.translation_seconds(kind.who, model)
+        finally:
+            del model
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()  # the stages want it
 
     def build(self, preset: Preset, who: str) -> PreTrainedModel:
         if who == STUDENT:
@@ -94,9 +99,10 @@ class Probe:
         search = {"num_beams": PROBE_BEAMS, "min_new_tokens": length, "max_new_tokens": length}
         units, model = count * PROBE_BEAMS, model.eval()
         if who == STUDENT:
-            units = count * PROBE_PASSES * PROBE_CANDIDATES
+            passes = PROBE_PASSES if model.config.decoder_input == "mask" else 1  # the basic NAT refines nothing
+            units = count * passes * PROBE_CANDIDATES
             lengths = torch.full((count,), length, device=self.device)
-            options = {"num_iterations": PROBE_PASSES, "num_length_candidates": PROBE_CANDIDATES}
+            options = {"num_iterations": passes, "num_length_candidates": PROBE_CANDIDATES}
             translate = lambda: model.generate(**given, target_lengths=lengths, **options)  # noqa: E731
         elif who == DISTILLING and choose_backend("auto", model, self.device) == "ctranslate2":
             decoder = CTranslate2Decoder(model, self.tokenizer, shares_vocabulary=True)
@@ -154,7 +160,7 @@ def estimate(
     """One sentence on the time that is still needed; it takes a few seconds to find out.
 
     Args:
-        work: of each stage, see `work_of`.
+        work: of each stage, see `work_of`; that of a teacher which is not trained counts as one of the preset's size.
         done: names of stages.
     """
     left = {name: amounts for name, amounts in work.items() if name not in done}

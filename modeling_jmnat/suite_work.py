@@ -101,16 +101,16 @@ def training_work(stage: Stage, validation: int) -> Counter[Kind]:
     name = options["preset"][0]
     preset = load_preset(name)
     usual = teacher_defaults(preset) if who == TEACHER else preset.training
-    (updates,) = numbers(options, "max_steps", [usual.get("max_steps", 0)])
-    (every,) = numbers(options, "eval_steps", [usual.get("eval_steps", 0)])
-    (scored,) = numbers(options, "eval_sentences", [usual.get("eval_sentences", validation)])
+    (updates,) = numbers(options, "max_steps", [usual.get("max_steps") or 0])
+    (every,) = numbers(options, "eval_steps", [usual.get("eval_steps") or 0])
+    (scored,) = numbers(options, "eval_sentences", [usual.get("eval_sentences") or validation])
     if who == TEACHER:
         each, last = sum(usual.get("eval_num_beams", [1])), sum(BEAMS)
     else:
         candidates = usual.get("eval_num_length_candidates", JMNatTrainingArguments.eval_num_length_candidates)
-        passes = numbers(options, "eval_num_iterations", usual.get("eval_num_iterations", [0]))
+        passes = numbers(options, "eval_num_iterations", usual.get("eval_num_iterations") or [0])
         each, last = sum(passes) * candidates, passes[-1] * candidates
-    evaluations = updates // every if every else 0
+    evaluations = updates // every if every and usual.get("eval_strategy") != "no" else 0
     translated = evaluations * each * min(scored, validation) + last * validation
     share = depth(options)
     return Counter({Kind(name, who, True): updates * share, Kind(name, who, False): translated * share})

@@ -28,6 +28,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_sentencepiece_available
 
 from .configuration_jmnat import JMNatConfig
 from .fairseq_tokenizer import CONVERTED_OPTIONS
@@ -116,17 +117,21 @@ def can_start(directory: str | Path, model_section: Mapping, tokenizer: PreTrain
         directory: a saved teacher, or its name on the Hub.
 
     Raises:
-        ValueError: no such folder, a model that is not autoregressive, or one that was trained on other data with a
-            tokenizer of this package.
+        ValueError: no such folder, a model that is not autoregressive, one that was trained on other data with a
+            tokenizer of this package, or a multilingual one without languages.
     """
     theirs, config = load_teacher_tokenizer(directory), AutoConfig.from_pretrained(directory)
     refuse_student(directory, config)
+    try:
+        generation_config = GenerationConfig.from_pretrained(directory)
+    except OSError:  # it has none
+        generation_config = GenerationConfig.from_model_config(config)
+    check_languages(directory, theirs, generation_config)
     if not same_tokenizer(theirs, tokenizer):
         return False
     ours = build_teacher(model_section, tokenizer).config
-    return config.model_type == ours.model_type and all(
-        getattr(config, name) == getattr(ours, name) for name in SHARED_FIELDS if name not in FREE_FIELDS
-    )
+    names = {"model_type", "vocab_size", *SHARED_FIELDS} - set(FREE_FIELDS)
+    return all(getattr(config, name, None) == getattr(ours, name) for name in names)
 
 
 @torch.no_grad()
@@ -146,7 +151,14 @@ def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         name = json.loads(config_path.read_text(encoding="utf-8")).get("tokenizer_class")
         if name == JMNatTokenizer.__name__:
             return JMNatTokenizer.from_pretrained(directory)
-    return AutoTokenizer.from_pretrained(directory)
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except (ImportError, ValueError) as error:
+        if is_sentencepiece_available():
+            raise
+        raise ValueError(
+            f"the tokenizer of {directory} cannot be loaded; it may need sentencepiece: pip install sentencepiece"
+        ) from error
 
 
 def load_teacher(
@@ -169,12 +181,28 @@ def load_teacher(
             f"{directory}: the model knows {model.config.vocab_size} tokens and its tokenizer {len(tokenizer)}: they "
             "do not belong together"
         )
+    for name in ("pad_token_id", "eos_token_id"):  # a generation configuration need not have them
+        if getattr(model.generation_config, name) is None:
+            setattr(model.generation_config, name, getattr(tokenizer, name))
     return model.to(device).eval(), tokenizer
 
 
 def refuse_student(directory: str | Path, config: PreTrainedConfig) -> None:
     if config.model_type == JMNatConfig.model_type:
         raise ValueError(f"{directory} is a non-autoregressive model: an autoregressive one is needed here")
+
+
+def is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a teacher's tokenizer wants to be told the languages, as those of NLLB, M2M100 and mBART do."""
+    return hasattr(tokenizer, "set_src_lang_special_tokens")
+
+
+def check_languages(
+    directory: str | Path, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig
+) -> None:
+    """Refuse a multilingual teacher that was told no target language: it would choose one by itself."""
+    if is_multilingual(tokenizer) and generation_config.forced_bos_token_id is None:
+        raise ValueError(f"{directory} is multilingual: tell it its languages, as distill.py --teacher_languages does")
 
 
 def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> None:
@@ -189,9 +217,11 @@ def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, la
     """
     if len(languages) != 2:
         raise ValueError(f"teacher_languages={' '.join(languages)!r} must be two codes, of source and target")
-    special = set(tokenizer.all_special_tokens)
-    tokens = [next((token for token in (code, f"__{code}__") if token in special), None) for code in languages]
-    if not hasattr(tokenizer, "src_lang") or None in tokens:
+    languages = [code.strip("_") for code in languages]
+    named = {token for name, token in tokenizer.special_tokens_map.items() if name.endswith("_token")}
+    known = set(tokenizer.all_special_tokens) - named
+    tokens = [next((token for token in (f"__{code}__", code) if token in known), None) for code in languages]
+    if not is_multilingual(tokenizer) or None in tokens:
         raise ValueError(
             f"teacher_languages={' '.join(languages)!r} are not languages of the teacher's {type(tokenizer).__name__}"
         )

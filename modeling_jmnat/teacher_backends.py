@@ -25,6 +25,7 @@ from .teacher import (
 )
 
 BACKENDS = ("auto", "ctranslate2", "transformers")
+WORKER_TOKENS = 2048  # smaller batches would be slower
 NUMBER_TYPES = ("float32", "float16", "bfloat16")
 
 
@@ -159,7 +160,9 @@ class CTranslate2Decoder(TransformersDecoder):
             if advance is not None:
                 advance(len(indices))
 
-        for batch in length_sorted_batches(lengths, self.batch_tokens, self.num_beams):
+        share = max(self.batch_tokens // self.num_workers, WORKER_TOKENS)  # a batch of each worker is in memory
+        batch_tokens = min(self.batch_tokens, share)
+        for batch in length_sorted_batches(lengths, batch_tokens, self.num_beams):
             for length, group in itertools.groupby(batch, key=lengths.__getitem__):  # they share the length limit
                 indices = list(group)
                 begun.append((indices, self._begin([sequences[index] for index in indices], length)))

@@ -43,6 +43,7 @@ MODELS = ("student", "teacher", "deep_teacher")
 COUNTS = ("passes", "candidates", "sentences", "rounds", "threads")
 COUNTS += ("batch_size", "batch_lines", "batch_rounds", "batch_sizes")
 PROFILED_SENTENCES = 20
+HASHED = ("model*.safetensors", "generation_config.json", "tokenizer.json")  # of every model
 PRUNED = {"prune_candidates": 1, "prune_to": 2}  # the two best candidates go on after the first pass
 
 
@@ -151,10 +152,11 @@ def random_work(arguments: BenchmarkArguments, work: Path):
     return systems, random_sources(config, arguments.batch_lines or 96), None
 
 
-def weight_hashes(folder: Path) -> dict[str, str]:
-    """So that measurements are not gone on with after the weights have changed."""
-    files = sorted(folder.glob("**/model*.safetensors"))
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in files}
+def input_hashes(folder: Path, *texts: str | None) -> dict[str, str]:
+    """So that measurements are not gone on with after models, their decoding or the text have changed."""
+    files = {str(path.relative_to(folder)): path for kind in HASHED for path in sorted(folder.glob(f"**/{kind}"))}
+    files |= {text: Path(text) for text in texts if text is not None}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
 
 
 def is_plain(label: str) -> bool:
@@ -230,7 +232,8 @@ def main(argv=None):
         for package in missing:
             print(f"{package} is not installed: its systems are left out")
         measured = {name: value for name, value in asdict(arguments).items() if name != "output"}
-        measured["weights"] = weight_hashes(Path(folder))
+        texts = (arguments.source, arguments.reference, arguments.shortlist)
+        measured["inputs"] = input_hashes(Path(folder), *texts)
         benchmark = Benchmark(systems, sources, plan, output / "measurements.json", measured, score, progress=True)
         for stage in benchmark.run():
             if stage != "loading":

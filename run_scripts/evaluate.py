@@ -103,8 +103,11 @@ def decoding_settings(arguments: EvaluationArguments, model) -> tuple[list[dict]
     if jmnat and model.config.decoder_input == "source_copy":
         defaults = [1]  # the basic NAT has no masks to refine
     values = getattr(arguments, varied) or defaults
-    shared = tuned_options(arguments.tuning) | parse_generation_options(arguments.generation_options)
-    shared.pop(varied, None)
+    tuned, given = tuned_options(arguments.tuning), parse_generation_options(arguments.generation_options)
+    if varied in given:
+        raise ValueError(f"generation_options: {varied} is chosen by --{varied}")
+    tuned.pop(varied, None)
+    shared = tuned | given
     if arguments.num_length_candidates is not None:
         if not jmnat:
             raise ValueError("--num_length_candidates does not apply to an autoregressive model: use --num_beams")

@@ -69,8 +69,8 @@ class TuningArguments:
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
     def __post_init__(self):
-        if min(self.exponents) < 0:
-            raise ValueError(f"exponents={self.exponents} must be at least 0")
+        if not self.exponents or min(self.exponents) < 0:
+            raise ValueError(f"exponents={self.exponents} must be at least one number, none below 0")
 
 
 def parse_grid(text: str | None) -> dict[str, list]:

@@ -192,6 +192,11 @@ def test_noise_refuses_ratios():
     assert rows[2]["speed_up"] == {CTRANSLATE2_GREEDY: 1.0}  # against itself no noise counts
     assert rows[1]["speed_up_rounds"] == {CTRANSLATE2_GREEDY: [pytest.approx(1.25), pytest.approx(5.0)]}
     assert "batch_speed_up_rounds" not in rows[1]
+    few = [row(TRANSFORMERS_BEAM, 100.0), row("ours", 8.0)]
+    assert (
+        len(add_ratios(few, {"latency": {title: turns[:2] for title, turns in steady.items()}, "throughput": {}})) == 2
+    )
+    assert set(few[1]) == set(row("ours", 8.0))
     assert [reason.split(":")[0] for reason in refused] == [
         f"latency of {CTRANSLATE2_GREEDY} against {TRANSFORMERS_BEAM}",
         f"latency of {TRANSFORMERS_BEAM} against {CTRANSLATE2_GREEDY}",
@@ -218,6 +223,11 @@ def test_bars_count_rules_that_keep_the_score():
         ours(1, "k = 4", 36.0, transformers=99.0),
     ]
     assert [row["label"] for row in eligible(rows, 4, 4)] == ["k = 4", "k = 4, pruned"]
+    noisy = {"speed_up_rounds": {CTRANSLATE2_BEAM: [0.5, 6.0]}}
+    reached = [ours(4, "k = 4", 38.0, beam=3.0), ours(4, "k = 4, pruned", 38.0) | noisy]
+    assert "| CTranslate2 int8, beam 5, batch 1 | C = 4, k = 4 | 2 | 3.00 | yes |" in bars_table(reached, "small")
+    missed = [ours(4, "k = 4", 38.0, beam=1.9), ours(4, "k = 4, pruned", 38.0) | noisy]
+    assert "| C = 4, k = 4, pruned | 2 | 0.50 to 6.00 | undecided |" in bars_table(missed, "small")
     rows[0]["speed_up_rounds"] = {TRANSFORMERS_BEAM: [0.0, 99.0]}  # a ratio that is given needs no rounds
     rows[4]["speed_up_rounds"] = {CTRANSLATE2_GREEDY: [1.1, 1.5]}
     rows[4]["batch_speed_up_rounds"] = {CTRANSLATE2_BEAM: [1.6, 1.7]}
@@ -492,7 +502,23 @@ def test_checkpoints_are_left_out(tmp_path):
     work.mkdir()
     assert copy_models(SimpleNamespace(student=str(run), teacher=None), work) == ["student"]
     assert sorted(path.name for path in (work / "student").rglob("*")) == ["config.json", "model.safetensors"]
-    assert list(load_script("benchmark").weight_hashes(work)) == ["student/model.safetensors"]
+
+
+def test_other_inputs_are_other_measurements(tmp_path):
+    names = ("student/model.safetensors", "student/generation_config.json", "student/tokenizer.json", "test.de")
+    (tmp_path / "student").mkdir()
+    for name in (*names, "student/training_args.bin"):
+        (tmp_path / name).write_text(name)
+
+    def hashes():
+        return load_script("benchmark").input_hashes(tmp_path, str(tmp_path / "test.de"), None)
+
+    before = hashes()
+    assert set(before) == {*names[:3], str(tmp_path / "test.de")}
+    for name, key in zip(names, before, strict=True):
+        (tmp_path / name).write_text("other")
+        assert [name for name, value in hashes().items() if value != before[name]] == [key]
+        (tmp_path / name).write_text(name)
 
 
 @pytest.mark.parametrize("name", ["benchmark", "benchmark_gpu"])

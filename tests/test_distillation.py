@@ -4,6 +4,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,9 +23,10 @@ from modeling_jmnat.distillation import (
     distill,
     keep_pair,
     merge,
+    teacher_digest,
 )
 from modeling_jmnat.preparation import load_prepared
-from modeling_jmnat.teacher import decode
+from modeling_jmnat.teacher import decode, set_languages
 from modeling_jmnat.teacher_backends import TransformersDecoder
 from modeling_jmnat.text_files import read_lines
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
@@ -321,12 +323,49 @@ def test_multilingual_teacher_is_told_its_languages(folder, tmp_path):
     with pytest.raises(ValueError, match=r"holds a distillation with teacher_languages=\['deu_Latn', 'eng_Latn'\]"):
         distill(arguments(folder, tmp_path / "out", **options | {"teacher_languages": ["deu_Latn", "fra_Latn"]}))
     for wrong, reason in (
+        (["</s>", "eng_Latn"], "='</s> eng_Latn' are not languages of the teacher's NllbTokenizer"),
         (["deu_Latn"], "='deu_Latn' must be two codes, of source and target"),
         (["de", "eng_Latn"], "='de eng_Latn' are not languages of the teacher's NllbTokenizer"),
     ):
         with pytest.raises(ValueError, match=f"teacher_languages{reason}"):
             distill(arguments(folder, tmp_path / "wrong", **options | {"teacher_languages": wrong}))
+    with pytest.raises(ValueError, match="teacher is multilingual: tell it its languages"):
+        distill(arguments(folder, tmp_path / "wrong", teacher=options["teacher"]))
     assert not (tmp_path / "wrong").exists()
+
+
+def test_codes_of_m2m100_lose_their_underscores():
+    class M2M100:
+        all_special_tokens = ["</s>", "__de__", "__en__"]
+        special_tokens_map = {"eos_token": "</s>"}
+        set_src_lang_special_tokens = src_lang = None
+        convert_tokens_to_ids = {"__de__": 7, "__en__": 8}.__getitem__
+
+    for codes in (["de", "en"], ["__de__", "__en__"]):
+        tokenizer, model = M2M100(), SimpleNamespace(generation_config=GenerationConfig())
+        set_languages(model, tokenizer, codes)
+        assert (tokenizer.src_lang, model.generation_config.forced_bos_token_id) == ("de", 8)
+
+
+def test_prefix_cannot_come_later(folder, stranger, tmp_path):
+    options = {"teacher": str(stranger[0])}
+    distill(arguments(folder, tmp_path, **options))
+    path = tmp_path / "distillation_plan.json"
+    plan = json.loads(path.read_text())
+    del plan["teacher_prefix"]  # as written before there were prefixes
+    path.write_text(json.dumps(plan))
+    distill(arguments(folder, tmp_path, **options))
+    with pytest.raises(ValueError, match="with teacher_prefix=None, now teacher_prefix is ba: choose another folder"):
+        distill(arguments(folder, tmp_path, teacher_prefix="ba", **options))
+
+
+def test_changed_tokenizer_is_another_teacher(folder, stranger, tmp_path):
+    path = shutil.copytree(stranger[0], tmp_path / "teacher")
+    before = teacher_digest(path)
+    (path / "notes.txt").write_text("mine")
+    assert teacher_digest(path) == before
+    (path / "tokenizer_config.json").write_text("{}")
+    assert teacher_digest(path) != before
 
 
 def test_teacher_that_reads_token_ids_takes_neither_prefix_nor_languages(folder, tmp_path):

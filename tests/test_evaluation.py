@@ -142,7 +142,7 @@ def test_latency_by_hand(monkeypatch):
 
     monkeypatch.setattr(evaluation.time, "perf_counter", lambda: now[0])
     figures = measure_latency(translate, [str(number) for number in range(1, 102)], 101)
-    assert figures == pytest.approx({"sentences": 101, "mean": 51.0, "p50": 51.0, "p99": 100.0})
+    assert figures == pytest.approx({"sentences": 101, "rounds": 3, "mean": 51.0, "p50": 51.0, "p99": 100.0})
     assert calls[: evaluation.WARM_UP_SENTENCES] == ["1", "2", "3", "4", "5", "6", "7", "8"]
     assert len(calls) == 3 * 101 + evaluation.WARM_UP_SENTENCES
     assert now[0] > 7 * 80
@@ -224,7 +224,7 @@ def test_command_writes_figures_settings_and_translations(folder, tmp_path, eval
         assert [str(row[varied]) for row in report["results"]] == values
         for row in report["results"]:
             assert "case:lc" in row["sacrebleu_signature"]
-            assert set(row["latency_ms"]) == {"sentences", "mean", "p50", "p99"}
+            assert set(row["latency_ms"]) == {"sentences", "rounds", "mean", "p50", "p99"}
             texts = (tmp_path / name / f"{varied}-{row[varied]}.txt").read_text().splitlines()
             references = random_lines(12, seed=9)
             expected = sacrebleu.corpus_bleu(texts, [references], lowercase=True).score

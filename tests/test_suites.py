@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from tiny_runs import prepare_tiny_data
 from transformers import HfArgumentParser, M2M100ForConditionalGeneration
 from translation_samples import SCRIPTS, load_script
@@ -27,7 +28,7 @@ from modeling_jmnat.suite_tables import TABLES, cell, write_tables
 from modeling_jmnat.suite_timing import Probe, duration, estimate, longest_way
 from modeling_jmnat.suite_work import DISTILLING, STUDENT, TEACHER, Kind, options_of, work_of
 from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings, flags
-from modeling_jmnat.teacher import build_teacher
+from modeling_jmnat.teacher import build_teacher, can_start, load_teacher
 from modeling_jmnat.teacher_training import parse_teacher_command
 from modeling_jmnat.training_command import parse_command
 
@@ -193,6 +194,16 @@ def test_teacher_that_is_there_is_not_trained(data, tmp_path, monkeypatch):
     assert options_of(stages["evaluate_jm-1.reranked"])["reranker"] == [now]
 
 
+def test_teacher_of_a_larger_vocabulary_does_not_fit(data, tmp_path):
+    save_teacher(data, tmp_path)
+    preset, tokenizer = load_preset("multi30k_tiny"), load_prepared(data)[1]
+    assert can_start(tmp_path, preset.model, tokenizer)
+    model, _ = load_teacher(tmp_path)
+    model.resize_token_embeddings(len(tokenizer) + 7)
+    model.save_pretrained(tmp_path)
+    assert not can_start(tmp_path, preset.model, tokenizer)
+
+
 @pytest.mark.parametrize("sizes", [{"encoder_layers": 4}, {"d_model": 64}, {"normalize_before": False}])
 def test_students_start_with_a_teacher_of_their_size(data, tmp_path, sizes):
     save_teacher(data, tmp_path / "mine", **sizes)
@@ -264,7 +275,7 @@ def fake_results(builder, stages):
             for value in getattr(parsed, setting) or default:
                 number += 1
                 row = {setting: value, "sacrebleu": number / 100, "chrf": 1.0, "sacrebleu_signature": "sig"}
-                row["repeated_tokens_per_sentence"] = 0.5
+                row["repeated_tokens_per_sentence"] = number / 1000
                 if level is not None:
                     row["noise_level"] = level
                 if parsed.latency_sentences:
@@ -293,13 +304,17 @@ def test_every_evaluation_is_shown(data, tmp_path, suite):
         preparing.add("evaluate_nat_scratch-1")
         preparing |= {name for name in scores if "frozen" in name}
     for name, rows in scores.items():
-        if suite not in ("main", "table2", "table4") and name in preparing or suite == "table3":
+        if suite not in ("main", "table2", "table3", "table4") and name in preparing:
+            continue
+        if suite == "table3" and "teacher" in name:
             continue
         if suite == "table4" and name in preparing - {"evaluate_jm-1", "evaluate_cm-1"}:
             continue
         for row in rows:
             if "latency_ms" in row:
                 assert f"{row['latency_ms']['mean']:.1f}" in shown, (name, row)
+            elif suite == "table3":
+                assert f"{row['repeated_tokens_per_sentence']:.3f}" in shown, (name, row)
             else:
                 assert f"{row['sacrebleu']:.2f}" in shown, (name, row)
 
@@ -511,6 +526,17 @@ def test_probe_measures_every_kind(data, bf16):
     seconds = {kind: probe.seconds(kind) for kind in (*kinds, Kind("multi30k_tiny", DISTILLING, False))}
     assert all(0 < value < 60 for value in seconds.values())
     assert seconds[kinds[1]] < seconds[kinds[0]]  # a pass over a candidate takes less than an update
+
+
+def test_presets_without_evaluations_and_of_the_basic_nat_are_estimated(data, tmp_path):
+    path = tmp_path / "nat.yaml"
+    model = {**load_preset("multi30k_tiny").model, "decoder_input": "source_copy"}
+    training = {"max_steps": 5, "eval_steps": None, "eval_sentences": None, "eval_num_iterations": []}
+    path.write_text(yaml.safe_dump({"model": model, "masking": {"target_mask": "all"}, "training": training}))
+    stages = SuiteBuilder(settings(data, tmp_path / "run", preset=str(path))).build(["main"])
+    work = work_of(stages, SENTENCES, str(path))
+    assert work["jm-1"] == {Kind(str(path), STUDENT, True): 5, Kind(str(path), STUDENT, False): 0}
+    assert estimate(stages, work, set(), Probe(*load_prepared(data)), 1).startswith("about ")
 
 
 def test_probe_passes_are_passes(data, monkeypatch):
