@@ -4,13 +4,15 @@ import functools
 import os
 import sys
 
+from safetensors import SafetensorError
+
 # Errors that a user causes and can mend. Anything else is a defect of ours and keeps its traceback.
-USER_ERRORS = (ValueError, OSError)
+USER_ERRORS = (ValueError, OSError, ImportError, SafetensorError)
 GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable, such as 0.1: the most of a GPU to take
 
 
 def command(main):
-    """Wrap `main(argv=None)` of a script: a `ValueError` or `OSError` is printed as one sentence, exit code 1."""
+    """Wrap `main(argv=None)` of a script: one of `USER_ERRORS` is printed as one sentence, exit code 1."""
 
     @functools.wraps(main)
     def wrapped(argv=None):
@@ -18,7 +20,10 @@ def command(main):
             limit_gpu_memory()
             return main(argv)
         except USER_ERRORS as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            sentence = " ".join(str(error).split())
+            if isinstance(error, SafetensorError):  # it names no file
+                sentence = f"a file of weights (.safetensors) cannot be read or written ({sentence})"
+            print(f"error: {sentence}", file=sys.stderr)
             sys.exit(1)
         except KeyboardInterrupt:
             print("stopped; run the same command again to go on", file=sys.stderr)

@@ -5,6 +5,7 @@ The mean log-probability prefers short candidates. An exponent of the length abo
 """
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from .translation import Translation, translate_lines
@@ -86,8 +87,8 @@ def best_setting(rows: Sequence[dict], apart: Sequence[str] = ("num_iterations",
 
     Of equals, the first.
     """
-    scores: dict[tuple, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for row in rows:
-        setting = tuple((name, value) for name, value in row.items() if name not in apart)
+        setting = json.dumps({name: value for name, value in row.items() if name not in apart})
         scores.setdefault(setting, []).append(row["sacrebleu"])
-    return dict(max(scores, key=lambda setting: sum(scores[setting]) / len(scores[setting])))
+    return json.loads(max(scores, key=lambda setting: sum(scores[setting]) / len(scores[setting])))

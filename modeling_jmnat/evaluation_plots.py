@@ -1,6 +1,7 @@
 """Pictures of what `evaluate.py` wrote: BLEU of short and long sentences, and BLEU of disturbed ones."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .plots import Panel, plot_lines, read_json
@@ -17,13 +18,13 @@ NOISE_AXES = {
 }
 
 
-def read_evaluations(paths: Sequence[str | Path], column: str) -> list[dict]:
-    """Reports of `evaluate.py` in whose rows `column` stands.
+def read_evaluations(paths: Sequence[str | Path], column: str) -> dict[Path, dict]:
+    """Reports of `evaluate.py` in whose rows `column` stands, by their files.
 
     Raises:
         ValueError: a file is something else, or was written without it; the sentence says how to get it.
     """
-    reports = []
+    reports = {}
     for path in map(Path, paths):
         report = read_json(path)
         if not isinstance(report, dict) or not {"settings", "results"} <= report.keys() or not report["results"]:
@@ -31,7 +32,7 @@ def read_evaluations(paths: Sequence[str | Path], column: str) -> list[dict]:
         if any(column not in row for row in report["results"]):
             how = "with --noise" if column == "noise_level" else "again"
             raise ValueError(f"{path} has no {column}: run evaluate.py {how}")
-        reports.append(report)
+        reports[path] = report
     return reports
 
 
@@ -46,6 +47,18 @@ def name_of(report: dict, row: dict) -> str:
     return f"{model}, {decoding}{reranked}"
 
 
+def named_rows(reports: Mapping[Path, dict]) -> Iterator[tuple[str, dict]]:
+    """The rows of the reports of one panel, each with its name, and with its file where models share that name."""
+    names = [{name_of(report, row) for row in report["results"]} for report in reports.values()]
+    shared = Counter(name for of_report in names for name in of_report)
+    stems = Counter(path.stem for path in reports)
+    for path, report in reports.items():
+        file = path.stem if stems[path.stem] == 1 else str(path)
+        for row in report["results"]:
+            name = name_of(report, row)
+            yield f"{name} ({file})" if shared[name] > 1 else name, row
+
+
 def plot_bleu_by_length(paths: Sequence[str | Path], output: str | Path) -> dict:
     """BLEU of groups of sentences by their number of source words, a panel per test set; a PNG at `output`.
 
@@ -56,25 +69,23 @@ def plot_bleu_by_length(paths: Sequence[str | Path], output: str | Path) -> dict
         ValueError: not reports of `evaluate.py`, or no group has `MIN_SENTENCES`.
     """
     panels = {}
-    for report in read_evaluations(paths, "by_source_words"):
-        panels.setdefault((report["settings"]["source"], report["settings"]["sentences"]), []).append(report)
+    for path, report in read_evaluations(paths, "by_source_words").items():
+        panels.setdefault((report["settings"]["source"], report["settings"]["sentences"]), {})[path] = report
     drawn = []
     for (source, _), reports in panels.items():
+        rows = list(named_rows(reports))
         groups = {
             name: group["sentences"]
-            for name, group in reports[0]["results"][0]["by_source_words"].items()
+            for name, group in rows[0][1]["by_source_words"].items()
             if group["sentences"] >= MIN_SENTENCES
         }
         if not groups:
             raise ValueError(f"{source}: no group of lengths has {MIN_SENTENCES} sentences, use a longer test set")
-        lines = {
-            name_of(report, row): (
-                list(range(len(groups))),
-                [row["by_source_words"][name]["sacrebleu"] for name in groups],
-            )
-            for report in reports
-            for row in report["results"]
-        }
+        lines = {}
+        for label, row in rows:
+            known = [(place, row["by_source_words"].get(name)) for place, name in enumerate(groups)]
+            known = [(place, group["sacrebleu"]) for place, group in known if group is not None]
+            lines[label] = ([place for place, _ in known], [score for _, score in known])
         ticks = [f"{name.replace('-', '–')}\nn = {count}" for name, count in groups.items()]
         drawn.append(Panel(f"words per source sentence ({source}; n sentences)", SCORE, lines, ticks))
     plot_lines(drawn, output)
@@ -90,15 +101,16 @@ def plot_bleu_under_noise(paths: Sequence[str | Path], output: str | Path) -> di
     Raises:
         ValueError: not reports of `evaluate.py --noise`.
     """
-    kinds: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for report in read_evaluations(paths, "noise_level"):
-        kind = report["settings"]["noise"]
-        for row in report["results"]:
-            point = (NOISE_AXES[kind][1] * row["noise_level"], row["sacrebleu"])
-            kinds.setdefault(kind, {}).setdefault(name_of(report, row), []).append(point)
+    kinds: dict[str, dict[Path, dict]] = {}
+    for path, report in read_evaluations(paths, "noise_level").items():
+        kinds.setdefault(report["settings"]["noise"], {})[path] = report
     panels = []
-    for kind, systems in kinds.items():
+    for kind, reports in kinds.items():
+        xlabel, factor = NOISE_AXES[kind]
+        systems: dict[str, list[tuple[float, float]]] = {}
+        for name, row in named_rows(reports):
+            systems.setdefault(name, []).append((factor * row["noise_level"], row["sacrebleu"]))
         lines = {name: tuple(zip(*sorted(points), strict=True)) for name, points in systems.items()}
-        panels.append(Panel(NOISE_AXES[kind][0], SCORE, lines))
+        panels.append(Panel(xlabel, SCORE, lines))
     plot_lines(panels, output)
     return {"panels": len(panels), "lines": sum(len(panel.lines) for panel in panels)}

@@ -13,12 +13,18 @@ from typing import TextIO
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; what is written there moves to `path` when the block ends well.
 
+    A link stays, what it points to is replaced. A device or a pipe, such as /dev/null, is itself the path given.
+
     Raises:
         OSError: the folder does not exist or is not writable, or the disk is full; a file at `path` stays as it was.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: name a file")
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    path = path.resolve()
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is not a folder: cannot write {path.name} there")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

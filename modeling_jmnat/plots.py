@@ -23,7 +23,7 @@ LOSS_NAMES = {
 }
 LABEL_PLACES = ((6, -11), (6, 5), (-36, 5), (-36, -11))  # beside a point, in typographic points
 LABEL_SIZE = (36, 9)
-AXES = {"step": "training step (updates)", "train_minutes": "training time (minutes)"}
+STEPS = "training step (updates)"
 
 
 def read_log_history(path: str | Path) -> list[dict]:
@@ -76,10 +76,10 @@ def read_latency_rows(paths: Sequence[str | Path]) -> list[dict]:
     return rows
 
 
-def series(history: Sequence[Mapping], key: str, axis: str = "step") -> tuple[list[float], list[float]]:
-    """The points (axis, value) of one logged figure, by rising axis. Of a step logged twice the last value counts."""
-    points = {row[axis]: row[key] for row in history if key in row and axis in row}
-    return sorted(points), [points[position] for position in sorted(points)]
+def series(history: Sequence[Mapping], key: str) -> tuple[list[int], list[float]]:
+    """The points (step, value) of one logged figure, by rising step. Of a step logged twice the last value counts."""
+    points = {row["step"]: row[key] for row in history if key in row and "step" in row}
+    return sorted(points), [points[step] for step in sorted(points)]
 
 
 @contextlib.contextmanager
@@ -117,24 +117,31 @@ def _style(number: int) -> dict:
     return {"color": COLOURS[number % 7], "marker": MARKS[(number + number // 7) % 7], "linestyle": dashes}
 
 
-def plot_learning_curve(history: Sequence[Mapping], output: str | Path, axis: str = "step") -> dict:
-    """Every part of the loss (left) and validation BLEU (right) against `step` or `train_minutes`; a PNG at `output`.
+def score_label(key: str) -> str:
+    """How a logged BLEU reads in a legend: "1 pass" of `eval_bleu_k1`, "beam 5" of a teacher's `eval_bleu_beam5`."""
+    decoding = key.removeprefix("eval_bleu").removeprefix("_")
+    if decoding.startswith("beam"):
+        return f"beam {decoding.removeprefix('beam')}"
+    passes = decoding.removeprefix("k")
+    return f"{passes} pass{'es' if passes != '1' else ''}" if passes else "validation set"
+
+
+def plot_learning_curve(history: Sequence[Mapping], output: str | Path) -> dict:
+    """Every part of the loss (left) and validation BLEU (right) by training step; a PNG at `output`.
 
     Returns:
         The last value of each loss part and the best of each BLEU that were drawn.
 
     Raises:
-        ValueError: an unknown axis, or one that the run did not log.
+        ValueError: the run logged neither.
     """
-    if axis not in AXES:
-        raise ValueError(f"axis={axis!r} is not one of {', '.join(AXES)}")
     keys = dict.fromkeys(key for row in history for key in row)
-    losses = {key: series(history, key, axis) for key in LOSS_NAMES if key in keys}
-    scores = {key: series(history, key, axis) for key in keys if key.startswith("eval_bleu")}
+    losses = {key: series(history, key) for key in LOSS_NAMES if key in keys}
+    scores = {key: series(history, key) for key in keys if key.startswith("eval_bleu")}
     if len(scores) > 1:
         scores.pop("eval_bleu", None)  # it repeats one of the others
     if not any(steps for steps, _ in [*losses.values(), *scores.values()]):
-        raise ValueError(f"the log has no loss and no BLEU with {axis!r}: nothing to plot")
+        raise ValueError("the log has no loss and no BLEU of any step: nothing to plot")
     with _figure(output, 1 + bool(scores)) as panels:
         for number, (key, points) in enumerate(losses.items()):
             every = max(1, len(points[0]) // 8)
@@ -142,13 +149,11 @@ def plot_learning_curve(history: Sequence[Mapping], output: str | Path, axis: st
                 *points, label=LOSS_NAMES[key], markersize=4, linewidth=1.5, markevery=every, **_style(number)
             )
         panels[0].set_yscale("log" if all(value > 0 for _, line in losses.values() for value in line) else "linear")
-        panels[0].set(xlabel=AXES[axis], ylabel="training loss (nats per masked target token)")
+        panels[0].set(xlabel=STEPS, ylabel="training loss (nats per masked target token)")
         for number, (key, points) in enumerate(scores.items()):
-            passes = key.removeprefix("eval_bleu").removeprefix("_k")
-            label = f"{passes} pass{'es' if passes != '1' else ''}" if passes else "validation set"
-            panels[1].plot(*points, label=label, markersize=4, linewidth=1.5, **_style(number))
+            panels[1].plot(*points, label=score_label(key), markersize=4, linewidth=1.5, **_style(number))
         if scores:
-            panels[1].set(xlabel=AXES[axis], ylabel="validation sacreBLEU (0 to 100)")
+            panels[1].set(xlabel=STEPS, ylabel="validation sacreBLEU (0 to 100)")
     last = {key: values[-1] for key, (_, values) in losses.items() if values}
     return {**last, **{f"best_{key}": max(values) for key, (_, values) in scores.items() if values}}
 

@@ -5,6 +5,7 @@ Beside weights and tokenizer it holds the files of this package that the model n
 """
 
 import contextlib
+import glob
 import json
 import math
 import shutil
@@ -21,9 +22,10 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from . import pipeline as pipeline_module
 from .configuration_jmnat import JMNatConfig
 from .modeling_jmnat import JMNatForConditionalGeneration
-from .onnx_model import GRAPHS_FOLDER, exporter
+from .onnx_model import GRAPHS_FOLDER, POSITIONS_FILE, exporter
 from .output_files import write_json
 from .pipeline import CUSTOM_PIPELINES
+from .shortlist import SHORTLIST_FILE
 from .tokenization_jmnat import JMNatTokenizer
 from .translation import is_jmnat, load_translator
 
@@ -34,8 +36,15 @@ AUTO_CLASSES = {
 }
 AUTO_MAP = {"AutoModel": "modeling_jmnat.JMNatModel"}  # a save enters its own class alone
 # Files of an earlier build or push that must not stay beside new ones.
-GRAPH_FILES = (f"{GRAPHS_FOLDER}/*.onnx", f"{GRAPHS_FOLDER}/*.safetensors")
-REPLACED_FILES = ("*.safetensors", "*.safetensors.index.json", "*.py", *GRAPH_FILES)
+WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+GRAPH_FILES = tuple(f"{GRAPHS_FOLDER}/{name}" for name in ("*.onnx", "output_weight*.safetensors", POSITIONS_FILE))
+REPLACED_FILES = (*WEIGHT_FILES, "*_jmnat.py", *GRAPH_FILES)
+# All that a published model is made of; a training leaves more in its folder.
+PUBLISHED_FILES = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *(*WEIGHT_FILES, "*_jmnat.py", Path(pipeline_module.__file__).name),
+    *("README.md", "[!.]*.png", f"{GRAPHS_FOLDER}/[!.]*", SHORTLIST_FILE),
+)
 # What loading leaves among a tokenizer's options and would be saved with it.
 LOADING_OPTIONS = ("is_local", "local_files_only", "name_or_path")
 
@@ -145,8 +154,15 @@ def round_weights(model: JMNatForConditionalGeneration) -> None:
     model.half()
 
 
+def published_files(folder: str | Path) -> dict[str, int]:
+    """Size in bytes of each file of `folder` that belongs to a published model (`PUBLISHED_FILES`), by its name."""
+    folder = Path(folder)
+    files = sorted(path for pattern in PUBLISHED_FILES for path in folder.glob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
 def push(folder: str | Path, repo_id: str, private: bool = False, message: str = "Upload model") -> str:
-    """Create the repository `repo_id` if need be and bring the folder there in one commit; its address.
+    """Create the repository `repo_id` if need be and bring `published_files` there in one commit; its address.
 
     Raises:
         ValueError: no token, one that the Hub refuses, a name that it does not accept, or no way to it. The folder
@@ -162,7 +178,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, message: str =
             repo_id=address.repo_id,
             folder_path=folder,
             commit_message=message,
-            ignore_patterns=[".*"],
+            allow_patterns=[glob.escape(name) for name in published_files(folder)],
             delete_patterns=list(REPLACED_FILES),
         )
     except (HTTPError, OSError, RuntimeError) as error:

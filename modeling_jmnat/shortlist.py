@@ -18,7 +18,7 @@ from .teacher import tokenizer_digest
 TENSORS = {"table": 2, "always": 1}  # of a file, with their numbers of axes
 DIGEST = "tokenizer_sha256"  # metadata of a file
 SHORTLIST_FILE = "shortlist.safetensors"
-MAX_LINKS = 20_000_000  # pairs of a source and a target token that are counted; more data change little
+MAX_LINKS = 20_000_000  # about as many pairs of a source and a target token are counted; more data change little
 ROUNDS = 3  # of expectation maximisation
 SPECIAL_TOKENS = 5  # `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>`
 
@@ -105,26 +105,28 @@ def read_shortlist(path: Path) -> tuple[torch.Tensor, torch.Tensor, str | None]:
 def translation_links(pairs: Iterable[tuple[Sequence[int], Sequence[int]]], vocab_size: int):
     """All pairs of a source and a target token of one sentence: (L,) keys source * V + target, (L,) target positions.
 
-    A target position is a number of its own for each target token of the data.
+    A target position is a number of its own for each target token of the data. Of more data than `MAX_LINKS` allows,
+    sentences from beginning to end are taken at even distances.
     """
-    keys, owners, num_targets, num_links = [], [], 0, 0
-    for source, target in pairs:
+    pairs = list(pairs)
+    if not pairs:
+        raise ValueError("a shortlist needs at least one pair of sentences, there is none")
+    num_links = sum(len(source) * len(target) for source, target in pairs)
+    num_taken = max(1, len(pairs) * MAX_LINKS // max(num_links, MAX_LINKS))
+    keys, owners, num_targets = [], [], 0
+    for number in range(num_taken):
+        source, target = pairs[number * len(pairs) // num_taken]
         source, target = np.asarray(source, dtype=np.int64), np.asarray(target, dtype=np.int64)
         keys.append((source[:, None] * vocab_size + target[None]).ravel())
         owners.append(
             np.broadcast_to(np.arange(num_targets, num_targets + len(target)), (len(source), len(target))).ravel()
         )
         num_targets += len(target)
-        num_links += len(keys[-1])
-        if num_links > MAX_LINKS:
-            break
-    if not keys:
-        raise ValueError("a shortlist needs at least one pair of sentences, there is none")
     return np.concatenate(keys), np.concatenate(owners)
 
 
 def translation_probabilities(pairs: Iterable[tuple[Sequence[int], Sequence[int]]], vocab_size: int):
-    """IBM model 1: source tokens (P,), target tokens (P,) and the probabilities p(target | source) (P,) of all pairs.
+    """IBM model 1: source tokens (P,), target tokens (P,) and p(target | source) (P,) of all pairs counted.
 
     Raises:
         ValueError: no pairs.

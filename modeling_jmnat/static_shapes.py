@@ -51,7 +51,7 @@ def pad_to(tensor: torch.Tensor, shape: Sequence[int], value=0) -> torch.Tensor:
 
 
 class CapturedGraph:
-    """`function` of tensors of fixed shapes, recorded once on the current device.
+    """`function` of tensors of fixed shapes, recorded once on the device of `stream`.
 
     What a call returns is overwritten by the next call of any graph with the same `pool`.
     """
@@ -65,14 +65,15 @@ class CapturedGraph:
         warm_up_calls: int = WARM_UP_CALLS,
     ):
         self.inputs = [tensor.clone() for tensor in inputs]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(warm_up_calls):
-                function(*self.inputs)
-        torch.cuda.current_stream().wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool, stream=stream):
-            self.outputs = function(*self.inputs)
+        with torch.cuda.device(stream.device):  # it need not be the current one
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(warm_up_calls):
+                    function(*self.inputs)
+            torch.cuda.current_stream().wait_stream(stream)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream):
+                self.outputs = function(*self.inputs)
 
     def __call__(self, *inputs: torch.Tensor):
         for static, tensor in zip(self.inputs, inputs, strict=True):

@@ -1,5 +1,6 @@
 """Line-aligned text files, plain or gzip-compressed, read strictly: nothing is repaired in silence."""
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
@@ -9,7 +10,8 @@ from pathlib import Path
 def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
     """Yield the UTF-8 lines of an open binary file without their line ends; `name` stands in the error messages.
 
-    Only `\\n` ends a line, so that files stay aligned when the text holds other Unicode line separators.
+    Only `\\n` ends a line, so that files stay aligned when the text holds other Unicode line separators. A byte order
+    mark before the first line is no part of it.
 
     Raises:
         ValueError: the text is not valid UTF-8 or not a valid gzip stream; the line is named.
@@ -18,6 +20,8 @@ def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
     try:
         for line in file:
             number += 1
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
             yield line.decode("utf-8").rstrip("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         where = f"{error.reason} at byte {error.start}"

@@ -196,16 +196,22 @@ def moses_tool(tool: str, language: str, escape: bool = False, split_dashes: boo
 
 
 def show_canvas(tokenizer, ids: Sequence[int]) -> str:
-    """A canvas for a person: pieces as they stand in the text, ` __` where a token is still to be predicted."""
+    """A canvas for a person: pieces as they stand in the text, ` __` where a token is still to be predicted.
+
+    Pieces of a fairseq dictionary, a vocabulary of whole symbols, hold no spaces and are shown with spaces between.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    between = " " if backend is not None and isinstance(backend.model, models.WordLevel) else ""
+    before = "" if between else " "
     pieces = []
     for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
         if token == tokenizer.mask_token_id:
-            pieces.append(" __")
+            pieces.append(f"{before}__")
         elif token == tokenizer.eos_token_id:
-            pieces.append(" </s>")
+            pieces.append(f"{before}</s>")
         elif token != tokenizer.pad_token_id:
             pieces.append(piece)
-    return LINE_BREAKS.sub(" ", "".join(pieces)).strip()
+    return LINE_BREAKS.sub(" ", between.join(pieces)).strip()
 
 
 def _map_strings(function: Callable[[str], str], text):

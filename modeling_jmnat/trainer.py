@@ -283,8 +283,11 @@ class JMNatTrainer(Trainer):
             self.model.load_state_dict(load_file(training_weights), strict=False)
 
     def best_steps(self) -> list[int]:
-        """Steps of the `keep_best` checkpoints with the highest BLEU so far, best first."""
-        return checkpoints.best_steps(self.state.log_history, BLEU, self.args.keep_best)
+        """Steps of the `keep_best` checkpoints with the highest BLEU so far, best first; also the step being made."""
+        steps = {checkpoints.checkpoint_step(path) for path in checkpoints.list_checkpoints(self.args.output_dir)}
+        if self.is_in_train and self.state.global_step > 0:  # before the first step nothing is saved
+            steps.add(self.state.global_step)
+        return checkpoints.best_steps(self.state.log_history, BLEU, self.args.keep_best, steps)
 
     # Evaluation ------------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ class TranslationTrainingArguments(TrainingArguments):
     adam_beta2: float = field(default=0.98, metadata={"help": "Second beta of Adam."})
     weight_decay: float = field(default=0.01, metadata={"help": "Decoupled weight decay."})
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints to go on from that are kept, beside the best ones."}
+        default=2, metadata={"help": "Checkpoints to go on from that are kept, beside the best ones; 0: all."}
     )
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide losses that are not finite."})
     ddp_find_unused_parameters: bool | None = field(
@@ -80,6 +80,8 @@ class TranslationTrainingArguments(TrainingArguments):
             raise ValueError(f"keep_best={self.keep_best} must be at least 0")
         if self.load_best_model_at_end or self.save_strategy == "best":
             raise ValueError("load_best_model_at_end and save_strategy=best are not used here: set keep_best")
+        if self.save_only_model:
+            raise ValueError("save_only_model=True is not possible: checkpoints must hold what a run goes on from")
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns=True would remove the ids by which masks are drawn")
 
@@ -103,6 +105,11 @@ class JMNatTrainingArguments(TranslationTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} must be 0: the model's own loss has the option "
+                "label_smoothing"
+            )
         if any(passes < 1 for passes in self.eval_num_iterations):
             raise ValueError(f"eval_num_iterations={self.eval_num_iterations} must all be at least 1")
         if self.eval_num_length_candidates < 1:

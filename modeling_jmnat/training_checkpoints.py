@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,9 +112,9 @@ def remove_after(run_dir: str | Path, checkpoint: Path | None) -> None:
 
 
 def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int]) -> None:
-    """Keep the `newest` checkpoints whole (None: all), the weights of `best_steps`, and delete the others."""
+    """Keep the `newest` checkpoints whole (None or below 1: all), the weights of `best_steps`, delete the others."""
     checkpoints = list_checkpoints(run_dir)
-    if newest is None:
+    if newest is None or newest < 1:
         return
     best_steps = set(best_steps)
     for checkpoint in checkpoints[: max(len(checkpoints) - newest, 0)]:
@@ -126,9 +126,9 @@ def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int])
                 path.unlink()
 
 
-def best_steps(log_history: list[dict], metric: str, count: int) -> list[int]:
-    """The steps with the `count` highest values of `metric` in a trainer's log, best first; ties: earlier first."""
-    scores = {entry["step"]: entry[metric] for entry in log_history if metric in entry}
+def best_steps(log_history: list[dict], metric: str, count: int, steps: Container[int]) -> list[int]:
+    """Of `steps`, those with the `count` highest values of `metric` in a trainer's log, best first; ties: earlier."""
+    scores = {entry["step"]: entry[metric] for entry in log_history if metric in entry and entry["step"] in steps}
     return sorted(scores, key=lambda step: (-scores[step], step))[:count]
 
 

@@ -54,7 +54,9 @@ FIXED_TRAINING_FIELDS = (
     "fp16",
     "seed",
     "data_seed",
+    "world_size",  # processes: a step has as many batches
 )
+LATER_FIELDS = ("world_size",)  # runs that were begun before these were recorded go on with any value
 
 
 def run_training(command: TrainingCommand) -> dict:
@@ -260,8 +262,11 @@ def compare_settings(output_dir: Path, settings: dict) -> None:
         return
     before = json.loads(path.read_text())
     for section, values in settings.items():
+        recorded = before.get(section, {})
         for name, value in values.items():
-            earlier = before.get(section, {}).get(name)
+            if name in LATER_FIELDS and name not in recorded:
+                continue
+            earlier = recorded.get(name)
             if earlier != value:
                 raise ValueError(
                     f"output_dir {output_dir} holds a run with {section} {name}={earlier}, and now it is {value}: "

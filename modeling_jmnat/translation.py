@@ -46,7 +46,9 @@ class Translation:
 
     Args:
         source: the line as it was read.
-        candidates: `num_return_sequences` pairs of text and score (mean log-probability), best first.
+        candidates: `num_return_sequences` pairs of text and score, best first. The score is the sum of
+            log-probabilities / (length + length_offset)**length_normalization; of beam search, which gives it where
+            `num_return_sequences` is given, the sum / length**length_penalty; of greedy search None.
         token_ids: of the best candidate, without special tokens.
         num_passes: decoder passes; None for autoregressive models, as all below.
         candidate_lengths: the lengths that were tried, `</s>` counted, most probable first.
@@ -291,7 +293,7 @@ def _autoregressive_options(model, source_length: int, generation: dict) -> dict
     options = {"max_length": limit + 1, "do_sample": False}  # the start token is counted
     if candidates_per_sentence(model, generation) == 1:  # options of beam search in the folder would be warned about
         options.update(early_stopping=False, length_penalty=1.0)
-    else:
+    elif generation.get("num_return_sequences") is not None:  # the library copies all words' scores in each step
         options.update(output_scores=True)
     return options
 

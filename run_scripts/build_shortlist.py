@@ -27,7 +27,8 @@ def main(argv=None):
     (arguments,) = HfArgumentParser(ShortlistArguments, description=__doc__).parse_args_into_dataclasses(argv)
     splits, tokenizer = load_prepared(arguments.data)
     columns = splits["train"].with_format("numpy")
-    pairs = zip(columns["input_ids"], columns["labels"], strict=True)
+    pairs = list(zip(columns["input_ids"], columns["labels"], strict=True))
+    seen = set().union(*(source.tolist() for source, _ in pairs))
     shortlist = build_shortlist(pairs, len(tokenizer), arguments.per_token, arguments.frequent)
     shortlist.digest = tokenizer_digest(tokenizer)
     Path(arguments.output).mkdir(parents=True, exist_ok=True)
@@ -35,8 +36,13 @@ def main(argv=None):
     sizes = [
         shortlist.ids(columns_of).numel() for columns_of in splits["validation"].with_format("torch")["input_ids"]
     ]
-    mean = round(sum(sizes) / len(sizes), 1) if sizes else None
-    print(json.dumps({"output": str(path), "vocabulary": len(tokenizer), "mean_shortlist": mean}))
+    report = {
+        "output": str(path),
+        "vocabulary": len(tokenizer),
+        "source_tokens_without_row": int((shortlist.table[list(seen)] < 0).all(dim=1).sum()),
+        "mean_shortlist": round(sum(sizes) / len(sizes), 1) if sizes else None,
+    }
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ class PlotArguments:
         default=None,
         metadata={"help": "Training folder (or its trainer_state.json): every part of the loss, and validation BLEU."},
     )
-    axis: str = field(default="step", metadata={"help": "With --run: step, or train_minutes for the training time."})
     latency: list[str] | None = field(
         default=None,
         metadata={
@@ -43,7 +42,7 @@ def main(argv=None):
     if sum(getattr(arguments, kind) is not None for kind in KINDS) != 1:
         raise ValueError("give one of --run, --latency, --lengths and --noise")
     if arguments.run is not None:
-        figures = plot_learning_curve(read_log_history(arguments.run), arguments.output, arguments.axis)
+        figures = plot_learning_curve(read_log_history(arguments.run), arguments.output)
     elif arguments.latency is not None:
         figures = plot_bleu_against_latency(read_latency_rows(arguments.latency), arguments.output)
     elif arguments.lengths is not None:

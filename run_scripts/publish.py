@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from modeling_jmnat.cli import command
 from modeling_jmnat.model_card import read_facts, write_card
-from modeling_jmnat.publishing import load_for_publishing, push, replaced_folder, save_for_everyone
+from modeling_jmnat.publishing import load_for_publishing, published_files, push, replaced_folder, save_for_everyone
 
 
 @dataclass
@@ -46,8 +46,8 @@ class PublishArguments:
     push: str | None = field(
         default=None,
         metadata={
-            "help": "Push the folder to this repository of the Hub, such as you/jmnat-de-en, and create it if need "
-            "be. Needs a token: 'hf auth login', or HF_TOKEN."
+            "help": "Push the model in the folder to this repository of the Hub, such as you/jmnat-de-en, and create "
+            "it if need be. Needs a token: 'hf auth login', or HF_TOKEN."
         },
     )
     private: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
@@ -66,8 +66,7 @@ def main(argv=None):
         )
         if arguments.card:
             write_card(arguments.card, folder, arguments.push or str(output), model, tokenizer)
-    files = [path for path in sorted(output.rglob("*")) if path.is_file()]
-    sizes = {path.relative_to(output).as_posix(): path.stat().st_size for path in files}
+    sizes = published_files(output)
     report = {"output": str(output), "megabytes": round(sum(sizes.values()) / 1e6, 2), "files": list(sizes)}
     if arguments.push:
         report["pushed_to"] = push(output, arguments.push, arguments.private)

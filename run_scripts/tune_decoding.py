@@ -6,24 +6,35 @@ For JM-NAT that is the exponent of the length that its candidates' scores are di
 
 import json
 import sys
+import tempfile
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-from transformers.utils import logging
+from transformers import HfArgumentParser, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from modeling_jmnat.cli import command
 from modeling_jmnat.configuration_jmnat import JMNatOptions
 from modeling_jmnat.decoding_tuning import EXPONENTS, beam_settings, best_setting, candidate_settings
 from modeling_jmnat.evaluation import describe_environment
 from modeling_jmnat.onnx_model import GRAPHS_FOLDER
-from modeling_jmnat.output_files import atomic_text_file
+from modeling_jmnat.output_files import atomic_file, atomic_text_file
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.text_files import read_parallel
 from modeling_jmnat.translation import is_jmnat, load_translator, parse_generation_options
 
 DEFAULT_ITERATIONS, DEFAULT_BEAMS = [4, 10], 5
+# Options of decoding that are set here, and what decides on them.
+JMNAT_CHOICES = {
+    "num_length_candidates": "--num_length_candidates",
+    "num_beams": "--num_length_candidates",
+    "num_return_sequences": "--num_length_candidates",
+    "length_normalization": "--exponents",
+    "length_offset": "--exponents",
+}
+BEAM_CHOICES = {"length_penalty": "--exponents"}
 
 
 @dataclass
@@ -82,6 +93,16 @@ def parse_grid(text: str | None) -> dict[str, list]:
     return grid
 
 
+def check_choices(choices: dict[str, str], grid: Collection[str], shared: Collection[str]) -> None:
+    """Refuse options that would be overwritten: those in `choices`, and of the `shared` ones those in the grid."""
+    for name, option in choices.items():
+        if name in grid or name in shared:
+            raise ValueError(f"{name} cannot be given in --grid or --generation_options: {option} decides on it")
+    for name in grid:
+        if name in shared:
+            raise ValueError(f"{name} cannot be given in --generation_options: --grid decides on it")
+
+
 def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: dict):
     """The settings to be compared, each with its translations."""
     grid = parse_grid(arguments.grid)
@@ -89,6 +110,7 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
     if is_jmnat(model):
         one_pass = model.config.decoder_input == "source_copy"
         grid.setdefault("num_iterations", [1] if one_pass else DEFAULT_ITERATIONS)
+        check_choices(JMNAT_CHOICES, grid, shared)
         saved = model.generation_config.num_length_candidates or JMNatOptions().num_length_candidates
         counts = arguments.num_length_candidates or [saved]
         if arguments.reranker is not None:
@@ -99,16 +121,18 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
     for name in ("num_length_candidates", "reranker"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name} does not apply to an autoregressive model")
-    grid = {"num_beams": [DEFAULT_BEAMS], **grid, "length_penalty": arguments.exponents}
+    grid.setdefault("num_beams", [DEFAULT_BEAMS])
+    check_choices(BEAM_CHOICES, grid, shared)
+    grid["length_penalty"] = arguments.exponents
     return beam_settings(model, tokenizer, sources, grid, generation=shared, **common)
 
 
-def run_tuning(arguments: TuningArguments) -> dict:
-    """Everything that goes into the JSON file; one printed line per setting as soon as it is known."""
+def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
+    """Everything that goes into the JSON file, and the model; one printed line per setting as soon as it is known."""
     from sacrebleu.metrics import BLEU
 
-    if arguments.save and not Path(arguments.model).is_dir():
-        raise ValueError(f"model {arguments.model} is not a folder: the choice can only be saved in one, see --save")
+    if arguments.save:
+        check_folders(arguments.model)
     sources, references = read_parallel(arguments.source, arguments.reference)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
     shared = parse_generation_options(arguments.generation_options)
@@ -116,10 +140,7 @@ def run_tuning(arguments: TuningArguments) -> dict:
     for setting, texts in settings_of(arguments, model, tokenizer, sources, shared):
         rows.append(setting | {"sacrebleu": round(metric.corpus_score(texts, [references]).score, 4)})
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
-    best = shared | best_setting(rows)
-    if arguments.save:
-        save_options(Path(arguments.model), model, best)
-    return {
+    report = {
         "settings": {
             "model": Path(arguments.model).resolve().name,
             "source": Path(arguments.source).name,
@@ -131,16 +152,36 @@ def run_tuning(arguments: TuningArguments) -> dict:
         **describe_environment(model),
         "sacrebleu_signature": str(metric.get_signature()),
         "results": rows,
-        "best": best,
+        "best": shared | best_setting(rows),
     }
+    return report, model
 
 
-def save_options(folder: Path, model, options: dict) -> None:
-    """Into the generation configuration of the model, and of its exported graphs where there are any."""
+def folders_of(model: str) -> list[Path]:
+    """Where generation configurations are: with the model, and with its exported graphs where there are any."""
+    return [folder for folder in (Path(model), Path(model) / GRAPHS_FOLDER) if folder.is_dir()]
+
+
+def check_folders(model: str) -> None:
+    """Refuse a model with which nothing can be saved, before the work."""
+    if not folders_of(model):
+        raise ValueError(f"model {model} is not a folder: the choice can only be saved in one, see --save")
+    for folder in folders_of(model):
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"model {model}: {folder / GENERATION_CONFIG_NAME} cannot be written ({error.strerror}), see --save"
+            ) from None
+
+
+def save_options(folders: list[Path], model: PreTrainedModel, options: dict) -> None:
+    """Into the generation configuration in each of the folders."""
     model.generation_config.update(**options)
-    for place in (folder, folder / GRAPHS_FOLDER):
-        if place.is_dir():
-            model.generation_config.save_pretrained(place)
+    for folder in folders:
+        with atomic_file(folder / GENERATION_CONFIG_NAME) as file:
+            model.generation_config.save_pretrained(folder, config_file_name=file.name)
 
 
 @command
@@ -149,11 +190,13 @@ def main(argv=None):
     logging.disable_progress_bar()
     # Opened before the work, so that a path that cannot be written costs no time.
     with atomic_text_file(arguments.output) if arguments.output else nullcontext() as file:
-        report = run_tuning(arguments)
+        report, model = run_tuning(arguments)
         if file:
             json.dump(report, file, indent=2, ensure_ascii=False, allow_nan=False)
             file.write("\n")
     print(f"best: {json.dumps(report['best'])}")
+    if arguments.save:  # last: whatever is wrong with the folder, the figures are there
+        save_options(folders_of(arguments.model), model, report["best"])
 
 
 if __name__ == "__main__":

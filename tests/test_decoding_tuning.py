@@ -1,5 +1,6 @@
 """Every setting that tuning compares equals a decoding with these options; what it chooses is saved and used."""
 
+import errno
 import json
 
 import pytest
@@ -86,6 +87,8 @@ def test_the_best_setting_by_hand():
     assert best_setting(list(reversed(rows[:1] + rows[3:]))) == {"length_normalization": 2.0}
     equals = [{"num_beams": beams, "sacrebleu": 1.0} for beams in (5, 3)]
     assert best_setting(equals) == {"num_beams": 5}
+    lists = [{"suppress_tokens": tokens, "sacrebleu": bleu} for tokens, bleu in (([1, 4], 1.0), ([1], 2.0))]
+    assert best_setting(lists) == {"suppress_tokens": [1]}
 
 
 def test_the_command_saves_what_it_found_and_evaluate_takes_it(folder, tmp_path, tune, capsys):
@@ -136,6 +139,37 @@ def test_the_command_tunes_a_teacher(folder, tmp_path, tune):
     assert report["best"]["length_penalty"] == best["length_penalty"]
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(folder, tmp_path, tune, monkeypatch, capsys):
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tune.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(tune, "load_translator", lambda *arguments: pytest.fail("the work has begun"))
+    (tmp_path / "text").write_text("a b\n")
+    text = ["--source", str(tmp_path / "text"), "--reference", str(tmp_path / "text")]
+    with pytest.raises(SystemExit):
+        tune.main(["--model", str(folder / "student"), *text])
+    expected = f"{folder / 'student' / 'generation_config.json'} cannot be written (Read-only file system), see --save"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tune, monkeypatch, capsys):
+    def fill_the_disk(config, folder, config_file_name):
+        (folder / config_file_name).write_text("{")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(JMNatGenerationConfig, "save_pretrained", fill_the_disk)
+    (tmp_path / "text").write_text("a b\n")
+    text = ["--source", str(tmp_path / "text"), "--reference", str(tmp_path / "text")]
+    before = (folder / "student" / "generation_config.json").read_text()
+    options = ["--grid", '{"num_iterations": [1]}', "--exponents", "1", "--output", str(tmp_path / "report.json")]
+    with pytest.raises(SystemExit):
+        tune.main(["--model", str(folder / "student"), *text, *options])
+    assert "No space left on device" in capsys.readouterr().err
+    assert json.loads((tmp_path / "report.json").read_text())["best"]["length_normalization"] == 1.0
+    assert (folder / "student" / "generation_config.json").read_text() == before
+
+
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
@@ -143,7 +177,13 @@ def test_the_command_tunes_a_teacher(folder, tmp_path, tune):
         ("student", ["--grid", '{"num_iterations": []}'], "num_iterations must have a list of values, at least one"),
         ("student", ["--grid", '{"prune_candidates": [1]}'], "prune_candidates cannot be tuned, nor be on"),
         ("student", ["--generation_options", '{"prune_threshold": 0.5}'], "prune_threshold cannot be tuned"),
-        ("student", ["--exponents", "1", "-1"], "exponents=[1.0, -1.0] must be at least 0"),
+        ("student", ["--grid", '{"num_length_candidates": [3]}'], "--num_length_candidates decides on it"),
+        ("student", ["--generation_options", '{"length_offset": 5}'], "length_offset cannot be given in --grid or"),
+        ("student", ["--grid", '{"length_normalization": [1]}'], "--exponents decides on it"),
+        ("student", ["--generation_options", '{"num_iterations": 4}'], "--grid decides on it"),
+        ("teacher", ["--grid", '{"length_penalty": [1, 2]}'], "length_penalty cannot be given in --grid or"),
+        ("teacher", ["--generation_options", '{"num_beams": 2}'], "num_beams cannot be given in --generation_options"),
+        ("student", ["--exponents", "1", "-1"], "exponents=[1.0, -1.0] must be at least one number, none"),
         ("student", ["--output", "nowhere/report.json"], "nowhere is not a folder"),
         ("teacher", ["--num_length_candidates", "3"], "--num_length_candidates does not apply"),
         ("teacher", ["--reranker", "teacher"], "--reranker does not apply"),

@@ -5,7 +5,7 @@ from transformers import AutoTokenizer
 from modeling_jmnat.fairseq_tokenizer import build_tokenizer, read_bpe_codes, read_dictionary
 from modeling_jmnat.preparation import tokenizer_hash
 from modeling_jmnat.teacher import tokenizer_digest
-from modeling_jmnat.tokenization_jmnat import BytePairSegmenter
+from modeling_jmnat.tokenization_jmnat import BytePairSegmenter, show_canvas
 
 CODES = ["l o", "lo w</w>", "e r</w>", "ä ß", "x y", "xy z</w>"]
 PIECES = ["low", "lo@@", "w@@", "er", "'s", "l@@", "o", "äß@@", "xyz", "e", "@-@", "&apos;s", "low</w"]
@@ -44,6 +44,12 @@ def test_dictionary_with_end_of_word_marks():
     assert tokenizer("lower low")["input_ids"] == [6, 7, 8, 5, 2]
     assert tokenizer.decode([6, 7, 8, 5, 2], skip_special_tokens=True) == "lower low"
     assert build_tokenizer(symbols)("lo w er</w> low</w>")["input_ids"] == [6, 7, 8, 5, 2]
+
+
+def test_canvases_are_shown_with_spaces_between_pieces():
+    tokenizer = build_tokenizer([*SPECIAL, "das", "ist", "Ha@@", "us"])
+    assert show_canvas(tokenizer, [5, 6, 7, 8, 2, 1]) == "das ist Ha@@ us </s>"
+    assert show_canvas(tokenizer, [4, 4, 7, 4, 2]) == "__ __ Ha@@ __ </s>"
 
 
 def test_segments_by_hand():

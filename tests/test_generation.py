@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
+from hub_server import stand_in_hub
 from random_models import ARCHITECTURES, pad, random_batch, random_model, random_sources
 from reference_decoder import num_remasked as slow_num_remasked
 from reference_decoder import remasked_positions, slow_decode
@@ -806,6 +808,49 @@ def test_options_changed_on_a_fresh_model_survive(tmp_path):
     without = JMNatForConditionalGeneration.from_pretrained(tmp_path)
     assert type(without.generation_config) is JMNatGenerationConfig
     assert without.generation_config.num_iterations == 10
+
+
+def test_a_damaged_generation_config_is_not_replaced_by_the_defaults(tmp_path):
+    random_model(16).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"num_iterations": 3')
+    with pytest.raises(OSError, match=r"^generation_config.json of .* cannot be read: .* is not a valid JSON file\.$"):
+        JMNatForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A stand-in that this process takes for the Hub, with a model of 3 passes."""
+    model = random_model(16)
+    model.generation_config.num_iterations = 3
+    model.save_pretrained(tmp_path / "model")
+    with stand_in_hub() as server:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
+        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        server.repositories["someone/tiny"] = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+        yield server
+
+
+def loaded_passes(**options):
+    return JMNatForConditionalGeneration.from_pretrained("someone/tiny", **options).generation_config.num_iterations
+
+
+def test_a_generation_config_that_cannot_be_fetched_is_not_replaced_by_the_defaults(hub):
+    hub.fail_on = "generation_config.json"
+    with pytest.raises(OSError, match="^generation_config.json of someone/tiny cannot be read: "):
+        loaded_passes()
+    assert loaded_passes(local_files_only=True) == 10  # offline, what is not here is missing
+    hub.fail_on = None
+    assert loaded_passes() == loaded_passes(local_files_only=True) == 3
+
+
+def test_a_hub_model_without_generation_config_has_the_defaults(hub):
+    del hub.repositories["someone/tiny"]["generation_config.json"]
+    assert loaded_passes() == loaded_passes(local_files_only=True) == 10
+    hub.fail_on = "someone"  # the Hub does not answer any more, but said before that there is none
+    assert loaded_passes() == 10
 
 
 def test_a_given_generation_config_is_kept_when_loading(tmp_path):

@@ -5,6 +5,7 @@ import json
 import random
 import re
 import sys
+import time
 import unicodedata
 
 import pytest
@@ -16,7 +17,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from translation_samples import tiny_student, tiny_tokenizer
 
 from modeling_jmnat import JMNatGenerateOutput, JMNatTranslationPipeline, ORTJMNatForConditionalGeneration
-from modeling_jmnat.pipeline import sentences_of, split_line
+from modeling_jmnat.pipeline import LAST_SIGNS, sentences_of, split_line
 from modeling_jmnat.tokenization_jmnat import show_canvas
 
 TEXTS = random_lines(7, seed=11)
@@ -237,6 +238,16 @@ def test_the_library_is_asked_wherever_it_would_split():
             split += 1
             assert len(sentences_of(line, "de")) > 1, line
     assert split > 500
+
+
+def test_signs_at_the_end_of_a_line_are_found_in_linear_time():
+    generator = random.Random(7)
+    for _ in range(300):
+        line = "".join(generator.choices("aö ._!\n", k=generator.randrange(12)))
+        assert LAST_SIGNS.sub("", line) == re.sub(r"\W+$", "", line)
+    start = time.perf_counter()
+    assert sentences_of("." * 60_000 + "a", "de") == ["." * 60_000 + "a"]
+    assert time.perf_counter() - start < 1
 
 
 def test_without_the_library(repeat, monkeypatch):

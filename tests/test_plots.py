@@ -1,6 +1,7 @@
 """Pictures: every logged figure becomes a line with the right points, axes carry units, mistakes have a sentence."""
 
 import json
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -18,10 +19,10 @@ def history():
     rows = []
     for step in range(10, 101, 10):
         parts = {"nll_loss": 5.0 - step / 50, "encoder_loss": 0.5, "ngram_loss": 0.4, "length_loss": 3.0}
-        rows.append({"step": step, "train_minutes": step / 20, "loss": 6.0 - step / 50, "grad_norm": 1.0, **parts})
+        rows.append({"step": step, "loss": 6.0 - step / 50, "grad_norm": 1.0, **parts})
     for step in (50, 100):
         bleu = {"eval_bleu": step / 5, "eval_bleu_k1": step / 10, "eval_bleu_k4": step / 5}
-        rows.append({"step": step, "train_minutes": step / 20, "eval_loss": 3.4, **bleu})
+        rows.append({"step": step, "eval_loss": 3.4, **bleu})
     return rows
 
 
@@ -41,9 +42,8 @@ def test_last_value_of_a_step_counts():
     assert series(rows, "loss") == ([1, 2], [3.0, 2.0])
 
 
-@pytest.mark.parametrize(("axis", "unit", "last"), [("step", "updates", 100), ("train_minutes", "minutes", 5)])
-def test_learning_curve_shows_every_part_and_every_bleu(history, tmp_path, drawn, axis, unit, last):
-    figures = plot_learning_curve(history, tmp_path / "curve.png", axis)
+def test_learning_curve_shows_every_part_and_every_bleu(history, tmp_path, drawn):
+    figures = plot_learning_curve(history, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(PNG)
     losses, bleu = drawn[0].axes
     lines = {line.get_label(): line for line in losses.get_lines()}
@@ -53,9 +53,9 @@ def test_learning_curve_shows_every_part_and_every_bleu(history, tmp_path, drawn
         "1 pass": [5.0, 10.0],
         "4 passes": [10.0, 20.0],
     }
-    assert all(line.get_xdata()[-1] == last for panel in (losses, bleu) for line in panel.get_lines())
+    assert all(line.get_xdata()[-1] == 100 for panel in (losses, bleu) for line in panel.get_lines())
     for panel in (losses, bleu):
-        assert unit in panel.get_xlabel()
+        assert "updates" in panel.get_xlabel()
         colours = [line.get_color() for line in panel.get_lines()]
         marks = [line.get_marker() for line in panel.get_lines()]
         assert len(set(colours)) == len(set(marks)) == len(colours)
@@ -64,6 +64,13 @@ def test_learning_curve_shows_every_part_and_every_bleu(history, tmp_path, drawn
     assert "BLEU" in bleu.get_ylabel()
     assert figures["nll_loss"] == 3.0
     assert figures["best_eval_bleu_k4"] == 20.0
+
+
+def test_beams_of_a_teacher_stand_in_the_legend(tmp_path, drawn):
+    """A label that begins with an underscore is hidden."""
+    bleu = {"eval_bleu": 30.0, "eval_bleu_beam1": 29.0, "eval_bleu_beam5": 30.0}
+    plot_learning_curve([{"step": 10, **bleu}, {"step": 10, "loss": 1.0}], tmp_path / "curve.png")
+    assert [text.get_text() for text in drawn[0].axes[1].get_legend().get_texts()] == ["beam 1", "beam 5"]
 
 
 def test_a_run_without_validation_has_one_panel(history, tmp_path, drawn):
@@ -146,6 +153,29 @@ def test_bleu_by_length_has_a_line_for_each_row_and_a_panel_for_each_test_set(tm
     assert first.get_ylim() == second.get_ylim()
 
 
+def test_models_of_one_name_are_told_apart_by_their_files(tmp_path, drawn, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"num_iterations": 1, "noise_level": 0.0, "sacrebleu": 30.0, "by_source_words": groups(31.0, 21.0, 9.0)}]
+    other = [{**rows[0], "sacrebleu": 20.0, "by_source_words": {"1-5": {"sentences": 30, "sacrebleu": 11.0}}}]
+    Path("old").mkdir()
+    files = [Path("first.json"), Path("old/second.json"), Path("teacher.json")]
+    paths = [
+        write_report(files[0], rows, noise="drop"),
+        write_report(files[1], other, noise="drop"),
+        write_report(files[2], rows, noise="drop", model="teacher"),
+    ]
+    plot_bleu_by_length(paths, tmp_path / "lengths.png")
+    plot_bleu_under_noise(paths, tmp_path / "noise.png")
+    lengths, noise = [{line.get_label(): line for line in figure.axes[0].get_lines()} for figure in drawn]
+    assert set(lengths) == set(noise) == {"jm, k = 1 (first)", "jm, k = 1 (second)", "teacher, k = 1"}
+    assert noise["jm, k = 1 (second)"].get_xydata().tolist() == [[0.0, 20.0]]
+    assert lengths["jm, k = 1 (second)"].get_xydata().tolist() == [[0.0, 11.0]]  # it has no longer sentences
+    files[1].rename("old/first.json")
+    plot_bleu_under_noise(["first.json", "old/first.json"], tmp_path / "noise.png")
+    names = [line.get_label() for line in drawn[-1].axes[0].get_lines()]
+    assert names == ["jm, k = 1 (first.json)", "jm, k = 1 (old/first.json)"]
+
+
 def test_bleu_under_noise_has_a_panel_for_each_kind(tmp_path, drawn):
     rows = [{"num_iterations": 4, "noise_level": level, "sacrebleu": 30 - 100 * level} for level in (0.1, 0.0)]
     paths = [
@@ -201,7 +231,6 @@ def test_command_draws_and_says_what_is_wrong(history, tmp_path, capsys):
         (["--lengths", str(few)], f"has {MIN_SENTENCES} sentences, use a longer test set"),
         (["--run", str(tmp_path)], "holds no trainer_state.json"),
         (["--run", str(empty)], "has no log_history"),
-        (["--run", str(tmp_path / "run"), "--axis", "week"], "axis='week' is not one of step, train_minutes"),
         (["--latency", str(bad)], "row 2 needs system, bleu and latency_ms"),
         (["--latency", str(empty)], "must hold a list of rows"),
     ):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -174,13 +175,18 @@ def test_rebuilding_replaces_weights_and_code_and_leaves_other_files(trained, tm
     whole = JMNatForConditionalGeneration.from_pretrained(trained)
     for (name, value), other in zip(sharded.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
-    (folder / "picture.png").write_bytes(b"kept")
+    own = ("picture.png", "shortlist.safetensors", "handler.py", "onnx/shortlist.safetensors")
+    (folder / "onnx").mkdir()
+    for name in own:
+        (folder / name).write_bytes(b"kept")
+    (folder / "onnx" / "encoder.onnx").write_bytes(b"of an earlier version")
     (folder / "old_jmnat.py").write_text("# of an earlier version")
     build(folder, folder)  # in place
     assert not list(folder.glob("model-*"))
     assert not (folder / "model.safetensors.index.json").exists()
     assert not (folder / "old_jmnat.py").exists()
-    assert (folder / "picture.png").read_bytes() == b"kept"
+    assert not (folder / "onnx" / "encoder.onnx").exists()
+    assert all((folder / name).read_bytes() == b"kept" for name in own)
     assert (folder / "model.safetensors").read_bytes() == (trained / "model.safetensors").read_bytes()
     assert not list(tmp_path.glob(".*")), "no temporary folder is left"
 
@@ -258,6 +264,24 @@ def test_pushing_again_replaces_what_was_there(published, trained, hub, tmp_path
     files = hub.repositories["someone/tiny"]
     assert files == {path.name: path.read_bytes() for path in published.iterdir()}
     assert len(hub.commits) == 2
+
+
+def test_a_push_takes_what_belongs_to_the_model_alone(published, trained, hub, tmp_path):
+    """From a training's folder, and leaves what others have put into the repository."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    training = ("training_args.bin", "run_settings.json", ".hidden.png", "checkpoint-1/optimizer.pt")
+    belonging = ("README.md", "bleu [1].png", "onnx/config.json", "shortlist.safetensors")
+    more = ("checkpoint-1/model.safetensors", "checkpoint-1/modeling_jmnat.py", "checkpoint-1/curve.png")
+    for name in (*training, *belonging, *more):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"content")
+    others = {"handler.py": b"own", "lexicon.safetensors": b"own"}
+    hub.repositories["someone/tiny"] = {**others, "old_jmnat.py": b"", "model-00001-of-00002.safetensors": b""}
+    build(folder, folder, "--push", "someone/tiny")
+    pushed = hub.repositories["someone/tiny"]
+    assert pushed.keys() == {path.name for path in published.iterdir()} | {*belonging, *others}
+    assert all((folder / name).is_file() for name in (*training, *more))
 
 
 def test_commands_take_a_model_from_the_hub(published, hub, tmp_path, capsys):

@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from translation_samples import load_script, tiny_tokenizer
 
+from modeling_jmnat import shortlist as shortlist_module
 from modeling_jmnat.preparation import load_prepared
-from modeling_jmnat.shortlist import Shortlist, build_shortlist, translation_probabilities
+from modeling_jmnat.shortlist import Shortlist, build_shortlist, translation_links, translation_probabilities
 from modeling_jmnat.teacher import tokenizer_digest
 from modeling_jmnat.tokenization_jmnat import JMNatTokenizer
 from modeling_jmnat.translation import translate_lines
@@ -50,6 +51,19 @@ def test_translation_probabilities_equal_plain_loops():
     assert max((p, t) for (s, t), p in found.items() if s == 9)[1] == 10
     with pytest.raises(ValueError, match="at least one pair of sentences"):
         translation_probabilities([], vocab_size=20)
+
+
+def test_much_data_are_counted_from_beginning_to_end(monkeypatch):
+    pairs = [([5 + part, 2], [15 + part, 2]) for part in range(10) for _ in range(70)]  # 4 links each
+    for limit, taken in ((2800, 700), (2799, 699), (100, 25), (3, 1)):
+        monkeypatch.setattr(shortlist_module, "MAX_LINKS", limit)
+        keys, owners = translation_links(pairs, vocab_size=25)
+        assert len(keys) == 4 * taken
+        assert owners.max() == 2 * taken - 1
+    monkeypatch.setattr(shortlist_module, "MAX_LINKS", 100)
+    table = build_shortlist(pairs, vocab_size=25).table
+    for part in range(10):
+        assert set(table[5 + part].tolist()) == {2, 15 + part, -1}
 
 
 def test_the_table_holds_the_most_probable(tmp_path):
@@ -183,6 +197,7 @@ def test_commands_build_and_use_it(tmp_path, capsys):
     build(["--data", str(data), "--output", str(tmp_path / "short"), *numbers])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["vocabulary"] == len(tokenizer)
+    assert figures["source_tokens_without_row"] == 0
     assert 2 < figures["mean_shortlist"] < len(tokenizer)
     shortlist = Shortlist.load(tmp_path / "short")
     for word, translation in WORDS.items():  # the first token of a word calls for that of its translation

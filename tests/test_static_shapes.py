@@ -1,7 +1,9 @@
 """Fixed shapes against plain decoding, sentence by sentence and by the batch, and what graphs would be captured."""
 
 import warnings
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from random_models import ARCHITECTURES, pad, random_model, random_sources
 from modeling_jmnat import JMNatForConditionalGeneration
 from modeling_jmnat.configuration_jmnat import JMNatOptions
 from modeling_jmnat.static_shapes import (
+    CapturedGraph,
     FixedRows,
     GraphCache,
     StaticShapeJMNat,
@@ -217,6 +220,33 @@ def test_a_failing_capture_warns_once_and_goes_on(monkeypatch, fake_graphs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_same(translate(static, sources), found)
+
+
+def test_graphs_are_recorded_on_the_device_of_their_stream(monkeypatch):
+    current, seen = [torch.device("cuda:0")], []
+
+    @contextmanager
+    def on_device(device):
+        current.append(device)
+        yield
+        current.pop()
+
+    @contextmanager
+    def recorded(*graph, **options):
+        seen.append(("graph", current[-1].index))
+        yield
+
+    def current_stream():
+        seen.append(("stream", current[-1].index))
+        return stream
+
+    stream = SimpleNamespace(device=torch.device("cuda:1"), wait_stream=lambda other: None)
+    fakes = {"device": on_device, "stream": nullcontext, "graph": recorded, "current_stream": current_stream}
+    for name, fake in {**fakes, "CUDAGraph": object}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    CapturedGraph(lambda: seen.append(("call", current[-1].index)), (), None, stream)
+    assert seen == [("stream", 1), ("call", 1), ("call", 1), ("stream", 1), ("graph", 1), ("call", 1)]
+    assert current == [torch.device("cuda:0")]
 
 
 def test_wrong_models_are_refused():

@@ -19,6 +19,13 @@ def test_only_line_feeds_end_a_line(tmp_path, name):
     assert read_lines(str(path)) == LINES
 
 
+@pytest.mark.parametrize("name", ["windows.de", "windows.de.gz"])
+def test_a_byte_order_mark_before_the_first_line_is_no_text(tmp_path, name):
+    data = "\ufeffeins\r\n\ufeffzwei\r\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read_lines(tmp_path / name) == ["eins", "\ufeffzwei"]
+
+
 def test_last_line_without_line_end(tmp_path):
     (tmp_path / "a").write_bytes(b"one\ntwo")
     assert read_lines(tmp_path / "a") == ["one", "two"]

@@ -16,6 +16,7 @@ from modeling_jmnat.tokenization_jmnat import (
     SPECIAL_TOKENS,
     JMNatTokenizer,
     moses_tool,
+    show_canvas,
     train_joint_tokenizer,
 )
 
@@ -94,6 +95,12 @@ def test_pieces_join_no_two_words_and_no_word_with_its_punctuation(tokenizer):
         assert " " not in piece[1:]
         letters = sum(character.isalpha() for character in piece)
         assert letters in (0, len(piece.strip(" ")))
+
+
+def test_canvases_are_shown_as_the_text_stands(tokenizer):
+    ids = tokenizer("Die Datei öffnen.")["input_ids"]
+    assert show_canvas(tokenizer, ids) == "Die Datei öffnen. </s>"
+    assert show_canvas(tokenizer, [4, *ids[-2:], 1]) == "__. </s>"
 
 
 def test_text_target_gives_labels(tokenizer):

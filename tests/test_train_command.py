@@ -21,6 +21,7 @@ from modeling_jmnat.presets import load_preset, preset_names
 from modeling_jmnat.teacher import build_teacher
 from modeling_jmnat.teacher_init import copy_teacher_weights
 from modeling_jmnat.training_command import parse_command
+from modeling_jmnat.training_run import compare_settings
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "run_scripts"
 TRAINING = {
@@ -205,6 +206,19 @@ def test_other_settings_and_a_second_process_are_refused(through, data, preset, 
         child = Child(tmp_path / "log", train, *base, tmp_path / "locked")
         assert child.join() == 1
     assert "another process" in child.log.read_text()
+
+
+def test_another_number_of_processes_is_refused(through, tmp_path):
+    settings = json.loads((through / "run_settings.json").read_text())
+    assert settings["training"].pop("world_size") == 1
+    (tmp_path / "run_settings.json").write_text(json.dumps(settings))  # begun before it was recorded
+    settings["training"]["world_size"] = 2
+    compare_settings(tmp_path, settings)
+    (tmp_path / "run_settings.json").write_text(json.dumps(settings))
+    compare_settings(tmp_path, settings)
+    settings["training"]["world_size"] = 1
+    with pytest.raises(ValueError, match="training world_size=2, and now it is 1"):
+        compare_settings(tmp_path, settings)
 
 
 def test_bad_input_is_named(data, preset, tmp_path, capfd):

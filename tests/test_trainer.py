@@ -455,8 +455,27 @@ def test_full_disk_leaves_the_last_good_checkpoint(tiny, tmp_path, through):
 def test_best_steps_by_hand():
     log = [{"step": 1, "eval_bleu": 3.0}, {"step": 2, "loss": 9}, {"step": 3, "eval_bleu": 5.0}]
     log += [{"step": 4, "eval_bleu": 3.0}, {"step": 5, "eval_bleu": 1.0}]
-    assert checkpoints.best_steps(log, "eval_bleu", 3) == [3, 1, 4]
-    assert checkpoints.best_steps(log, "eval_bleu", 0) == []
+    assert checkpoints.best_steps(log, "eval_bleu", 3, range(6)) == [3, 1, 4]
+    assert checkpoints.best_steps(log, "eval_bleu", 3, {1, 5}) == [1, 5]
+    assert checkpoints.best_steps(log, "eval_bleu", 0, range(6)) == []
+
+
+@pytest.mark.parametrize(("newest", "left"), [(None, 4), (0, 4), (-1, 4), (1, 1), (3, 3), (9, 4)])
+def test_a_limit_below_one_keeps_all_checkpoints(tmp_path, newest, left):
+    for step in (2, 4, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    checkpoints.thin_out(tmp_path, newest, [])
+    steps = [checkpoints.checkpoint_step(path) for path in checkpoints.list_checkpoints(tmp_path)]
+    assert steps == [2, 4, 10, 12][-left:]
+
+
+def test_an_evaluation_before_the_first_step_is_not_chosen(tiny, tmp_path, monkeypatch):
+    """Its scripted BLEU is the highest, but there is no checkpoint of it."""
+    scores = iter([90.0, 10.0, 20.0])
+    monkeypatch.setattr(JMNatTrainer, "_translation_scores", lambda self, data: {"bleu": next(scores)})
+    options = {"eval_strategy": "steps", "eval_steps": 2, "eval_num_iterations": [4], "keep_best": 1}
+    trainer = run_steps(tiny, tmp_path, max_steps=4, save_steps=100, eval_on_start=True, **options)
+    assert trainer.choose_final_weights() == {"best_step": 4, "best_bleu": 20.0, "final_model": "step 4"}
 
 
 @pytest.mark.parametrize("average_score", [29.0, 31.0])
@@ -499,6 +518,8 @@ def test_keeps_the_best_and_averages_them_if_that_helps(tiny, tmp_path, monkeypa
         ({"keep_best": 3}, "keep_best=3"),
         ({"load_best_model_at_end": True, "save_strategy": "no"}, "keep_best"),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
+        ({"save_only_model": True}, "save_only_model=True is not possible"),
+        ({"label_smoothing_factor": 0.2}, "label_smoothing_factor=0.2 must be 0: .* label_smoothing$"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, fields, message):

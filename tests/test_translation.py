@@ -198,7 +198,28 @@ def test_autoregressive_models_are_translated_the_same_way(tokenizer, lines, num
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], num_beams=num_beams, max_length=12
         )
         assert result.text == tokenizer.decode(ids[0], skip_special_tokens=True)
-        assert (result.candidates[0][1] is None) == (num_beams == 1)
+        assert result.candidates[0][1] is None
+
+
+def test_beam_search_keeps_scores_only_where_they_are_asked_for(tokenizer, monkeypatch):
+    teacher = random_teacher(tokenizer)
+    asked, generate = [], teacher.generate
+
+    def watched(**options):
+        asked.append(options.get("output_scores", False))
+        return generate(**options)
+
+    monkeypatch.setattr(teacher, "generate", watched)
+    options = {"num_beams": 3, "max_length": 12}
+    (plain,) = translate_lines(teacher, tokenizer, [WORDS[3]], **options)
+    for number in (1, 2):
+        (result,) = translate_lines(teacher, tokenizer, [WORDS[3]], num_return_sequences=number, **options)
+        scores = [score for _, score in result.candidates]
+        assert len(scores) == number
+        assert scores == sorted(scores, reverse=True)
+        assert result.text == plain.text
+    assert plain.candidates == [(plain.text, None)]
+    assert asked == [False, True, True]
 
 
 @pytest.mark.parametrize(

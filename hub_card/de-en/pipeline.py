@@ -24,7 +24,7 @@ CUSTOM_PIPELINES = {
 }
 # A line without such a sign before others cannot hold several sentences.
 MAY_END = re.compile(r"""[.!?…؟۔।]["'”’“»«›‹)\]]*\s|[。！？]""")
-LAST_SIGNS = re.compile(r"\W+$")
+LAST_SIGNS = re.compile(r"(?<!\W)\W+$")  # tried once in a run of signs, not at each of them
 WIDE_SPACES = re.compile(r"[^\S\x00-\x7f]")
 
 
