@@ -13,13 +13,15 @@ from safetensors.torch import load_file
 from tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration, JMNatTrainingArguments
+from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration
 from modeling_jmnat import training_checkpoints as checkpoints
 from modeling_jmnat.data_collator import DataCollatorForJMNat
 from modeling_jmnat.preparation import load_prepared
 from modeling_jmnat.presets import load_preset, preset_names
 from modeling_jmnat.teacher import build_teacher
 from modeling_jmnat.teacher_init import copy_teacher_weights
+from modeling_jmnat.teacher_training import teacher_defaults
+from modeling_jmnat.training_arguments import TeacherTrainingArguments
 from modeling_jmnat.training_command import parse_command
 from modeling_jmnat.training_run import compare_settings
 
@@ -328,8 +330,8 @@ def test_every_preset_makes_a_model_a_collator_and_arguments(data, tmp_path):
         assert command.masking == {**command.masking, **preset.masking}
         for field, value in preset.training.items():
             assert getattr(command.training, field) == value, (name, field)
-        teacher = {**preset.training, **preset.teacher, "output_dir": str(tmp_path)}
-        assert isinstance(JMNatTrainingArguments(**teacher), JMNatTrainingArguments)
+        teacher = TeacherTrainingArguments(**teacher_defaults(preset), output_dir=str(tmp_path))
+        assert all(getattr(teacher, field) == value for field, value in preset.teacher.items())
     for name, encoder, decoder, width, inner, heads, dropout in (
         ("iwslt14", 5, 5, 256, 512, 4, 0.3),
         ("wmt_base", 6, 6, 512, 2048, 8, 0.1),
