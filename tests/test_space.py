@@ -42,7 +42,8 @@ def test_passes_are_those_of_generate(translators, num_passes, num_candidates, a
     expected = model.generate(**inputs, **options, num_return_sequences=num_candidates, output_history=True)
     assert result.text == tokenizer.decode(expected.sequences[0], skip_special_tokens=True)
     assert [candidate.length for candidate in result.candidates] == expected.lengths.tolist()
-    assert [candidate.score for candidate in result.candidates] == expected.sequences_scores.tolist()
+    means = [candidate.mean_log_prob for candidate in result.candidates]
+    assert means == pytest.approx(expected.sequences_scores.tolist(), rel=1e-5)
     assert len(result.pass_seconds) == num_passes
     assert min(result.pass_seconds) > 0
     assert "predict_tokens" not in vars(model)  # no clock is left on the model
@@ -55,6 +56,17 @@ def test_passes_are_those_of_generate(translators, num_passes, num_candidates, a
             assert [token.masked for token in tokens] == (canvas == tokenizer.mask_token_id).tolist()
             probs = turn.log_probs[0, index, : candidate.length].exp()
             assert torch.equal(torch.tensor([token.prob for token in tokens]), probs)
+
+
+def test_a_tuned_exponent_does_not_make_the_page_surer(translators, monkeypatch):
+    (model, tokenizer), _ = translators
+    plain = passes.translate(model, tokenizer, SENTENCE, 4, 3, True)
+    monkeypatch.setattr(model.generation_config, "length_normalization", 2.25)
+    tuned = passes.translate(model, tokenizer, SENTENCE, 4, 3, True)
+    by_length = [
+        {candidate.length: candidate.mean_log_prob for candidate in result.candidates} for result in (plain, tuned)
+    ]
+    assert by_length[0] == by_length[1]
 
 
 def test_what_a_pass_replaced_is_what_stood_there_before(translators):

@@ -34,10 +34,10 @@ class Token:
 
 @dataclass
 class Candidate:
-    """One length: tokens after each pass, `passes[i][t]`, and the final score (mean log-probability)."""
+    """One length: tokens after each pass, `passes[i][t]`, and the mean log-probability of the last ones."""
 
     length: int
-    score: float
+    mean_log_prob: float
     passes: list[list[Token]]
 
 
@@ -142,9 +142,10 @@ def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjac
         )
         total = time.perf_counter() - start
     candidates = []
-    for index, score in zip(output.best_candidates[0].tolist(), output.sequences_scores.tolist(), strict=True):
+    for index in output.best_candidates[0].tolist():
         length = int(output.candidate_lengths[0, index])
-        candidates.append(Candidate(length, score, read_passes(tokenizer, output.history, index, length)))
+        mean = output.history[-1].log_probs[0, index, :length].mean().item()
+        candidates.append(Candidate(length, mean, read_passes(tokenizer, output.history, index, length)))
     text = tokenizer.decode(output.sequences[0], skip_special_tokens=True)
     return Translation(text, candidates, pass_seconds, max(total - sum(pass_seconds), 0.0))
 

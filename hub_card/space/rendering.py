@@ -82,10 +82,10 @@ def show_legend() -> str:
 def show_candidate(candidate: Candidate, chosen: bool) -> str:
     """A card: the final tokens of one length, its passes folded away."""
     mark = '<b class="chosen">chosen</b>' if chosen else ""
-    score = f"mean log-probability {candidate.score:.2f}"
+    mean = candidate.mean_log_prob
     return (
         f'<div class="card{" best" * chosen}"><header><b>{candidate.length} tokens</b>'
-        f'<span title="{score}">{100 * math.exp(candidate.score):.0f} % sure</span>'
+        f'<span title="mean log-probability {mean:.2f}">{100 * math.exp(mean):.0f} % sure</span>'
         f"{mark}</header>{show_tokens(candidate.passes[-1], repeat(None))}"
         f"<details><summary>its passes</summary>{show_passes(candidate.passes)}</details></div>"
     )
