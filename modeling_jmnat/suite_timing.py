@@ -96,7 +96,6 @@ class Probe:
         length = max(2, round(float(self.lengths[1].mean())))
         input_ids, attention_mask = pad_batch(sources, self.tokenizer.pad_token_id, self.device)
         given = {"input_ids": input_ids, "attention_mask": attention_mask}
-        search = {"num_beams": PROBE_BEAMS, "min_new_tokens": length, "max_new_tokens": length}
         units, model = count * PROBE_BEAMS, model.eval()
         if who == STUDENT:
             passes = PROBE_PASSES if model.config.decoder_input == "mask" else 1  # the basic NAT refines nothing
@@ -112,6 +111,7 @@ class Probe:
             translate = lambda: decoder.translator.translate_batch(tokens, max_batch_size=shares, **limits)  # noqa: E731
         else:
             model.generation_config.max_length = None
+            search = {"num_beams": PROBE_BEAMS, "min_new_tokens": length, "max_new_tokens": length}
             translate = lambda: model.generate(**given, **search)  # noqa: E731
         with torch.inference_mode():
             return self.mean_seconds([translate, translate]) / units

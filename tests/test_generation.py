@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
-from hub_server import stand_in_hub
+from hub_server import stand_in_hub, take_for_the_hub
 from random_models import ARCHITECTURES, pad, random_batch, random_model, random_sources
 from reference_decoder import num_remasked as slow_num_remasked
 from reference_decoder import remasked_positions, slow_decode
@@ -824,11 +823,7 @@ def hub(monkeypatch, tmp_path):
     model.generation_config.num_iterations = 3
     model.save_pretrained(tmp_path / "model")
     with stand_in_hub() as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        take_for_the_hub(monkeypatch, server, tmp_path / "cache")
         server.repositories["someone/tiny"] = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
         yield server
 

@@ -9,7 +9,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from fresh_process import run_without_package
-from hub_server import TOKEN, stand_in_hub
+from hub_server import TOKEN, stand_in_hub, take_for_the_hub
 from safetensors.torch import load_file
 from teacher_samples import random_lines
 from translation_samples import command_line, load_script, tiny_student, tiny_tokenizer
@@ -94,11 +94,7 @@ def published(trained, tmp_path_factory):
 def hub(monkeypatch, tmp_path):
     """A stand-in that this process takes for the Hub, with its token."""
     with stand_in_hub() as server:
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
+        take_for_the_hub(monkeypatch, server, tmp_path / "hub_cache")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
