@@ -47,13 +47,13 @@ def spread(rounds: Sequence[float]) -> float:
     return (quantile(rounds, 0.75) - quantile(rounds, 0.25)) / statistics.median(rounds)
 
 
-def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -> tuple[float, float]:
+def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -> float:
     """How many times faster, from seconds [round][block] of two systems that translated the same blocks in turns.
 
     Blocks are compared one by one, so that a slower minute of the machine, which both went through, cancels out.
 
     Returns:
-        The median over all blocks and rounds, and the spread of the rounds' medians.
+        The median over all blocks and rounds.
 
     Raises:
         TooNoisy: fewer than `MIN_ROUNDS`, or rounds that spread by more than `MAX_SPREAD`.
@@ -65,7 +65,7 @@ def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[
     found = spread(medians)
     if found > MAX_SPREAD:
         raise TooNoisy(f"the rounds differ by {found:.0%}, ratios are given up to {MAX_SPREAD:.0%}", medians)
-    return statistics.median(itertools.chain(*rounds)), found
+    return statistics.median(itertools.chain(*rounds))
 
 
 def interleaved(
@@ -235,7 +235,7 @@ def add_ratios(
         for title in references:
             for row in rows if title in times[kind] else ():
                 try:
-                    value, _ = paired_ratio(times[kind][title], times[kind][row["title"]])
+                    value = paired_ratio(times[kind][title], times[kind][row["title"]])
                 except TooNoisy as reason:
                     refused.append(f"{kind} of {row['title']} against {title}: {reason}")
                     if len(reason.rounds) >= MIN_ROUNDS:

@@ -80,7 +80,9 @@ class ReproduceArguments:
     )
     bf16: bool = field(
         default=False,
-        metadata={"help": "Train in bf16 by autocast. It pays on a CPU with AMX, and on a GPU for wide models."},
+        metadata={
+            "help": "Train in bf16 by autocast. It pays on a CPU with AMX or AVX512-BF16, on a GPU for wide models."
+        },
     )
     estimate: bool = field(default=True, metadata={"help": "Tell beforehand how long all will take (a few seconds)."})
 

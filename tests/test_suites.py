@@ -147,7 +147,7 @@ def test_settings_reach_the_commands(data, tmp_path):
     assert stages["evaluate_jm-1.latency"].alone
     deep = parse(stages["teacher_10_2"])
     assert (deep.model["encoder_layers"], deep.model["decoder_layers"], deep.run.data) == (10, 2, str(data))
-    assert deep.training.max_steps == parse(stages["teacher"]).training.max_steps == 1200
+    assert deep.training.max_steps == parse(stages["teacher"]).training.max_steps == 3600
     assert stages["evaluate_teacher_10_2.latency"].needs == ("teacher_10_2",)
 
 
@@ -498,7 +498,7 @@ def test_work_by_hand(data, tmp_path):
     assert work["jm-1"] == {tiny["update"]: 3200, tiny["pass"]: (8 * (4 + 10) * 3 + final) * validation}
     assert work["nat_decoder_15-1"][tiny["update"]] == pytest.approx(3200 * 21 / 6)
     assert work["nat-1"][tiny["pass"]] == (8 * 3 + 3) * validation
-    assert work["teacher"] == {tiny["teacher"]: 1200, tiny["beam"]: (3 * 1 + 1 + 5) * validation}
+    assert work["teacher"] == {tiny["teacher"]: 3600, tiny["beam"]: (9 * 1 + 1 + 5) * validation}
     assert work["teacher_10_2"] == {kind: 2 * amount for kind, amount in work["teacher"].items()}
     assert work["distill_distilled"] == {tiny["distil"]: 5 * train}
     assert work["evaluate_teacher_10_2"] == {tiny["beam"]: 2 * (1 + 5) * test}
