@@ -136,10 +136,9 @@ def _load_exported(directory, device: str, dtype: str, int8: bool):
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer that is not the model's: it would translate into nonsense without any error."""
     size = model.config.vocab_size
-    rounded_up = size % 8 == 0 and 0 <= size - len(tokenizer) < VOCABULARY_PADDING
-    if not is_jmnat(model):
-        rounded_up = size >= len(tokenizer)  # models of the Hub have rows in reserve
-    if size != len(tokenizer) and not rounded_up:
+    spare = size - len(tokenizer)  # rows of no token: any number in models of the Hub, in ours what rounding adds
+    rounded_up = spare >= 0 and (not is_jmnat(model) or (size % 8 == 0 and spare < VOCABULARY_PADDING))
+    if spare != 0 and not rounded_up:
         raise ValueError(
             f"the tokenizer has {len(tokenizer)} tokens and the model {size}: they do not belong together"
         )
