@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -140,8 +140,8 @@ class DistillationPlan:
     sentences: int
     dtype: str
     length_penalty: float
-    teacher_languages: list[str] | None = None
-    teacher_prefix: str | None = None
+    teacher_languages: list[str] | None
+    teacher_prefix: str | None
 
     def shard_range(self, shard: int) -> range:
         """The consecutive sentence numbers of a shard; sizes differ by one at most."""
@@ -165,21 +165,16 @@ def digest(parts: Sequence[str | bytes]) -> str:
 def settle_plan(output_dir: Path, plan: DistillationPlan) -> None:
     """Write the plan of a new folder, or check that an earlier run in this folder had the same one.
 
-    What the earlier plan does not name, as one written before the field existed, had the field's default; without a
-    default it is not compared.
-
     Raises:
         ValueError: the folder belongs to another plan, or holds other files.
     """
     path = output_dir / PLAN_NAME
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))
-        for item in fields(plan):
-            now = getattr(plan, item.name)
-            before = earlier.get(item.name, now if item.default is MISSING else item.default)
-            if before != now:
+        for name, now in asdict(plan).items():
+            if earlier.get(name) != now:
                 raise ValueError(
-                    f"output_dir {output_dir} holds a distillation with {item.name}={before}, now {item.name} is "
+                    f"output_dir {output_dir} holds a distillation with {name}={earlier.get(name)}, now {name} is "
                     f"{now}: choose another folder or delete this one"
                 )
         return

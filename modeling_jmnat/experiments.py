@@ -14,7 +14,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ from typing import TextIO
 from tqdm import tqdm
 
 from .cli import GPU_MEMORY_SHARE
-from .output_files import write_json
+from .output_files import same_path, write_json
+from .signals import terminated_as_interrupted
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 90  # what a stage has to write its checkpoint once it was asked to stop
@@ -175,8 +175,7 @@ class StageRunner:
         if not mark.is_file():
             return False
         written = json.loads(mark.read_text(encoding="utf-8"))
-        # A mark without output_dir was written before folders could be moved.
-        folders = (written["output_dir"], str(self.output_dir.resolve())) if "output_dir" in written else ("", "")
+        folders = (written["output_dir"], str(self.output_dir.resolve()))
         if changed := changed_parts(written["command"], stage.command, *folders):
             raise ValueError(
                 f"stage {stage.name} was done with other settings ({' '.join(changed)}): choose another --output "
@@ -253,10 +252,10 @@ def changed_parts(done_by: Sequence[str], command: Sequence[str], before: str, n
     """
     then = [Path(done_by[0]).name, *(moved(part, before, now) for part in done_by[1:])]
     command = [Path(command[0]).name, *command[1:]]
-    if len(then) == len(command) and all(map(same_value, then, command)):
+    if len(then) == len(command) and all(map(same_path, then, command)):
         return []
     lost, new = (
-        [part for part in one if not any(same_value(part, candidate) for candidate in other)]
+        [part for part in one if not any(same_path(part, candidate) for candidate in other)]
         for one, other in ((then, command), (command, then))
     )
     return sorted({*lost, *new}) or ["in another order"]
@@ -264,13 +263,8 @@ def changed_parts(done_by: Sequence[str], command: Sequence[str], before: str, n
 
 def moved(part: str, before: str, now: str) -> str:
     """The path of something in a folder that has moved; any other part of a command stays as it is."""
-    inside = before and (part == before or part.startswith(before + os.sep))
+    inside = part == before or part.startswith(before + os.sep)
     return now + part[len(before) :] if inside else part
-
-
-def same_value(one: str, other: str) -> bool:
-    """Equal as text or as paths."""
-    return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
 def end_with_parent(parent: int) -> None:
@@ -315,19 +309,6 @@ def locked(file: TextIO, seconds: float = 0.0) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(POLL_SECONDS)
-
-
-@contextmanager
-def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM raises `KeyboardInterrupt` inside this context, as SIGINT does: stages must not outlive their runner."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def last_json(lines: Sequence[str]) -> dict:

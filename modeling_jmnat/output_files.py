@@ -52,3 +52,8 @@ def write_json(path: str | Path, value) -> None:
     with atomic_text_file(path) as file:
         json.dump(value, file, indent=2, ensure_ascii=False, allow_nan=False)
         file.write("\n")
+
+
+def same_path(one: str, other: str) -> bool:
+    """Equal however they are spelled."""
+    return one == other or os.path.realpath(one) == os.path.realpath(other)

@@ -32,7 +32,6 @@ from .suite_systems import (
 from .suite_tables import BEAMS, teacher_of
 from .teacher import can_start
 from .teacher_training import teacher_defaults
-from .training_run import SETTINGS
 
 WEAK_TEACHER_SHARE = 0.25  # of the teacher's updates
 CASE_PASSES = 4
@@ -340,7 +339,7 @@ class SuiteBuilder:
         updates = round(settings.student_updates() * student.more_steps)
         for seed in range(1, (seeds or student.seeds) + 1):
             name = f"{student.name}-{seed}"
-            start, waits_for = self.start_of(student, name)
+            start, waits_for = self.start_of(student)
             options = {
                 "preset": settings.preset,
                 "data": folder,
@@ -356,26 +355,17 @@ class SuiteBuilder:
             self.add(name, "train_jmnat.py", options, (*needs, *waits_for), trains=True)
             self.add_evaluation(name, name, self.decoding(student))
 
-    def start_of(self, student: Student, name: str) -> tuple[dict, tuple[str, ...]]:
+    def start_of(self, student: Student) -> tuple[dict, tuple[str, ...]]:
         """Options for the weights that a student's training begins with, and the stages it waits for."""
         if student.start is not None:
             start = f"{student.start}-1"
-            return {"init_from": self.start_folder(name, "init_from", self.model_of(start))}, (start,)
+            return {"init_from": self.model_of(start)}, (start,)
         if not (student.from_teacher and self.settings.from_teacher):
             return {}, ()
         teacher = teacher_of(student)
         if teacher == "teacher":
             teacher = self.first_teacher
-        return {"init_from_teacher": self.start_folder(name, "init_from_teacher", self.model_of(teacher))}, (teacher,)
-
-    def start_folder(self, name: str, option: str, folder: Path | str) -> Path | str:
-        """The folder of a start, spelled as when the training was begun: trainings compare these paths as text."""
-        written = self.settings.output / name / SETTINGS
-        if written.is_file():
-            begun = json.loads(written.read_text(encoding="utf-8")).get("start", {}).get(option)
-            if begun and Path(begun).resolve() == Path(folder):
-                return begun
-        return folder
+        return {"init_from_teacher": self.model_of(teacher)}, (teacher,)
 
     def add_tuned(self, system: str, name: str, more: dict | None = None, autoregressive: bool = False) -> None:
         """The best decoding of the validation text, and an evaluation with it; `more` are options of both."""

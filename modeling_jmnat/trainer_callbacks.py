@@ -2,12 +2,13 @@
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from transformers import TrainerCallback
+
+from .signals import handling
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -49,18 +50,9 @@ class StopCallback(TrainerCallback):
         self.signal_received = True
         os.write(2, b"\nstopping after this step, with a checkpoint\n")  # print is not safe inside a handler
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take the two signals inside this context (in the main thread, the only one that gets them)."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def listening(self) -> AbstractContextManager:
+        """A context in which the two signals are heard."""
+        return handling(self._on_signal, *STOP_SIGNALS)
 
 
 class EpochCallback(TrainerCallback):

@@ -7,7 +7,6 @@
 A checkpoint appears under its name by one rename. What is found under another name is left over from a crash.
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -65,10 +64,6 @@ def newest_whole(run_dir: str | Path) -> Path | None:
         if (checkpoint / "optimizer.pt").exists() or not (checkpoint / WEIGHTS).exists():
             logger.warning("%s is damaged and is skipped", checkpoint)
     return None
-
-
-def read_state(checkpoint: str | Path) -> dict:
-    return json.loads((Path(checkpoint) / TRAINER_STATE).read_text())
 
 
 def staging_folder(run_dir: str | Path) -> Path:
@@ -139,6 +134,8 @@ def run_lock(run_dir: str | Path) -> Iterator[None]:
     Raises:
         ValueError: another process trains into the folder.
     """
+    import fcntl  # not on Windows, where the models themselves are of use
+
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / LOCK, "w") as file:

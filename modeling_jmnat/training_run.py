@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,9 +18,10 @@ from .data_collator import DataCollatorForJMNat
 from .dataset_columns import column_lengths
 from .halves import freeze_half, restart_half
 from .modeling_jmnat import JMNatForConditionalGeneration
-from .output_files import write_json
+from .output_files import same_path, write_json
 from .preparation import load_prepared
 from .presets import FREE_MODEL_FIELDS, MODEL_FIELDS
+from .signals import terminated_as_interrupted
 from .teacher import load_teacher, load_teacher_tokenizer, tokenizer_digest
 from .teacher_init import copy_teacher_weights
 from .tokenization_jmnat import JMNatTokenizer
@@ -56,7 +55,6 @@ FIXED_TRAINING_FIELDS = (
     "data_seed",
     "world_size",  # processes: a step has as many batches
 )
-LATER_FIELDS = ("world_size",)  # runs that were begun before these were recorded go on with any value
 
 
 def run_training(command: TrainingCommand) -> dict:
@@ -81,7 +79,7 @@ def run_exclusively(training: TranslationTrainingArguments, run: Callable[[Path]
         # One process of several holds the lock.
         with (
             checkpoints.run_lock(output_dir) if training.process_index == 0 else nullcontext(),
-            _StoppableBySignal(),
+            terminated_as_interrupted(),
         ):
             return run(output_dir)
     except KeyboardInterrupt:  # before or after the training itself, or a second signal
@@ -208,7 +206,7 @@ def check_same_tokenizer(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokeni
 def check_data(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: dict, split: str, multiple: int | None
 ) -> None:
-    """Refuse ids beyond the vocabulary, sentences that do not end in `</s>` and sentences too long for the model.
+    """Refuse sentences too long for the model, and among the first 1,000 ids beyond the vocabulary and no `</s>`.
 
     `multiple`: what batches are padded to a multiple of.
     """
@@ -264,28 +262,9 @@ def compare_settings(output_dir: Path, settings: dict) -> None:
     for section, values in settings.items():
         recorded = before.get(section, {})
         for name, value in values.items():
-            if name in LATER_FIELDS and name not in recorded:
-                continue
             earlier = recorded.get(name)
-            if earlier != value:
+            if earlier != value and not (section == "start" and earlier and value and same_path(earlier, value)):
                 raise ValueError(
                     f"output_dir {output_dir} holds a run with {section} {name}={earlier}, and now it is {value}: "
                     "choose another folder"
                 )
-
-
-class _StoppableBySignal:
-    """SIGTERM raises `KeyboardInterrupt` inside this context, as SIGINT does."""
-
-    def __enter__(self):
-        self.previous = None
-        if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGTERM, self._interrupt)
-
-    def __exit__(self, *exception):
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
-
-    @staticmethod
-    def _interrupt(number, frame):
-        raise KeyboardInterrupt

@@ -33,10 +33,10 @@ from modeling_jmnat.benchmark_systems import (  # noqa: E402
 )
 from modeling_jmnat.benchmark_text import FIXED_LENGTH, random_sources, scored_text  # noqa: E402
 from modeling_jmnat.cli import command  # noqa: E402
-from modeling_jmnat.experiments import terminated_as_interrupted  # noqa: E402
 from modeling_jmnat.onnx_profile import profile_table  # noqa: E402
 from modeling_jmnat.output_files import atomic_text_file, write_json  # noqa: E402
 from modeling_jmnat.plots import plot_bleu_against_latency  # noqa: E402
+from modeling_jmnat.signals import terminated_as_interrupted  # noqa: E402
 
 CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
 MODELS = ("student", "teacher", "deep_teacher")

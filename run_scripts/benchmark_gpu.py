@@ -19,8 +19,8 @@ from modeling_jmnat.benchmark_gpu import gpu_systems, gpu_table, run_gpu_benchma
 from modeling_jmnat.benchmark_systems import prepare_teacher, random_models
 from modeling_jmnat.benchmark_text import FIXED_LENGTH, random_sources, scored_text
 from modeling_jmnat.cli import command
-from modeling_jmnat.experiments import terminated_as_interrupted
 from modeling_jmnat.output_files import atomic_text_file, write_json
+from modeling_jmnat.signals import terminated_as_interrupted
 from modeling_jmnat.translation import choose_device
 
 COUNTS = ("passes", "candidates", "sentences", "rounds", "batch_sizes", "batches", "lines")

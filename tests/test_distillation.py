@@ -136,7 +136,7 @@ def test_processes_share_the_shards(folder, tmp_path):
             pass
 
     splits, tokenizer = load_prepared(folder / "data")
-    plan = DistillationPlan("t", "d", "transformers", 2, 4, PAIRS, "float32", 1.0)
+    plan = DistillationPlan("t", "d", "transformers", 2, 4, PAIRS, "float32", 1.0, None, None)
     store = ShardStore(tmp_path / "three", plan)
     decoder = TransformersDecoder(random_teacher(tokenizer), tokenizer, True, 2)
     written = []
@@ -192,7 +192,7 @@ def test_keep_pair(text, source, target, ratio, verdict):
 
 def test_shard_ranges_cover_everything_once():
     for sentences, shards in ((PAIRS, 4), (3, 5), (8192, 2), (1, 1)):
-        plan = DistillationPlan("t", "d", "transformers", 5, shards, sentences, "float32", 1.0)
+        plan = DistillationPlan("t", "d", "transformers", 5, shards, sentences, "float32", 1.0, None, None)
         assert [n for shard in range(shards) for n in plan.shard_range(shard)] == list(range(sentences))
     assert (default_shards(1), default_shards(4096), default_shards(4097)) == (1, 1, 2)
     assert digest(["ab", "c"]) != digest(["a", "bc"])
@@ -222,15 +222,6 @@ def test_number_type_and_length_penalty_belong_to_the_plan(folder, tmp_path):
     generation.save_pretrained(teacher)
     with pytest.raises(ValueError, match="length_penalty=1.0, now length_penalty is 1.5"):
         distill(arguments(folder, output, **options))
-
-
-def test_earlier_plans_without_a_number_type_are_accepted(folder, tmp_path):
-    distill(arguments(folder, tmp_path))
-    path = tmp_path / "distillation_plan.json"
-    plan = json.loads(path.read_text())
-    assert (plan.pop("dtype"), plan.pop("length_penalty")) == ("float32", 1.0)
-    path.write_text(json.dumps(plan))
-    assert distill(arguments(folder, tmp_path))["decoded_now"] == 0
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
@@ -349,11 +340,6 @@ def test_codes_of_m2m100_lose_their_underscores():
 
 def test_prefix_cannot_come_later(folder, stranger, tmp_path):
     options = {"teacher": str(stranger[0])}
-    distill(arguments(folder, tmp_path, **options))
-    path = tmp_path / "distillation_plan.json"
-    plan = json.loads(path.read_text())
-    del plan["teacher_prefix"]  # as written before there were prefixes
-    path.write_text(json.dumps(plan))
     distill(arguments(folder, tmp_path, **options))
     with pytest.raises(ValueError, match="with teacher_prefix=None, now teacher_prefix is ba: choose another folder"):
         distill(arguments(folder, tmp_path, teacher_prefix="ba", **options))

@@ -109,19 +109,6 @@ def test_done_stages_are_known_in_a_folder_that_was_moved_and_by_other_spellings
         StageRunner(after).is_done(command(before))
 
 
-def test_marks_without_a_folder_are_compared_as_they_stand(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run" / "stages").mkdir(parents=True)
-    plain = ["scripts/a.py", "--data", "data", "--output_dir", "run/a", "--max_steps", "10"]
-    (tmp_path / "run" / "stages" / "a.json").write_text(json.dumps({"stage": "a", "command": plain}))
-    absolute = ["/code/a.py", "--data", f"{tmp_path}/data", "--output_dir", f"{tmp_path}/run/a", "--max_steps", "10"]
-    runner = StageRunner(tmp_path / "run")
-    assert runner.is_done(Stage("a", tuple(plain)))
-    assert runner.is_done(Stage("a", tuple(absolute)))
-    with pytest.raises(ValueError, match=r"other settings \(--bf16 True\)"):
-        runner.is_done(Stage("a", (*absolute, "--bf16", "True")))
-
-
 def test_only_what_is_inside_the_folder_moves_with_it():
     done_by = ["a.py", "/runs/one", "/runs/one/x", "/runs/one_more/x"]
     assert changed_parts(done_by, ["a.py", "/two", "/two/x", "/runs/one_more/x"], "/runs/one", "/two") == []

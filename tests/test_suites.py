@@ -236,17 +236,6 @@ def test_paths_are_absolute(data, tmp_path, monkeypatch):
     assert SuiteBuilder(relative).build(["main"]) == absolute
 
 
-def test_training_that_was_begun_keeps_the_spelling_of_its_start(data, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    written = tmp_path / "run" / "jm-1" / "run_settings.json"
-    written.parent.mkdir(parents=True)
-    for begun, given in (("run/teacher", "run/teacher"), ("run/other", str(tmp_path / "run" / "teacher"))):
-        written.write_text(json.dumps({"start": {"init_from_teacher": begun}}))
-        stages = {stage.name: stage for stage in SuiteBuilder(settings(data, Path("run"))).build(["main"])}
-        assert options_of(stages["jm-1"])["init_from_teacher"] == [given]
-        assert stages["jm-1"].needs == ("prepare_distilled", "teacher")
-
-
 def test_flags_give_lists_and_truth_values():
     assert flags({"a": 1, "b": [1, 2], "c": True}) == ["--a", "1", "--b", "1", "2", "--c", "True"]
 

@@ -210,12 +210,23 @@ def test_other_settings_and_a_second_process_are_refused(through, data, preset, 
     assert "another process" in child.log.read_text()
 
 
+def test_start_may_be_spelled_otherwise(through, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = json.loads((through / "run_settings.json").read_text())
+    settings["start"]["init_from"] = str(tmp_path / "model")
+    (tmp_path / "run_settings.json").write_text(json.dumps(settings))
+    settings["start"]["init_from"] = "model"
+    compare_settings(tmp_path, settings)
+    for other in ("other", None):
+        settings["start"]["init_from"] = other
+        with pytest.raises(ValueError, match=f"start init_from={tmp_path / 'model'}, and now it is {other}"):
+            compare_settings(tmp_path, settings)
+
+
 def test_another_number_of_processes_is_refused(through, tmp_path):
     settings = json.loads((through / "run_settings.json").read_text())
-    assert settings["training"].pop("world_size") == 1
-    (tmp_path / "run_settings.json").write_text(json.dumps(settings))  # begun before it was recorded
+    assert settings["training"]["world_size"] == 1
     settings["training"]["world_size"] = 2
-    compare_settings(tmp_path, settings)
     (tmp_path / "run_settings.json").write_text(json.dumps(settings))
     compare_settings(tmp_path, settings)
     settings["training"]["world_size"] = 1
