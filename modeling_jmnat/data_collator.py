@@ -124,6 +124,8 @@ class DataCollatorForJMNat:
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate `features`: dicts with `input_ids`, `labels` and, if possible, an integer `id`; others are ignored.
 
+        Padding that is there already (`<pad>`, or -100 in labels) is taken away first.
+
         Returns:
             `input_ids`, `attention_mask` (B, S) and `encoder_targets` (B, S; only where the source is masked; -100
             where nothing is to be predicted); `labels` (B, T), the whole target, -100 at padding; `decoder_input_ids`,
@@ -135,8 +137,8 @@ class DataCollatorForJMNat:
         Raises:
             ValueError: a feature lacks a column or holds no token.
         """
-        sources = _token_rows(features, "input_ids")
-        targets = _token_rows(features, "labels")
+        sources = self._token_rows(features, "input_ids")
+        targets = self._token_rows(features, "labels")
         example_ids = [
             _example_id(feature, source, target)
             for feature, source, target in zip(features, sources, targets, strict=True)
@@ -151,6 +153,21 @@ class DataCollatorForJMNat:
         batch = self._mask_source(input_ids, source_lengths, of_position[..., :3])
         batch |= self._mask_target(target_ids, target_lengths, of_sentence, of_position[..., 3:])
         return batch
+
+    def _token_rows(self, features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:
+        """The ids of each feature without its padding: what is padded would be masked and learned otherwise."""
+        rows = []
+        for feature in features:
+            if feature.get(column) is None:
+                raise ValueError(
+                    f"a feature has no {column!r}, only {', '.join(feature)}: input_ids and labels are needed"
+                )
+            row = np.asarray(feature[column], dtype=np.int64)
+            row = row[(row != self.pad_token_id) & (row != -100)]
+            if not row.size:
+                raise ValueError(f"a feature (id {feature.get('id')}) has empty {column!r}, at least </s> is needed")
+            rows.append(row)
+        return rows
 
     def _mask_source(self, input_ids, lengths, uniforms) -> dict[str, torch.Tensor]:
         """For input_ids (B, S), lengths (B,) and uniforms (B, >= S, 3); what is too short for S is all padding."""
@@ -204,20 +221,6 @@ class DataCollatorForJMNat:
             self.mask_token_prob,
             self.random_token_prob,
         )
-
-
-def _token_rows(features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:
-    rows = []
-    for feature in features:
-        if feature.get(column) is None:
-            raise ValueError(
-                f"a feature has no {column!r}, only {', '.join(feature)}: input_ids and labels are needed"
-            )
-        row = np.asarray(feature[column], dtype=np.int64)
-        if not row.size:
-            raise ValueError(f"a feature (id {feature.get('id')}) has empty {column!r}, at least </s> is needed")
-        rows.append(row)
-    return rows
 
 
 def _example_id(feature: dict[str, Any], source: np.ndarray, target: np.ndarray) -> int:

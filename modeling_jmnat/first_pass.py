@@ -11,6 +11,8 @@ def first_pass_predictions(model: JMNatForConditionalGeneration, batch: dict, po
 
     The whole target is `<mask>` and there is no dropout; `<pad>`, `<mask>` and `<s>` are not predicted.
     """
+    if hasattr(model, "get_base_model"):  # of peft; its layers stay in place
+        model = model.get_base_model()
     config = model.config
     canvas = torch.full_like(batch["decoder_input_ids"], config.mask_token_id)
     canvas = canvas.masked_fill(batch["decoder_attention_mask"] == 0, config.pad_token_id)

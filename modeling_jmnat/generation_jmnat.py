@@ -32,6 +32,12 @@ IGNORED_ARGUMENTS = (
     "synced_gpus",
     "use_cache",
 )
+# Fields of a generation config that are obeyed, or that say the same for every model.
+UNDERSTOOD_FIELDS = (
+    *OPTION_NAMES,
+    *("num_beams", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
+    *("use_cache", "transformers_version", "_from_model_config"),
+)
 # Vocabulary logits that a reranker makes at once, in elements: the rows beyond it are scored in further pieces.
 MAX_LOGITS = 2**27
 # A vocabulary may be rounded up in a model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
@@ -141,9 +147,19 @@ def check_generation_config(generation_config: GenerationConfig) -> None:
         raise ValueError(f"generation_config is a {type(generation_config).__name__}, it must be a GenerationConfig")
     if generation_config.do_sample:
         raise ValueError("do_sample=True is not supported: each pass takes the most probable tokens")
-    for name in ("target_lengths", "reranker", "shortlist"):
-        if getattr(generation_config, name, None) is not None:
+    usual = GenerationConfig._get_default_generation_params()
+    for name, value in generation_config.to_dict().items():
+        if value is None or value is False or name in UNDERSTOOD_FIELDS or value == usual.get(name):
+            continue
+        if name in ("target_lengths", "reranker", "shortlist"):
             raise ValueError(f"{name} in generation_config has no effect: give it to generate itself")
+        raise ValueError(f"{name}={value!r} in generation_config has no effect: options are {', '.join(OPTION_NAMES)}")
+
+
+def longest_output(generation_config: GenerationConfig) -> dict[str, int]:
+    """`max_new_tokens` of a config, if set, as the option that says the same: nothing comes before new tokens."""
+    longest = generation_config.max_new_tokens
+    return {} if longest is None else {"max_length": longest}
 
 
 def check_same_vocabulary(of_reranker: int, own: int) -> None:
@@ -215,6 +231,8 @@ class JMNatGenerationMixin(GenerationMixin):
         attention_mask = kwargs.pop("attention_mask", None)
         if torch.is_tensor(generation_config):  # `generate(input_ids, attention_mask, generation_config)`
             attention_mask, generation_config, logits_processor = generation_config, logits_processor, None
+        elif generation_config is None and isinstance(logits_processor, GenerationConfig):  # without a mask
+            generation_config, logits_processor = logits_processor, None
         if logits_processor or stopping_criteria or streamer:
             raise ValueError(
                 "logits_processor, stopping_criteria and streamer are not supported: all words are predicted at once"
@@ -336,13 +354,13 @@ class JMNatGenerationMixin(GenerationMixin):
                 f"generate got {', '.join(sorted(unknown))}, which it does not know; options are "
                 f"{', '.join(OPTION_NAMES)}, target_lengths, reranker and shortlist"
             )
-        sources = [kwargs, self.generation_config]
+        sources = [kwargs]
         if generation_config is not None:
             check_generation_config(generation_config)
-            sources.insert(1, generation_config)
+            sources += [longest_output(generation_config), generation_config]
             if generation_config.num_beams is not None:
-                sources.insert(2, {"num_length_candidates": generation_config.num_beams})
-        options = resolve_options(*sources)
+                sources.append({"num_length_candidates": generation_config.num_beams})
+        options = resolve_options(*sources, longest_output(self.generation_config), self.generation_config)
         options.check()
         if self.config.decoder_input == "source_copy" and options.num_iterations > 1:
             raise ValueError(

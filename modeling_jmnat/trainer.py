@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from . import training_checkpoints as checkpoints
 from .batching import TokenBatchSampler
@@ -21,7 +21,7 @@ from .data_collator import DataCollatorForJMNat
 from .dataset_columns import column_lengths, text_column, without_text
 from .glancing import ORDER, after_glancing
 from .trainer_callbacks import EMACallback, EpochCallback, StopCallback, leave_process_group
-from .training_arguments import JMNatTrainingArguments
+from .training_arguments import JMNatTrainingArguments, check_trainer_arguments
 from .translation import translate_lines
 from .weight_ema import WeightEMA
 
@@ -38,11 +38,15 @@ class JMNatTrainer(Trainer):
     - With `max_tokens`, batches hold sentences of like lengths up to that many tokens.
     - With `eval_num_iterations`, evaluation translates the columns `source` and `target` and reports sacreBLEU.
     - A run that was killed goes on from its newest whole checkpoint: `train(resume_from_checkpoint=True)`.
+    - With `ema_decay`, `evaluate`, `predict`, `save_model` and checkpoints take the average; after `train`, with
+      `keep_best` too, `choose_final_weights()` loads what becomes the final model.
 
     Args:
+        args: `JMNatTrainingArguments`.
         data_collator: `DataCollatorForJMNat`; made from `processing_class` if left out. Its `evaluation()` draws the
             masks of the evaluation.
         train_dataset, eval_dataset: columns `id`, `input_ids`, `labels`, and text in `source`, `target` for BLEU.
+            Of a dictionary of data sets each is evaluated by its name: `eval_NAME_loss`.
 
     Raises:
         ValueError: arguments that do not fit together, or several GPUs without a launcher.
@@ -56,16 +60,17 @@ class JMNatTrainer(Trainer):
     def __init__(self, model=None, args=None, data_collator=None, processing_class=None, **kwargs):
         args = args if args is not None else JMNatTrainingArguments("trainer_output")
         default_collator = data_collator is None
-        if default_collator:
+        if default_collator and processing_class is not None:
             data_collator = DataCollatorForJMNat(processing_class, seed=args.seed)
-        if kwargs.get("compute_metrics") is not None:
-            raise ValueError("compute_metrics is not used by JMNatTrainer: set eval_num_iterations")
+        check_trainer_arguments(args, data_collator, processing_class, **kwargs)
         super().__init__(model, args, data_collator, processing_class=processing_class, **kwargs)
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs are visible to one process: start with `accelerate launch` or torchrun, or choose "
                 "one by CUDA_VISIBLE_DEVICES"
             )
+        if args.keep_best > 1 and hasattr(self.model, "peft_config"):
+            raise ValueError(f"keep_best={args.keep_best} must be 0 or 1 here: adapters are not averaged")
         if getattr(data_collator, "glancing_ratio", 0.0) and self.model.config.decoder_input == "source_copy":
             raise ValueError("glancing_ratio needs decoder_input=mask: a copied source shows nothing of the target")
         if default_collator:
@@ -210,6 +215,8 @@ class JMNatTrainer(Trainer):
 
         After it, `self.stopper.stopped` tells whether it ended before the last step.
         """
+        if resume_from_checkpoint is False:
+            resume_from_checkpoint = None
         if resume_from_checkpoint is True:
             newest = checkpoints.newest_whole(self.args.output_dir)
             resume_from_checkpoint = None if newest is None else str(newest)
@@ -265,6 +272,11 @@ class JMNatTrainer(Trainer):
             self._saving_folder = None
         self.accelerator.wait_for_everyone()
 
+    def save_model(self, output_dir=None, _internal_call: bool = False) -> None:
+        """As `Trainer.save_model`, of the average with `ema_decay`."""
+        with self._averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
     def _averaged_weights(self):
         return nullcontext() if self.ema is None else self.ema.applied()
 
@@ -291,6 +303,11 @@ class JMNatTrainer(Trainer):
 
     # Evaluation ------------------------------------------------------------------------------------------------------
 
+    def predict(self, *args, **kwargs) -> PredictionOutput:
+        """As `Trainer.predict`, with the average of the weights with `ema_decay`."""
+        with self._averaged_weights():
+            return super().predict(*args, **kwargs)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Exact losses over the data set and, with `eval_num_iterations`, BLEU of its translation.
 
@@ -299,6 +316,11 @@ class JMNatTrainer(Trainer):
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("eval_dataset is None: there is nothing to evaluate on")
+        if isinstance(dataset, dict):
+            metrics = {}
+            for name, one in dataset.items():
+                metrics |= self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}")
+            return metrics
         start = time.perf_counter()
         was_training = self.model.training
         self.model.eval()
@@ -318,7 +340,8 @@ class JMNatTrainer(Trainer):
     def _corpus_losses(self, dataset) -> dict[str, float]:
         """Loss and parts from sums over the whole data set; each process takes its share of the batches."""
         longest = max(column_lengths(dataset, name).max() for name in ("input_ids", "labels"))
-        batches = list(self._token_batches(dataset, max(EVALUATION_TOKENS, longest), shuffle=False))
+        most = min(EVALUATION_TOKENS, self.args.eval_batch_tokens or EVALUATION_TOKENS)
+        batches = list(self._token_batches(dataset, max(most, longest), shuffle=False))
         dataset = without_text(dataset)
         sums = torch.zeros(len(self.loss_parts) + 2, dtype=torch.float64)
         ones = torch.ones(2, device=self.args.device)
@@ -415,7 +438,10 @@ class JMNatTrainer(Trainer):
         return {**report, "final_model": name}
 
     def _load_weights(self, folder: Path) -> None:
-        self.model.load_state_dict(load_file(folder / checkpoints.WEIGHTS), strict=False)
+        if (folder / checkpoints.ADAPTER_WEIGHTS).is_file():
+            super()._load_from_checkpoint(str(folder))
+        else:
+            self.model.load_state_dict(load_file(folder / checkpoints.WEIGHTS), strict=False)
 
     def _final_bleu(self) -> float:
         self.model.eval()

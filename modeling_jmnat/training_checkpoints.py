@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in their place where LoRA is trained
 TRAINING_WEIGHTS = "training_weights.safetensors"
 TRAINER_STATE = "trainer_state.json"
 UNFINISHED = ".unfinished"  # folder inside a run where checkpoints are written and removed
@@ -41,10 +42,16 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
     return sorted((path for path in run_dir.iterdir() if CHECKPOINT_NAME.fullmatch(path.name)), key=checkpoint_step)
 
 
+def weights_of(checkpoint: Path) -> Path:
+    """The file of weights, whether it is there or not; that of an adapter if there is one."""
+    adapter = checkpoint / ADAPTER_WEIGHTS
+    return adapter if adapter.exists() else checkpoint / WEIGHTS
+
+
 def is_whole(checkpoint: str | Path) -> bool:
     """True if training can go on from here: every file is present and not cut short."""
     checkpoint = Path(checkpoint)
-    weights = [checkpoint / WEIGHTS, *checkpoint.glob(TRAINING_WEIGHTS)]
+    weights = [weights_of(checkpoint), *checkpoint.glob(TRAINING_WEIGHTS)]
     archives = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
     try:
         json.loads((checkpoint / TRAINER_STATE).read_text())
@@ -61,7 +68,7 @@ def newest_whole(run_dir: str | Path) -> Path | None:
     for checkpoint in reversed(list_checkpoints(run_dir)):
         if is_whole(checkpoint):
             return checkpoint
-        if (checkpoint / "optimizer.pt").exists() or not (checkpoint / WEIGHTS).exists():
+        if (checkpoint / "optimizer.pt").exists() or not weights_of(checkpoint).exists():
             logger.warning("%s is damaged and is skipped", checkpoint)
     return None
 

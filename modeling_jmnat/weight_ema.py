@@ -18,6 +18,7 @@ class WeightEMA:
         self.decay = decay
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
+        self.in_place = False
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -35,9 +36,14 @@ class WeightEMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside this context."""
+        """The model has the averaged weights inside this context; one inside another changes nothing."""
+        if self.in_place:
+            yield
+            return
         self.swap()
+        self.in_place = True
         try:
             yield
         finally:
+            self.in_place = False
             self.swap()

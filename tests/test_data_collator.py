@@ -262,6 +262,29 @@ def test_tensors_and_arrays_are_taken_like_lists(tokenizer):
         assert rows_without_padding(collator(converted)) == expected
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_examples_that_are_padded_already_are_taken_like_others(tokenizer, side):
+    examples = make_examples(8)
+    collator = DataCollatorForJMNat(tokenizer)
+
+    def padded(ids, pad):
+        padding = [pad] * (40 - len(ids))
+        return [*padding, *ids] if side == "left" else [*ids, *padding]
+
+    for target_pad in (-100, tokenizer.pad_token_id):
+        rows = [
+            example
+            | {"input_ids": padded(example["input_ids"], tokenizer.pad_token_id), "attention_mask": [1] * 40}
+            | {"labels": padded(example["labels"], target_pad)}
+            for example in examples
+        ]
+        batch = collator(rows)
+        for name, expected in collator(examples).items():
+            assert torch.equal(batch[name], expected)
+    with pytest.raises(ValueError, match="has empty 'labels'"):
+        collator([rows[0] | {"labels": [-100, -100]}])
+
+
 # --------------------------------------------------------------------------------------------------------- bad input
 
 

@@ -13,8 +13,9 @@ from tiny_runs import WORDS, prepare_tiny_data, tiny_model
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from translation_samples import load_script
 
-from modeling_jmnat import DataCollatorForJMNat, JMNatForConditionalGeneration
+from modeling_jmnat import DataCollatorForJMNat, JMNatForConditionalGeneration, JMNatTrainer, JMNatTrainingArguments
 from modeling_jmnat.preparation import load_prepared
+from modeling_jmnat.training_checkpoints import list_checkpoints
 
 OTHER_WORDS = {**WORDS, "und": "plus", "haus": "baum"}  # the new domain
 
@@ -197,6 +198,56 @@ def test_gradients_do_not_depend_on_the_accumulation(folder, tmp_path):
 
 
 # LoRA ---------------------------------------------------------------------------------------------------------------
+
+
+def lora_of(peft, folder):
+    base = JMNatForConditionalGeneration.from_pretrained(folder / "model")
+    torch.manual_seed(0)
+    return peft.get_peft_model(base, peft.LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+
+
+def lora_trainer(peft, folder, output, masks=None, **fields):
+    data, tokenizer = load_prepared(folder / "data")
+    options = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 0.03, "max_steps": 4, "warmup_steps": 1}
+    arguments = JMNatTrainingArguments(str(output), use_cpu=True, disable_tqdm=True, **options | fields)
+    collator = DataCollatorForJMNat(tokenizer, **(masks or {}))
+    datasets = {"train_dataset": data["train"], "eval_dataset": data["validation"]}
+    return JMNatTrainer(lora_of(peft, folder), arguments, collator, processing_class=tokenizer, **datasets)
+
+
+def test_lora_goes_on_from_its_checkpoints(folder, tmp_path):
+    """Stopped and resumed it ends as one run; the best checkpoint is loaded, an average of several is refused."""
+    peft = pytest.importorskip("peft")
+    weights = []
+    for name, stops in (("whole", (4,)), ("parts", (2, 4))):
+        for steps in stops:
+            options = {"lr_scheduler_type": "constant", "ema_decay": 0.9, "max_steps": steps}
+            run = lora_trainer(peft, folder, tmp_path / name, **options)
+            run.train(resume_from_checkpoint=True)
+        assert [path.name for path in list_checkpoints(tmp_path / name)] == ["checkpoint-2", "checkpoint-4"]
+        weights.append({name: weight for name, weight in run.model.state_dict().items() if "lora_" in name})
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-5, atol=1e-6)
+    best = {"eval_num_iterations": [1], "eval_strategy": "steps", "eval_steps": 2, "eval_sentences": 2}
+    run = lora_trainer(peft, folder, tmp_path / "best", max_steps=2, keep_best=1, **best)
+    run.train()
+    trained = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    for name, weight in run.model.named_parameters():
+        if "lora_" in name:
+            weight.data.zero_()
+    assert run.choose_final_weights()["final_model"] == "step 2"
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(weight, trained[name])
+    with pytest.raises(ValueError, match="keep_best=2 must be 0 or 1 here: adapters are not averaged"):
+        lora_trainer(peft, folder, tmp_path / "two", keep_best=2, **best)
+
+
+@pytest.mark.parametrize("masks", [{"full_mask_ratio": 0.5, "glancing_ratio": 0.5}, {"correction_ratio": 0.5}])
+def test_lora_trains_from_its_own_mistakes(folder, tmp_path, masks):
+    peft = pytest.importorskip("peft")
+    run = lora_trainer(peft, folder, tmp_path, masks, max_steps=2)
+    assert run.train().global_step == 2
 
 
 def test_lora_trains_merges_saves_and_generates(folder, tmp_path):

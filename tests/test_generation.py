@@ -156,6 +156,7 @@ def test_source_copy_equals_the_slow_decoder():
     copied = [sources[0][t * len(sources[0]) // longest] for t in range(longest)]
     assert output.history[0].canvas[0, 0, :longest].tolist() == copied
     assert texts(generate(model, sources, "left", 2, num_iterations=1, num_return_sequences=2)) == texts(output)
+    assert model.generate(torch.tensor([[7, 8, 2], [1, 1, 1]])).shape[0] == 2  # also of a source of padding alone
     with pytest.raises(ValueError, match="num_iterations=4 must be 1 with decoder_input='source_copy'"):
         generate(model, sources, num_iterations=4)
 
@@ -642,6 +643,8 @@ def test_the_mask_may_come_second_and_options_third():
     expected = model.generate(input_ids, attention_mask=mask, generation_config=options)
     assert torch.equal(model.generate(input_ids, mask, options), expected)
     assert not torch.equal(model.generate(input_ids, mask), expected)
+    expected = model.generate(input_ids, generation_config=options)
+    assert torch.equal(model.generate(input_ids, None, options), expected)
 
 
 @pytest.mark.parametrize(
@@ -650,6 +653,10 @@ def test_the_mask_may_come_second_and_options_third():
         ("nonsense", "generation_config is a str, it must be a GenerationConfig"),
         (GenerationConfig(do_sample=True), "do_sample=True is not supported"),
         (JMNatGenerationConfig(target_lengths=[3]), "target_lengths in generation_config has no effect"),
+        (GenerationConfig(min_length=15), "min_length=15 in generation_config has no effect: options are num_iter"),
+        (GenerationConfig(no_repeat_ngram_size=2), "no_repeat_ngram_size=2 in generation_config has no effect"),
+        (GenerationConfig(bad_words_ids=[[7]]), r"bad_words_ids=\[\[7\]\] in generation_config has no effect"),
+        (JMNatGenerationConfig(num_iteration=3), "num_iteration=3 in generation_config has no effect"),
     ],
 )
 def test_configs_that_cannot_be_followed_are_refused(config, message):
@@ -685,6 +692,12 @@ def test_precedence_of_options():
     assert model._resolve_generation_options(beams, {"num_length_candidates": 2}).num_length_candidates == 2
     both = JMNatGenerationConfig(num_beams=3, num_length_candidates=5)
     assert model._resolve_generation_options(both, {}).num_length_candidates == 5
+    # So are new tokens the length, unless it is given.
+    new = GenerationConfig(max_new_tokens=5)
+    assert model._resolve_generation_options(new, {}).max_length == 5
+    assert model._resolve_generation_options(new, {"max_length": 4}).max_length == 4
+    model.generation_config.max_new_tokens = 6
+    assert model._resolve_generation_options(None, {}).max_length == 6
     # False, 0 and [] are values.
     defaults = JMNatOptions()
     model.generation_config = JMNatGenerationConfig(

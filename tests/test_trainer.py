@@ -9,7 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from modeling_jmnat import DataCollatorForJMNat, JMNatTrainer, JMNatTrainingArguments
 from modeling_jmnat import training_checkpoints as checkpoints
@@ -379,6 +386,43 @@ def test_checkpoint_holds_average_and_training_weights(tiny, tmp_path):
     assert_equal_weights(saved, {name: trainer.model.state_dict()[name] for name in saved})
 
 
+def test_predicts_and_saves_the_average(tiny, tmp_path):
+    options = {"max_tokens": 100, "max_steps": 3, "ema_decay": 0.9, "learning_rate": 0.01, "warmup_steps": 1}
+    trainer = make_trainer(tiny, tmp_path, **options)
+    trainer.train()
+    raw = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    of_average = trainer.predict(trainer.eval_dataset).metrics["test_loss"]
+    trainer.save_model(tmp_path / "saved")
+    assert_equal_weights(raw, dict(trainer.model.named_parameters()))
+    assert trainer.predict(trainer.eval_dataset).metrics["test_loss"] == of_average
+    saved = load_file(tmp_path / "saved" / checkpoints.WEIGHTS)
+    assert not torch.equal(saved["model.shared.weight"], raw["model.shared.weight"])
+    plain = make_trainer(tiny, tmp_path)
+    plain.model.load_state_dict(saved, strict=False)
+    assert plain.predict(plain.eval_dataset).metrics["test_loss"] == of_average
+
+
+def test_evaluates_each_of_several_data_sets(tiny, tmp_path):
+    trainer = make_trainer(tiny, tmp_path)
+    parts = {"first": trainer.eval_dataset.select(range(4)), "rest": trainer.eval_dataset.select(range(4, 9))}
+    metrics = trainer.evaluate(parts)
+    for name, part in parts.items():
+        assert metrics[f"eval_{name}_loss"] == trainer.evaluate(part)["eval_loss"]
+
+
+def test_losses_keep_to_the_token_budget_of_an_evaluation(tiny, tmp_path):
+    few, many = make_trainer(tiny, tmp_path, eval_batch_tokens=40), make_trainer(tiny, tmp_path)
+    sizes = {trainer: [] for trainer in (few, many)}
+    metrics = []
+    for trainer, seen in sizes.items():
+        trainer.model.register_forward_pre_hook(
+            lambda m, a, batch, seen=seen: seen.append(batch["labels"].numel()), with_kwargs=True
+        )
+        metrics.append(trainer.evaluate())
+    assert max(sizes[few]) <= 40 < max(sizes[many])
+    assert metrics[0]["eval_loss"] == pytest.approx(metrics[1]["eval_loss"], rel=1e-5)
+
+
 def run_steps(tiny, output_dir, **options):
     options = {
         **{"max_tokens": 100, "save_strategy": "steps", "save_steps": 2, "max_steps": 7, "ema_decay": 0.9},
@@ -450,6 +494,13 @@ def test_full_disk_leaves_the_last_good_checkpoint(tiny, tmp_path, through):
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["checkpoint-2"]
     assert checkpoints.is_whole(tmp_path / "checkpoint-2")
     assert_equal_weights(run_steps(tiny, tmp_path).model.state_dict(), through)
+
+
+def test_resuming_can_be_declined(tiny, tmp_path):
+    run_steps(tiny, tmp_path, max_steps=2)
+    trainer = make_trainer(tiny, tmp_path, max_steps=1)
+    trainer.train(resume_from_checkpoint=False)
+    assert trainer.state.global_step == 1
 
 
 def test_best_steps_by_hand():
@@ -528,8 +579,27 @@ def test_bad_arguments_are_named(tmp_path, fields, message):
 
 
 def test_bad_use_of_the_trainer_is_named(tiny, tmp_path):
-    with pytest.raises(ValueError, match="compute_metrics"):
-        JMNatTrainer(tiny_model(tiny[1]), processing_class=tiny[1], compute_metrics=len)
+    model, tokenizer = tiny_model(tiny[1]), tiny[1]
+    own = JMNatTrainingArguments(str(tmp_path), **BASE)
+    scored, averaged = (
+        JMNatTrainingArguments(str(tmp_path), **BASE, **more)
+        for more in ({"eval_num_iterations": [4], "keep_best": 1}, {"ema_decay": 0.9})
+    )
+    collator = DataCollatorForJMNat(tokenizer)
+    for message, arguments, options in (
+        ("compute_metrics is not used", own, {"compute_metrics": len}),
+        ("compute_loss_func is not used", own, {"compute_loss_func": len}),
+        ("args is a TrainingArguments, it must be a JMNatTr", TrainingArguments(str(tmp_path), use_cpu=True), {}),
+        ("processing_class is None: give the tokenizer", own, {"processing_class": None}),
+        ("evaluations that translate need the", scored, {"processing_class": None, "data_collator": collator}),
+        ("is a DataCollatorForSeq2Seq, it", own, {"data_collator": DataCollatorForSeq2Seq(tokenizer)}),
+        ("keep_best=1 needs one eval_dataset", scored, {"eval_dataset": {"a": tiny[0]["validation"]}}),
+        ("ema_decay=0.9 needs a model that stays the same", averaged, {"model_init": lambda: model}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            JMNatTrainer(
+                None if "model_init" in options else model, arguments, **{"processing_class": tokenizer} | options
+            )
     trainer = make_trainer(tiny, tmp_path)
     trainer.eval_dataset = None
     with pytest.raises(ValueError, match="eval_dataset"):

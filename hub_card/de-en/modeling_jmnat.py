@@ -128,7 +128,8 @@ def copy_source(input_ids: torch.Tensor, attention_mask: torch.Tensor, target_ma
     target_lengths = target_mask.sum(dim=1, keepdim=True).clamp(min=1)
     first = attention_mask.int().argmax(dim=1, keepdim=True)  # left padding comes before it
     positions = torch.arange(target_mask.shape[1], device=input_ids.device)[None]
-    index = first + (positions * source_lengths // target_lengths).clamp(max=source_lengths - 1)
+    last = (source_lengths - 1).clamp(min=0)  # a source of padding alone has its first <pad> copied
+    index = first + (positions * source_lengths // target_lengths).clamp(max=last)
     return input_ids.gather(1, index)
 
 
