@@ -623,6 +623,11 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         Raises:
             ValueError: neither decoder input nor labels; a target longer than `max_target_length`.
         """
+        if self.training and labels is None and masked_positions is not None:
+            raise ValueError(
+                "labels is missing: a Trainer takes it away with label_smoothing_factor, which must be 0 (the model's "
+                "own loss has the option label_smoothing)"
+            )
         if labels is not None:
             target_mask = labels != -100
             if decoder_attention_mask is None:
@@ -657,7 +662,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
                 masked_positions = decoder_input_ids == self.config.mask_token_id
             masked_positions = masked_positions.bool() & target_mask
             self.add_losses(result, outputs, labels, masked_positions, encoder_targets, loss_denominators)
-        return result
+        return JMNatSeq2SeqLMOutput(**result)  # in the order of its fields, for those who unpack it
 
     def add_losses(self, result, outputs, labels, masked_positions, encoder_targets, loss_denominators):
         """Fill in the loss and its parts (Eq. 8 and section 4.4); only masked positions are projected."""

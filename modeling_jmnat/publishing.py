@@ -128,6 +128,9 @@ def save_for_everyone(
         tokenizer.init_kwargs.pop(option, None)
     if fp16:
         round_weights(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (pipeline_module.__file__, *get_relative_import_files(pipeline_module.__file__)):
+        shutil.copyfile(file, folder / Path(file).name)
     with carrying_code():
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(folder)
@@ -135,8 +138,6 @@ def save_for_everyone(
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         write_json(folder / "config.json", {**saved, "dtype": "float32"})
         model.float()
-    for file in (pipeline_module.__file__, *get_relative_import_files(pipeline_module.__file__)):
-        shutil.copyfile(file, folder / Path(file).name)
     if onnx:
         export_onnx(model, folder / GRAPHS_FOLDER, int8=True, tokenizer=tokenizer)
     for path in folder.rglob("*"):

@@ -16,6 +16,8 @@ from functools import lru_cache
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import TokenizersBackend
 
+from .configuration_jmnat import elsewhere
+
 # Marks of subword-nmt and fastBPE.
 END_OF_WORD = "</w>"
 CONTINUATION = "@@"
@@ -130,6 +132,14 @@ class JMNatTokenizer(TokenizersBackend):
             text = _map_strings(self.split_text, text)
             text_pair = None if text_pair is None else _map_strings(self.split_text, text_pair)
         return super()._encode_plus(text, text_pair=text_pair, is_split_into_words=is_split_into_words, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs) -> tuple[str, ...]:
+        """As ever, but code of the folder it came from is named only where it is written, too: see `publishing`."""
+        if self._auto_class is None and "auto_map" in self.init_kwargs:
+            self.init_kwargs["auto_map"] = elsewhere(self.init_kwargs["auto_map"])
+            if not self.init_kwargs["auto_map"]:
+                del self.init_kwargs["auto_map"]
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
     def split_text(self, text: str) -> str:
         """What comes before the vocabulary: Moses tokenisation and the pieces of `bpe_merges`, if they are on."""

@@ -57,13 +57,22 @@ class JMNatTrainer(Trainer):
     # What is logged beside the loss; the last one is divided by sentences, the others by predicted tokens.
     loss_parts = ("nll_loss", "encoder_loss", "ngram_loss", "length_loss")
 
-    def __init__(self, model=None, args=None, data_collator=None, processing_class=None, **kwargs):
+    def __init__(
+        self,
+        model=None,
+        args=None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        **kwargs,
+    ):
         args = args if args is not None else JMNatTrainingArguments("trainer_output")
         default_collator = data_collator is None
         if default_collator and processing_class is not None:
             data_collator = DataCollatorForJMNat(processing_class, seed=args.seed)
-        check_trainer_arguments(args, data_collator, processing_class, **kwargs)
-        super().__init__(model, args, data_collator, processing_class=processing_class, **kwargs)
+        check_trainer_arguments(args, data_collator, eval_dataset, processing_class, **kwargs)
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs are visible to one process: start with `accelerate launch` or torchrun, or choose "

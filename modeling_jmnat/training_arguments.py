@@ -153,8 +153,8 @@ class TeacherTrainingArguments(TranslationTrainingArguments):
 def check_trainer_arguments(
     args,
     data_collator,
+    eval_dataset,
     processing_class,
-    eval_dataset=None,
     model_init=None,
     compute_metrics=None,
     compute_loss_func=None,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hub_server import stand_in_hub, take_for_the_hub
@@ -569,14 +570,19 @@ def test_suppressed_tokens_never_come():
         ({"num_length_candidates": 0}, "num_length_candidates=0 must be a whole number of at least 1"),
         ({"num_length_candidates": 13}, "num_length_candidates=13 is more than the 12 lengths there are"),
         ({"max_length": 3}, "num_length_candidates=4 is more than the 3 lengths there are"),
-        ({"max_length": 1}, "max_length=1 must be at least 2"),
+        ({"max_length": 1}, "max_length=1 must be a whole number of at least 2"),
         ({"num_return_sequences": 5}, "num_return_sequences=5 is more than num_length_candidates=4"),
         ({"remask_schedule": "sine"}, "remask_schedule='sine' is not one of linear, cosine"),
         ({"prune_candidates": 0}, "prune_candidates=0 must be a whole number of at least 1"),
         ({"prune_to": 0}, "prune_to=0 must be a whole number of at least 1"),
         ({"confidence_threshold": 1.5}, r"confidence_threshold=1.5 must be None or in \(0, 1\]"),
-        ({"length_normalization": -1.0}, "length_normalization=-1.0 must be at least 0"),
-        ({"length_offset": -5}, "length_offset=-5 must be at least 0"),
+        ({"confidence_threshold": "a"}, "confidence_threshold='a' must be None or in"),
+        ({"length_normalization": -1.0}, r"length_normalization=-1.0 must be in \[0, 100\]"),
+        ({"length_normalization": math.nan}, r"length_normalization=nan must be in \[0, 100\]"),
+        ({"length_normalization": "x"}, "length_normalization='x' must be in"),
+        ({"length_offset": -5}, r"length_offset=-5 must be in \[0, 100\]"),
+        ({"max_length": 3.5}, "max_length=3.5 must be a whole number of at least 2"),
+        ({"suppress_tokens": 5}, "suppress_tokens=5 must be None or a list of token ids"),
         ({"length_threshold": 1.5}, r"length_threshold=1.5 must be in \[0, 1\]"),
         ({"prune_threshold": -0.2}, r"prune_threshold=-0.2 must be in \[0, 1\]"),
         ({"early_stop": "yes"}, "early_stop='yes' must be True or False"),
@@ -698,6 +704,9 @@ def test_precedence_of_options():
     assert model._resolve_generation_options(new, {"max_length": 4}).max_length == 4
     model.generation_config.max_new_tokens = 6
     assert model._resolve_generation_options(None, {}).max_length == 6
+    # numpy's numbers are numbers.
+    assert model._resolve_generation_options(None, {"num_iterations": np.int64(3)}).num_iterations == 3
+    assert model._resolve_generation_options(None, {"length_offset": np.float32(3)}).length_offset == 3
     # False, 0 and [] are values.
     defaults = JMNatOptions()
     model.generation_config = JMNatGenerationConfig(

@@ -185,9 +185,19 @@ def test_tuple_output_has_the_same_order():
     with torch.no_grad():
         named, tupled = model(**batch), model(**batch, return_dict=False)
     assert isinstance(tupled, tuple)
-    assert tupled[0] is not None
+    assert torch.equal(tupled[0], named.loss)
+    assert torch.equal(tupled[1], named.logits)
     for one, other in zip(named.to_tuple(), tupled, strict=True):
         assert torch.equal(one, other)
+
+
+def test_labels_that_a_trainer_took_away_are_missed():
+    model = random_model(3)
+    batch = random_batch(model)
+    del batch["labels"]
+    assert model(**batch).loss is None
+    with pytest.raises(ValueError, match="labels is missing: a Trainer takes it away with label_smoothing_factor"):
+        model.train()(**batch)
 
 
 def test_hidden_states_and_attentions_on_request():

@@ -62,8 +62,10 @@ def look(source):
 
 translate, first = look(folder)
 translate.save_pretrained(copy)
-found = {"folder": first, "copy": look(copy)[1], "hub": look(repository)[1]}
-torch.save(found, outputs)
+for part in (translate.model, translate.tokenizer):
+    part.save_pretrained(copy + " in parts")
+sources = {"copy": copy, "parts": copy + " in parts", "hub": repository}
+torch.save({"folder": first} | {name: look(source)[1] for name, source in sources.items()}, outputs)
 """
 
 
@@ -132,6 +134,24 @@ def test_saving_after_publishing_copies_no_code(published, tmp_path):
     tiny_student(tokenizer).save_pretrained(tmp_path / "later")
     tokenizer.save_pretrained(tmp_path / "later")
     assert not list((tmp_path / "later").glob("*.py"))
+
+
+def test_a_copy_that_takes_no_code_along_names_none(published, tmp_path):
+    """As after fine-tuning with the package. What lies in a repository is named on."""
+    model, tokenizer = load_for_publishing(published)
+    named = model.config.auto_map
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config, options = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("config", "tokenizer_config"))
+    assert not {"auto_map", "custom_pipelines"} & {*config, *options}
+    assert model.config.auto_map == named  # the model in memory is as it was
+    remote = {"AutoModel": "you/name--modeling_jmnat.JMNatModel"}
+    model.config.auto_map = named | remote
+    model.config.custom_pipelines["translation"]["impl"] = "you/name--pipeline.JMNatTranslationPipeline"
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["auto_map"] == remote
+    assert list(config["custom_pipelines"]) == ["translation"]
 
 
 def test_half_precision_is_stored_and_single_precision_loaded(trained, tmp_path):
@@ -249,7 +269,8 @@ def test_loads_without_the_package_from_folder_copy_and_hub(published, hub, tmp_
         for name, value in expected.items():
             same = torch.equal(value, found[name]) if torch.is_tensor(value) else value == found[name]
             assert same, (source, name)
-    assert {path.name for path in (tmp_path / "copy").iterdir()} == {path.name for path in published.iterdir()}
+    for copy in ("copy", "copy in parts"):
+        assert {path.name for path in (tmp_path / copy).iterdir()} == {path.name for path in published.iterdir()}
 
 
 def test_pushing_again_replaces_what_was_there(published, trained, hub, tmp_path):

@@ -3,7 +3,13 @@
 How masks are drawn belongs to the data collator.
 """
 
+import copy
+import math
+import os
+import shutil
 from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -12,6 +18,8 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 REMASK_SCHEDULES = ("linear", "cosine")
+LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows
+PIPELINE_FILE = "pipeline.py"
 SIZES = (
     "vocab_size",
     "d_model",
@@ -142,6 +150,34 @@ class JMNatConfig(PreTrainedConfig):
             raise ValueError(f"max_target_length={self.max_target_length} must be at least 2 (one token and </s>)")
         super().__post_init__(**kwargs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """As ever, but code of the folder it came from is named only where it goes along (see `publishing`)."""
+        config, saved = copy.copy(self), Path(save_directory)
+        if self._auto_class is None and hasattr(self, "auto_map"):
+            config.auto_map = elsewhere(self.auto_map)
+        if hasattr(self, "custom_pipelines"):
+            source = Path(self.name_or_path or "") / PIPELINE_FILE
+            if self._auto_class is not None and source.is_file():  # which is no import of the model's own code
+                saved.mkdir(parents=True, exist_ok=True)
+                if not (saved / PIPELINE_FILE).exists():
+                    shutil.copyfile(source, saved / PIPELINE_FILE)
+            if not (saved / PIPELINE_FILE).is_file():
+                pipelines = self.custom_pipelines.items()
+                config.custom_pipelines = {task: x for task, x in pipelines if elsewhere({task: x.get("impl")})}
+        for name in ("auto_map", "custom_pipelines"):
+            if not getattr(config, name, True):
+                delattr(config, name)
+        super(JMNatConfig, config).save_pretrained(save_directory, **kwargs)
+
+
+def elsewhere(auto_map: dict[str, Any]) -> dict[str, Any]:
+    """Those entries of an `auto_map` whose code lies in a repository that they name (`you/name--module.Class`)."""
+    return {
+        name: where
+        for name, where in auto_map.items()
+        if any("--" in part for part in (where if isinstance(where, list | tuple) else [where]) if part)
+    }
+
 
 @dataclass
 class JMNatOptions:
@@ -174,7 +210,7 @@ class JMNatOptions:
         counts = ["num_iterations", "num_length_candidates", "num_return_sequences", "prune_to"]
         for name in counts if self.prune_candidates is None else [*counts, "prune_candidates"]:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if self.remask_schedule not in REMASK_SCHEDULES:
             raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
@@ -183,18 +219,29 @@ class JMNatOptions:
                 f"num_return_sequences={self.num_return_sequences} is more than "
                 f"num_length_candidates={self.num_length_candidates}"
             )
-        if self.confidence_threshold is not None and not 0.0 < self.confidence_threshold <= 1.0:
-            raise ValueError(f"confidence_threshold={self.confidence_threshold!r} must be None or in (0, 1]")
+        threshold = self.confidence_threshold
+        if threshold is not None and not (is_number(threshold) and 0 < threshold <= 1):
+            raise ValueError(f"confidence_threshold={threshold!r} must be None or in (0, 1]")
         for name in ("length_threshold", "prune_threshold"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
+            if not (is_number(value) and 0 <= value <= 1):
                 raise ValueError(f"{name}={value!r} must be in [0, 1]")
-        if self.length_normalization < 0:
-            raise ValueError(f"length_normalization={self.length_normalization!r} must be at least 0")
-        if self.length_offset < 0:
-            raise ValueError(f"length_offset={self.length_offset!r} must be at least 0")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"max_length={self.max_length!r} must be at least 2 (one token and </s>)")
+        for name in ("length_normalization", "length_offset"):
+            value = getattr(self, name)
+            if not (is_number(value) and 0 <= value <= LARGEST_EXPONENT):
+                raise ValueError(f"{name}={value!r} must be in [0, {LARGEST_EXPONENT}]")
+        if self.max_length is not None and not (isinstance(self.max_length, Integral) and self.max_length >= 2):
+            raise ValueError(
+                f"max_length={self.max_length!r} must be a whole number of at least 2 (one token and </s>)"
+            )
+        ids = self.suppress_tokens
+        if ids is not None and not (isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids)):
+            raise ValueError(f"suppress_tokens={ids!r} must be None or a list of token ids")
+
+
+def is_number(value: Any) -> bool:
+    """A finite one; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 OPTION_NAMES = tuple(option.name for option in fields(JMNatOptions))
