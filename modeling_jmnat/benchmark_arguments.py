@@ -13,15 +13,6 @@ NEEDED = ("student", "teacher", "source", "reference")
 TRAINING_STATE = (".pt", ".pth")  # what a checkpoint holds beside the model: optimizer, scheduler, random numbers
 
 
-def check_counts(arguments, names: Sequence[str]) -> None:
-    """Those of the arguments that are given, numbers or lists of them, must be at least 1."""
-    for name in names:
-        given = getattr(arguments, name)
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-
-
 def check_models(arguments, names: Sequence[str] = ("student", "teacher")) -> None:
     """The arguments `names` must be folders: a JM-NAT model, then autoregressive models with its tokenizer.
 

@@ -134,6 +134,8 @@ class JMNatConfig(PreTrainedConfig):
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
+        if self.init_std is not None and not self.init_std > 0:
+            raise ValueError(f"init_std={self.init_std} must be None or above 0")
         for name in ("encoder_loss_weight", "ngram_loss_weight", "length_loss_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")

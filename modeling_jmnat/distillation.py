@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from .cli import check_counts
 from .output_files import atomic_text_file, write_json
 from .preparation import load_prepared
 from .teacher import (
@@ -106,11 +107,8 @@ class DistillationArguments:
     )
 
     def __post_init__(self):
-        for name in ("num_beams", "shards", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if self.max_length_ratio is not None and self.max_length_ratio != 0 and self.max_length_ratio < 1:
+        check_counts(self, ("num_beams", "shards", "batch_tokens"))
+        if self.max_length_ratio is not None and self.max_length_ratio != 0 and not self.max_length_ratio >= 1:
             raise ValueError(f"max_length_ratio={self.max_length_ratio} must be 0 (off) or at least 1")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")

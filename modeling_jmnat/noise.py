@@ -4,6 +4,7 @@ Words of the source are dropped or replaced (Figure 3), or random vectors are ad
 to what the encoder hands over (Figure 1).
 """
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,8 +59,8 @@ def noisy_states(model: PreTrainedModel, place: str, level: float, seed: int = 0
     """
     if place not in STATE_NOISES:
         raise ValueError(f"place={place!r} is not one of {', '.join(STATE_NOISES)}")
-    if level < 0:
-        raise ValueError(f"level={level} must be at least 0")
+    if not (math.isfinite(level) and level >= 0):
+        raise ValueError(f"level={level} must be a number of at least 0")
     generator = torch.Generator(model.device).manual_seed(seed)
 
     def disturb(states: torch.Tensor) -> torch.Tensor:

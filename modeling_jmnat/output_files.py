@@ -54,6 +54,25 @@ def write_json(path: str | Path, value) -> None:
         file.write("\n")
 
 
+def check_writable(path: str | Path) -> None:
+    """Refuse now, before any work, what could not be written later; a file that is there stays.
+
+    Raises:
+        OSError: as `atomic_file`.
+    """
+    try:
+        with atomic_file(path) as temporary:
+            if temporary != Path(path):
+                temporary.touch()
+            raise _Tried
+    except _Tried:
+        pass
+
+
+class _Tried(Exception):
+    """Leaves a block of `atomic_file` so that nothing is renamed."""
+
+
 def same_path(one: str, other: str) -> bool:
     """Equal however they are spelled."""
     return one == other or os.path.realpath(one) == os.path.realpath(other)

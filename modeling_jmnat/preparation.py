@@ -25,6 +25,7 @@ from .output_files import write_json
 from .tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
 
 COLUMNS = {"id": "int64", "source": "string", "target": "string", "input_ids": "int32", "labels": "int32"}
+UNFINISHED = ".unfinished"  # a file that is there while the others are written
 CHUNK = 10_000  # pairs tokenised at a time
 
 
@@ -120,7 +121,7 @@ class PreparationArguments:
                 f"max_model_tokens={self.max_model_tokens} must be at least max_tokens_per_sentence="
                 f"{self.max_tokens_per_sentence}"
             )
-        if self.max_length_ratio != 0 and self.max_length_ratio < 1:
+        if self.max_length_ratio != 0 and not self.max_length_ratio >= 1:
             raise ValueError(f"max_length_ratio={self.max_length_ratio} must be 0 (off) or at least 1")
         needs_languages = self.moses or self.dataset_name is not None
         if needs_languages and not (self.source_lang and self.target_lang):
@@ -170,6 +171,7 @@ def prepare(arguments: PreparationArguments) -> dict:
         "tokenizer_sha256": tokenizer_hash(output_dir / "tokenizer"),
     }
     write_json(output_dir / "preparation.json", result)
+    (output_dir / UNFINISHED).unlink()
     return result
 
 
@@ -186,7 +188,9 @@ def load_prepared(directory: str | Path) -> tuple[datasets.DatasetDict, JMNatTok
         raise ValueError(
             f"{directory} holds no finished preparation (preparation.json is missing); make one with prepare_data.py"
         ) from None
-    if tokenizer_hash(directory / "tokenizer") != written["tokenizer_sha256"]:
+    except ValueError:
+        raise ValueError(f"{directory / 'preparation.json'} is damaged: prepare the data again") from None
+    if tokenizer_hash(directory / "tokenizer") != written.get("tokenizer_sha256"):
         raise ValueError(
             f"{directory / 'tokenizer'} is not the tokenizer that made the ids in {directory / 'dataset'} "
             "(tokenizer.json has another hash); prepare the data again"
@@ -375,7 +379,7 @@ def _mean_lengths(table: pa.Table) -> dict[str, float]:
 def _claim_output_dir(directory: Path, overwrite: bool) -> Path:
     """Make the folder and try it before the long work; an earlier preparation needs `overwrite`."""
     existing = [name for name in ("preparation.json", "dataset", "tokenizer") if (directory / name).exists()]
-    if existing and not overwrite:
+    if existing and not overwrite and not (directory / UNFINISHED).is_file():
         raise ValueError(f"output_dir={directory} already holds {existing[0]}; pass --overwrite to replace it")
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -387,6 +391,7 @@ def _claim_output_dir(directory: Path, overwrite: bool) -> Path:
 
 
 def _remove_leftovers(directory: Path):
+    (directory / UNFINISHED).touch()  # until all is written: what is left by then may be replaced
     (directory / "preparation.json").unlink(missing_ok=True)  # first: what is left is then no finished preparation
     for name in ("dataset", "tokenizer"):
         shutil.rmtree(directory / name, ignore_errors=True)

@@ -1,11 +1,17 @@
 """Recipes as files: `run_scripts/presets/NAME.yaml` with the sections model, masking, training and teacher."""
 
-from dataclasses import dataclass, field, fields
+import inspect
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Union, get_args, get_origin
 
+from .configuration_jmnat import JMNatConfig
+from .data_collator import DataCollatorForJMNat
 from .training_arguments import JMNatTrainingArguments, TeacherTrainingArguments
 
 PRESETS = Path(__file__).resolve().parent.parent / "run_scripts" / "presets"
+PLAIN_TYPES = (bool, int, float, str, NoneType)
 SECTIONS = ("model", "masking", "training", "teacher")
 # What a recipe may set of `JMNatConfig` (the vocabulary's size comes from the data) and of `DataCollatorForJMNat`.
 MODEL_FIELDS = {
@@ -89,7 +95,7 @@ def load_preset(name_or_file: str | Path) -> Preset:
     """Read a recipe by its name or from a YAML file.
 
     Raises:
-        ValueError: no such recipe, not YAML, or an unknown section or field, which is named.
+        ValueError: no such recipe, not YAML, an unknown section or field, or a value of another type; it is named.
         OSError: the file cannot be read.
     """
     path = Path(name_or_file)
@@ -105,27 +111,53 @@ def load_preset(name_or_file: str | Path) -> Preset:
         raise ValueError(f"{path} is not a YAML file: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no sections: it needs some of {', '.join(SECTIONS)}")
-    allowed = section_fields()
+    types = section_types()
     sections = {}
     for section, values in content.items():
         if section not in SECTIONS:
             raise ValueError(f"{path}: section {section!r} is not one of {', '.join(SECTIONS)}")
         if not isinstance(values, dict):
             raise ValueError(f"{path}: section {section} must hold fields with values, not {values!r}")
-        for name in values:
-            if name not in allowed[section]:
-                raise ValueError(f"{path}: {name!r} is no field of section {section}")
         sections[section] = {name: _number(value) for name, value in values.items()}
+        for name, value in sections[section].items():
+            if name not in types[section]:
+                raise ValueError(f"{path}: {name!r} is no field of section {section}")
+            if not _fits(value, types[section][name]):
+                wanted = inspect.formatannotation(types[section][name])
+                raise ValueError(f"{path}: {section}.{name}={value!r} is not of the type {wanted}")
     return Preset(path.stem, **sections)
 
 
-def section_fields() -> dict[str, set[str]]:
-    """The fields that each section may hold."""
-    training, teacher = (
-        {item.name for item in fields(arguments)} - {"output_dir"}
-        for arguments in (JMNatTrainingArguments, TeacherTrainingArguments)
+def section_types() -> dict[str, dict]:
+    """The fields that each section may hold, and their types."""
+    of_model, of_training, of_teacher = (  # not the fields' own types, which HfArgumentParser changes
+        {name: kind for cls in reversed(owner.__mro__) for name, kind in inspect.get_annotations(cls).items()}
+        for owner in (JMNatConfig, JMNatTrainingArguments, TeacherTrainingArguments)
     )
-    return {"model": set(MODEL_FIELDS), "masking": set(MASKING_FIELDS), "training": training, "teacher": teacher}
+    of_masking = {name: item.annotation for name, item in inspect.signature(DataCollatorForJMNat).parameters.items()}
+    types = {"training": of_training, "teacher": of_teacher}
+    for given in types.values():
+        del given["output_dir"]
+    for section, owner, names in (("model", of_model, MODEL_FIELDS), ("masking", of_masking, MASKING_FIELDS)):
+        types[section] = {name: owner[name] for name in names}
+    return types
+
+
+def _fits(value, annotation) -> bool:
+    """Whether a value may stand in a field of this type; types other than plain ones are left to their owners."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    if any(kind not in PLAIN_TYPES and get_origin(kind) is not list for kind in kinds):
+        return True
+    for kind in kinds:
+        if get_origin(kind) is list:
+            fits = isinstance(value, list) and all(_fits(item, *get_args(kind)) for item in value)
+        elif isinstance(value, bool):
+            fits = kind is bool
+        else:
+            fits = isinstance(value, (int, float) if kind is float else kind)
+        if fits:
+            return True
+    return False
 
 
 def _number(value):

@@ -61,7 +61,7 @@ def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
         ValueError: naming what differs.
     """
     path = settings.output / BEGUN_WITH
-    if not path.is_file():
+    if not path.is_file() or not any((settings.output / "logs").glob("*")):  # no stage has begun
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
     for name in {**begun, **inputs}:

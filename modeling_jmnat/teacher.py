@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -153,6 +154,9 @@ def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             return JMNatTokenizer.from_pretrained(directory)
     try:
         return AutoTokenizer.from_pretrained(directory)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the tokenizer of {directory} cannot be loaded: {reason}") from None
     except (ImportError, ValueError) as error:
         if is_sentencepiece_available():
             raise
@@ -174,7 +178,10 @@ def load_teacher(
         ValueError: no such folder, a vocabulary smaller than the tokenizer's, or a model that is not autoregressive.
     """
     tokenizer = load_teacher_tokenizer(directory)
-    model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto")
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto")
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {directory} cannot be read: {error}") from None
     refuse_student(directory, model.config)
     if model.config.vocab_size < len(tokenizer):
         raise ValueError(

@@ -72,7 +72,8 @@ class TeacherTrainer(JMNatTrainer):
     loss_parts = ("nll_loss",)
 
     def __init__(self, model, args: TeacherTrainingArguments, processing_class=None, **kwargs):
-        super().__init__(model, args, DataCollatorForTeacher(processing_class), processing_class, **kwargs)
+        collator = DataCollatorForTeacher(processing_class)
+        super().__init__(model, args, collator, processing_class=processing_class, **kwargs)
 
     def count_predicted(self, batch: dict) -> torch.Tensor:
         return batch["labels"].ne(-100).sum()

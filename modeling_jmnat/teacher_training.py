@@ -9,6 +9,7 @@ from pathlib import Path
 import sacrebleu
 from transformers import HfArgumentParser, set_seed
 
+from .cli import check_counts
 from .output_files import write_json
 from .preparation import load_prepared
 from .presets import Preset, load_preset, preset_names
@@ -48,10 +49,7 @@ class TeacherArguments:
     )
 
     def __post_init__(self):
-        for name in ("encoder_layers", "decoder_layers", "num_beams"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        check_counts(self, ("encoder_layers", "decoder_layers", "num_beams"))
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
 

@@ -1,9 +1,12 @@
 """`JMNatTrainingArguments`, and what the teacher's training shares with it: Transformers' arguments and additions."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 
 import torch
 from transformers import TrainingArguments
+
+from .cli import check_counts
 
 
 @dataclass
@@ -62,20 +65,25 @@ class TranslationTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: masks go by example id."})
 
     def __post_init__(self):
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{item.name}={value} must be a finite number")
         chosen = self.accelerator_config is not None
         # Where there is nothing else it must be said: processes that torchrun starts would not find each other.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if not chosen:  # batches go to a GPU while it still computes the last step
             self.accelerator_config.non_blocking = self.dataloader_pin_memory
-        for name in ("max_tokens", "max_sentences", "eval_sentences", "eval_batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        check_counts(
+            self, ("max_tokens", "max_sentences", "eval_sentences", "eval_batch_tokens", "gradient_accumulation_steps")
+        )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1")
-        if self.time_budget is not None and self.time_budget <= 0:
+        if self.time_budget is not None and not self.time_budget > 0:
             raise ValueError(f"time_budget={self.time_budget} must be above 0 minutes")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ValueError(f"max_steps={self.max_steps} must be at least 1, or -1 to go by num_train_epochs")
         if self.keep_best < 0:
             raise ValueError(f"keep_best={self.keep_best} must be at least 0")
         if self.load_best_model_at_end or self.save_strategy == "best":

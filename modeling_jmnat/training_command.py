@@ -137,6 +137,12 @@ def parse_command(argv: Sequence[str] | None, description: str) -> TrainingComma
         folder = fetch_folder(known.init_from, ("config.json",))
         if not (folder / "config.json").is_file():
             raise ValueError(f"init_from {known.init_from} is not the folder of a saved model")
+        kind = JMNatConfig.get_config_dict(folder)[0].get("model_type")
+        if kind != JMNatConfig.model_type:
+            raise ValueError(
+                f"init_from {known.init_from} is a model of the kind {kind}, it must be a JM-NAT: --init_from_teacher "
+                "takes what fits from an autoregressive one"
+            )
         config = JMNatConfig.from_pretrained(folder)
         # Weights come with their sizes, whatever the preset says; what is no size is the preset's to choose.
         kept = [name for name in MODEL_FIELDS if name not in FREE_MODEL_FIELDS or name not in chosen]

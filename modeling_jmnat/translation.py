@@ -8,14 +8,16 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from .configuration_jmnat import OPTION_NAMES
+from .configuration_jmnat import OPTION_NAMES, is_number, resolve_options
 from .generation_jmnat import VOCABULARY_PADDING
 from .hub_names import check_folder
 from .onnx_model import ORTJMNatForConditionalGeneration, find_graphs
@@ -25,6 +27,15 @@ from .tokenization_jmnat import LINE_BREAKS, show_canvas
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
+# Options of a beam search that count something, with the least that is allowed.
+COUNTS = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "max_length": 2,
+    "max_new_tokens": 1,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+}
 AUTOREGRESSIVE_OPTIONS = (
     "num_beams",
     "length_penalty",
@@ -114,7 +125,7 @@ def load_translator(
         config = AutoConfig.from_pretrained(directory)
         model = AutoModelForSeq2SeqLM.from_pretrained(directory, config=config, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"model {directory} cannot be loaded: {reason}") from None
     check_vocabulary(model, tokenizer)
@@ -151,21 +162,42 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
             )
 
 
-def parse_generation_options(text: str | None) -> dict:
+def parse_generation_options(text: str | None, argument: str = "generation_options") -> dict:
     """Options of `generate` given as a JSON object on the command line; none for None."""
     if text is None:
         return {}
     try:
         options = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"generation_options={text!r} is not JSON ({error})") from None
+        raise ValueError(f"{argument}={text!r} is not JSON ({error})") from None
     if not isinstance(options, dict):
-        raise ValueError(f"""generation_options={text!r} must be a JSON object such as {{"early_stop": true}}""")
+        raise ValueError(f"""{argument}={text!r} must be a JSON object such as {{"early_stop": true}}""")
     known = dict.fromkeys((*OPTION_NAMES, *AUTOREGRESSIVE_OPTIONS))
     for name in options:
         if name not in known:
             raise ValueError(f"generation option {name!r} is not one of {', '.join(known)}")
     return options
+
+
+def check_options(model: PreTrainedModel, generation: dict) -> None:
+    """Refuse values that decoding could not use, before any work.
+
+    Raises:
+        ValueError: naming the option, its value and what is allowed.
+    """
+    if is_jmnat(model):
+        beams = {"num_length_candidates": generation["num_beams"]} if generation.get("num_beams") is not None else {}
+        resolve_options(generation, beams, model.generation_config).check()
+        return
+    for name, value in generation.items():
+        if value is None:
+            continue
+        if name in COUNTS and (isinstance(value, bool) or not isinstance(value, Integral) or value < COUNTS[name]):
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {COUNTS[name]}")
+        if name in ("length_penalty", "repetition_penalty") and not is_number(value):
+            raise ValueError(f"{name}={value!r} must be a number")
+        if name in OPTION_NAMES and name not in (*AUTOREGRESSIVE_OPTIONS, "num_return_sequences"):
+            raise ValueError(f"{name} does not apply to an autoregressive model")
 
 
 def default_batch_tokens(device: torch.device) -> int:
@@ -177,8 +209,7 @@ def candidates_per_sentence(model: PreTrainedModel, generation: dict) -> int:
     """Decoder rows of a sentence: length candidates, or beams of an autoregressive model."""
     names = ("num_length_candidates", "num_beams") if is_jmnat(model) else ("num_beams",)
     given = [generation.get(name) for name in names] + [getattr(model.generation_config, names[0], None)]
-    number = next((value for value in given if value is not None), 1)
-    return number if isinstance(number, int) and number > 0 else 1  # `generate` refuses what is no such number
+    return next((value for value in given if value is not None), 1)
 
 
 def translate_lines(
@@ -209,6 +240,7 @@ def translate_lines(
     for name, value in (("max_batch_tokens", max_batch_tokens), ("window_lines", window_lines)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    check_options(model, generation)
     budget = max_batch_tokens or default_batch_tokens(model.device)
     rows = candidates_per_sentence(model, generation)
     lines = iter(lines)

@@ -18,7 +18,7 @@ from transformers import HfArgumentParser  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from modeling_jmnat.benchmark import environment, length_table, markdown_table  # noqa: E402
-from modeling_jmnat.benchmark_arguments import check_counts, check_models, copy_models  # noqa: E402
+from modeling_jmnat.benchmark_arguments import check_models, copy_models  # noqa: E402
 from modeling_jmnat.benchmark_bars import bars_table  # noqa: E402
 from modeling_jmnat.benchmark_run import Benchmark, Plan  # noqa: E402
 from modeling_jmnat.benchmark_systems import (  # noqa: E402
@@ -32,7 +32,7 @@ from modeling_jmnat.benchmark_systems import (  # noqa: E402
     teacher_systems,
 )
 from modeling_jmnat.benchmark_text import FIXED_LENGTH, random_sources, scored_text  # noqa: E402
-from modeling_jmnat.cli import command  # noqa: E402
+from modeling_jmnat.cli import check_counts, command  # noqa: E402
 from modeling_jmnat.onnx_profile import profile_table  # noqa: E402
 from modeling_jmnat.output_files import atomic_text_file, write_json  # noqa: E402
 from modeling_jmnat.plots import plot_bleu_against_latency  # noqa: E402

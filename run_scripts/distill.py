@@ -16,7 +16,7 @@ from modeling_jmnat.cli import command
 from modeling_jmnat.distillation import DistillationArguments, distill
 
 
-@command
+@command(resumes=True)
 def main(argv=None):
     (arguments,) = HfArgumentParser(DistillationArguments, description=__doc__).parse_args_into_dataclasses(argv)
     figures = distill(arguments)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from transformers.utils import logging
 
 from modeling_jmnat.cli import command
 from modeling_jmnat.evaluation import describe_environment, evaluate_model
-from modeling_jmnat.noise import NOISES, STATE_NOISES, disturbed
-from modeling_jmnat.output_files import atomic_text_file
+from modeling_jmnat.noise import NOISES, STATE_NOISES, WORD_NOISES, disturbed
+from modeling_jmnat.output_files import atomic_text_file, check_writable, write_json
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.text_files import read_parallel
-from modeling_jmnat.translation import is_jmnat, load_translator, parse_generation_options
+from modeling_jmnat.translation import check_options, is_jmnat, load_translator, parse_generation_options
 
 DEFAULT_ITERATIONS = [1, 4, 10]
 DEFAULT_BEAMS = [1, 5]
@@ -88,8 +88,14 @@ class EvaluationArguments:
     def __post_init__(self):
         if self.noise is not None and self.noise not in NOISES:
             raise ValueError(f"noise={self.noise!r} is not one of {', '.join(NOISES)}")
-        if not self.noise_levels:
-            raise ValueError("noise_levels=[] must hold at least one level")
+        largest = 1.0 if self.noise in WORD_NOISES else sys.float_info.max
+        if not self.noise_levels or not all(0 <= level <= largest for level in self.noise_levels):
+            raise ValueError(
+                f"noise_levels={self.noise_levels} must hold at least one level, shares of words from 0 to 1, "
+                "standard deviations of at least 0"
+            )
+        if self.latency_sentences < 0:
+            raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
 
 
 def decoding_settings(arguments: EvaluationArguments, model) -> tuple[list[dict], dict]:
@@ -120,18 +126,23 @@ def tuned_options(path: str | None) -> dict:
     if path is None:
         return {}
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))["best"]
+        return dict(json.loads(Path(path).read_text(encoding="utf-8"))["best"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"tuning={path} is not a file of tune_decoding.py") from None
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict:
-    """Everything that goes into the JSON file; one printed line per row as soon as it is known."""
+    """Everything that goes into the JSON file; one printed line per row as soon as it is known.
+
+    The file is written even where an interruption or an error ends it early, with the rows that were done.
+    """
     sources, references = read_parallel(arguments.source, arguments.reference)
     if arguments.backend != "torch" and arguments.noise in STATE_NOISES:
         raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends show no states")
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     varied, shared = decoding_settings(arguments, model)
+    for setting in varied:
+        check_options(model, shared | setting)
     report = {
         "settings": {
             "model": Path(arguments.model).resolve().name,
@@ -154,6 +165,24 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
         if not is_jmnat(model):
             raise ValueError("--reranker does not apply to an autoregressive model: its beam search chooses already")
         shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
+    try:
+        for at_level, setting, figures, texts in evaluated(
+            arguments, model, tokenizer, sources, references, varied, shared
+        ):
+            report["results"].append(at_level | figures)
+            print(describe_row(report["results"][-1]), flush=True)
+            if arguments.translations:
+                name = "-".join(f"{key}-{value}" for key, value in (at_level | setting).items())
+                with atomic_text_file(Path(arguments.translations) / f"{name}.txt") as file:
+                    file.writelines(f"{text}\n" for text in texts)
+    finally:
+        if arguments.output and report["results"]:
+            write_json(arguments.output, report)
+    return report
+
+
+def evaluated(arguments: EvaluationArguments, model, tokenizer, sources, references, varied, shared):
+    """Noise level, setting, figures and translations of each row."""
     for level in arguments.noise_levels if arguments.noise else [None]:
         with nullcontext(sources) if level is None else disturbed(model, sources, arguments.noise, level) as lines:
             rows = evaluate_model(
@@ -170,14 +199,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
                 progress=sys.stderr.isatty(),
             )
             for setting, (figures, texts) in zip(varied, rows, strict=True):
-                at_level = {} if level is None else {"noise_level": level}
-                report["results"].append(at_level | figures)
-                print(describe_row(report["results"][-1]), flush=True)
-                if arguments.translations:
-                    name = "-".join(f"{key}-{value}" for key, value in (at_level | setting).items())
-                    with atomic_text_file(Path(arguments.translations) / f"{name}.txt") as file:
-                        file.writelines(f"{text}\n" for text in texts)
-    return report
+                yield {} if level is None else {"noise_level": level}, setting, figures, texts
 
 
 def describe_row(figures: dict) -> str:
@@ -200,15 +222,11 @@ def describe_row(figures: dict) -> str:
 def main(argv=None):
     (arguments,) = HfArgumentParser(EvaluationArguments, description=__doc__).parse_args_into_dataclasses(argv)
     logging.disable_progress_bar()
-    with ExitStack() as stack:
-        # Opened before the work, so that a path that cannot be written costs no time.
-        file = stack.enter_context(atomic_text_file(arguments.output)) if arguments.output else None
-        if arguments.translations:
-            Path(arguments.translations).mkdir(parents=True, exist_ok=True)
-        report = run_evaluation(arguments)
-        if file:
-            json.dump(report, file, indent=2, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
+    if arguments.output:
+        check_writable(arguments.output)
+    if arguments.translations:
+        Path(arguments.translations).mkdir(parents=True, exist_ok=True)
+    report = run_evaluation(arguments)
     print(json.dumps(report, ensure_ascii=False))
 
 

@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from modeling_jmnat import DataCollatorForJMNat, EpochCallback
-from modeling_jmnat.cli import command
+from modeling_jmnat.cli import check_counts, command
 from modeling_jmnat.text_files import read_parallel
+from modeling_jmnat.translation import is_jmnat
 
 HERE = Path(__file__).parent
 WITHOUT_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})
@@ -43,9 +44,12 @@ def main(argv=None):
     parser.set_defaults(per_device_train_batch_size=32, per_device_eval_batch_size=50, logging_steps=20)
     parser.set_defaults(save_strategy="no", predict_with_generate=True, train_sampling_strategy="group_by_length")
     arguments, training = parser.parse_args_into_dataclasses(argv)
+    check_counts(arguments, ("train_pairs", "valid_pairs"))
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model)
+    if not is_jmnat(model):
+        raise ValueError(f"model {arguments.model} is a {model.config.model_type}: it must be a JM-NAT")
     model.generation_config.num_iterations = 4
 
     def load(split, limit):

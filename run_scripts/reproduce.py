@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 
-from modeling_jmnat.cli import command  # noqa: E402
+from modeling_jmnat.cli import check_counts, command  # noqa: E402
 from modeling_jmnat.experiments import StageRunner, chosen_stages, exclusive  # noqa: E402
 from modeling_jmnat.preparation import load_prepared  # noqa: E402
 from modeling_jmnat.suite_inputs import begin_run, check_inputs, held_out_text, run_inputs  # noqa: E402
@@ -87,16 +87,15 @@ class ReproduceArguments:
     estimate: bool = field(default=True, metadata={"help": "Tell beforehand how long all will take (a few seconds)."})
 
     def __post_init__(self):
-        for name in ("jobs", "teacher_steps", "student_steps", "num_length_candidates"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+        check_counts(self, ("jobs", "teacher_steps", "student_steps", "num_length_candidates"))
         if self.teacher is not None and self.teacher_preset is not None:
             raise ValueError(
                 f"teacher_preset={self.teacher_preset} is for training a teacher, but teacher={self.teacher} is there "
                 "already: give one of them"
             )
-        if self.time_budget is not None and self.time_budget <= 0:
+        if self.latency_sentences < 0:
+            raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
+        if self.time_budget is not None and not self.time_budget > 0:
             raise ValueError(f"time_budget={self.time_budget} must be above 0 minutes")
 
 
@@ -162,7 +161,7 @@ def summary(suites: list[str], output: Path, states: dict[str, str]) -> dict:
     return {"finished": counts.get("done", 0) == len(states), "stages": counts}
 
 
-@command
+@command(resumes=True)
 def main(argv=None):
     (arguments,) = HfArgumentParser(ReproduceArguments, description=__doc__).parse_args_into_dataclasses(argv)
     print(json.dumps(run_reproduction(arguments)))

@@ -20,7 +20,7 @@ from modeling_jmnat.training_command import parse_command  # noqa: E402
 from modeling_jmnat.training_run import run_training  # noqa: E402
 
 
-@command
+@command(resumes=True)
 def main(argv=None):
     arguments = parse_command(argv, __doc__)
     logging.disable_progress_bar()

@@ -19,7 +19,7 @@ from modeling_jmnat.cli import command  # noqa: E402
 from modeling_jmnat.teacher_training import parse_teacher_command, train_teacher  # noqa: E402
 
 
-@command
+@command(resumes=True)
 def main(argv=None):
     arguments = parse_teacher_command(argv, __doc__)
     logging.disable_progress_bar()

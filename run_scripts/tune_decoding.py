@@ -16,14 +16,14 @@ from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from modeling_jmnat.cli import command
-from modeling_jmnat.configuration_jmnat import JMNatOptions
+from modeling_jmnat.configuration_jmnat import LARGEST_EXPONENT, JMNatOptions
 from modeling_jmnat.decoding_tuning import EXPONENTS, beam_settings, best_setting, candidate_settings
 from modeling_jmnat.evaluation import describe_environment
 from modeling_jmnat.onnx_model import GRAPHS_FOLDER
 from modeling_jmnat.output_files import atomic_file, atomic_text_file
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.text_files import read_parallel
-from modeling_jmnat.translation import is_jmnat, load_translator, parse_generation_options
+from modeling_jmnat.translation import check_options, is_jmnat, load_translator, parse_generation_options
 
 DEFAULT_ITERATIONS, DEFAULT_BEAMS = [4, 10], 5
 # Options of decoding that are set here, and what decides on them.
@@ -80,13 +80,15 @@ class TuningArguments:
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
     def __post_init__(self):
-        if not self.exponents or min(self.exponents) < 0:
-            raise ValueError(f"exponents={self.exponents} must be at least one number, none below 0")
+        if not self.exponents or not all(0 <= exponent <= LARGEST_EXPONENT for exponent in self.exponents):
+            raise ValueError(f"exponents={self.exponents} must be at least one number, all in [0, {LARGEST_EXPONENT}]")
+        if min(self.num_length_candidates or [1]) < 1:
+            raise ValueError(f"num_length_candidates={self.num_length_candidates} must all be at least 1")
 
 
 def parse_grid(text: str | None) -> dict[str, list]:
     """Lists of values by option, from JSON."""
-    grid = parse_generation_options(text)
+    grid = parse_generation_options(text, "grid")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
             raise ValueError(f"grid={text!r}: {name} must have a list of values, at least one")
@@ -103,6 +105,13 @@ def check_choices(choices: dict[str, str], grid: Collection[str], shared: Collec
             raise ValueError(f"{name} cannot be given in --generation_options: --grid decides on it")
 
 
+def check_grid(model, grid: dict[str, list], shared: dict) -> None:
+    """Refuse values that decoding could not use before the first of them is tried."""
+    for name, values in grid.items():
+        for value in values:
+            check_options(model, shared | {name: value})
+
+
 def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: dict):
     """The settings to be compared, each with its translations."""
     grid = parse_grid(arguments.grid)
@@ -111,6 +120,7 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
         one_pass = model.config.decoder_input == "source_copy"
         grid.setdefault("num_iterations", [1] if one_pass else DEFAULT_ITERATIONS)
         check_choices(JMNAT_CHOICES, grid, shared)
+        check_grid(model, grid, shared)
         saved = model.generation_config.num_length_candidates or JMNatOptions().num_length_candidates
         counts = arguments.num_length_candidates or [saved]
         if arguments.reranker is not None:
@@ -123,6 +133,7 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
             raise ValueError(f"--{name} does not apply to an autoregressive model")
     grid.setdefault("num_beams", [DEFAULT_BEAMS])
     check_choices(BEAM_CHOICES, grid, shared)
+    check_grid(model, grid, shared)
     grid["length_penalty"] = arguments.exponents
     return beam_settings(model, tokenizer, sources, grid, generation=shared, **common)
 
@@ -197,6 +208,7 @@ def main(argv=None):
     print(f"best: {json.dumps(report['best'])}")
     if arguments.save:  # last: whatever is wrong with the folder, the figures are there
         save_options(folders_of(arguments.model), model, report["best"])
+    print(json.dumps({"best": report["best"], "saved": arguments.save, "output": arguments.output}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
 """What the user can mend is one sentence and exit code 1, whichever library found it."""
 
+import os
+import signal
+
 import pytest
 from safetensors import safe_open
 
 from modeling_jmnat.cli import command
+from modeling_jmnat.output_files import atomic_text_file
 
 
 def test_damaged_weights_and_missing_libraries_get_one_sentence(tmp_path, capsys):
@@ -22,6 +26,27 @@ def test_damaged_weights_and_missing_libraries_get_one_sentence(tmp_path, capsys
         text = capsys.readouterr().err
         assert text.startswith(f"error: {sentence}")
         assert text.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_with_what_it_leaves_cleaned_up(tmp_path, capsys, number):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def main(argv):
+        with atomic_text_file(tmp_path / "file"):
+            os.kill(os.getpid(), number)
+            signal.pause()
+
+    for wrapped, sentence in (
+        (command(main), "stopped"),
+        (command(resumes=True)(main), "stopped; run the same command again to go on"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            wrapped()
+        assert stopped.value.code == 128 + number
+        assert capsys.readouterr().err == f"{sentence}\n"
+        assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_defect_keeps_its_traceback():

@@ -115,7 +115,9 @@ def test_the_command_saves_what_it_found_and_evaluate_takes_it(folder, tmp_path,
     best = {name: written["best"][name] for name in wanted if name != "num_iterations"}
     row = next(row for row in written["results"] if row.items() >= {"sacrebleu": 100.0, **best}.items())
     assert row["num_iterations"] == 3
-    assert f"best: {json.dumps(written['best'])}" in capsys.readouterr().out
+    *_, best_line, last = capsys.readouterr().out.splitlines()
+    assert best_line == f"best: {json.dumps(written['best'])}"
+    assert json.loads(last) == {"best": written["best"], "saved": True, "output": str(report)}
     for place in ("model", "model/onnx"):
         saved = JMNatGenerationConfig.from_pretrained(tmp_path / place)
         assert {name: getattr(saved, name) for name in best} == best
@@ -183,7 +185,12 @@ def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tun
         ("student", ["--generation_options", '{"num_iterations": 4}'], "--grid decides on it"),
         ("teacher", ["--grid", '{"length_penalty": [1, 2]}'], "length_penalty cannot be given in --grid or"),
         ("teacher", ["--generation_options", '{"num_beams": 2}'], "num_beams cannot be given in --generation_options"),
-        ("student", ["--exponents", "1", "-1"], "exponents=[1.0, -1.0] must be at least one number, none"),
+        ("student", ["--exponents", "1", "-1"], "exponents=[1.0, -1.0] must be at least one number, all in"),
+        ("student", ["--exponents", "nan"], "exponents=[nan] must be at least one number, all in [0, 100]"),
+        ("student", ["--num_length_candidates", "2", "0"], "num_length_candidates=[2, 0] must all be at least 1"),
+        ("student", ["--grid", '{"num_iterations": [1, "a"]}'], "num_iterations='a' must be a whole number"),
+        ("student", ["--grid", "x"], "grid='x' is not JSON"),
+        ("teacher", ["--grid", '{"num_beams": [2, 0]}'], "num_beams=0 must be a whole number of at least 1"),
         ("student", ["--output", "nowhere/report.json"], "nowhere is not a folder"),
         ("teacher", ["--num_length_candidates", "3"], "--num_length_candidates does not apply"),
         ("teacher", ["--reranker", "teacher"], "--reranker does not apply"),
@@ -196,5 +203,7 @@ def test_the_command_says_what_is_wrong(folder, tmp_path, tune, capsys, model, o
     with pytest.raises(SystemExit) as stopped:
         tune.main(["--model", str(folder / model), *text, *options])
     assert stopped.value.code == 1
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert not printed.out
     assert (folder / model / "generation_config.json").read_text() == before

@@ -300,7 +300,14 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
         ([student, source, str(short)], f"error: {source} has 12 lines and {short} has 1"),
         ([str(wrong), source, source], f"error: the tokenizer has {len(tokenizer)} tokens"),
         ([student, str(long), str(short)], "error: line 1 has"),
-        ([student, source, source, "--num_iterations", "0"], "error: num_iterations=0"),
+        ([student, source, source, "--num_iterations", "1", "0"], "error: num_iterations=0"),
+        (
+            [teacher, source, source, "--num_beams", "1", "0"],
+            "error: num_beams=0 must be a whole number of at least 1",
+        ),
+        ([student, source, source, "--noise", "encoder_input", "--noise_levels", "0", "nan"], "error: noise_levels=["),
+        ([student, source, source, "--noise", "drop", "--noise_levels", "2"], "error: noise_levels=[2.0] must hold"),
+        ([student, source, source, "--latency_sentences", "-1"], "error: latency_sentences=-1 must be at least 0"),
         ([student, source, source, "--num_length_candidates", "0"], "error: num_length_candidates=0"),
         ([student, source, source, "--num_beams", "5"], "error: --num_beams does not apply to JM-NAT"),
         ([teacher, source, source, "--num_iterations", "4"], "error: --num_iterations does not apply"),
@@ -318,7 +325,24 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
         assert stopped.value.code == 1
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith(sentence)
         assert output.read_text() == "earlier"
+        assert not capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.txt", "result.json", "short.txt", "wrong"]
+
+
+def test_an_interruption_leaves_the_rows_that_were_done(folder, tmp_path, monkeypatch):
+    script = load_script("evaluate")
+    rows = script.evaluate_model
+
+    def interrupted(*arguments, **options):
+        yield next(rows(*arguments, **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "evaluate_model", interrupted)
+    text = ["--source", str(folder / "test.src"), "--reference", str(folder / "test.tgt.gz")]
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--model", str(folder / "student"), *text, "--output", str(tmp_path / "report")])
+    assert stopped.value.code == 130
+    assert [row["num_iterations"] for row in json.loads((tmp_path / "report").read_text())["results"]] == [1]
 
 
 def test_the_basic_nat_is_evaluated_with_its_one_pass(folder, tmp_path, evaluate, capsys):

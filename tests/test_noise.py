@@ -57,7 +57,7 @@ def test_bad_noise_has_a_sentence():
         noisy_lines(LINES, "drop", 1.5)
     with pytest.raises(ValueError, match="place='output' is not one of encoder_input"):
         noisy_states(model, "output", 0.1).__enter__()
-    with pytest.raises(ValueError, match="level=-1 must be at least 0"):
+    with pytest.raises(ValueError, match="level=-1 must be a number of at least 0"):
         noisy_states(model, "encoder_input", -1).__enter__()
 
 

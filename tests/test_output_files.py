@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from modeling_jmnat.output_files import atomic_text_file, write_json
+from modeling_jmnat.output_files import atomic_text_file, check_writable, write_json
 
 
 def test_a_link_stays_and_what_it_points_to_is_written(tmp_path):
@@ -49,3 +49,15 @@ def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):
         fail()
     assert (tmp_path / "file").read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_could_not_be_written_is_refused_and_what_is_there_stays(tmp_path):
+    (tmp_path / "file").write_text("before")
+    for name in ("file", "new"):
+        check_writable(tmp_path / name)
+    check_writable("/dev/null")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+    for path in (tmp_path, tmp_path / "absent" / "file"):
+        with pytest.raises(OSError, match="is a folder|is not a folder"):
+            check_writable(path)

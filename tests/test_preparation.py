@@ -329,6 +329,27 @@ def test_overwrite_replaces_only_when_the_new_data_is_good(files):
     assert len(load_prepared(files["output_dir"])[0]["train"]) == 601
 
 
+def test_an_interrupted_preparation_is_made_anew_by_the_same_call(files, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.DatasetDict, "save_to_disk", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(PreparationArguments(**files))
+    assert (Path(files["output_dir"]) / "tokenizer").is_dir()
+    prepare(PreparationArguments(**files))
+    load_prepared(files["output_dir"])
+    assert sorted(path.name for path in Path(files["output_dir"]).iterdir()) == [
+        "dataset", "preparation.json", "tokenizer"
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="already holds preparation.json"):
+        prepare(PreparationArguments(**files))
+    (Path(files["output_dir"]) / "preparation.json").write_text("{cut")
+    with pytest.raises(ValueError, match="preparation.json is damaged: prepare the data again"):
+        load_prepared(files["output_dir"])
+
+
 def test_loading_refuses_what_does_not_belong_together(files, tmp_path):
     with pytest.raises(ValueError, match=r"nothing holds no finished preparation \(preparation\.json is missing\)"):
         load_prepared(tmp_path / "nothing")

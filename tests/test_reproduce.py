@@ -193,7 +193,13 @@ def contents(folder):
 
 @pytest.fixture
 def no_stage_runs(monkeypatch):
-    monkeypatch.setattr(experiments.StageRunner, "run", lambda self, stages: {stage.name: "done" for stage in stages})
+    def run(self, stages):
+        for stage in stages:
+            self.log(stage).parent.mkdir(exist_ok=True)
+            self.log(stage).touch()
+        return {stage.name: "done" for stage in stages}
+
+    monkeypatch.setattr(experiments.StageRunner, "run", run)
 
 
 @pytest.mark.usefixtures("no_stage_runs")
@@ -215,10 +221,15 @@ def test_other_data_in_the_same_folder_is_refused(data, preset, tmp_path, capsys
 
 
 @pytest.mark.usefixtures("no_stage_runs")
-def test_other_preset_is_refused(data, preset, tmp_path, capsys):
+def test_other_preset_is_refused(data, preset, tmp_path, capsys, monkeypatch):
     mine = tmp_path / "mine.yaml"
     mine.write_text(preset.read_text())
     command = ["--preset", mine, "--data", data, "--output", tmp_path / "run", "--estimate", "False"]
+    mine.write_text(preset.read_text().replace("max_steps: 12", "max_steps: 14"))
+    with monkeypatch.context() as patch:  # as if it had ended before any stage began
+        patch.setattr(experiments.StageRunner, "run", lambda self, stages: dict.fromkeys(stages, "stopped"))
+        reproduce(capsys, *command)
+    mine.write_text(preset.read_text())
     reproduce(capsys, *command)
     mine.write_text("# A remark changes nothing.\n" + preset.read_text())
     reproduce(capsys, *command)

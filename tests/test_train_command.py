@@ -246,8 +246,19 @@ def test_bad_input_is_named(data, preset, tmp_path, capfd):
     message = "padded to 64, and max_target_length is 63"
     expect_error(capfd, message, "--preset", preset, "--data", data, *output, *padded)
     expect_error(capfd, "is not the folder of a saved model", "--data", data, "--init_from", tmp_path, *output)
+    for option, message in (
+        (("--max_steps", 0), "max_steps=0 must be at least 1, or -1"),
+        (("--gradient_accumulation_steps", 0), "gradient_accumulation_steps=0 must be at least 1"),
+        (("--learning_rate", "nan"), "learning_rate=nan must be a finite number"),
+        (("--init_std", -1), "init_std=-1.0 must be None or above 0"),
+    ):
+        expect_error(capfd, message, "--preset", preset, "--data", data, *output, *option)
+    (tmp_path / "marian").mkdir()
+    (tmp_path / "marian" / "config.json").write_text('{"model_type": "marian"}')
+    message = "is a model of the kind marian, it must be a JM-NAT: --init_from_teacher"
+    expect_error(capfd, message, "--data", data, "--init_from", tmp_path / "marian", *output)
     both = ("--init_from", tmp_path, "--init_from_teacher", tmp_path)
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "jmnat"}')
     expect_error(capfd, "give one of them", "--data", data, *both, *output)
     (tmp_path / "file").write_text("")
     expect_error(capfd, "file", "--preset", preset, "--data", data, "--output_dir", tmp_path / "file" / "run")
@@ -375,6 +386,12 @@ def test_options_override_the_preset(preset, tmp_path):
         ("model: {d_modle: 3}", "'d_modle' is no field of section model"),
         ("training: {output_dir: x}", "'output_dir' is no field"),
         ("model: 3", "section model must hold fields"),
+        ("model: {d_model: 32.5}", "model.d_model=32.5 is not of the type int"),
+        ("model: {normalize_before: 1}", "model.normalize_before=1 is not of the type bool"),
+        ("masking: {source_mask_ratio: much}", "masking.source_mask_ratio='much' is not of the type float"),
+        ("training: {eval_num_iterations: 2}", r"training.eval_num_iterations=2 is not of the type list\[int\]"),
+        ("training: {max_tokens: [600]}", r"training.max_tokens=\[600\] is not of the type int \| None"),
+        ("training: {learning_rate: }", "training.learning_rate=None is not of the type float"),
         ("- a", "holds no sections"),
         ("{", "is not a YAML file"),
     ],

@@ -239,6 +239,21 @@ def test_bad_options_are_named(student, tokenizer, options, sentence):
         list(translate_lines(student, tokenizer, [WORDS[0]], **options))
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_beams": 0}, "num_beams=0 must be a whole number of at least 1"),
+        ({"num_beams": "three"}, "num_beams='three' must be a whole number"),
+        ({"length_penalty": "x"}, "length_penalty='x' must be a number"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size=-1 must be a whole number of at least 0"),
+        ({"num_iterations": 2}, "num_iterations does not apply to an autoregressive model"),
+    ],
+)
+def test_bad_options_of_a_beam_search_are_named(tokenizer, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        list(translate_lines(random_teacher(tokenizer), tokenizer, [WORDS[0]], **options))
+
+
 @pytest.mark.parametrize("name", ["shortlist", "reranker", "target_lengths", "num_iteration"])
 def test_generation_options_are_known_ones(name):
     assert parse_generation_options(None) == {}
