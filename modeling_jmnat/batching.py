@@ -8,6 +8,8 @@ from torch.utils.data import Sampler
 
 from .masking import mix_seed
 
+BATCHES_PER_BUCKET = 2  # buckets are not divided below: more gives more variety between epochs, less less padding
+
 
 class TokenBatchSampler(Sampler[list[int]]):
     """Yields lists of example indices whose padded source and padded target both hold at most `max_tokens` tokens.
@@ -28,8 +30,6 @@ class TokenBatchSampler(Sampler[list[int]]):
         shuffle: False gives the same batches in every epoch, short sentences first.
         max_sentences: bound for the sentences of a batch; None for no bound.
         num_replicas: the number of batches is filled up to a multiple of this by repeating the first ones.
-        batches_per_bucket: buckets are not divided below this many batches: more gives more variety between epochs,
-            less gives less padding.
 
     Raises:
         ValueError: an argument is out of range, or an example is longer than `max_tokens` by itself.
@@ -44,17 +44,11 @@ class TokenBatchSampler(Sampler[list[int]]):
         shuffle: bool = True,
         max_sentences: int | None = None,
         num_replicas: int = 1,
-        batches_per_bucket: int = 2,
     ):
         source_lengths = np.asarray(source_lengths, dtype=np.int64)
         target_lengths = np.asarray(target_lengths, dtype=np.int64)
         _check_lengths(source_lengths, target_lengths, max_tokens)
-        limits = {
-            "max_sentences": max_sentences,
-            "num_replicas": num_replicas,
-            "batches_per_bucket": batches_per_bucket,
-        }
-        for name, value in limits.items():
+        for name, value in {"max_sentences": max_sentences, "num_replicas": num_replicas}.items():
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, it must be at least 1")
         self.max_tokens = max_tokens
@@ -62,7 +56,6 @@ class TokenBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.shuffle = shuffle
         self.num_replicas = num_replicas
-        self.batches_per_bucket = batches_per_bucket
         self.epoch = 0
         self._buckets = self._make_buckets(source_lengths, target_lengths)
         num_batches = sum(count for _, count in self._buckets)
@@ -133,7 +126,7 @@ class TokenBatchSampler(Sampler[list[int]]):
             costs = left_counts * left_longest.sum(axis=1) + right_counts * right_longest.sum(axis=1)
             left_batches = left_counts / self._batch_sizes(left_longest.max(axis=1))
             right_batches = right_counts / self._batch_sizes(right_longest.max(axis=1))
-            too_small = np.minimum(left_batches, right_batches) < self.batches_per_bucket
+            too_small = np.minimum(left_batches, right_batches) < BATCHES_PER_BUCKET
             costs = np.where(too_small, np.inf, costs)
             if len(costs) and costs.min() < best_cost:
                 cut = int(costs.argmin())

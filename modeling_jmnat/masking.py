@@ -29,11 +29,6 @@ def mix_seed(*parts: int) -> int:
     return state
 
 
-def example_generator(seed: int, epoch: int, example_id: int) -> torch.Generator:
-    """The generator of one example in one epoch."""
-    return torch.Generator().manual_seed(mix_seed(seed, epoch, example_id))
-
-
 def draw_uniforms(seed: int, epoch: int, example_ids: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
     """(B, max(sizes)) float64: row b holds `sizes[b]` numbers from [0, 1) of example b's generator, then zeros."""
     uniforms = torch.zeros(len(sizes), max(sizes), dtype=torch.float64)

@@ -47,7 +47,7 @@ def noisy_lines(lines: Sequence[str], kind: str, share: float, seed: int = 0) ->
 
 
 @contextmanager
-def noisy_states(model: PreTrainedModel, place: str, level: float, seed: int = 0) -> Iterator[None]:
+def noisy_states(model: PreTrainedModel, place: str, level: float) -> Iterator[None]:
     """While this lasts, normal noise is added to the states (.., D) at `place`, drawn anew in each call.
 
     Args:
@@ -61,7 +61,7 @@ def noisy_states(model: PreTrainedModel, place: str, level: float, seed: int = 0
         raise ValueError(f"place={place!r} is not one of {', '.join(STATE_NOISES)}")
     if not (math.isfinite(level) and level >= 0):
         raise ValueError(f"level={level} must be a number of at least 0")
-    generator = torch.Generator(model.device).manual_seed(seed)
+    generator = torch.Generator(model.device).manual_seed(0)
 
     def disturb(states: torch.Tensor) -> torch.Tensor:
         size = states.float().square().mean(dim=-1, keepdim=True).sqrt()

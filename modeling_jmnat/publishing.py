@@ -162,7 +162,7 @@ def published_files(folder: str | Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
-def push(folder: str | Path, repo_id: str, private: bool = False, message: str = "Upload model") -> str:
+def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
     """Create the repository `repo_id` if need be and bring `published_files` there in one commit; its address.
 
     Raises:
@@ -178,7 +178,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False, message: str =
         api.upload_folder(
             repo_id=address.repo_id,
             folder_path=folder,
-            commit_message=message,
+            commit_message="Upload model",
             allow_patterns=[glob.escape(name) for name in published_files(folder)],
             delete_patterns=list(REPLACED_FILES),
         )

@@ -39,7 +39,6 @@ class Recipe:
         preset: for the training commands.
         num_length_candidates: C of the paper's decoding.
         bleu: expected tokenised BLEU on the test set; passes k in the names, `teacher` is beam search.
-        num_iterations: k of the paper's decoding.
     """
 
     title: str
@@ -47,7 +46,6 @@ class Recipe:
     preset: str
     num_length_candidates: int
     bleu: dict[str, float]
-    num_iterations: tuple[int, ...] = (4, 10)
 
     @property
     def tokens_per_step(self) -> int:

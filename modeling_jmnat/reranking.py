@@ -29,10 +29,6 @@ class TextReranker:
         self.tokenizer = tokenizer
         self.student_tokenizer = student_tokenizer
 
-    def to(self, device: torch.device | str) -> "TextReranker":
-        self.model.to(device)
-        return self
-
     def score(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, candidate_ids: torch.Tensor
     ) -> torch.Tensor:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .plots import Panel, plot_lines, read_log_history, series
 from .suite_systems import FROZEN_NATS, NAT_SCRATCH
-from .suite_tables import STATE_NOISES, evaluations_of, word_noise_systems
+from .suite_tables import STATE_NOISE_LABELS, evaluations_of, word_noise_systems
 
 
 def noise_lines(systems: Sequence[tuple[str, list[dict]]]) -> dict[str, tuple[list[float], list[float]]]:
@@ -29,7 +29,7 @@ def figure1(output: Path) -> list[Panel]:
                 curves[student.label] = points
     systems = [
         (f"noise on {label}", evaluations_of(output, NAT_SCRATCH.name, 1, f".{place}"))
-        for place, label in STATE_NOISES.items()
+        for place, label in STATE_NOISE_LABELS.items()
     ]
     return [
         Panel("training step (updates)", "validation sacreBLEU (0 to 100)", curves),

@@ -31,7 +31,11 @@ TUNED_LABEL = "decoding tuned on the validation text"
 DEEP_TEACHER_LABEL = "teacher of 10 encoder and 2 decoder layers"
 PASSES_HEADER = ("system", *(f"BLEU k={k}" for k in PASSES))
 STUDENT_HEADER = (*PASSES_HEADER, "repeats k=4", "repeats k=10", "chrF k=10")
-STATE_NOISES = {"encoder_input": "encoder input", "encoder_output": "encoder output", "decoder_input": "decoder input"}
+STATE_NOISE_LABELS = {
+    "encoder_input": "encoder input",
+    "encoder_output": "encoder output",
+    "decoder_input": "decoder input",
+}
 
 
 def cell(values: Sequence[float], digits: int = 2) -> str:
@@ -197,7 +201,7 @@ def table4(output: Path) -> str:
 def figure1(output: Path) -> str:
     """Noise on the states of the basic NAT; the curves of the frozen halves are in the picture."""
     rows = []
-    for place, label in STATE_NOISES.items():
+    for place, label in STATE_NOISE_LABELS.items():
         evaluations = evaluations_of(output, NAT_SCRATCH.name, 1, f".{place}")
         bleu = [cell(figures(evaluations, "sacrebleu", noise_level=level)) for level in STATE_NOISE_LEVELS]
         rows.append([label, *bleu] if evaluations else None)

@@ -286,7 +286,7 @@ def max_source_length(model: PreTrainedModel) -> int:
     return getattr(model.config, "max_position_embeddings", None) or 1024
 
 
-def default_batch_tokens(device: torch.device | str) -> int:
+def distillation_batch_tokens(device: torch.device | str) -> int:
     """Padded source tokens times beams that one decoding batch holds."""
     return 131_072 if torch.device(device).type == "cuda" else 16_384
 
@@ -317,7 +317,7 @@ def decode(
             raise ValueError(f"source {number} has no tokens: even an empty line has its </s>")
         if len(source) > max_source_length(model):
             raise ValueError(f"source {number} has {len(source)} tokens, the model allows {max_source_length(model)}")
-    batch_tokens = batch_tokens or default_batch_tokens(model.device)
+    batch_tokens = batch_tokens or distillation_batch_tokens(model.device)
     results: list[list[int]] = [[]] * len(sources)
     was_training = model.training
     model.eval()

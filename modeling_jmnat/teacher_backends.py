@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .teacher import (
     decode,
-    default_batch_tokens,
+    distillation_batch_tokens,
     length_penalty,
     length_sorted_batches,
     max_source_length,
@@ -96,7 +96,7 @@ class TransformersDecoder:
         self.shares_vocabulary = shares_vocabulary
         self.prefix = prefix
         self.num_beams = num_beams
-        self.batch_tokens = batch_tokens or default_batch_tokens(model.device)
+        self.batch_tokens = batch_tokens or distillation_batch_tokens(model.device)
 
     def decode(
         self,

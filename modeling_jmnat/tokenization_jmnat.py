@@ -240,7 +240,6 @@ def train_joint_tokenizer(
     moses_source_lang: str | None = None,
     moses_target_lang: str | None = None,
     model_max_length: int = 512,
-    show_progress: bool = False,
 ) -> JMNatTokenizer:
     """Train one byte-pair vocabulary on the texts of both languages.
 
@@ -251,7 +250,6 @@ def train_joint_tokenizer(
         lowercase: lower-case everything.
         moses_source_lang, moses_target_lang: both or neither; see `JMNatTokenizer`.
         model_max_length: longest text in tokens, `</s>` included, before the tokenizer warns.
-        show_progress: a progress bar while counting and merging.
 
     Raises:
         ValueError: no text, a vocabulary too small for its characters, or one Moses language without the other.
@@ -283,7 +281,7 @@ def train_joint_tokenizer(
         # The alphabet is counted here: the trainer's own limit breaks ties by hash order, anew in every run.
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
-        show_progress=show_progress,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
     tokenizer = _add_byte_fallback(tokenizer)

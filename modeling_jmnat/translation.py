@@ -5,7 +5,6 @@ Works for JM-NAT and, so that teacher and student are measured alike, for autore
 
 import itertools
 import json
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -22,7 +21,7 @@ from .generation_jmnat import VOCABULARY_PADDING
 from .hub_names import check_folder
 from .onnx_model import ORTJMNatForConditionalGeneration, find_graphs
 from .static_shapes import StaticShapeJMNat
-from .teacher import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, length_sorted_batches, max_source_length, pad_batch
+from .teacher import length_sorted_batches, max_source_length, max_target_length, pad_batch
 from .tokenization_jmnat import LINE_BREAKS, show_canvas
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -319,9 +318,8 @@ def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutpu
 
 def _autoregressive_options(model, source_length: int, generation: dict) -> dict:
     """Search without sampling, at most 1.5 times the longest source plus 10 tokens."""
-    limit = math.ceil(MAX_LENGTH_FACTOR * source_length) + MAX_LENGTH_MARGIN
-    limit = min(limit, max_source_length(model) - 2)
-    options = {"max_length": limit + 1, "do_sample": False}  # the start token is counted
+    # The start token is counted.
+    options = {"max_length": max_target_length(model, source_length) + 1, "do_sample": False}
     if candidates_per_sentence(model, generation) == 1:  # options of beam search in the folder would be warned about
         options.update(early_stopping=False, length_penalty=1.0)
     elif generation.get("num_return_sequences") is not None:  # the library copies all words' scores in each step

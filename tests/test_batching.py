@@ -140,7 +140,6 @@ def test_in_a_data_loader():
         (([3], [3], 0), "max_tokens is 0"),
         (([3], [3], 8, 0, True, 0), "max_sentences is 0, it must be at least 1"),
         (([3], [3], 8, 0, True, None, 0), "num_replicas is 0"),
-        (([3], [3], 8, 0, True, None, 1, 0), "batches_per_bucket is 0"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -80,7 +80,7 @@ def length_nll(length_logits: torch.Tensor, target_lengths: torch.Tensor) -> tor
     """Sum over sentences of the negative log-likelihood of the target length (section 4.4).
 
     Args:
-        length_logits: (B, L), one class per number of target tokens; impossible classes are -inf.
+        length_logits: (B, L), one class per number of target tokens; class 0 is impossible, the type's lowest number.
         target_lengths: (B,), `</s>` counted; a sentence without target, 0, adds nothing.
     """
     return F.cross_entropy(length_logits.float(), target_lengths, ignore_index=0, reduction="sum")

@@ -316,14 +316,6 @@ class JMNatPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    @property
-    def dummy_inputs(self):
-        """A batch that the forward pass accepts, for tools that need one."""
-        pad, eos = self.config.pad_token_id, self.config.eos_token_id
-        token = self.config.vocab_size - 1
-        input_ids = torch.tensor([[token, token, eos], [token, eos, pad]], device=self.device)
-        return {"input_ids": input_ids, "attention_mask": input_ids.ne(pad), "decoder_input_ids": input_ids}
-
 
 class JMNatStack(JMNatPreTrainedModel):
     """What encoder and decoder share: token embeddings, positions, the final layer norm of pre-layer-norm models."""
