@@ -46,6 +46,13 @@ def graph_file(part: str, int8: bool) -> str:
     return f"{part}_int8.onnx" if int8 else f"{part}.onnx"
 
 
+TRANSLATORS = tuple(graph_file(TRANSLATOR, int8) for int8 in (False, True))  # a folder's export is found by them
+
+
+def translators_in(folder: Path) -> list[Path]:
+    return [folder / name for name in TRANSLATORS if (folder / name).is_file()]
+
+
 def weight_file(int8: bool) -> str:
     """Rows of the output projection, for shortlists: `weight` (V, D), with `scales` (V,) where it is int8."""
     return "output_weight_int8.safetensors" if int8 else "output_weight.safetensors"

@@ -148,6 +148,17 @@ def test_the_graph_of_a_whole_translation_needs_nothing_but_onnx_runtime(tmp_pat
     torch.testing.assert_close(torch.from_numpy(scores).flatten(), expected.sequences_scores, rtol=1e-4, atol=1e-4)
 
 
+def test_options_that_the_graph_of_a_whole_translation_does_not_know_are_named(tmp_path, caplog):
+    model = random_model(67)
+    model.generation_config.update(num_iterations=3, remask_adjacent=False)
+    export_onnx(model, tmp_path, int8=True)
+    assert caplog.messages == []
+    model.generation_config.update(early_stop=True, remask_schedule="cosine", prune_candidates=1)
+    export_onnx(model, tmp_path, int8=True)
+    (message,) = caplog.messages
+    assert message.endswith("does not know options of this model: remask_schedule, early_stop, prune_candidates")
+
+
 def test_it_translates_text_without_pytorch(tmp_path):
     save_translators(tmp_path)
     student = str(tmp_path / "student")
