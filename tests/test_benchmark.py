@@ -415,7 +415,10 @@ def test_the_command(folder, tmp_path, capsys):
         assert found["peak_memory_mb"] > 0
     assert json.loads((output / "environment.json").read_text())["threads"] == 1
     assert (output / "table.md").read_text().count("\n") == 2 + 3
-    profile = [line.split(" | ") for line in (output / "profile.md").read_text().splitlines()[2:]]
+    table, note = (output / "profile.md").read_text().split("\n\n")
+    assert "many small ones are overstated" in note
+    assert "between" not in table
+    profile = [line.split(" | ") for line in table.splitlines()[2:]]
     assert [line[0] for line in profile] == [f"| {row['title']}" for row in rows[1:]]
     for line in profile:
         shares = [int(cell.strip(" |%")) for cell in line[1:]]
