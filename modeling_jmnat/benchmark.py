@@ -26,7 +26,12 @@ from .markdown import markdown
 LENGTH_BUCKETS = (10, 15, 20, 30)  # source tokens
 BLOCK_SENTENCES = 10  # how many a system translates before it is the next one's turn
 MIN_ROUNDS = 3  # for a ratio
-MAX_SPREAD = 0.10  # between the quartiles of the rounds, as a share of the median
+FEW_ROUNDS = 5  # up to so many all must agree, of more the quartiles
+MAX_SPREAD = 0.10  # see `spread`
+RATIO_NOTE = f"""
+A ratio stands where its rounds differ by at most {MAX_SPREAD:.0%} of their median: the lowest and the highest of up to
+{FEW_ROUNDS} rounds, the quartiles of more.
+"""
 PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
 
 
@@ -43,8 +48,12 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def spread(rounds: Sequence[float]) -> float:
-    """Distance between the quartiles of the rounds, as a share of their median."""
-    return (quantile(rounds, 0.75) - quantile(rounds, 0.25)) / statistics.median(rounds)
+    """Distance between the lowest and the highest of up to `FEW_ROUNDS` rounds, between the quartiles of more.
+
+    It is a share of their median.
+    """
+    low, high = (0.0, 1.0) if len(rounds) <= FEW_ROUNDS else (0.25, 0.75)
+    return (quantile(rounds, high) - quantile(rounds, low)) / statistics.median(rounds)
 
 
 def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -> float:
@@ -271,7 +280,7 @@ def markdown_table(rows: Sequence[dict]) -> str:
         cells += [f"{row['load_seconds']:.2f}" if "load_seconds" in row else ""]
         cells += [f"{row['peak_memory_mb']:.0f}" if "peak_memory_mb" in row else ""]
         lines.append(cells)
-    return markdown(head, lines)
+    return markdown(head, lines) + RATIO_NOTE
 
 
 def length_table(rows: Sequence[dict]) -> str:

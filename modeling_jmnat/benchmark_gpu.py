@@ -12,7 +12,15 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig
 
-from .benchmark import add_ratios, block_sums, interleaved, latency_figures, length_sorted, throughput_figures
+from .benchmark import (
+    RATIO_NOTE,
+    add_ratios,
+    block_sums,
+    interleaved,
+    latency_figures,
+    length_sorted,
+    throughput_figures,
+)
 from .benchmark_systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine
 from .markdown import markdown
 from .modeling_jmnat import JMNatForConditionalGeneration
@@ -290,4 +298,4 @@ def gpu_table(rows: Sequence[dict]) -> str:
         cells += ["" if found is None else f"{found['sentences_per_second']:.0f}" for found in measured]
         cells += [f"{row['same_as_plain']:.1%}" if "same_as_plain" in row else ""]
         lines.append(cells)
-    return markdown(head, lines)
+    return markdown(head, lines) + RATIO_NOTE

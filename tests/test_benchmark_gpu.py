@@ -138,7 +138,7 @@ def test_the_command(folder, tmp_path, capsys):
         assert 0 <= row["bleu"] <= 100
     assert rows[-1]["same_as_plain"] == 1.0
     assert "CTranslate2 float16" in json.loads((tmp_path / "figures" / "environment.json").read_text())["missing"]
-    assert gpu_table(rows).count("\n") == 2 + 4
+    assert gpu_table(rows).count("\n|") == 1 + 4
     for wrong, message in (
         (["--candidates", "0"], "candidates=0 must be at least 1"),
         (["--passes", "2"], "student is missing"),
