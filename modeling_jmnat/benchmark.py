@@ -81,38 +81,35 @@ def interleaved(
     systems: Sequence[System],
     engines: dict,
     batches: Sequence[Sequence[Sequence[int]]],
-    num_rounds: int,
     block: int,
     progress: bool,
     outputs: dict | None = None,
-    first_turn: int = 0,
-) -> dict[System, list[list[float]]]:
-    """Seconds that each system takes for each batch of sources, in each round: {system: [round][batch]}.
+    turn: int = 0,
+) -> dict[System, list[float]]:
+    """Seconds that each system takes for each batch of sources in one round: {system: [batch]}.
 
     `block` batches belong together: a system warms up with the first of them, untimed, and then is timed on all.
-    Blocks of a single batch are long enough to need that the first time only. `outputs` collects the translations of
-    the first round, {system: {batch: lists of ids}}. `first_turn` is the number of the first round: the order of the
-    systems turns with it.
+    Blocks of a single batch are long enough to need that in the first of them only. `outputs` collects translations,
+    {system: {batch: lists of ids}}. `turn` is the number of the round: the order of the systems turns with it.
     """
-    times = {system: [[0.0] * len(batches) for _ in range(num_rounds)] for system in systems}
-    total = num_rounds * len(systems) * len(batches)
+    times: dict[System, list[float]] = {system: [] for system in systems}
+    total = len(systems) * len(batches)
     with tqdm(total=total, desc="timing", unit=" translations", disable=not progress) as bar:
-        for turn in range(num_rounds):
-            for number, start in enumerate(range(0, len(batches), block)):
-                first = (first_turn + turn + number) % len(systems)
-                for system in [*systems[first:], *systems[:first]]:
-                    engine = engines[system.model_key]
-                    prepared = [engine.prepare(batch) for batch in batches[start : start + block]]
-                    if block > 1 or (turn == 0 and number == 0):
-                        engine.translate(prepared[0], system.options)
-                    for offset, batch in enumerate(prepared):
-                        gc.collect(0)
-                        begin = time.perf_counter()
-                        output = engine.translate(batch, system.options)
-                        times[system][turn][start + offset] = time.perf_counter() - begin
-                        if outputs is not None and turn == 0:
-                            outputs.setdefault(system, {})[start + offset] = engine.read(output)
-                    bar.update(len(prepared))
+        for number, start in enumerate(range(0, len(batches), block)):
+            first = (turn + number) % len(systems)
+            for system in [*systems[first:], *systems[:first]]:
+                engine = engines[system.model_key]
+                prepared = [engine.prepare(batch) for batch in batches[start : start + block]]
+                if block > 1 or number == 0:
+                    engine.translate(prepared[0], system.options)
+                for offset, batch in enumerate(prepared):
+                    gc.collect(0)
+                    begin = time.perf_counter()
+                    output = engine.translate(batch, system.options)
+                    times[system].append(time.perf_counter() - begin)
+                    if outputs is not None:
+                        outputs.setdefault(system, {})[start + offset] = engine.read(output)
+                bar.update(len(prepared))
     return times
 
 

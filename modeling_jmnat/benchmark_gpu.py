@@ -157,15 +157,14 @@ def timed_rounds(systems, engines, batches, block: int, num_rounds: int, deadlin
     """
     captured = [system for system in systems if system.graphs]
     if captured:
-        interleaved(captured, engines, batches, 1, len(batches), False)
+        interleaved(captured, engines, batches, len(batches), False)
     times: dict = {system: [] for system in systems}
     for turn in range(num_rounds):
         if turn >= NEEDED_ROUNDS and time.monotonic() > deadline:
             return
-        order = [*systems[turn % len(systems) :], *systems[: turn % len(systems)]]
-        found = interleaved(order, engines, batches, 1, block, False, outputs if turn == 0 else None)
+        found = interleaved(systems, engines, batches, block, False, outputs if turn == 0 else None, turn)
         for system in systems:
-            times[system] += found[system]
+            times[system].append(found[system])
         yield times
 
 

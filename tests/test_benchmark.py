@@ -87,14 +87,19 @@ def test_systems_take_turns_and_only_translation_counts(monkeypatch):
     engines = {system.model_key: FakeEngine(clock, 1.0 + index, calls) for index, system in enumerate(systems)}
     batches = [[[1, 2]], [[3]], [[4, 5, 6]]]
     outputs = {}
-    times = interleaved(systems, engines, batches, num_rounds=2, block=2, progress=False, outputs=outputs)
-    assert times == {systems[0]: [[1.0] * 3] * 2, systems[1]: [[2.0] * 3] * 2}
+    times = interleaved(systems, engines, batches, block=2, progress=False, outputs=outputs)
+    assert times == {systems[0]: [1.0] * 3, systems[1]: [2.0] * 3}
+    assert interleaved(systems, engines, batches, block=2, progress=False, turn=1) == times
     assert outputs[systems[1]] == {0: [[2, 1]], 1: [[3]], 2: [[6, 5, 4]]}
     # Two blocks a round; the one who begins changes with each block and round; the first call of each is a warm-up.
     first, second = [[[1, 2]], [[1, 2]], [[3]]], [[[4, 5, 6]], [[4, 5, 6]]]
     expected = [("a", first), ("b", first), ("b", second), ("a", second)]  # first round
     expected += [("b", first), ("a", first), ("a", second), ("b", second)]  # second
     assert calls == [(name, batch) for name, block in expected for batch in block]
+    calls.clear()
+    interleaved(systems, engines, batches, block=1, progress=False)  # one warm-up of each
+    expected = [("a", 0), ("a", 0), ("b", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert calls == [(name, batches[number]) for name, number in expected]
 
 
 def test_latency_by_hand():
