@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from tqdm import tqdm
 
-from .benchmark_systems import REFERENCES, System, load_engine
+from .benchmark_systems import REFERENCES, System, load_engine, load_search
 from .evaluation import processor_name
 from .markdown import markdown
 
@@ -168,6 +168,8 @@ def _load_and_translate(system: System, sources: list, num_threads: int, connect
     for name in ("onnxruntime", "ctranslate2"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    if system.engine == "ctranslate2":
+        load_search(system.folder)  # the other engines load no tokenizer
     before = _memory_mb("VmRSS")
     start = time.perf_counter()
     engine = load_engine(system, num_threads)
@@ -179,7 +181,7 @@ def _load_and_translate(system: System, sources: list, num_threads: int, connect
 
 
 def loading_figures(system: System, sources: Sequence[Sequence[int]], num_threads: int) -> dict:
-    """Seconds to load, and the peak of memory beyond what imported libraries take, in a process of its own.
+    """Seconds to load, and the peak of memory beyond what libraries and a tokenizer take, in a process of its own.
 
     Memory is not measured where there is no /proc.
     """

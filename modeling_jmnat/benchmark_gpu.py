@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM
 
 from .benchmark import (
     RATIO_NOTE,
@@ -21,11 +21,11 @@ from .benchmark import (
     length_sorted,
     throughput_figures,
 )
-from .benchmark_systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine
+from .benchmark_systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine, load_search
 from .markdown import markdown
 from .modeling_jmnat import JMNatForConditionalGeneration
 from .static_shapes import StaticShapeJMNat
-from .teacher import length_penalty, load_teacher_tokenizer, pad_batch
+from .teacher import pad_batch
 
 REFERENCES = ("Transformers float32, beam 5", "Transformers float16, beam 5", "CTranslate2 float16, greedy")
 NEEDED_ROUNDS = 3  # ratios need as many; later ones only while there is time
@@ -87,8 +87,7 @@ class CTranslate2GPUEngine(CTranslate2Engine):
     def __init__(self, system: GPUSystem):
         import ctranslate2
 
-        self.tokenizer = load_teacher_tokenizer(system.folder)
-        self.length_penalty = length_penalty(GenerationConfig.from_pretrained(system.folder))
+        self.tokenizer, self.length_penalty = load_search(system.folder)
         self.translator = ctranslate2.Translator(
             str(Path(system.folder) / "ctranslate2"), device=system.device, compute_type=system.dtype
         )

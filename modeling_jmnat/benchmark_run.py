@@ -105,7 +105,7 @@ class Benchmark:
 
     def measure_loading(self) -> None:
         for system in tqdm(self.systems, desc="loading", disable=not self.progress):
-            key = system.model_name
+            key = system.loaded
             if key not in self.found["loading"]:
                 self.found["loading"][key] = loading_figures(system, self.chosen[:3], self.plan.num_threads)
                 self.save()
@@ -157,7 +157,7 @@ class Benchmark:
             if system.title in found["throughput"]:
                 row |= throughput_figures(found["throughput"][system.title], len(self.lines), self.plan.batch_size)
                 row |= self.best_batch(system, row)
-            row |= found["loading"].get(system.model_name, {})
+            row |= found["loading"].get(system.loaded, {})
             row |= found["scores"].get(system.title, {})
             rows.append(row)
         times = {

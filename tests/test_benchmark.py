@@ -17,7 +17,7 @@ from translation_samples import load_script, save_translators, tiny_tokenizer
 for package in ("onnx", "onnxruntime", "ctranslate2", "sacrebleu"):
     pytest.importorskip(package, reason="the extras `bench` and `train` are not installed")
 
-from modeling_jmnat import benchmark, benchmark_run  # noqa: E402
+from modeling_jmnat import benchmark, benchmark_run, benchmark_systems  # noqa: E402
 from modeling_jmnat.benchmark import (  # noqa: E402
     TooNoisy,
     add_ratios,
@@ -44,6 +44,7 @@ from modeling_jmnat.benchmark_systems import (  # noqa: E402
     System,
     installed,
     load_engine,
+    load_search,
     prepare_student,
     prepare_teacher,
     random_models,
@@ -355,6 +356,47 @@ def test_engines_translate_alike(folder):
     assert len(found) == 4
     for one, other in found.values():
         assert one == other
+
+
+def test_figures_of_loading_are_those_of_what_is_loaded(folder, tmp_path):
+    settings = {"k = 1": {"num_iterations": 1}, "k = 4": {"num_iterations": 4}}
+    settings["k = 4, pruned"] = {"num_iterations": 4, "prune_candidates": 1, "prune_to": 2}
+    settings["k = 4, adaptive"] = {"num_iterations": 4, "confidence_threshold": 0.7}
+    settings["k = 4, shortlist"] = {"num_iterations": 4, "shortlist": str(random_shortlist(300, tmp_path))}
+    systems = student_systems(str(folder / "student"), settings, [1, 4])
+    loaded = {system.title: system.loaded for system in systems}
+    assert set(loaded.values()) == {
+        *("JM-NAT PyTorch", "JM-NAT ONNX", "JM-NAT ONNX, encoder, decoder, positions"),
+        *("JM-NAT ONNX int8", "JM-NAT ONNX int8, encoder, decoder, positions"),
+        "JM-NAT ONNX int8, encoder, positions, shortlist_part",
+    }
+    assert loaded["JM-NAT ONNX int8, C = 4, k = 4"] == loaded["JM-NAT ONNX int8, C = 1, k = 1"] == "JM-NAT ONNX int8"
+    assert loaded["JM-NAT ONNX int8, C = 4, k = 4, pruned"] == loaded["JM-NAT ONNX int8, C = 1, k = 4, adaptive"]
+    prepare_student(folder / "student", shortlist=True)
+    for system in systems:
+        if system.engine == "onnx":  # nothing is left that the first translation loads
+            engine = load_engine(system, 1)
+            before = set(vars(engine.model))
+            engine.translate(engine.prepare([[5, 2]]), system.options)
+            assert set(vars(engine.model)) == before >= {"translator", *system.parts}
+
+
+def test_loading_is_timed_without_tokenizers(folder, monkeypatch):
+    clock, found = Clock(), []
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock.now)
+    load_search.cache_clear()
+    load_tokenizer = benchmark_systems.load_teacher_tokenizer
+
+    def slow(folder):
+        clock.now += 100.0  # must not count
+        return load_tokenizer(folder)
+
+    monkeypatch.setattr(benchmark_systems, "load_teacher_tokenizer", slow)
+    system = teacher_systems(str(folder / "teacher"))[1]
+    connection = SimpleNamespace(send=found.append, close=lambda: None)
+    benchmark._load_and_translate(system, [[5, 6, 2]], 1, connection)
+    assert clock.now == 100.0
+    assert found[0]["load_seconds"] == 0.0
 
 
 def test_threads_of_ctranslate2_share_a_batch(folder):
