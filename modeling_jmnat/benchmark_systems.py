@@ -287,6 +287,33 @@ def random_shortlist(vocab_size: int, folder: str | Path) -> Path:
     return Shortlist(table, torch.arange(200)).save(folder)
 
 
+def sized_config(
+    argument: str, size: str, sizes: dict[str, dict[str, int]], num_layers: tuple[int, int] | None = None
+) -> JMNatConfig:
+    """A configuration as `sizes` has it under the name `size`, which was given as `argument`.
+
+    Args:
+        num_layers: of encoder and decoder; None: those of the size.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    if size not in sizes:
+        raise ValueError(f"{argument}={size!r} is not one of {', '.join(sizes)}")
+    numbers = sizes[size]
+    encoder_layers, decoder_layers = num_layers or (numbers["layers"], numbers["layers"])
+    return JMNatConfig(
+        vocab_size=numbers["vocab_size"],
+        d_model=numbers["d_model"],
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        encoder_attention_heads=numbers["heads"],
+        decoder_attention_heads=numbers["heads"],
+        encoder_ffn_dim=numbers["ffn"],
+        decoder_ffn_dim=numbers["ffn"],
+    )
+
+
 def random_models(size: str, folder: str | Path, num_layers: tuple[int, int] | None = None) -> JMNatConfig:
     """Save a student, its teacher and a tokenizer with random weights: `folder`/student and `folder`/teacher.
 
@@ -294,20 +321,7 @@ def random_models(size: str, folder: str | Path, num_layers: tuple[int, int] | N
         size: a name in `SIZES`.
         num_layers: of encoder and decoder; None: those of the size.
     """
-    if size not in SIZES:
-        raise ValueError(f"random_weights={size!r} is not one of {', '.join(SIZES)}")
-    sizes = SIZES[size]
-    encoder_layers, decoder_layers = num_layers or (sizes["layers"], sizes["layers"])
-    config = JMNatConfig(
-        vocab_size=sizes["vocab_size"],
-        d_model=sizes["d_model"],
-        encoder_layers=encoder_layers,
-        decoder_layers=decoder_layers,
-        encoder_attention_heads=sizes["heads"],
-        decoder_attention_heads=sizes["heads"],
-        encoder_ffn_dim=sizes["ffn"],
-        decoder_ffn_dim=sizes["ffn"],
-    )
+    config = sized_config("random_weights", size, SIZES, num_layers)
     tokenizer = random_tokenizer(config.vocab_size)
     torch.manual_seed(0)
     models = {"student": JMNatForConditionalGeneration(config), "teacher": build_teacher(config, tokenizer)}
