@@ -19,14 +19,19 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from tqdm import tqdm
 
-from .benchmark_systems import REFERENCES, System, load_engine
+from .benchmark_systems import REFERENCES, System, load_engine, load_search
 from .evaluation import processor_name
 from .markdown import markdown
 
 LENGTH_BUCKETS = (10, 15, 20, 30)  # source tokens
 BLOCK_SENTENCES = 10  # how many a system translates before it is the next one's turn
 MIN_ROUNDS = 3  # for a ratio
-MAX_SPREAD = 0.10  # between the quartiles of the rounds, as a share of the median
+FEW_ROUNDS = 5  # up to so many all must agree, of more the quartiles
+MAX_SPREAD = 0.10  # see `spread`
+RATIO_NOTE = f"""
+A ratio stands where its rounds differ by at most {MAX_SPREAD:.0%} of their median: the lowest and the highest of up to
+{FEW_ROUNDS} rounds, the quartiles of more.
+"""
 PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
 
 
@@ -43,8 +48,12 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def spread(rounds: Sequence[float]) -> float:
-    """Distance between the quartiles of the rounds, as a share of their median."""
-    return (quantile(rounds, 0.75) - quantile(rounds, 0.25)) / statistics.median(rounds)
+    """Distance between the lowest and the highest of up to `FEW_ROUNDS` rounds, between the quartiles of more.
+
+    It is a share of their median.
+    """
+    low, high = (0.0, 1.0) if len(rounds) <= FEW_ROUNDS else (0.25, 0.75)
+    return (quantile(rounds, high) - quantile(rounds, low)) / statistics.median(rounds)
 
 
 def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -> float:
@@ -72,38 +81,35 @@ def interleaved(
     systems: Sequence[System],
     engines: dict,
     batches: Sequence[Sequence[Sequence[int]]],
-    num_rounds: int,
     block: int,
     progress: bool,
     outputs: dict | None = None,
-    first_turn: int = 0,
-) -> dict[System, list[list[float]]]:
-    """Seconds that each system takes for each batch of sources, in each round: {system: [round][batch]}.
+    turn: int = 0,
+) -> dict[System, list[float]]:
+    """Seconds that each system takes for each batch of sources in one round: {system: [batch]}.
 
     `block` batches belong together: a system warms up with the first of them, untimed, and then is timed on all.
-    Blocks of a single batch are long enough to need that the first time only. `outputs` collects the translations of
-    the first round, {system: {batch: lists of ids}}. `first_turn` is the number of the first round: the order of the
-    systems turns with it.
+    Blocks of a single batch are long enough to need that in the first of them only. `outputs` collects translations,
+    {system: {batch: lists of ids}}. `turn` is the number of the round: the order of the systems turns with it.
     """
-    times = {system: [[0.0] * len(batches) for _ in range(num_rounds)] for system in systems}
-    total = num_rounds * len(systems) * len(batches)
+    times: dict[System, list[float]] = {system: [] for system in systems}
+    total = len(systems) * len(batches)
     with tqdm(total=total, desc="timing", unit=" translations", disable=not progress) as bar:
-        for turn in range(num_rounds):
-            for number, start in enumerate(range(0, len(batches), block)):
-                first = (first_turn + turn + number) % len(systems)
-                for system in [*systems[first:], *systems[:first]]:
-                    engine = engines[system.model_key]
-                    prepared = [engine.prepare(batch) for batch in batches[start : start + block]]
-                    if block > 1 or (turn == 0 and number == 0):
-                        engine.translate(prepared[0], system.options)
-                    for offset, batch in enumerate(prepared):
-                        gc.collect(0)
-                        begin = time.perf_counter()
-                        output = engine.translate(batch, system.options)
-                        times[system][turn][start + offset] = time.perf_counter() - begin
-                        if outputs is not None and turn == 0:
-                            outputs.setdefault(system, {})[start + offset] = engine.read(output)
-                    bar.update(len(prepared))
+        for number, start in enumerate(range(0, len(batches), block)):
+            first = (turn + number) % len(systems)
+            for system in [*systems[first:], *systems[:first]]:
+                engine = engines[system.model_key]
+                prepared = [engine.prepare(batch) for batch in batches[start : start + block]]
+                if block > 1 or number == 0:
+                    engine.translate(prepared[0], system.options)
+                for offset, batch in enumerate(prepared):
+                    gc.collect(0)
+                    begin = time.perf_counter()
+                    output = engine.translate(batch, system.options)
+                    times[system].append(time.perf_counter() - begin)
+                    if outputs is not None:
+                        outputs.setdefault(system, {})[start + offset] = engine.read(output)
+                bar.update(len(prepared))
     return times
 
 
@@ -162,6 +168,8 @@ def _load_and_translate(system: System, sources: list, num_threads: int, connect
     for name in ("onnxruntime", "ctranslate2"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    if system.engine == "ctranslate2":
+        load_search(system.folder)  # the other engines load no tokenizer
     before = _memory_mb("VmRSS")
     start = time.perf_counter()
     engine = load_engine(system, num_threads)
@@ -173,7 +181,7 @@ def _load_and_translate(system: System, sources: list, num_threads: int, connect
 
 
 def loading_figures(system: System, sources: Sequence[Sequence[int]], num_threads: int) -> dict:
-    """Seconds to load, and the peak of memory beyond what imported libraries take, in a process of its own.
+    """Seconds to load, and the peak of memory beyond what libraries and a tokenizer take, in a process of its own.
 
     Memory is not measured where there is no /proc.
     """
@@ -271,7 +279,7 @@ def markdown_table(rows: Sequence[dict]) -> str:
         cells += [f"{row['load_seconds']:.2f}" if "load_seconds" in row else ""]
         cells += [f"{row['peak_memory_mb']:.0f}" if "peak_memory_mb" in row else ""]
         lines.append(cells)
-    return markdown(head, lines)
+    return markdown(head, lines) + RATIO_NOTE
 
 
 def length_table(rows: Sequence[dict]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .benchmark import RATIO_NOTE
 from .benchmark_systems import CTRANSLATE2_BEAM, CTRANSLATE2_GREEDY, TRANSFORMERS_BEAM
 from .markdown import markdown
 
@@ -53,8 +54,8 @@ def speed_range(row: dict, name: str, reference: str) -> tuple[float, float] | N
 def bars_table(rows: Sequence[dict], size: str) -> str:
     """What was set and what was found, a line per bar; the fastest of our settings that count.
 
-    Where rounds do not agree on a ratio, the lowest and the highest stand there, and a bar is reached, or not, when
-    all of them are on one side of it.
+    Where rounds do not agree on a ratio (see `benchmark.spread`), the lowest and the highest stand there, and a bar is
+    reached, or not, when all of them are on one side of it.
     """
     lines = []
 
@@ -80,4 +81,4 @@ def bars_table(rows: Sequence[dict], size: str) -> str:
         reference, candidates, passes, goal = BATCH_BAR
         sizes = {row["batch_size"] for row in rows if "batch_size" in row}
         add(reference, candidates, passes, goal, "batch_speed_up", f", batch {max(sizes, default='')}")
-    return markdown(("times faster than", "setting", "goal", "found", "reached"), lines)
+    return markdown(("times faster than", "setting", "goal", "found", "reached"), lines) + RATIO_NOTE

@@ -10,14 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM
 
-from .benchmark import add_ratios, block_sums, interleaved, latency_figures, length_sorted, throughput_figures
-from .benchmark_systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine
+from .benchmark import (
+    RATIO_NOTE,
+    add_ratios,
+    block_sums,
+    interleaved,
+    latency_figures,
+    length_sorted,
+    throughput_figures,
+)
+from .benchmark_systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine, load_search
 from .markdown import markdown
 from .modeling_jmnat import JMNatForConditionalGeneration
 from .static_shapes import StaticShapeJMNat
-from .teacher import length_penalty, load_teacher_tokenizer, pad_batch
+from .teacher import pad_batch
 
 REFERENCES = ("Transformers float32, beam 5", "Transformers float16, beam 5", "CTranslate2 float16, greedy")
 NEEDED_ROUNDS = 3  # ratios need as many; later ones only while there is time
@@ -79,8 +87,7 @@ class CTranslate2GPUEngine(CTranslate2Engine):
     def __init__(self, system: GPUSystem):
         import ctranslate2
 
-        self.tokenizer = load_teacher_tokenizer(system.folder)
-        self.length_penalty = length_penalty(GenerationConfig.from_pretrained(system.folder))
+        self.tokenizer, self.length_penalty = load_search(system.folder)
         self.translator = ctranslate2.Translator(
             str(Path(system.folder) / "ctranslate2"), device=system.device, compute_type=system.dtype
         )
@@ -149,15 +156,14 @@ def timed_rounds(systems, engines, batches, block: int, num_rounds: int, deadlin
     """
     captured = [system for system in systems if system.graphs]
     if captured:
-        interleaved(captured, engines, batches, 1, len(batches), False)
+        interleaved(captured, engines, batches, len(batches), False)
     times: dict = {system: [] for system in systems}
     for turn in range(num_rounds):
         if turn >= NEEDED_ROUNDS and time.monotonic() > deadline:
             return
-        order = [*systems[turn % len(systems) :], *systems[: turn % len(systems)]]
-        found = interleaved(order, engines, batches, 1, block, False, outputs if turn == 0 else None)
+        found = interleaved(systems, engines, batches, block, False, outputs if turn == 0 else None, turn)
         for system in systems:
-            times[system] += found[system]
+            times[system].append(found[system])
         yield times
 
 
@@ -290,4 +296,4 @@ def gpu_table(rows: Sequence[dict]) -> str:
         cells += ["" if found is None else f"{found['sentences_per_second']:.0f}" for found in measured]
         cells += [f"{row['same_as_plain']:.1%}" if "same_as_plain" in row else ""]
         lines.append(cells)
-    return markdown(head, lines)
+    return markdown(head, lines) + RATIO_NOTE

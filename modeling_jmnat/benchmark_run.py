@@ -105,7 +105,7 @@ class Benchmark:
 
     def measure_loading(self) -> None:
         for system in tqdm(self.systems, desc="loading", disable=not self.progress):
-            key = system.model_name
+            key = system.loaded
             if key not in self.found["loading"]:
                 self.found["loading"][key] = loading_figures(system, self.chosen[:3], self.plan.num_threads)
                 self.save()
@@ -114,17 +114,17 @@ class Benchmark:
         """The rounds that are missing, each kept as it ends."""
         times = self.found[stage]
         for turn in range(len(times.get(self.systems[0].title, ())), num_rounds):
-            found = interleaved(self.systems, self.engines, batches, 1, block, self.progress, first_turn=turn)
+            found = interleaved(self.systems, self.engines, batches, block, self.progress, turn=turn)
             for system in self.systems:
-                times.setdefault(system.title, []).append(found[system][0])
+                times.setdefault(system.title, []).append(found[system])
             self.save()
 
     def measure_batch_sizes(self) -> None:
         for size in self.plan.batch_sizes:
             if str(size) in self.found["batch_sizes"]:
                 continue
-            found = interleaved(self.systems, self.engines, self.batches(size), 1, 1, self.progress)
-            speeds = {system.title: len(self.lines) / sum(times[0]) for system, times in found.items()}
+            found = interleaved(self.systems, self.engines, self.batches(size), 1, self.progress)
+            speeds = {system.title: len(self.lines) / sum(times) for system, times in found.items()}
             self.found["batch_sizes"][str(size)] = speeds
             self.save()
 
@@ -157,7 +157,7 @@ class Benchmark:
             if system.title in found["throughput"]:
                 row |= throughput_figures(found["throughput"][system.title], len(self.lines), self.plan.batch_size)
                 row |= self.best_batch(system, row)
-            row |= found["loading"].get(system.model_name, {})
+            row |= found["loading"].get(system.loaded, {})
             row |= found["scores"].get(system.title, {})
             rows.append(row)
         times = {

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedTokenizerBase
 
-from .configuration_jmnat import JMNatConfig
+from .configuration_jmnat import JMNatConfig, resolve_options
 from .modeling_jmnat import JMNatForConditionalGeneration
-from .onnx_model import ORTJMNatForConditionalGeneration
+from .onnx_model import ORTJMNatForConditionalGeneration, other_options
 from .shortlist import Shortlist
 from .teacher import (
     MAX_LENGTH_FACTOR,
@@ -70,9 +70,18 @@ class System:
         return self.engine, self.folder, self.int8
 
     @property
-    def model_name(self) -> str:
-        """What the systems of one model share, for people: the title without the setting."""
-        return self.name.split(", C =")[0]
+    def parts(self) -> tuple[str, ...]:
+        """Of an exported model: what decoding with these options loads beside the graph of a whole translation."""
+        if self.engine != "onnx":
+            return ()
+        if "shortlist" in self.options:
+            return "encoder", "positions", "shortlist_part"
+        return ("encoder", "decoder", "positions") if other_options(resolve_options(self.options)) else ()
+
+    @property
+    def loaded(self) -> str:
+        """What systems share that load the same, for people: the name without candidates, and the parts."""
+        return ", ".join((self.name.split(", C =")[0], *self.parts))
 
     @property
     def missing_package(self) -> str | None:
@@ -109,6 +118,12 @@ class TransformersEngine:
         return [row[1:] for row in output.tolist()]
 
 
+@functools.cache
+def load_search(folder: str) -> tuple[PreTrainedTokenizerBase, float]:
+    """What CTranslate2 has from Transformers: the tokenizer that makes tokens of ids, and the length penalty."""
+    return load_teacher_tokenizer(folder), length_penalty(GenerationConfig.from_pretrained(folder))
+
+
 class CTranslate2Engine:
     """The same model converted for CTranslate2. Options as `TransformersEngine`'s.
 
@@ -120,8 +135,7 @@ class CTranslate2Engine:
     def __init__(self, folder: str, int8: bool, num_threads: int):
         import ctranslate2
 
-        self.tokenizer = load_teacher_tokenizer(folder)
-        self.length_penalty = length_penalty(GenerationConfig.from_pretrained(folder))
+        self.tokenizer, self.length_penalty = load_search(folder)
         self.num_workers = num_threads
         compute_type = "int8" if int8 else "float32"
         self.translator = ctranslate2.Translator(
@@ -184,8 +198,14 @@ class ONNXEngine(JMNatEngine):
 
 
 def load_engine(system: System, num_threads: int):
+    """The engine of a system, with all that its options need."""
     classes = dict(zip(ENGINES, (TransformersEngine, CTranslate2Engine, JMNatEngine, ONNXEngine), strict=True))
-    return classes[system.engine](system.folder, system.int8, num_threads)
+    engine = classes[system.engine](system.folder, system.int8, num_threads)
+    for part in system.parts:
+        getattr(engine.model, part)
+    if "shortlist" in system.options:
+        load_shortlist(system.options["shortlist"])
+    return engine
 
 
 def installed(systems: Sequence[System]) -> tuple[list[System], list[str]]:
@@ -267,6 +287,33 @@ def random_shortlist(vocab_size: int, folder: str | Path) -> Path:
     return Shortlist(table, torch.arange(200)).save(folder)
 
 
+def sized_config(
+    argument: str, size: str, sizes: dict[str, dict[str, int]], num_layers: tuple[int, int] | None = None
+) -> JMNatConfig:
+    """A configuration as `sizes` has it under the name `size`, which was given as `argument`.
+
+    Args:
+        num_layers: of encoder and decoder; None: those of the size.
+
+    Raises:
+        ValueError: there is no such size.
+    """
+    if size not in sizes:
+        raise ValueError(f"{argument}={size!r} is not one of {', '.join(sizes)}")
+    numbers = sizes[size]
+    encoder_layers, decoder_layers = num_layers or (numbers["layers"], numbers["layers"])
+    return JMNatConfig(
+        vocab_size=numbers["vocab_size"],
+        d_model=numbers["d_model"],
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        encoder_attention_heads=numbers["heads"],
+        decoder_attention_heads=numbers["heads"],
+        encoder_ffn_dim=numbers["ffn"],
+        decoder_ffn_dim=numbers["ffn"],
+    )
+
+
 def random_models(size: str, folder: str | Path, num_layers: tuple[int, int] | None = None) -> JMNatConfig:
     """Save a student, its teacher and a tokenizer with random weights: `folder`/student and `folder`/teacher.
 
@@ -274,20 +321,7 @@ def random_models(size: str, folder: str | Path, num_layers: tuple[int, int] | N
         size: a name in `SIZES`.
         num_layers: of encoder and decoder; None: those of the size.
     """
-    if size not in SIZES:
-        raise ValueError(f"random_weights={size!r} is not one of {', '.join(SIZES)}")
-    sizes = SIZES[size]
-    encoder_layers, decoder_layers = num_layers or (sizes["layers"], sizes["layers"])
-    config = JMNatConfig(
-        vocab_size=sizes["vocab_size"],
-        d_model=sizes["d_model"],
-        encoder_layers=encoder_layers,
-        decoder_layers=decoder_layers,
-        encoder_attention_heads=sizes["heads"],
-        decoder_attention_heads=sizes["heads"],
-        encoder_ffn_dim=sizes["ffn"],
-        decoder_ffn_dim=sizes["ffn"],
-    )
+    config = sized_config("random_weights", size, SIZES, num_layers)
     tokenizer = random_tokenizer(config.vocab_size)
     torch.manual_seed(0)
     models = {"student": JMNatForConditionalGeneration(config), "teacher": build_teacher(config, tokenizer)}

@@ -7,13 +7,14 @@ vocabulary, D width, H heads. The graphs leave all but the last three open.
 import contextlib
 import copy
 import hashlib
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -26,14 +27,17 @@ from .onnx_model import (
     GRAPHS,
     POSITIONS_FILE,
     STATES_DECODER,
-    TRANSLATOR,
+    TRANSLATORS,
     graph_file,
+    other_options,
     padded_vocabulary_size,
+    translators_in,
     weight_file,
 )
-from .onnx_translator import TranslatorWriter
+from .onnx_translator import TranslatorWriter, translator_defaults
+from .output_files import atomic_file
 
-TRANSLATORS = tuple(graph_file(TRANSLATOR, int8) for int8 in (False, True))  # a folder's export is found by them
+logger = logging.getLogger(__name__)
 EXPORTED_FILES = (
     *TRANSLATORS,
     *(graph_file(part, int8) for part in (*GRAPHS, STATES_DECODER) for int8 in (False, True)),
@@ -174,6 +178,7 @@ def export_onnx(
     if model.config.decoder_input != "mask":
         raise ValueError(f"decoder_input={model.config.decoder_input!r} cannot be exported, only 'mask'")
     model = copy.deepcopy(model).float().cpu().eval()
+    warn_of_other_options(model)
     with unfinished_export(Path(output)) as folder:
         sizes = write_weights(model, folder, int8, shortlist)
         model.config.save_pretrained(folder)
@@ -183,17 +188,36 @@ def export_onnx(
     return sizes
 
 
+def warn_of_other_options(model: JMNatForConditionalGeneration) -> None:
+    """Whoever runs the graph of a whole translation by itself should know which options it does not follow."""
+    names = other_options(resolve_options(model.generation_config))
+    if names:
+        logger.warning("%s by itself does not know options of this model: %s", TRANSLATORS[0], ", ".join(names))
+
+
+def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:
+    """Give the graphs of a whole translation in `folder` the options that `model` has now, each file at once."""
+    warn_of_other_options(model)
+    defaults = translator_defaults(model)
+    for path in translators_in(folder):
+        whole = onnx.load(path)
+        for tensor in whole.graph.initializer:
+            if tensor.name in defaults:
+                tensor.CopyFrom(numpy_helper.from_array(defaults[tensor.name].numpy(), tensor.name))
+        with atomic_file(path) as file:
+            onnx.save_model(whole, str(file))
+
+
 def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool, shortlist: bool) -> dict[str, int]:
     """Graphs and tables of a float32 model; the size in bytes of each file, all of which name the model's weights."""
     metadata = {DIGEST: weights_digest(model)}
     output_weight = model.lm_head.weight.detach()
     pad_vocabulary(model)
-    options = resolve_options(model.generation_config)
     positions = positional_projections(model) if model.config.positional_attention else {}
     sizes = {}
     for quantised in (False, True) if int8 else (False,):
         graphs = [
-            TranslatorWriter(model, options, positions, quantised).write(),
+            TranslatorWriter(model, positions, quantised).write(),
             encoder_graph(model, quantised),
             decoder_graph(model, quantised),
         ]

@@ -34,6 +34,7 @@ TRANSLATOR_OPTIONS = (
     "max_length",
 )
 OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
+SLOWER_FUSION = "SkipLayerNormFusion"  # Add and LayerNormalization as one operator take longer, and lose their names
 POSITIONS_FILE = "positions.safetensors"  # see `PositionalAttention`
 DIGEST = "weights_sha256"  # metadata of every exported file: of which model it is
 STATES_DECODER = "decoder_states"  # the decoder without output projection, for shortlists
@@ -43,6 +44,13 @@ CACHED_LENGTH = 64  # positional probabilities of targets up to this length are 
 
 def graph_file(part: str, int8: bool) -> str:
     return f"{part}_int8.onnx" if int8 else f"{part}.onnx"
+
+
+TRANSLATORS = tuple(graph_file(TRANSLATOR, int8) for int8 in (False, True))  # a folder's export is found by them
+
+
+def translators_in(folder: Path) -> list[Path]:
+    return [folder / name for name in TRANSLATORS if (folder / name).is_file()]
 
 
 def weight_file(int8: bool) -> str:
@@ -62,6 +70,11 @@ def token_bias(vocab_size: int, suppressed: torch.Tensor | None) -> torch.Tensor
     if suppressed is not None:
         bias[:vocab_size].masked_fill_(suppressed, -torch.inf)
     return bias
+
+
+def other_options(options: JMNatOptions) -> list[str]:
+    """Those that are on and that the graph of a whole translation does not know."""
+    return [name for name, off in OFF.items() if getattr(options, name) != off]
 
 
 def find_graphs(directory: str | Path, int8: bool, **hub_options) -> Path:
@@ -105,7 +118,9 @@ def load_session(path: Path, num_threads: int | None, record: Path | None = None
     if record is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(record)
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOWER_FUSION]
+        )
     except Exception as error:  # those of ONNX Runtime share no other class
         raise cannot_be_loaded(path, error) from None
 
@@ -330,18 +345,22 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         return ORTEncoderOutput(length_logits, source_bias, tuple(states[0::2]), tuple(states[1::2]))
 
     def source_feeds(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, np.ndarray]:
+        vocab_size = self.config.vocab_size
+        unknown = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
+        if len(unknown):
+            raise ValueError(f"input_ids holds {int(unknown[0])}, ids must lie in [0, {vocab_size})")
         mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id).long()
         most = self.config.max_position_embeddings
         if input_ids.shape[1] > most and (count := int(mask.sum(dim=1).max())) > most:
             raise ValueError(f"input_ids has {count} tokens, max_position_embeddings={most} is the most")
-        return {"input_ids": input_ids.contiguous().numpy(), "attention_mask": mask.contiguous().numpy()}
+        return {"input_ids": input_ids.long().contiguous().numpy(), "attention_mask": mask.contiguous().numpy()}
 
     def generate_at_once(
         self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs
     ) -> JMNatGenerateOutput | None:
         if input_ids is None or not len(input_ids) or inputs_embeds is not None or encoder_outputs is not None:
             return None
-        if any(getattr(options, name) != off for name, off in OFF.items()):
+        if other_options(options):
             return None
         longest, target_lengths = self._check_lengths(len(input_ids), options, target_lengths)
         suppressed = options.suppress_tokens

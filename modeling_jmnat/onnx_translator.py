@@ -8,7 +8,7 @@ sources, C length candidates, R = B C rows, N candidates returned, S source and 
 import torch
 from onnx import GraphProto, TensorProto
 
-from .configuration_jmnat import JMNatOptions
+from .configuration_jmnat import resolve_options
 from .modeling_jmnat import JMNatForConditionalGeneration
 from .onnx_blocks import DecoderWriter, EncoderWriter
 from .onnx_graph import GraphWriter
@@ -17,8 +17,23 @@ from .onnx_model import LOWEST, PASS, TRANSLATOR, token_bias
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 
 
+def translator_defaults(model: JMNatForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """What the graph's inputs are when they are left out, by name: the options of the generation configuration."""
+    config, options = model.config, resolve_options(model.generation_config)
+    return {
+        "num_iterations": torch.tensor(options.num_iterations),
+        "num_length_candidates": torch.tensor([options.num_length_candidates]),
+        "max_length": torch.tensor([options.max_length or config.max_target_length]),
+        "token_bias": token_bias(config.vocab_size, model._suppressed_tokens(options, "cpu")),
+        "remask_adjacent": torch.tensor(options.remask_adjacent),
+        "num_return_sequences": torch.tensor([options.num_return_sequences]),
+        "length_offset": torch.tensor(float(options.length_offset)),
+        "length_normalization": torch.tensor(float(options.length_normalization)),
+    }
+
+
 class TranslatorWriter:
-    """The graph `translator` of a model, whose defaults are `options`.
+    """The graph `translator` of a model.
 
     Args:
         positions: as `onnx_export.positional_projections`, empty for a model without positional attention.
@@ -27,11 +42,11 @@ class TranslatorWriter:
     def __init__(
         self,
         model: JMNatForConditionalGeneration,
-        options: JMNatOptions,
         positions: dict[str, torch.Tensor],
         int8: bool,
     ):
-        self.model, self.config, self.options, self.position_tables = model, model.config, options, positions
+        self.model, self.config, self.position_tables = model, model.config, positions
+        self.defaults = translator_defaults(model)
         self.graph = graph = GraphWriter(TRANSLATOR, int8)
         self.zero, self.one = (graph.constant(torch.tensor(value)) for value in (0, 1))
         self.mask_token, self.padding = (
@@ -39,11 +54,14 @@ class TranslatorWriter:
         )
         self.lowest, self.no_log_prob = (graph.constant(torch.tensor(value)) for value in (LOWEST, 0.0))
 
+    def option(self, name: str) -> str:
+        return self.graph.option(name, self.defaults[name])
+
     def write(self) -> GraphWriter:
-        graph, options = self.graph, self.options
+        graph = self.graph
         ids, mask = (graph.input(name, ("B", "S"), INT64) for name in ("input_ids", "attention_mask"))
-        self.num_iterations = graph.option("num_iterations", torch.tensor(options.num_iterations))
-        self.num_candidates = graph.option("num_length_candidates", torch.tensor([options.num_length_candidates]))
+        self.num_iterations = self.option("num_iterations")
+        self.num_candidates = self.option("num_length_candidates")
         encoder = EncoderWriter(graph, self.model, ids, mask)
         length_logits, source_states = encoder.write()
         lengths = self.write_lengths(length_logits)
@@ -56,9 +74,9 @@ class TranslatorWriter:
     def write_lengths(self, logits: str) -> str:
         """The lengths to try (B, C), as `JMNatGenerationMixin._choose_lengths` has them."""
         graph = self.graph
-        longest = self.options.max_length or self.config.max_target_length
-        longest = graph.option("max_length", torch.tensor([longest]))
-        longest = graph.add("Min", longest, graph.add("Sub", graph.size(logits, 1), graph.integers(1)))
+        longest = graph.add(
+            "Min", self.option("max_length"), graph.add("Sub", graph.size(logits, 1), graph.integers(1))
+        )
         given = graph.option("target_lengths", torch.empty(0, dtype=torch.int64), ("G",))
         are_given = graph.add("Greater", graph.reshape(graph.size(given, 0)), self.zero)
 
@@ -130,10 +148,9 @@ class TranslatorWriter:
     def write_passes(self) -> tuple[str, str]:
         """Tokens and their log-probabilities (R, T) after all passes."""
         graph = self.graph
-        suppressed = self.model._suppressed_tokens(self.options, "cpu")
-        self.token_bias = graph.option("token_bias", token_bias(self.config.vocab_size, suppressed))
+        self.token_bias = self.option("token_bias")
         if self.config.ngram_size > 1:
-            self.remask_adjacent = graph.option("remask_adjacent", torch.tensor(self.options.remask_adjacent))
+            self.remask_adjacent = self.option("remask_adjacent")
             self.write_sets(self.config.ngram_size)
         tokens = graph.add("Where", self.target_mask, self.mask_token, self.padding)
         infinite = graph.constant(torch.tensor(torch.inf))  # padding is never masked
@@ -223,10 +240,9 @@ class TranslatorWriter:
 
     def write_best(self, lengths: str, tokens: str, log_probs: str) -> None:
         """Score the candidates and return the best, as `JMNatGenerationMixin._finish_decoding` does."""
-        graph, options = self.graph, self.options
-        num_returned = graph.option("num_return_sequences", torch.tensor([options.num_return_sequences]))
-        offset = graph.option("length_offset", torch.tensor(float(options.length_offset)))
-        power = graph.option("length_normalization", torch.tensor(float(options.length_normalization)))
+        graph = self.graph
+        num_returned = self.option("num_return_sequences")
+        offset, power = self.option("length_offset"), self.option("length_normalization")
         end = graph.constant(torch.tensor(self.config.eos_token_id))
         after_end = graph.add("Add", self.positions, self.one)  # (T,)
         never = graph.constant(torch.tensor(torch.iinfo(torch.int64).max))

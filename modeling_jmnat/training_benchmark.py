@@ -19,7 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .benchmark import spread
 from .benchmark_gpu import wait_for
-from .benchmark_systems import random_tokenizer
+from .benchmark_systems import SIZES as SIZES_OF_TRANSLATION
+from .benchmark_systems import random_tokenizer, sized_config
 from .configuration_jmnat import JMNatConfig
 from .cpu_attention import choose_cpu_attention
 from .data_collator import DataCollatorForJMNat
@@ -28,11 +29,8 @@ from .modeling_jmnat import JMNatForConditionalGeneration, JMNatSeq2SeqLMOutput,
 from .teacher import build_teacher
 from .teacher_trainer import DataCollatorForTeacher, teacher_losses
 
-SIZES = {
-    "tiny": {"d_model": 128, "ffn": 512, "layers": 3, "heads": 4, "vocab_size": 6_000},
-    "small": {"d_model": 256, "ffn": 1024, "layers": 5, "heads": 4, "vocab_size": 10_000},
-    "base": {"d_model": 512, "ffn": 2048, "layers": 6, "heads": 8, "vocab_size": 32_000},
-}
+TINY = {"d_model": 128, "ffn": 512, "layers": 3, "heads": 4, "vocab_size": 6_000}
+SIZES = {"tiny": TINY, **SIZES_OF_TRANSLATION}
 LABEL_SMOOTHING = 0.1
 MASKS = "masks and padding"
 LONGEST_PRODUCT = 0.05  # seconds that one shape is timed, at least once
@@ -104,25 +102,9 @@ class TrainingStep:
         self.optimise()
 
 
-def model_config(size: str) -> JMNatConfig:
-    if size not in SIZES:
-        raise ValueError(f"size={size!r} is not one of {', '.join(SIZES)}")
-    sizes = SIZES[size]
-    return JMNatConfig(
-        vocab_size=sizes["vocab_size"],
-        d_model=sizes["d_model"],
-        encoder_layers=sizes["layers"],
-        decoder_layers=sizes["layers"],
-        encoder_attention_heads=sizes["heads"],
-        decoder_attention_heads=sizes["heads"],
-        encoder_ffn_dim=sizes["ffn"],
-        decoder_ffn_dim=sizes["ffn"],
-    )
-
-
 def build_steps(size: str, hardware: Hardware) -> dict[str, TrainingStep]:
     """The student's and the teacher's step, with random weights."""
-    config = model_config(size)
+    config = sized_config("size", size, SIZES)
     tokenizer = random_tokenizer(config.vocab_size)
     torch.manual_seed(0)
     student = JMNatForConditionalGeneration(config)

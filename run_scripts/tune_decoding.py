@@ -19,7 +19,7 @@ from modeling_jmnat.cli import command
 from modeling_jmnat.configuration_jmnat import LARGEST_EXPONENT, JMNatOptions
 from modeling_jmnat.decoding_tuning import EXPONENTS, beam_settings, best_setting, candidate_settings
 from modeling_jmnat.evaluation import describe_environment
-from modeling_jmnat.onnx_model import GRAPHS_FOLDER
+from modeling_jmnat.onnx_model import GRAPHS_FOLDER, exporter, translators_in
 from modeling_jmnat.output_files import atomic_file, atomic_text_file
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.text_files import read_parallel
@@ -178,6 +178,8 @@ def check_folders(model: str) -> None:
     if not folders_of(model):
         raise ValueError(f"model {model} is not a folder: the choice can only be saved in one, see --save")
     for folder in folders_of(model):
+        if translators_in(folder):
+            exporter()  # without the package onnx the graphs' own options could not be written
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
@@ -188,11 +190,15 @@ def check_folders(model: str) -> None:
 
 
 def save_options(folders: list[Path], model: PreTrainedModel, options: dict) -> None:
-    """Into the generation configuration in each of the folders."""
+    """Into the generation configuration in each of the folders, and into the graphs that have these options."""
     model.generation_config.update(**options)
     for folder in folders:
         with atomic_file(folder / GENERATION_CONFIG_NAME) as file:
             model.generation_config.save_pretrained(folder, config_file_name=file.name)
+        if translators_in(folder):
+            from modeling_jmnat.onnx_export import write_defaults  # which needs the package onnx
+
+            write_defaults(model, folder)
 
 
 @command

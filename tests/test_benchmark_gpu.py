@@ -50,7 +50,10 @@ def test_rounds_end_with_the_time(monkeypatch):
     rounds = timed_rounds(systems, engines, [[[1]], [[2]]], 2, 10, deadline=0.0, outputs=outputs)
     assert next(rounds) == {systems[0]: [[1.0, 1.0]], systems[1]: [[2.0, 2.0]]}
     assert calls[:3] == [("b", [[1]])] * 2 + [("b", [[2]])]  # the shapes of graphs come first
+    assert [name for name, _ in calls[3::3]] == ["a", "b"]
+    calls.clear()
     assert [len(times[systems[0]]) for times in rounds] == [2, 3]  # the least that ratios need, though time is up
+    assert [name for name, _ in calls[::3]] == ["b", "a", "a", "b"]  # the order turns with each round
     assert outputs[systems[1]] == {0: [[1]], 1: [[2]]}
     rounds = timed_rounds(systems[:1], engines, [[[1]]], 1, 5, deadline=clock.now + 1e6, outputs={})
     assert len(list(rounds)) == 5
@@ -138,7 +141,7 @@ def test_the_command(folder, tmp_path, capsys):
         assert 0 <= row["bleu"] <= 100
     assert rows[-1]["same_as_plain"] == 1.0
     assert "CTranslate2 float16" in json.loads((tmp_path / "figures" / "environment.json").read_text())["missing"]
-    assert gpu_table(rows).count("\n") == 2 + 4
+    assert gpu_table(rows).count("\n|") == 1 + 4
     for wrong, message in (
         (["--candidates", "0"], "candidates=0 must be at least 1"),
         (["--passes", "2"], "student is missing"),

@@ -2,12 +2,17 @@
 
 import errno
 import json
+import sys
 
 import pytest
 from teacher_samples import random_lines
 from translation_samples import load_script, save_translators, tiny_student, tiny_tokenizer
 
-from modeling_jmnat import JMNatForConditionalGeneration, JMNatGenerationConfig
+from modeling_jmnat import (
+    JMNatForConditionalGeneration,
+    JMNatGenerationConfig,
+    ORTJMNatForConditionalGeneration,
+)
 from modeling_jmnat.decoding_tuning import beam_settings, best_setting, best_text, candidate_settings
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.translation import Translation, load_translator, translate_lines
@@ -128,6 +133,48 @@ def test_the_command_saves_what_it_found_and_evaluate_takes_it(folder, tmp_path,
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["results"][0]["sacrebleu"] == 100.0
     assert figures["settings"]["generation"] == written["best"]
+
+
+def test_exported_graphs_get_the_choice_too(folder, tmp_path, tune):
+    pytest.importorskip("onnx", reason="the extra `bench` is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
+    from modeling_jmnat.onnx_export import export_onnx
+
+    model, tokenizer = load_translator(folder / "student", "cpu")
+    model.save_pretrained(tmp_path)
+    export_onnx(model, tmp_path / "onnx", int8=True)
+    before = {path.name: path.stat().st_size for path in (tmp_path / "onnx").iterdir()}
+    best = {"length_normalization": 0.0, "num_length_candidates": 2, "num_iterations": 2, "remask_adjacent": False}
+    best |= {"length_offset": 3.0, "num_return_sequences": 2, "max_length": 9, "suppress_tokens": [0, 1, 4, 7, 9]}
+    tune.save_options(tune.folders_of(str(tmp_path)), model, best)
+    assert before.keys() == {path.name for path in (tmp_path / "onnx").iterdir()}
+    sources = tokenizer([line for line in LINES if line], padding=True, return_tensors="pt")
+    expected = model.generate(**sources)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    feeds = {name: sources[name].numpy() for name in ("input_ids", "attention_mask")}
+    found = {}
+    for name in ("translator.onnx", "translator_int8.onnx"):
+        assert (tmp_path / "onnx" / name).stat().st_size == pytest.approx(before[name], abs=10)
+        session = onnxruntime.InferenceSession(tmp_path / "onnx" / name, options)
+        sequences, *_ = session.run(["sequences"], feeds)
+        found[name] = sequences.reshape(len(expected), -1)
+    assert found["translator.onnx"].tolist() == expected.tolist()
+    for int8 in (False, True):
+        exported = ORTJMNatForConditionalGeneration.from_pretrained(tmp_path, int8=int8)
+        assert found[f"translator{'_int8' * int8}.onnx"].tolist() == exported.generate(**sources).tolist()
+        exported.generate(**sources, early_stop=True)  # the other graphs, which belong to the same model
+
+
+def test_without_onnx_exported_graphs_are_refused_before_the_work(folder, tmp_path, tune, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "load_translator", lambda *arguments: pytest.fail("the work has begun"))
+    monkeypatch.setitem(sys.modules, "modeling_jmnat.onnx_export", None)  # as where it cannot be imported
+    (tmp_path / "text").write_text("a b\n")
+    (tmp_path / "translator_int8.onnx").touch()
+    text = ["--source", str(tmp_path / "text"), "--reference", str(tmp_path / "text")]
+    with pytest.raises(SystemExit):
+        tune.main(["--model", str(tmp_path), *text])
+    assert "pip install onnx" in capsys.readouterr().err
 
 
 def test_the_command_tunes_a_teacher(folder, tmp_path, tune):

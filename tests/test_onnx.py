@@ -4,8 +4,10 @@ import json
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sacrebleu
 import torch
@@ -22,9 +24,11 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `bench` is no
 from modeling_jmnat.onnx_export import export_onnx  # noqa: E402
 from modeling_jmnat.onnx_graph import GraphWriter, quantise_rows  # noqa: E402
 from modeling_jmnat.onnx_model import (  # noqa: E402
+    PASS,
     POSITIONS_FILE,
     TRANSLATOR_OPTIONS,
     VOCABULARY_BLOCK,
+    graph_file,
     load_session,
     weight_file,
 )
@@ -144,6 +148,17 @@ def test_the_graph_of_a_whole_translation_needs_nothing_but_onnx_runtime(tmp_pat
     torch.testing.assert_close(torch.from_numpy(scores).flatten(), expected.sequences_scores, rtol=1e-4, atol=1e-4)
 
 
+def test_options_that_the_graph_of_a_whole_translation_does_not_know_are_named(tmp_path, caplog):
+    model = random_model(67)
+    model.generation_config.update(num_iterations=3, remask_adjacent=False)
+    export_onnx(model, tmp_path, int8=True)
+    assert caplog.messages == []
+    model.generation_config.update(early_stop=True, remask_schedule="cosine", prune_candidates=1)
+    export_onnx(model, tmp_path, int8=True)
+    (message,) = caplog.messages
+    assert message.endswith("does not know options of this model: remask_schedule, early_stop, prune_candidates")
+
+
 def test_it_translates_text_without_pytorch(tmp_path):
     save_translators(tmp_path)
     student = str(tmp_path / "student")
@@ -166,6 +181,22 @@ print(tokenizer.decode(sequences[0, 0]))
     expected = tokenizer.decode(model.generate(**tokenizer(text, return_tensors="pt"))[0], skip_special_tokens=True)
     assert expected
     assert result.stdout == expected + "\n"
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_operators_of_the_passes_keep_their_names(int8, tmp_path):
+    """All that runs again in a further pass, of which `onnx_profile.py` learns by the names."""
+    model = random_model(66)
+    export_onnx(model, tmp_path, int8=int8)
+    session = load_session(tmp_path / graph_file("translator", int8), 1, tmp_path / "record")
+    input_ids, attention_mask = pad(random_sources(model, 1, 66))
+    for passes in (1, 4):
+        feeds = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.long().numpy()}
+        session.run(None, {**feeds, "num_iterations": np.array(passes)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    runs = Counter(event["name"] for event in events if event["name"].endswith("_kernel_time"))
+    assert {count for name, count in runs.items() if PASS in name} == {1 + 4}
+    assert {count for name, count in runs.items() if PASS not in name} == {2}
 
 
 def test_int8_translates_alike_whole_and_by_passes(tmp_path):
@@ -217,6 +248,19 @@ def test_left_padding_given_lengths_and_rerankers(tmp_path):
     # A mask left out is taken from <pad>; a row of nothing but padding must not become NaN.
     empty = torch.cat([input_ids, torch.full_like(input_ids[:1], model.config.pad_token_id)])
     assert_same(*(which.generate(empty, return_dict_in_generate=True) for which in (model, exported)))
+
+
+def test_source_ids_are_whole_numbers_of_the_vocabulary(tmp_path):
+    _, exported = both(tmp_path, 48)
+    input_ids, attention_mask = pad(random_sources(exported, 4, 48))
+    vocab_size = exported.config.vocab_size
+    for options in ({}, {"early_stop": True}):  # at once, and pass by pass
+        expected = exported.generate(input_ids, attention_mask=attention_mask, **options)
+        assert torch.equal(exported.generate(input_ids.int(), attention_mask=attention_mask, **options), expected)
+        for wrong in (-1, vocab_size, vocab_size + 20):
+            message = rf"input_ids holds {wrong}, ids must lie in \[0, {vocab_size}\)"
+            with pytest.raises(ValueError, match=message):
+                exported.generate(torch.tensor([[5, wrong, 2]]), **options)
 
 
 def test_encoder_outputs_may_be_used_again(tmp_path):

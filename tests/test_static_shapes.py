@@ -9,7 +9,7 @@ import pytest
 import torch
 from random_models import ARCHITECTURES, pad, random_model, random_sources
 
-from modeling_jmnat import JMNatForConditionalGeneration
+from modeling_jmnat import JMNatForConditionalGeneration, JMNatGenerationConfig
 from modeling_jmnat.configuration_jmnat import JMNatOptions
 from modeling_jmnat.static_shapes import (
     CapturedGraph,
@@ -90,6 +90,39 @@ def test_what_is_decoded_without_graphs():
             return -candidate_ids.ne(1).sum(dim=1).float()
 
     assert torch.equal(*(m.generate(input_ids, reranker=Reranker()) for m in (static, model)))
+
+
+def test_masks_of_another_shape_are_refused():
+    model = random_model(12)
+    static = StaticShapeJMNat(model)
+    input_ids = torch.tensor([[5, 6, 7, 8, 2]])
+    outputs = static.get_encoder()(input_ids)
+    for shape in ((1, 3), (1, 7), (2, 5)):
+        mask, message = torch.ones(shape), rf"\({shape[0]}, {shape[1]}\), input_ids has \(1, 5\)"
+        with pytest.raises(ValueError, match=message):
+            static.generate(input_ids, attention_mask=mask)
+        with pytest.raises(ValueError, match=message):
+            static.get_encoder()(input_ids, mask)
+        with pytest.raises(ValueError, match=message):
+            static.generate(input_ids, attention_mask=mask, encoder_outputs=outputs)
+    for shape in ((2, 5), (1, 9)):
+        with pytest.raises(
+            ValueError, match=rf"\({shape[0]}, {shape[1]}\), which does not fit the states' \(1, 8, 16\)"
+        ):
+            static.generate(attention_mask=torch.ones(shape), encoder_outputs=outputs)
+    expected = model.generate(input_ids)
+    assert torch.equal(static.generate(attention_mask=torch.ones(1, 5), encoder_outputs=outputs), expected)
+
+
+def test_the_generation_configuration_is_the_model_s():
+    model = random_model(13)
+    static = StaticShapeJMNat(model)
+    input_ids = torch.tensor([[5, 6, 7, 8, 2]])
+    for which, passes in ((model, 2), (static, 3)):
+        which.generation_config = JMNatGenerationConfig(num_iterations=passes, return_dict_in_generate=True)
+        assert (
+            model.generate(input_ids).num_passes.tolist() == static.generate(input_ids).num_passes.tolist() == [passes]
+        )
 
 
 def test_a_copied_source_is_decoded():

@@ -9,7 +9,8 @@ from translation_samples import load_script
 
 pytest.importorskip("accelerate", reason="the extra `train` is not installed")
 
-from modeling_jmnat import training_benchmark  # noqa: E402
+from modeling_jmnat import benchmark_systems, training_benchmark  # noqa: E402
+from modeling_jmnat.benchmark_systems import sized_config  # noqa: E402
 from modeling_jmnat.training_benchmark import (  # noqa: E402
     SIZES,
     Hardware,
@@ -84,6 +85,13 @@ def test_operations_and_shapes_by_hand():
         operations_of(step, step.batch(step.collate([]))) == 3 * forward - 2 * 15 * 8 * 16
     )  # the input needs no gradient
     assert product_peak(shapes, Hardware()) > 0
+
+
+def test_sizes_are_those_of_the_benchmark_of_translation_and_tiny():
+    assert {name: SIZES[name] for name in benchmark_systems.SIZES} == benchmark_systems.SIZES
+    assert set(SIZES) - set(benchmark_systems.SIZES) == {"tiny", "micro"}
+    for size, layers in (("small", 5), ("tiny", 3)):
+        assert sized_config("size", size, SIZES).decoder_layers == layers
 
 
 def test_features_have_the_length_and_end():
