@@ -1,6 +1,6 @@
 """The passes of decoding (section 4.4): what is masked again, which rows go on, what all passes share.
 
-The loop asks two methods of its model, `prepare_decoding` and `predict_tokens` (with a shortlist also `output_weight`),
+The loop asks two methods of its model, `prepare_decoding` and `predict_tokens` (for a shortlist also `output_weight`),
 so that every backend shares it. B sentences, C length candidates, R = B C rows (less when rows have stopped), T
 positions.
 """

@@ -70,7 +70,10 @@ class TuningArguments:
         default=None, metadata={"help": "JM-NAT: tune for candidates that this autoregressive model scores."}
     )
     lowercase: bool = field(default=False, metadata={"help": "Ignore case in BLEU."})
-    save: bool = field(default=True, metadata={"help": "Write the choice into the model's generation_config.json."})
+    save: bool = field(
+        default=True,
+        metadata={"help": "Write the choice into the model's generation_config.json and its exported graphs."},
+    )
     output: str | None = field(default=None, metadata={"help": "JSON file for all figures; evaluate.py --tuning."})
     batch_tokens: int | None = field(
         default=None,
