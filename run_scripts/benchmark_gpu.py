@@ -21,7 +21,7 @@ from modeling_jmnat.benchmark_text import FIXED_LENGTH, random_sources, scored_t
 from modeling_jmnat.cli import check_counts, command
 from modeling_jmnat.output_files import atomic_text_file, write_json
 from modeling_jmnat.signals import terminated_as_interrupted
-from modeling_jmnat.translation import choose_device
+from modeling_jmnat.translation import DTYPES, choose_device
 
 COUNTS = ("passes", "candidates", "sentences", "rounds", "batch_sizes", "batches", "lines")
 
@@ -84,6 +84,9 @@ def try_to_convert(teacher: Path) -> str | None:
 def main(argv=None):
     (arguments,) = HfArgumentParser(GPUBenchmarkArguments, description=__doc__).parse_args_into_dataclasses(argv)
     check_counts(arguments, COUNTS)
+    for dtype in arguments.dtypes:
+        if dtype not in DTYPES[1:]:
+            raise ValueError(f"dtypes={dtype!r} is not one of {', '.join(DTYPES[1:])}")
     if arguments.random_weights is None:
         check_models(arguments)
     device = choose_device(arguments.device).type

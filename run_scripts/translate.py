@@ -98,8 +98,10 @@ def generation_options(arguments: TranslationArguments, model, tokenizer: PreTra
     options = parse_generation_options(arguments.generation_options)
     if arguments.n_best is not None and arguments.n_best < 1:
         raise ValueError(f"n_best={arguments.n_best} must be at least 1")
-    if arguments.show_passes and (arguments.n_best is not None or not jmnat):
-        raise ValueError("--show_passes shows the best translation of a JM-NAT model: leave --n_best out")
+    if arguments.show_passes and not jmnat:
+        raise ValueError("--show_passes does not apply to an autoregressive model: it makes no passes")
+    if arguments.show_passes and arguments.n_best is not None:
+        raise ValueError("--show_passes shows the best translation: leave --n_best out")
     for name in ("shortlist", "reranker"):
         if getattr(arguments, name) is not None and not jmnat:
             raise ValueError(f"--{name} does not apply to an autoregressive model")

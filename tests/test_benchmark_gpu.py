@@ -144,6 +144,7 @@ def test_the_command(folder, tmp_path, capsys):
     assert gpu_table(rows).count("\n|") == 1 + 4
     for wrong, message in (
         (["--candidates", "0"], "candidates=0 must be at least 1"),
+        (["--dtypes", "float16", "foo"], "dtypes='foo' is not one of float32, bfloat16, float16"),
         (["--passes", "2"], "student is missing"),
     ):
         with pytest.raises(SystemExit):

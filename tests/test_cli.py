@@ -2,12 +2,14 @@
 
 import os
 import signal
+import time
 
 import pytest
 from safetensors import safe_open
 
 from modeling_jmnat.cli import command
 from modeling_jmnat.output_files import atomic_text_file
+from modeling_jmnat.signals import handling
 
 
 def test_damaged_weights_and_missing_libraries_get_one_sentence(tmp_path, capsys):
@@ -33,9 +35,9 @@ def test_a_signal_ends_a_command_with_what_it_leaves_cleaned_up(tmp_path, capsys
     before = signal.getsignal(signal.SIGTERM)
 
     def main(argv):
-        with atomic_text_file(tmp_path / "file"):
-            os.kill(os.getpid(), number)
-            signal.pause()
+        with atomic_text_file(tmp_path / "file"), handling(signal.default_int_handler, signal.SIGINT):
+            os.kill(os.getpid(), number)  # SIGINT is ignored where the tests run in the background
+            time.sleep(10)
 
     for wrapped, sentence in (
         (command(main), "stopped"),

@@ -382,7 +382,10 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
             ["--model", student, "--input", str(good), "--generation_options", '{"beam": 1}'],
             "error: generation option 'beam' is not one of num_iterations,",
         ),
-        (["--model", str(folder / "teacher"), "--input", str(good), "--show_passes"], "error: --show_passes"),
+        (
+            ["--model", str(folder / "teacher"), "--input", str(good), "--show_passes"],
+            "error: --show_passes does not apply",
+        ),
     ):
         assert stop(translate, [*arguments, "--output", str(output)], capsys).startswith(sentence)
         assert output.read_text() == "earlier\n"
