@@ -147,9 +147,10 @@ def check_generation_config(generation_config: GenerationConfig) -> None:
         raise ValueError(f"generation_config is a {type(generation_config).__name__}, it must be a GenerationConfig")
     if generation_config.do_sample:
         raise ValueError("do_sample=True is not supported: each pass takes the most probable tokens")
-    usual = GenerationConfig._get_default_generation_params()
+    usual = (GenerationConfig().to_dict(), GenerationConfig._get_default_generation_params())
     for name, value in generation_config.to_dict().items():
-        if value is None or value is False or name in UNDERSTOOD_FIELDS or value == usual.get(name):
+        says_nothing = value is None or value is False or any(value == values.get(name) for values in usual)
+        if says_nothing or name in UNDERSTOOD_FIELDS:
             continue
         if name in ("target_lengths", "reranker", "shortlist"):
             raise ValueError(f"{name} in generation_config has no effect: give it to generate itself")
