@@ -212,7 +212,7 @@ class JMNatOptions:
         counts = ["num_iterations", "num_length_candidates", "num_return_sequences", "prune_to"]
         for name in counts if self.prune_candidates is None else [*counts, "prune_candidates"]:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            if not is_count(value, 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
         if self.remask_schedule not in REMASK_SCHEDULES:
             raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
@@ -232,13 +232,18 @@ class JMNatOptions:
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value <= LARGEST_EXPONENT):
                 raise ValueError(f"{name}={value!r} must be in [0, {LARGEST_EXPONENT}]")
-        if self.max_length is not None and not (isinstance(self.max_length, Integral) and self.max_length >= 2):
+        if self.max_length is not None and not is_count(self.max_length, 2):
             raise ValueError(
                 f"max_length={self.max_length!r} must be a whole number of at least 2 (one token and </s>)"
             )
         ids = self.suppress_tokens
         if ids is not None and not (isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids)):
             raise ValueError(f"suppress_tokens={ids!r} must be None or a list of token ids")
+
+
+def is_count(value: Any, least: int) -> bool:
+    """A whole number of at least `least`; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: Any) -> bool:

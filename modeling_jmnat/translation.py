@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from .configuration_jmnat import OPTION_NAMES, is_number, resolve_options
+from .configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
 from .generation_jmnat import VOCABULARY_PADDING
 from .hub_names import check_folder
 from .onnx_model import ORTJMNatForConditionalGeneration, find_graphs
@@ -191,7 +190,7 @@ def check_options(model: PreTrainedModel, generation: dict) -> None:
     for name, value in generation.items():
         if value is None:
             continue
-        if name in COUNTS and (isinstance(value, bool) or not isinstance(value, Integral) or value < COUNTS[name]):
+        if name in COUNTS and not is_count(value, COUNTS[name]):
             raise ValueError(f"{name}={value!r} must be a whole number of at least {COUNTS[name]}")
         if name in ("length_penalty", "repetition_penalty") and not is_number(value):
             raise ValueError(f"{name}={value!r} must be a number")

@@ -202,7 +202,7 @@ def check(arguments: BenchmarkArguments) -> None:
         check_models(arguments, MODELS)
 
 
-@command
+@command(resumes=True)
 def main(argv=None):
     (arguments,) = HfArgumentParser(BenchmarkArguments, description=__doc__).parse_args_into_dataclasses(argv)
     check(arguments)

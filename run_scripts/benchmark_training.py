@@ -8,7 +8,7 @@ import torch
 from transformers import HfArgumentParser
 
 from modeling_jmnat.benchmark import environment
-from modeling_jmnat.cli import command
+from modeling_jmnat.cli import check_counts, command
 from modeling_jmnat.output_files import atomic_text_file, write_json
 from modeling_jmnat.training_benchmark import SIZES, Hardware, run_training_benchmark, training_table
 from modeling_jmnat.translation import choose_device
@@ -38,9 +38,7 @@ class TrainingBenchmarkArguments:
 
 
 def check(arguments: TrainingBenchmarkArguments) -> None:
-    for name in ("max_tokens", "rounds", "threads"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name}={getattr(arguments, name)} must be at least 1")
+    check_counts(arguments, ("max_tokens", "rounds", "threads"))
     if arguments.length < 2:
         raise ValueError(f"length={arguments.length} must be at least 2 (one token and </s>)")
     for dtype in arguments.dtypes:
