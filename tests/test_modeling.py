@@ -502,6 +502,9 @@ def test_one_embedding_matrix_in_memory_and_after_loading(tmp_path):
         assert len(pointers) == 1
     untied = random_model(9, tie_word_embeddings=False)
     assert untied.lm_head.weight.data_ptr() != untied.model.shared.weight.data_ptr()
+    ids = torch.tensor([[5, 6, 2]])
+    embeddings = untied.get_input_embeddings()(ids)  # the table that the encoder reads
+    assert torch.equal(untied.generate(inputs_embeds=embeddings), untied.generate(ids))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -528,8 +531,9 @@ def test_half_precision_is_finite_and_near(dtype, tmp_path):
     assert ids.shape[0] == 4
 
 
-def test_vocabulary_can_be_resized(tmp_path):
-    model = random_model(9)
+@pytest.mark.parametrize("tied", [True, False])
+def test_vocabulary_can_be_resized(tied, tmp_path):
+    model = random_model(9, tie_word_embeddings=tied)
     batch = random_batch(model)
     with torch.no_grad():
         expected = model(**batch).logits
@@ -537,7 +541,8 @@ def test_vocabulary_can_be_resized(tmp_path):
     assert model.config.vocab_size == 30
     model.save_pretrained(tmp_path)
     for resized in (model, JMNatForConditionalGeneration.from_pretrained(tmp_path)):
-        assert resized.lm_head.weight.data_ptr() == resized.model.decoder.embed_tokens.weight.data_ptr()
+        tables = (resized.lm_head, resized.model.decoder.embed_tokens, resized.get_input_embeddings())
+        assert len({table.weight.data_ptr() for table in tables}) == (1 if tied else 3)
         with torch.no_grad():
             logits = resized(**batch).logits
         assert logits.shape[-1] == 30

@@ -316,6 +316,17 @@ class JMNatPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
+    def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
+        embeddings = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        model = self.base_model
+        if isinstance(model, JMNatModel) and not self.config.tie_word_embeddings:
+            others = (model.decoder.embed_tokens, model.shared)
+            size = embeddings.weight.shape[0]
+            model.decoder.embed_tokens, model.shared = (
+                self._get_resized_embeddings(table, size, mean_resizing=mean_resizing) for table in others
+            )
+        return embeddings
+
 
 class JMNatStack(JMNatPreTrainedModel):
     """What encoder and decoder share: token embeddings, positions, the final layer norm of pre-layer-norm models."""
@@ -516,12 +527,13 @@ class JMNatModel(JMNatPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self):
-        return self.shared
+        """The source's; with `tie_word_embeddings=False` the target has its own, and `shared` is unused."""
+        return self.encoder.embed_tokens
 
     def set_input_embeddings(self, value):
-        self.shared = value
         self.encoder.embed_tokens = value
-        self.decoder.embed_tokens = value
+        if self.config.tie_word_embeddings:
+            self.shared = self.decoder.embed_tokens = value
 
     @can_return_tuple
     def forward(
