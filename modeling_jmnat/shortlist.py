@@ -164,8 +164,9 @@ def build_shortlist(
     source, target = source[order], target[order]
     first = np.searchsorted(source, source)  # where the translations of the same token begin
     rank = np.arange(len(source)) - first
-    table = np.full((vocab_size, per_token), -1, dtype=np.int64)
-    inside = rank < per_token
+    width = min(per_token, vocab_size)  # no token has more translations
+    table = np.full((vocab_size, width), -1, dtype=np.int64)
+    inside = rank < width
     table[source[inside], rank[inside]] = target[inside]
     counts = np.bincount(np.concatenate([np.asarray(labels) for _, labels in pairs]), minlength=vocab_size)
     most = np.argsort(-counts, kind="stable")[:frequent]

@@ -269,6 +269,8 @@ def train_joint_tokenizer(
             f"vocab_size={vocab_size} is too small: these texts need at least {smallest} "
             f"({len(SPECIAL_TOKENS)} special tokens, {len(BYTE_TOKENS)} bytes and {len(alphabet)} characters)"
         )
+    # The trainer reserves memory for all that it is asked for; each merge takes at least one character more.
+    vocab_size = min(vocab_size, smallest + sum(map(len, texts)))
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     # A space before the text makes its first word the same piece as elsewhere; the decoder takes it away again.
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Prepend(" ")])

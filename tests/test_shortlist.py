@@ -72,6 +72,9 @@ def test_the_table_holds_the_most_probable(tmp_path):
         best = sorted(row, key=lambda t: -row[t])[:2]
         assert set(shortlist.table[token].tolist()) == {*best, *([-1] * (2 - len(best)))}
     assert shortlist.table[11].tolist() == [-1, -1]
+    everything = build_shortlist(PAIRS, vocab_size=20, per_token=10**12, frequent=1).table
+    assert everything.shape == (20, 20)
+    assert torch.equal(everything[:, :2], shortlist.table)
     assert shortlist.always.tolist() == [0, 1, 2, 3, 4]  # `</s>` is the most frequent
     ids = shortlist.ids(torch.tensor([[5, 2], [11, 1]]))
     assert ids.tolist() == sorted({0, 1, 2, 3, 4} | set(shortlist.table[[5, 2]].flatten().tolist()) - {-1})

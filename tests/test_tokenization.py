@@ -248,6 +248,11 @@ def test_plain_tokenizer_needs_no_sacremoses(tokenizer, moses, monkeypatch):
         copy.deepcopy(moses)("Ein Satz.")
 
 
+def test_a_vocabulary_may_be_asked_for_larger_than_the_texts_give():
+    texts = ["a small text", "another small text"]
+    assert train_joint_tokenizer(texts, 10**20).get_vocab() == train_joint_tokenizer(texts, 10**4).get_vocab()
+
+
 def test_refusals(texts):
     with pytest.raises(ValueError, match="vocab_size=300 is too small: these texts need at least 3"):
         train_joint_tokenizer(texts, vocab_size=300)
