@@ -87,7 +87,7 @@ class CTranslate2GPUEngine(CTranslate2Engine):
     def __init__(self, system: GPUSystem):
         import ctranslate2
 
-        self.tokenizer, self.length_penalty = load_search(system.folder)
+        self.tokenizer, self.search = load_search(system.folder)
         self.translator = ctranslate2.Translator(
             str(Path(system.folder) / "ctranslate2"), device=system.device, compute_type=system.dtype
         )

@@ -25,9 +25,9 @@ from .teacher import (
     MAX_LENGTH_FACTOR,
     MAX_LENGTH_MARGIN,
     build_teacher,
-    length_penalty,
     load_teacher_tokenizer,
     pad_batch,
+    search_options,
 )
 from .teacher_backends import ctranslate2_converter
 from .tokenization_jmnat import JMNatTokenizer
@@ -119,9 +119,9 @@ class TransformersEngine:
 
 
 @functools.cache
-def load_search(folder: str) -> tuple[PreTrainedTokenizerBase, float]:
-    """What CTranslate2 has from Transformers: the tokenizer that makes tokens of ids, and the length penalty."""
-    return load_teacher_tokenizer(folder), length_penalty(GenerationConfig.from_pretrained(folder))
+def load_search(folder: str) -> tuple[PreTrainedTokenizerBase, dict[str, float | int]]:
+    """What CTranslate2 has from Transformers: the tokenizer that makes tokens of ids, and options of the search."""
+    return load_teacher_tokenizer(folder), search_options(GenerationConfig.from_pretrained(folder))
 
 
 class CTranslate2Engine:
@@ -135,7 +135,7 @@ class CTranslate2Engine:
     def __init__(self, folder: str, int8: bool, num_threads: int):
         import ctranslate2
 
-        self.tokenizer, self.length_penalty = load_search(folder)
+        self.tokenizer, self.search = load_search(folder)
         self.num_workers = num_threads
         compute_type = "int8" if int8 else "float32"
         self.translator = ctranslate2.Translator(
@@ -152,7 +152,7 @@ class CTranslate2Engine:
             batch,
             max_batch_size=0 if self.num_workers == 1 else math.ceil(len(batch) / self.num_workers),
             beam_size=options["num_beams"],
-            length_penalty=self.length_penalty,
+            **self.search,
             max_input_length=0,
             min_decoding_length=1 if length is None else length,
             max_decoding_length=limit,

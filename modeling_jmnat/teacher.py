@@ -344,6 +344,15 @@ def length_penalty(generation_config: GenerationConfig) -> float:
     return 1.0 if value is None else float(value)
 
 
+def search_options(generation_config: GenerationConfig) -> dict[str, float | int]:
+    """What CTranslate2 must be told of a configuration, which it does not read, by the names of its options."""
+    return {
+        "length_penalty": length_penalty(generation_config),
+        "repetition_penalty": generation_config.repetition_penalty or 1.0,
+        "no_repeat_ngram_size": generation_config.no_repeat_ngram_size or 0,
+    }
+
+
 class _LengthLimit(LogitsProcessor):
     """Only `</s>` may follow once a row has its own number of tokens: rows of a batch do not lengthen each other."""
 

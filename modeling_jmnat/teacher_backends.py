@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .teacher import (
     decode,
     distillation_batch_tokens,
-    length_penalty,
     length_sorted_batches,
     max_source_length,
     max_target_length,
+    search_options,
 )
 
 BACKENDS = ("auto", "ctranslate2", "transformers")
@@ -177,7 +177,7 @@ class CTranslate2Decoder(TransformersDecoder):
         return self.translator.translate_batch(
             [self.tokenizer.convert_ids_to_tokens(list(ids)) for ids in sequences],
             beam_size=self.num_beams,
-            length_penalty=length_penalty(self.model.generation_config),
+            **search_options(self.model.generation_config),
             max_input_length=0,
             min_decoding_length=0,
             max_decoding_length=max_target_length(self.model, length),

@@ -208,6 +208,19 @@ def test_ctranslate2_gives_the_same_translations(data, tokenizer, normalize_befo
     assert texts == tokenizer.batch_decode(found, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("options", [{"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.5}])
+def test_ctranslate2_obeys_rules_against_repetition(options, data, tokenizer):
+    pytest.importorskip("ctranslate2")
+    model = random_teacher(tokenizer, seed=3)
+    sources = load_prepared(data)[0]["train"][:40]["input_ids"]
+    decoders = [kind(model, tokenizer, True, 1, 512) for kind in (TransformersDecoder, CTranslate2Decoder)]
+    free = [decoder._decode_ids(sources, None) for decoder in decoders]
+    model.generation_config.update(**options)
+    found, expected = (decoder._decode_ids(sources, None) for decoder in decoders)
+    assert sum(x == y for x, y in zip(expected, found, strict=True)) >= 0.85 * len(expected)
+    assert found != free[0]
+
+
 def test_workers_of_ctranslate2_keep_the_order(data, tokenizer):
     pytest.importorskip("ctranslate2")
     model = random_teacher(tokenizer, seed=3)
