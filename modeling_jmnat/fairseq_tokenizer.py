@@ -3,10 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from .text_files import iterate_lines, read_lines
-from .tokenization_jmnat import CONTINUATION, END_OF_WORD, SPECIAL_TOKENS, JMNatTokenizer, moses_tool
+from .tokenization_jmnat import (
+    CONTINUATION,
+    END_OF_WORD,
+    SPECIAL_TOKENS,
+    JMNatTokenizer,
+    check_moses_pair,
+    moses_tool,
+    wrap_tokenizer,
+)
 
 ESCAPED = ("&apos;", "&quot;", "&amp;")  # how Moses writes ' " &
 SPLIT_DASH = "@-@"
@@ -92,11 +100,7 @@ def build_tokenizer(
     Raises:
         ValueError: one Moses language without the other, or an unknown one.
     """
-    if (moses_source_lang is None) != (moses_target_lang is None):
-        raise ValueError(
-            f"moses_source_lang={moses_source_lang!r} and moses_target_lang={moses_target_lang!r}: "
-            "give both languages or neither"
-        )
+    check_moses_pair(moses_source_lang, moses_target_lang)
     for language in (moses_source_lang, moses_target_lang):
         if language is not None:
             moses_tool("tokenizer", language)
@@ -107,20 +111,9 @@ def build_tokenizer(
         tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\x1c-\x1f]+"), "removed")  # as Python splits
     tokenizer.decoder = _joining_decoder(end_of_word_pieces)
-    end = ("</s>", SPECIAL_TOKENS.index("</s>"))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end]
-    )
-    return JMNatTokenizer(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        mask_token="<mask>",
+    return wrap_tokenizer(
+        tokenizer,
         model_max_length=model_max_length,
-        split_special_tokens=True,
-        clean_up_tokenization_spaces=False,
         lowercase=lowercase,
         moses_source_lang=moses_source_lang,
         moses_target_lang=moses_target_lang,

@@ -254,11 +254,7 @@ def train_joint_tokenizer(
     Raises:
         ValueError: no text, a vocabulary too small for its characters, or one Moses language without the other.
     """
-    if (moses_source_lang is None) != (moses_target_lang is None):
-        raise ValueError(
-            f"moses_source_lang={moses_source_lang!r} and moses_target_lang={moses_target_lang!r}: "
-            "give both languages or neither"
-        )
+    check_moses_pair(moses_source_lang, moses_target_lang)
     steps = [normalizers.NFC(), normalizers.Lowercase()] if lowercase else [normalizers.NFC()]
     clean = normalizers.Sequence(steps)
     texts = [clean.normalize_str(text) for text in texts]
@@ -287,6 +283,25 @@ def train_joint_tokenizer(
     )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
     tokenizer = _add_byte_fallback(tokenizer)
+    return wrap_tokenizer(
+        tokenizer,
+        model_max_length=model_max_length,
+        lowercase=lowercase,
+        moses_source_lang=moses_source_lang,
+        moses_target_lang=moses_target_lang,
+    )
+
+
+def check_moses_pair(source_lang: str | None, target_lang: str | None) -> None:
+    """Refuse one Moses language without the other."""
+    if (source_lang is None) != (target_lang is None):
+        raise ValueError(
+            f"moses_source_lang={source_lang!r} and moses_target_lang={target_lang!r}: give both languages or neither"
+        )
+
+
+def wrap_tokenizer(tokenizer: Tokenizer, **settings) -> JMNatTokenizer:
+    """`JMNatTokenizer` with our special tokens, which no text can spell and of which `</s>` ends every text."""
     end = ("</s>", SPECIAL_TOKENS.index("</s>"))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end]
@@ -298,12 +313,9 @@ def train_joint_tokenizer(
         eos_token="</s>",
         unk_token="<unk>",
         mask_token="<mask>",
-        model_max_length=model_max_length,
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
-        lowercase=lowercase,
-        moses_source_lang=moses_source_lang,
-        moses_target_lang=moses_target_lang,
+        **settings,
     )
 
 
