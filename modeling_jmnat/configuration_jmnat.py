@@ -18,7 +18,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 
 REMASK_SCHEDULES = ("linear", "cosine")
-LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows
+LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows; and weight of a consensus
 PIPELINE_FILE = "pipeline.py"
 SIZES = (
     "vocab_size",
@@ -193,6 +193,7 @@ class JMNatOptions:
     suppress_tokens: list[int] | None = None
     length_normalization: float = 1.0
     length_offset: float = 0.0
+    consensus_weight: float = 0.0
     num_return_sequences: int = 1
     length_threshold: float = 0.0
     prune_candidates: int | None = None
@@ -228,7 +229,7 @@ class JMNatOptions:
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value <= 1):
                 raise ValueError(f"{name}={value!r} must be in [0, 1]")
-        for name in ("length_normalization", "length_offset"):
+        for name in ("length_normalization", "length_offset", "consensus_weight"):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value <= LARGEST_EXPONENT):
                 raise ValueError(f"{name}={value!r} must be in [0, {LARGEST_EXPONENT}]")
@@ -268,6 +269,9 @@ class JMNatGenerationConfig(GenerationConfig):
         length_normalization: exponent of T that divides a candidate's log-probability; above 1 favours longer ones,
             `run_scripts/tune_decoding.py` finds the best (1.0).
         length_offset: added to T before the exponent; 5 makes it the length penalty of fairseq and GNMT (0.0).
+        consensus_weight: weight of a candidate's consensus, the share (0 to 1) of its tokens and pairs of tokens that
+            it has in common with each other candidate, on average; it is added to the score by which the best are
+            chosen, and costs no pass. 0.5 to 2 help, more the more candidates there are (0.0).
         num_return_sequences: n-best, at most C; as many candidates stay to the end, and one of them may win that
             a search for a single one gives up (1).
         length_threshold: lengths less probable than this share of the best one's probability are not tried; 0 tries

@@ -1,16 +1,22 @@
 """Options of decoding that are chosen by BLEU on validation text.
 
 The mean log-probability prefers short candidates. An exponent of the length above 1 makes up for that: for JM-NAT
-`length_normalization`, for the beam search of autoregressive models `length_penalty`. T tokens, C length candidates.
+`length_normalization`, for the beam search of autoregressive models `length_penalty`. What the candidates have in
+common tells bad ones from good ones, too: `consensus_weight`. T tokens, C length candidates.
 """
 
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from .passes_jmnat import consensus
 from .translation import Translation, translate_lines
 
 EXPONENTS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
+CONSENSUS_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
 # They give candidates up by scores that the exponent changes.
 PRUNING = ("length_threshold", "prune_candidates", "prune_to", "prune_threshold")
 
@@ -20,19 +26,27 @@ def combinations(grid: Mapping[str, Sequence]) -> list[dict]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def best_text(translation: Translation, num_candidates: int, exponent: float) -> str:
+def best_text(translation: Translation, num_candidates: int, exponent: float, weight: float = 0.0) -> str:
     """The text that wins among the `num_candidates` most probable lengths.
 
     Args:
         translation: with all candidates, scored by the sum of their log-probabilities.
         exponent: of T, which divides the sum.
+        weight: of the candidates' consensus.
     """
     if translation.lengths is None:  # a blank line
         return translation.text
     tried = translation.candidate_lengths[:num_candidates]
-    candidates = zip(translation.candidates, translation.lengths, strict=True)
-    scores = [(score / length**exponent, text) for (text, score), length in candidates if length in tried]
-    return max(scores, key=lambda pair: pair[0])[1]
+    candidates = zip(translation.candidates, translation.lengths, translation.candidate_ids, strict=True)
+    candidates = [candidate for candidate in candidates if candidate[1] in tried]
+    scores = [score / length**exponent for (_, score), length, _ in candidates]
+    if weight:
+        ids = [torch.tensor(ids) for _, _, ids in candidates]
+        ends = torch.tensor([list(map(len, ids))])
+        shares = consensus(pad_sequence(ids, batch_first=True)[None], ends, torch.ones_like(ends, dtype=torch.bool))
+        scores = [score + weight * share for score, share in zip(scores, shares[0].tolist(), strict=True)]
+    (text, _), _, _ = candidates[scores.index(max(scores))]
+    return text
 
 
 def candidate_settings(
@@ -42,13 +56,14 @@ def candidate_settings(
     grid: Mapping[str, Sequence],
     num_candidates: Sequence[int],
     exponents: Sequence[float] = EXPONENTS,
+    weights: Sequence[float] = CONSENSUS_WEIGHTS,
     generation: dict | None = None,
     **options,
 ) -> Iterator[tuple[dict, list[str]]]:
     """Yield settings of a JM-NAT model, as options of `generate`, and the translations that each leads to.
 
-    It decodes once for each combination of `grid`, with the most candidates: fewer of them, and every exponent, follow
-    from their scores.
+    It decodes once for each combination of `grid`, with the most candidates: fewer of them, every exponent and every
+    weight of their consensus follow from their scores and tokens.
 
     Args:
         grid: values to be tried of options, such as `{"num_iterations": [4, 10]}`.
@@ -63,13 +78,14 @@ def candidate_settings(
             raise ValueError(f"{name} cannot be tuned, nor be on: every candidate is compared")
     most = max(num_candidates)
     every = {"num_length_candidates": most, "num_return_sequences": most}
-    sums = {"length_normalization": 0.0, "length_offset": 0.0}
+    sums = {"length_normalization": 0.0, "length_offset": 0.0, "consensus_weight": 0.0}
     for setting in combinations(grid):
         decoding = {**(generation or {}), **setting, **every, **sums}
         translations = list(translate_lines(model, tokenizer, sources, total=len(sources), **options, **decoding))
-        for count, exponent in itertools.product(num_candidates, exponents):
+        for count, exponent, weight in itertools.product(num_candidates, exponents, weights):
             chosen = {"num_length_candidates": count, "length_normalization": exponent, "length_offset": 0.0}
-            yield setting | chosen, [best_text(translation, count, exponent) for translation in translations]
+            chosen["consensus_weight"] = weight
+            yield setting | chosen, [best_text(translation, count, exponent, weight) for translation in translations]
 
 
 def beam_settings(

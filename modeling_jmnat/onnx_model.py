@@ -29,6 +29,7 @@ TRANSLATOR_OPTIONS = (
     "suppress_tokens",
     "length_normalization",
     "length_offset",
+    "consensus_weight",
     "num_return_sequences",
     "return_dict_in_generate",
     "max_length",
@@ -371,6 +372,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
             "max_length": np.array([longest]),
             "length_offset": np.array(options.length_offset, dtype=np.float32),
             "length_normalization": np.array(options.length_normalization, dtype=np.float32),
+            "consensus_weight": np.array(options.consensus_weight, dtype=np.float32),
             "num_return_sequences": np.array([options.num_return_sequences]),
             "token_bias": self.token_bias(suppressed if suppressed is None else tuple(suppressed)),
         }

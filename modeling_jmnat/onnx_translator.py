@@ -29,6 +29,7 @@ def translator_defaults(model: JMNatForConditionalGeneration) -> dict[str, torch
         "num_return_sequences": torch.tensor([options.num_return_sequences]),
         "length_offset": torch.tensor(float(options.length_offset)),
         "length_normalization": torch.tensor(float(options.length_normalization)),
+        "consensus_weight": torch.tensor(float(options.consensus_weight)),
     }
 
 
@@ -238,6 +239,51 @@ class TranslatorWriter:
             else_branch=alone.body((smallest(alone, log_probs, most), ("R", "M"), INT64)),
         )
 
+    def with_consensus(self, scores: str, tokens: str, ends: str, num_sources: str) -> str:
+        """Scores (B, C) and the weighted consensus of tokens (R, T) with ends (R, 1), as `passes_jmnat.consensus`."""
+        weight = self.option("consensus_weight")
+        graph = self.graph.subgraph("consensus")
+
+        def pairs(operator: str, values: str) -> str:
+            """Of values (B, C, T) each with each, (B, C, C, T, T)."""
+            return graph.add(
+                operator,
+                graph.add("Unsqueeze", values, graph.integers(2, 4)),
+                graph.add("Unsqueeze", values, graph.integers(1, 3)),
+            )
+
+        inside = graph.add("Less", self.positions, ends)
+        tokens, inside = (
+            graph.reshape(values, num_sources, self.num_candidates, self.num_positions) for values in (tokens, inside)
+        )
+        same = graph.add("And", pairs("Equal", tokens), pairs("And", inside))
+        axes, far = graph.integers(3, 4), torch.iinfo(torch.int64).max
+        first = graph.add("Slice", same, graph.integers(0, 0), graph.integers(-1, -1), axes)
+        second = graph.add("Slice", same, graph.integers(1, 1), graph.integers(far, far), axes)
+        ends = graph.reshape(ends, num_sources, self.num_candidates)
+        shares = []
+        for counts, found in ((ends, same), (graph.add("Sub", ends, self.one), graph.add("And", first, second))):
+            found = graph.add("ReduceMax", graph.add("Cast", found, to=FLOAT), graph.integers(4), keepdims=0)
+            found = graph.add("ReduceSum", found, graph.integers(3), keepdims=0)  # (B, C, C)
+            found = graph.add("Add", found, graph.add("Transpose", found, perm=[0, 2, 1]))
+            counts = graph.add("Add", *(graph.add("Unsqueeze", counts, graph.integers(axis)) for axis in (1, 2)))
+            counts = graph.add("Cast", graph.add("Max", counts, self.one), to=FLOAT)
+            shares.append(graph.add("Div", found, counts))
+        number = graph.add("Range", self.zero, graph.reshape(self.num_candidates), self.one)
+        others = graph.add("Not", graph.add("Equal", number, graph.reshape(number, -1, 1)))
+        shares = graph.add("Mul", graph.add("Add", *shares), graph.add("Cast", others, to=FLOAT))
+        shares = graph.add("ReduceSum", shares, graph.integers(2), keepdims=0)  # (B, C)
+        count = graph.add("Max", graph.add("Sub", self.num_candidates, self.one), self.one)
+        count = graph.add("Cast", graph.add("Add", count, count), to=FLOAT)
+        total = graph.add("Add", scores, graph.add("Mul", weight, graph.add("Div", shares, count)))
+        alone = self.graph.subgraph("without_consensus")
+        return self.graph.add(
+            "If",
+            self.graph.add("Greater", weight, self.no_log_prob),
+            then_branch=graph.body((total, ("B", "C"), FLOAT)),
+            else_branch=alone.body((alone.add("Identity", scores), ("B", "C"), FLOAT)),
+        )
+
     def write_best(self, lengths: str, tokens: str, log_probs: str) -> None:
         """Score the candidates and return the best, as `JMNatGenerationMixin._finish_decoding` does."""
         graph = self.graph
@@ -253,6 +299,7 @@ class TranslatorWriter:
         scores = graph.add("Div", graph.add("ReduceSum", log_probs, graph.integers(1), keepdims=1), divisors)
         num_sources = graph.size(lengths, 0)
         scores = graph.reshape(scores, num_sources, -1)  # (B, C)
+        scores = self.with_consensus(scores, tokens, ends, num_sources)
         scores, best = graph.add("TopK", scores, num_returned, axis=1, num_results=2)  # (B, N)
         sources = graph.add("Range", self.zero, graph.reshape(num_sources), self.one)
         rows = graph.add("Add", best, graph.reshape(graph.add("Mul", sources, self.num_candidates), -1, 1))

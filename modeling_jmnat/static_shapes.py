@@ -337,6 +337,8 @@ class StaticShapeJMNat(JMNatGenerationMixin):
 
         def finish(decoding):
             done = copy.copy(decoding)
+            if options.prune_candidates is not None and options.prune_candidates <= options.num_iterations:
+                done.prune(options.prune_candidates - 1)  # nothing new, unless all rows had stopped before
             done.by_sentence()
             return self.model._finish_decoding(done, done.lengths.view(done.shape))
 

@@ -56,9 +56,11 @@ class Translation:
     Args:
         source: the line as it was read.
         candidates: `num_return_sequences` pairs of text and score, best first. The score is the sum of
-            log-probabilities / (length + length_offset)**length_normalization; of beam search, which gives it where
-            `num_return_sequences` is given, the sum / length**length_penalty; of greedy search None.
+            log-probabilities / (length + length_offset)**length_normalization, and the weighted consensus; of beam
+            search, which gives it where `num_return_sequences` is given, the sum / length**length_penalty; of greedy
+            search None.
         token_ids: of the best candidate, without special tokens.
+        candidate_ids: of all `candidates`, with special tokens but without padding.
         num_passes: decoder passes; None for autoregressive models, as all below.
         candidate_lengths: the lengths that were tried, `</s>` counted, most probable first.
         lengths: those of `candidates`.
@@ -68,6 +70,7 @@ class Translation:
     source: str
     candidates: list[tuple[str, float | None]]
     token_ids: list[int] = field(default_factory=list)
+    candidate_ids: list[list[int]] = field(default_factory=list)
     num_passes: int | None = None
     candidate_lengths: list[int] | None = None
     lengths: list[int] | None = None
@@ -329,15 +332,23 @@ def _autoregressive_options(model, source_length: int, generation: dict) -> dict
 def _read_output(tokenizer, output, num_sentences: int) -> list[dict]:
     returned = len(output.sequences) // num_sentences
     special = set(tokenizer.all_special_ids)
-    sequences = [[token for token in row if token not in special] for row in output.sequences.tolist()]
+    padded = output.sequences.tolist()
+    sequences = [[token for token in row if token not in special] for row in padded]
+    ids = [[token for token in row if token != tokenizer.pad_token_id] for row in padded]
     texts = [LINE_BREAKS.sub(" ", text) for text in tokenizer.batch_decode(sequences)]
     scores = output.get("sequences_scores")
     scores = [None] * len(texts) if scores is None else scores.tolist()
     candidates = list(zip(texts, scores, strict=True))
     results = []
     for index in range(num_sentences):
-        first = index * returned
-        results.append({"candidates": candidates[first : first + returned], "token_ids": sequences[first]})
+        first, end = index * returned, (index + 1) * returned
+        results.append(
+            {
+                "candidates": candidates[first:end],
+                "token_ids": sequences[first],
+                "candidate_ids": ids[first:end],
+            }
+        )
     if output.get("lengths") is not None:
         for result, lengths in zip(results, output.lengths.view(num_sentences, returned).tolist(), strict=True):
             result["lengths"] = lengths

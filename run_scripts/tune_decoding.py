@@ -1,7 +1,8 @@
 """Choose how a model decodes by BLEU on validation text, and save the choice with the model.
 
-For JM-NAT that is the exponent of the length that its candidates' scores are divided by, and what else --grid and
---num_length_candidates name; for an autoregressive model the length penalty of its beam search.
+For JM-NAT that is the exponent of the length that its candidates' scores are divided by, the weight of what they have
+in common, and what else --grid and --num_length_candidates name; for an autoregressive model the length penalty of its
+beam search.
 """
 
 import json
@@ -17,7 +18,13 @@ from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from modeling_jmnat.cli import command
 from modeling_jmnat.configuration_jmnat import LARGEST_EXPONENT, JMNatOptions
-from modeling_jmnat.decoding_tuning import EXPONENTS, beam_settings, best_setting, candidate_settings
+from modeling_jmnat.decoding_tuning import (
+    CONSENSUS_WEIGHTS,
+    EXPONENTS,
+    beam_settings,
+    best_setting,
+    candidate_settings,
+)
 from modeling_jmnat.evaluation import describe_environment
 from modeling_jmnat.onnx_model import GRAPHS_FOLDER, exporter, translators_in
 from modeling_jmnat.output_files import atomic_file, atomic_text_file
@@ -33,6 +40,7 @@ JMNAT_CHOICES = {
     "num_return_sequences": "--num_length_candidates",
     "length_normalization": "--exponents",
     "length_offset": "--exponents",
+    "consensus_weight": "--consensus_weights",
 }
 BEAM_CHOICES = {"length_penalty": "--exponents"}
 
@@ -52,6 +60,12 @@ class TuningArguments:
     exponents: list[float] = field(
         default_factory=lambda: list(EXPONENTS),
         metadata={"help": "Values of length_normalization (JM-NAT) or length_penalty (beam search)."},
+    )
+    consensus_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "JM-NAT: values of consensus_weight, for what the candidates have in common. Default: 0 0.5 1 2."
+        },
     )
     num_length_candidates: list[int] | None = field(
         default=None, metadata={"help": "JM-NAT: numbers of target lengths. Default: as saved with the model."}
@@ -83,8 +97,9 @@ class TuningArguments:
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
     def __post_init__(self):
-        if not self.exponents or not all(0 <= exponent <= LARGEST_EXPONENT for exponent in self.exponents):
-            raise ValueError(f"exponents={self.exponents} must be at least one number, all in [0, {LARGEST_EXPONENT}]")
+        for name, values in (("exponents", self.exponents), ("consensus_weights", self.consensus_weights or [0.0])):
+            if not values or not all(0 <= value <= LARGEST_EXPONENT for value in values):
+                raise ValueError(f"{name}={values} must be at least one number, all in [0, {LARGEST_EXPONENT}]")
         if min(self.num_length_candidates or [1]) < 1:
             raise ValueError(f"num_length_candidates={self.num_length_candidates} must all be at least 1")
 
@@ -128,10 +143,9 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
         counts = arguments.num_length_candidates or [saved]
         if arguments.reranker is not None:
             shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
-        return candidate_settings(
-            model, tokenizer, sources, grid, counts, arguments.exponents, generation=shared, **common
-        )
-    for name in ("num_length_candidates", "reranker"):
+        tried = counts, arguments.exponents, arguments.consensus_weights or CONSENSUS_WEIGHTS
+        return candidate_settings(model, tokenizer, sources, grid, *tried, generation=shared, **common)
+    for name in ("num_length_candidates", "consensus_weights", "reranker"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name} does not apply to an autoregressive model")
     grid.setdefault("num_beams", [DEFAULT_BEAMS])

@@ -5,6 +5,7 @@ Nothing is padded, cached or shared between passes: `SlowModel` reads one senten
 """
 
 import math
+from itertools import pairwise
 
 import reference
 import torch
@@ -235,6 +236,19 @@ class SlowCandidate:
         return self.tokens[: self.tokens.index(eos) + 1] if eos in self.tokens else list(self.tokens)
 
 
+def slow_consensus(candidate, candidates):
+    """Mean over the other candidates of the share of tokens, and of pairs of tokens, that the two have in common."""
+    shares = []
+    for other in candidates:
+        if other is candidate:
+            continue
+        one, two = candidate.text(), other.text()
+        for first, second in ((one, two), (list(pairwise(one)), list(pairwise(two)))):
+            common = sum(item in second for item in first) + sum(item in first for item in second)
+            shares.append(common / max(1, len(first) + len(second)))
+    return sum(shares) / len(shares) if shares else 0.0
+
+
 DEFAULTS = {
     "num_iterations": 10,
     "num_length_candidates": 4,
@@ -244,6 +258,7 @@ DEFAULTS = {
     "suppress_tokens": [1, 4, 0],
     "length_normalization": 1.0,
     "length_offset": 0.0,
+    "consensus_weight": 0.0,
     "num_return_sequences": 1,
     "length_threshold": 0.0,
     "prune_candidates": None,
@@ -278,12 +293,16 @@ def slow_decode(model, source, target_length=None, **options):
         for candidate in going_on:
             if not candidate.done:
                 candidate.step(iteration)
-        if iteration + 1 == options["num_iterations"]:
+        last = iteration + 1 == options["num_iterations"]
+        if last and options["prune_candidates"] != iteration + 1:
             break
         ranked = sorted(going_on, key=lambda candidate: -candidate.score())
         limit, kept = options["prune_threshold"] * math.exp(ranked[0].score()), options["num_return_sequences"]
         if options["prune_candidates"] == iteration + 1:
             limit, kept = math.inf, max(kept, options["prune_to"])
         going_on = ranked[:kept] + [candidate for candidate in ranked[kept:] if math.exp(candidate.score()) >= limit]
-    ranked = sorted(going_on, key=lambda candidate: -candidate.score())
+    for candidate in going_on:
+        common = slow_consensus(candidate, going_on)
+        candidate.final_score = candidate.score() + options["consensus_weight"] * common
+    ranked = sorted(going_on, key=lambda candidate: -candidate.final_score)
     return ranked[: options["num_return_sequences"]], candidates

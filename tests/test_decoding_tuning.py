@@ -42,12 +42,13 @@ def test_candidates_and_exponents_equal_their_own_decodings(folder, reranked):
     if reranked:
         shared["reranker"] = load_reranker(folder / "teacher", tokenizer)
     grid = {"num_iterations": [2, 3], "remask_adjacent": [True, False]}
+    tried = [1, 2, 4], [0.0, 1.0, 3.0], [0.0, 3.0]
     compared, different = 0, set()
-    for setting, found in candidate_settings(model, tokenizer, LINES, grid, [1, 2, 4], [0.0, 1.0, 3.0], shared):
+    for setting, found in candidate_settings(model, tokenizer, LINES, grid, *tried, shared):
         assert found == texts(model, tokenizer, **shared, **setting), setting
         compared += 1
         different.add(tuple(found))
-    assert compared == 2 * 2 * 3 * 3
+    assert compared == 2 * 2 * 3 * 3 * 2
     assert len(different) > 12  # they are not all the same anyway
 
 
@@ -74,10 +75,13 @@ def test_a_larger_exponent_never_shortens():
 
 def test_the_best_text_by_hand():
     candidates = [("a", -3.0), ("b c", -4.0), ("d e f", -9.0)]
-    translation = Translation("x", candidates, candidate_lengths=[4, 2, 3], lengths=[2, 3, 4])
+    ids = [[5, 2], [5, 6, 2], [7, 8, 9, 2]]
+    translation = Translation("x", candidates, candidate_ids=ids, candidate_lengths=[4, 2, 3], lengths=[2, 3, 4])
     assert best_text(translation, 3, 0.0) == "a"
     assert best_text(translation, 3, 1.0) == "b c"  # -1.5, -1.33, -2.25
     assert best_text(translation, 2, 1.0) == "a"  # of lengths 4 and 2
+    assert best_text(translation, 3, 1.0, 10.0) == "b c"  # consensus: 0.283, 0.271, 0.155
+    assert best_text(translation, 3, 1.0, 20.0) == "a"
     assert best_text(translation, 1, 1.0) == "d e f"
     assert best_text(Translation("", [("", 0.0)]), 4, 2.0) == ""
 
@@ -116,7 +120,7 @@ def test_the_command_saves_what_it_found_and_evaluate_takes_it(folder, tmp_path,
     assert (tmp_path / "model" / "generation_config.json").read_text() == before
     tune.main(["--model", str(tmp_path / "model"), *common, *options])
     written = json.loads(report.read_text())
-    assert len(written["results"]) == 2 * 2 * 7
+    assert len(written["results"]) == 2 * 2 * 7 * 4
     best = {name: written["best"][name] for name in wanted if name != "num_iterations"}
     row = next(row for row in written["results"] if row.items() >= {"sacrebleu": 100.0, **best}.items())
     assert row["num_iterations"] == 3
@@ -234,12 +238,15 @@ def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tun
         ("teacher", ["--generation_options", '{"num_beams": 2}'], "num_beams cannot be given in --generation_options"),
         ("student", ["--exponents", "1", "-1"], "exponents=[1.0, -1.0] must be at least one number, all in"),
         ("student", ["--exponents", "nan"], "exponents=[nan] must be at least one number, all in [0, 100]"),
+        ("student", ["--consensus_weights", "-1"], "consensus_weights=[-1.0] must be at least one number, all in [0"),
+        ("student", ["--grid", '{"consensus_weight": [1]}'], "--consensus_weights decides on it"),
         ("student", ["--num_length_candidates", "2", "0"], "num_length_candidates=[2, 0] must all be at least 1"),
         ("student", ["--grid", '{"num_iterations": [1, "a"]}'], "num_iterations='a' must be a whole number"),
         ("student", ["--grid", "x"], "grid='x' is not JSON"),
         ("teacher", ["--grid", '{"num_beams": [2, 0]}'], "num_beams=0 must be a whole number of at least 1"),
         ("student", ["--output", "nowhere/report.json"], "nowhere is not a folder"),
         ("teacher", ["--num_length_candidates", "3"], "--num_length_candidates does not apply"),
+        ("teacher", ["--consensus_weights", "1"], "--consensus_weights does not apply"),
         ("teacher", ["--reranker", "teacher"], "--reranker does not apply"),
     ],
 )

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, Seq2SeqT
 
 from modeling_jmnat import JMNatForConditionalGeneration, JMNatGenerationConfig
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES, JMNatOptions
-from modeling_jmnat.passes_jmnat import RemaskOrder, num_remasked
+from modeling_jmnat.passes_jmnat import RemaskOrder, consensus, num_remasked
 
 # Each changes something that the others leave alone; several are combined with several.
 OPTIONS = {
@@ -53,6 +53,11 @@ OPTIONS = {
     "n_best": {"num_return_sequences": 3},
     "sum_of_scores": {"length_normalization": 0.0, "num_return_sequences": 4},
     "favour_length": {"length_normalization": 2.5, "length_offset": 5.0},
+    "consensus": {"consensus_weight": 5.0, "num_length_candidates": 6},
+    "consensus_n_best": {"consensus_weight": 5.0, "num_return_sequences": 3, "length_normalization": 1.5},
+    "consensus_pruned": {"consensus_weight": 5.0, "prune_candidates": 1, "prune_to": 3, "num_length_candidates": 6},
+    "consensus_far_behind": {"consensus_weight": 5.0, "prune_threshold": 0.9, "length_threshold": 0.8},
+    "consensus_of_one": {"consensus_weight": 5.0, "num_length_candidates": 1},
     "one_candidate": {"num_length_candidates": 1},
     "many_candidates": {"num_length_candidates": 11, "num_iterations": 3, "num_return_sequences": 2},
 }
@@ -80,7 +85,7 @@ def assert_equals_slow_decoder(model, sources, target_lengths=None, **options):
         target_length = None if target_lengths is None else int(target_lengths[i])
         best, candidates = slow_decode(model, source, target_length, **options)
         expected += [candidate.text() for candidate in best]
-        scores += [candidate.score() for candidate in best]
+        scores += [candidate.final_score for candidate in best]
         lengths += [candidate.length for candidate in best]
         passes.append(max(candidate.num_passes for candidate in candidates))
         assert output.candidate_lengths[i].tolist() == [candidate.length for candidate in candidates]
@@ -135,8 +140,27 @@ def test_random_options_equal_the_slow_decoder(seed):
             "prune_threshold": draw(0.0, 0.9, 0.98),
             "update_all": draw(True, False),
             "length_normalization": draw(0.0, 0.7, 1.0, 1.5),
+            "consensus_weight": draw(0.0, 1.0, 10.0),
         }
         assert_equals_slow_decoder(model, random_sources(model, 4, draw(*range(100))), **options)
+
+
+def test_consensus_by_hand():
+    """Tokens 5 6 7 | 5 6 8 | 9 9 and padding, with what lies behind the ends."""
+    tokens = torch.tensor([[[5, 6, 7, 5], [5, 6, 8, 7], [9, 9, 1, 1]]])
+    ends = torch.tensor([[3, 3, 2]])
+    # The first two share 4 of 6 tokens and 2 of 4 pairs: (2/3 + 1/2) / 2 = 7/12. The third has nothing in common.
+    found = consensus(tokens, ends, torch.tensor([[True, True, True]]))
+    torch.testing.assert_close(found, torch.tensor([[7 / 24, 7 / 24, 0.0]]))
+    found = consensus(tokens, ends, torch.tensor([[True, True, False]]))
+    torch.testing.assert_close(found, torch.tensor([[7 / 12, 7 / 12, 0.0]]))
+    assert consensus(tokens, ends, torch.tensor([[True, False, False]]))[0, 0] == 0.0  # nobody else
+    same = consensus(
+        torch.tensor([[[5, 2, 1], [5, 2, 7], [2, 1, 1]]]), torch.tensor([[2, 2, 1]]), torch.ones(1, 3) > 0
+    )
+    torch.testing.assert_close(
+        same, torch.tensor([[(1 + 1 / 3) / 2, (1 + 1 / 3) / 2, 1 / 3]])
+    )  # one token has no pair
 
 
 def test_given_lengths_equal_the_slow_decoder():
@@ -578,6 +602,7 @@ def test_suppressed_tokens_never_come():
         ({"confidence_threshold": 1.5}, r"confidence_threshold=1.5 must be None or in \(0, 1\]"),
         ({"confidence_threshold": "a"}, "confidence_threshold='a' must be None or in"),
         ({"length_normalization": -1.0}, r"length_normalization=-1.0 must be in \[0, 100\]"),
+        ({"consensus_weight": -0.5}, r"consensus_weight=-0.5 must be in \[0, 100\]"),
         ({"length_normalization": math.nan}, r"length_normalization=nan must be in \[0, 100\]"),
         ({"length_normalization": "x"}, "length_normalization='x' must be in"),
         ({"length_offset": -5}, r"length_offset=-5 must be in \[0, 100\]"),
@@ -746,6 +771,7 @@ FIRST = {
     "suppress_tokens": [],
     "length_normalization": 0.0,
     "length_offset": 5.0,
+    "consensus_weight": 2.0,
     "num_return_sequences": 2,
     "length_threshold": 0.5,
     "prune_candidates": 3,
@@ -766,6 +792,7 @@ SECOND = {
     "suppress_tokens": [1, 5],
     "length_normalization": 1.0,
     "length_offset": 0.0,
+    "consensus_weight": 0.0,
     "num_return_sequences": 1,
     "length_threshold": 0.0,
     "prune_candidates": None,

@@ -46,6 +46,9 @@ OPTIONS = {
     "update_all": {"update_all": True, "remask_schedule": "cosine"},
     "all_tokens": {"suppress_tokens": []},
     "suppressed": {"suppress_tokens": [0, 1, 4, 7, 11, 15]},
+    "consensus": {"consensus_weight": 5.0, "num_length_candidates": 4},
+    "consensus_n_best": {"consensus_weight": 5.0, "num_return_sequences": 3, "length_normalization": 1.5},
+    "consensus_of_one": {"consensus_weight": 5.0, "num_length_candidates": 1},
 }
 
 
@@ -136,7 +139,7 @@ def test_the_graph_of_a_whole_translation_needs_nothing_but_onnx_runtime(tmp_pat
     model = random_model(64)
     model.generation_config.update(
         num_iterations=3, num_length_candidates=5, remask_adjacent=False, num_return_sequences=2,
-        length_normalization=0.0, max_length=7, suppress_tokens=[0, 1, 4, 9],
+        length_normalization=0.0, consensus_weight=3.0, max_length=7, suppress_tokens=[0, 1, 4, 9],
     )  # fmt: skip
     export_onnx(model, tmp_path)
     input_ids, attention_mask = pad(random_sources(model, 6, 64))

@@ -64,6 +64,8 @@ def test_of_every_architecture_and_option(name):
         {"early_stop": True, "prune_candidates": 2, "update_all": True},
         {"confidence_threshold": 0.4, "prune_threshold": 0.8, "length_threshold": 0.3, "num_iterations": 6},
         {"prune_candidates": 2, "num_iterations": 5},
+        {"consensus_weight": 5.0, "num_return_sequences": 2},
+        {"consensus_weight": 5.0, "prune_candidates": 3, "prune_to": 2, "num_iterations": 3, "early_stop": True},
         {"prune_threshold": 0.9, "length_threshold": 0.5, "num_iterations": 5},
         {"max_length": 5},
     ):

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput
 
 from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options
-from .passes_jmnat import JMNatPass, MaskPredict, candidate_scores, length_divisors, unlikely_lengths
+from .passes_jmnat import JMNatPass, MaskPredict, candidate_scores, consensus, length_divisors, unlikely_lengths
 
 # What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
 IGNORED_ARGUMENTS = (
@@ -50,8 +50,8 @@ class JMNatGenerateOutput(ModelOutput):
 
     Args:
         sequences: (R, T') ids up to and with the first `</s>`, padded on the right.
-        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization; with a reranker, its mean
-            log-probability in place of the model's.
+        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization, with a reranker its mean
+            log-probability in place of the model's; and consensus_weight * consensus.
         token_scores: (R, T') log-probabilities, 0 at padding.
         lengths: (R,) T of the candidate, `</s>` included.
         num_passes: (B,) most passes that any candidate of the sentence took.
@@ -321,6 +321,8 @@ class JMNatGenerationMixin(GenerationMixin):
     def _best_candidates(self, decoding: MaskPredict, lengths, ends, texts, scores):
         """The `num_return_sequences` candidates with the highest scores (B, C) of each sentence, best first."""
         options = decoding.options
+        if options.consensus_weight and options.num_length_candidates > 1:
+            scores = scores + options.consensus_weight * consensus(texts, ends, ~decoding.pruned)
         scores = scores.masked_fill(decoding.pruned, -math.inf)
         scores, best = scores.sort(dim=1, descending=True, stable=True)  # of equal ones the more probable length
         scores, best = (value[:, : options.num_return_sequences] for value in (scores, best))

@@ -385,3 +385,29 @@ def length_divisors(lengths: torch.Tensor, options: JMNatOptions) -> torch.Tenso
 def candidate_scores(log_probs: torch.Tensor, lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
     """Sum of log_probs (.., T), which are 0 at padding, divided by `length_divisors`."""
     return log_probs.sum(dim=-1) / length_divisors(lengths, options)
+
+
+def consensus(tokens: torch.Tensor, ends: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
+    """How much candidates say the same, as in minimum Bayes risk decoding (Kumar and Byrne, 2004).
+
+    Of two candidates the share of their tokens that the other has, too, the same of their pairs of neighbouring
+    tokens, and the mean of both; of this the mean over the other candidates.
+
+    Args:
+        tokens: (B, C, T).
+        ends: (B, C) numbers of tokens.
+        voters: (B, C) bool, the candidates that the others are compared with.
+
+    Returns:
+        (B, C) in [0, 1]; 0 where there is no other voter.
+    """
+    inside = torch.arange(tokens.shape[-1], device=tokens.device) < ends[..., None]
+    same = tokens[:, :, None, :, None] == tokens[:, None, :, None, :]  # (B, C, C, T, T)
+    same &= inside[:, :, None, :, None] & inside[:, None, :, None, :]
+    shares = 0.0
+    for counts, found in ((ends, same), (ends - 1, same[..., :-1, :-1] & same[..., 1:, 1:])):
+        found = found.any(dim=-1).sum(dim=-1)  # (B, C, C), how many of the first are in the second
+        counts = (counts[:, :, None] + counts[:, None, :]).clamp(min=1)
+        shares = shares + (found + found.transpose(1, 2)) / counts
+    others = voters[:, None, :] & ~torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    return (shares * others).sum(dim=-1) / (2 * others.sum(dim=-1).clamp(min=1))
