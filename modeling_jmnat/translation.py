@@ -60,21 +60,21 @@ class Translation:
             search, which gives it where `num_return_sequences` is given, the sum / length**length_penalty; of greedy
             search None.
         token_ids: of the best candidate, without special tokens.
-        candidate_ids: of all `candidates`, with special tokens but without padding.
         num_passes: decoder passes; None for autoregressive models, as all below.
         candidate_lengths: the lengths that were tried, `</s>` counted, most probable first.
         lengths: those of `candidates`.
         canvases: with `output_history=True`, what the decoder read in each pass, as text.
+        candidate_ids: of all `candidates`, with special tokens, without padding.
     """
 
     source: str
     candidates: list[tuple[str, float | None]]
     token_ids: list[int] = field(default_factory=list)
-    candidate_ids: list[list[int]] = field(default_factory=list)
     num_passes: int | None = None
     candidate_lengths: list[int] | None = None
     lengths: list[int] | None = None
     canvases: list[str] | None = None
+    candidate_ids: list[list[int]] = field(default_factory=list)
 
     @property
     def text(self) -> str:
