@@ -97,11 +97,8 @@ def _figure(output: str | Path, num_panels: int, width: float = 5.2) -> Iterator
     for panel in panels:
         panel.grid(alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
-        if panel.get_legend() is None:  # above the axes, where no line runs
-            above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
-            labels = [line.get_label() for line in panel.get_lines()]
-            columns = 3 if max(map(len, labels), default=0) <= 24 else 2
-            panel.legend(**above, ncols=columns, frameon=False, fontsize=8, columnspacing=1.2)
+        if panel.get_legend() is None:
+            _legend_above(panel)
         for line_axis in (panel.xaxis, panel.yaxis):
             if line_axis.get_scale() == "log":  # 20 and 0.5 rather than powers of ten
                 line_axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -109,6 +106,18 @@ def _figure(output: str | Path, num_panels: int, width: float = 5.2) -> Iterator
                 line_axis.set_minor_formatter(NullFormatter())
     with atomic_file(output) as path:
         figure.savefig(path, format="png", dpi=150)
+
+
+def _legend_above(panel) -> None:
+    """A legend above the axes, where no line runs, in so few columns that it does not squeeze them."""
+    above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
+    for columns in (3, 2, 1):
+        legend = panel.legend(**above, ncols=columns, frameon=False, fontsize=8, columnspacing=1.2)
+        legend.set_in_layout(False)
+        panel.figure.draw_without_rendering()
+        if legend.get_window_extent().width <= panel.get_window_extent().width:
+            break
+    legend.set_in_layout(True)
 
 
 def _style(number: int) -> dict:

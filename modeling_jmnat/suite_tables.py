@@ -14,6 +14,7 @@ from .suite_systems import (
     DECODINGS,
     DEEP_TEACHER,
     DEEPER_NATS,
+    FROZEN_NATS,
     INDEPENDENT_REMASKING,
     JM,
     MAIN_STUDENTS,
@@ -199,13 +200,18 @@ def table4(output: Path) -> str:
 
 
 def figure1(output: Path) -> str:
-    """Noise on the states of the basic NAT; the curves of the frozen halves are in the picture."""
+    """The basic NAT with a frozen half, whose curves are in the picture, and with noise on its states."""
+    halves = []
+    for student in (NAT_SCRATCH, *FROZEN_NATS):
+        bleu = figures(evaluations_of(output, student.name), "sacrebleu")
+        halves.append([student.label, cell(bleu)] if bleu else None)
     rows = []
     for place, label in STATE_NOISE_LABELS.items():
         evaluations = evaluations_of(output, NAT_SCRATCH.name, 1, f".{place}")
         bleu = [cell(figures(evaluations, "sacrebleu", noise_level=level)) for level in STATE_NOISE_LEVELS]
         rows.append([label, *bleu] if evaluations else None)
-    return markdown(("noise on", *(f"{level:g}" for level in STATE_NOISE_LEVELS)), rows)
+    noise = markdown(("noise on", *(f"{level:g}" for level in STATE_NOISE_LEVELS)), rows)
+    return markdown(("system", "BLEU k=1"), halves) + "\n" + noise
 
 
 def word_noise_systems(output: Path, noise: str) -> list[tuple[str, list[dict]]]:

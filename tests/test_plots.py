@@ -116,6 +116,16 @@ def test_no_legend_lies_on_the_points(history, tmp_path, drawn):
     assert len(looks) == 12
 
 
+def test_no_legend_squeezes_its_panel(tmp_path, drawn):
+    long = {f"a name of as many as fifty letters and more, no. {n}": ([0, 1], [n, 2]) for n in range(3)}
+    middling = {f"of twenty-three letters {n}": ([0, 1], [n, 2]) for n in range(3)}
+    plots.plot_lines([plots.Panel("x", "y", long), plots.Panel("x", "z", middling)], tmp_path / "lines.png")
+    (figure,) = drawn
+    for panel in figure.axes:
+        assert panel.get_position().width > 0.35  # of two side by side
+        assert not panel.get_legend().get_window_extent().overlaps(panel.get_window_extent())
+
+
 def write_report(path, rows, **settings):
     settings = {"model": "jm", "source": "test.de", "sentences": 1000, "noise": None, "reranker": None, **settings}
     path.write_text(json.dumps({"settings": settings, "results": rows}))

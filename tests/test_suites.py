@@ -289,9 +289,6 @@ def test_every_evaluation_is_shown(data, tmp_path, suite):
     shown = set(re.findall(r"\d+\.\d+", text))
     # What only prepares a suite is evaluated, too, but not shown by every suite.
     preparing = {"evaluate_teacher", "evaluate_small_teacher"} | {f"evaluate_{name}" for name in ("jm-1", "cm-1")}
-    if suite == "figure1":
-        preparing.add("evaluate_nat_scratch-1")
-        preparing |= {name for name in scores if "frozen" in name}
     for name, rows in scores.items():
         if suite not in ("main", "table2", "table3", "table4") and name in preparing:
             continue
