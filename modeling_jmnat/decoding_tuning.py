@@ -8,6 +8,7 @@ common tells bad ones from good ones, too: `consensus_weight`. T tokens, C lengt
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -26,27 +27,34 @@ def combinations(grid: Mapping[str, Sequence]) -> list[dict]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
-def best_text(translation: Translation, num_candidates: int, exponent: float, weight: float = 0.0) -> str:
-    """The text that wins among the `num_candidates` most probable lengths.
+class Candidate(NamedTuple):
+    """Text, sum of log-probabilities, T, and consensus with the other candidates of its sentence."""
 
-    Args:
-        translation: with all candidates, scored by the sum of their log-probabilities.
-        exponent: of T, which divides the sum.
-        weight: of the candidates' consensus.
-    """
+    text: str
+    score: float
+    length: int
+    consensus: float
+
+
+def tried_candidates(translation: Translation, num_candidates: int) -> list[Candidate]:
+    """Those of the `num_candidates` most probable lengths, of a translation with all that there are."""
     if translation.lengths is None:  # a blank line
-        return translation.text
-    tried = translation.candidate_lengths[:num_candidates]
+        return [Candidate(translation.text, 0.0, 1, 0.0)]
+    lengths = translation.candidate_lengths[:num_candidates]
     candidates = zip(translation.candidates, translation.lengths, translation.candidate_ids, strict=True)
-    candidates = [candidate for candidate in candidates if candidate[1] in tried]
-    scores = [score / length**exponent for (_, score), length, _ in candidates]
-    if weight:
-        ids = [torch.tensor(ids) for _, _, ids in candidates]
-        ends = torch.tensor([list(map(len, ids))])
-        shares = consensus(pad_sequence(ids, batch_first=True)[None], ends, torch.ones_like(ends, dtype=torch.bool))
-        scores = [score + weight * share for score, share in zip(scores, shares[0].tolist(), strict=True)]
-    (text, _), _, _ = candidates[scores.index(max(scores))]
-    return text
+    candidates = [candidate for candidate in candidates if candidate[1] in lengths]
+    ids = [torch.tensor(ids) for _, _, ids in candidates]
+    ends = torch.tensor([list(map(len, ids))])
+    shares = consensus(pad_sequence(ids, batch_first=True)[None], ends, torch.ones_like(ends, dtype=torch.bool))
+    return [
+        Candidate(text, score, length, share)
+        for ((text, score), length, _), share in zip(candidates, shares[0].tolist(), strict=True)
+    ]
+
+
+def best_text(candidates: Sequence[Candidate], exponent: float, weight: float = 0.0) -> str:
+    """The text that wins with this exponent of T and this weight of the consensus; of equals the first."""
+    return max(candidates, key=lambda one: one.score / one.length**exponent + weight * one.consensus).text
 
 
 def candidate_settings(
@@ -82,10 +90,12 @@ def candidate_settings(
     for setting in combinations(grid):
         decoding = {**(generation or {}), **setting, **every, **sums}
         translations = list(translate_lines(model, tokenizer, sources, total=len(sources), **options, **decoding))
-        for count, exponent, weight in itertools.product(num_candidates, exponents, weights):
-            chosen = {"num_length_candidates": count, "length_normalization": exponent, "length_offset": 0.0}
-            chosen["consensus_weight"] = weight
-            yield setting | chosen, [best_text(translation, count, exponent, weight) for translation in translations]
+        for count in num_candidates:
+            tried = [tried_candidates(translation, count) for translation in translations]
+            for exponent, weight in itertools.product(exponents, weights):
+                chosen = {"num_length_candidates": count, "length_normalization": exponent, "length_offset": 0.0}
+                chosen["consensus_weight"] = weight
+                yield setting | chosen, [best_text(candidates, exponent, weight) for candidates in tried]
 
 
 def beam_settings(

@@ -332,9 +332,8 @@ def _autoregressive_options(model, source_length: int, generation: dict) -> dict
 def _read_output(tokenizer, output, num_sentences: int) -> list[dict]:
     returned = len(output.sequences) // num_sentences
     special = set(tokenizer.all_special_ids)
-    padded = output.sequences.tolist()
-    sequences = [[token for token in row if token not in special] for row in padded]
-    ids = [[token for token in row if token != tokenizer.pad_token_id] for row in padded]
+    ids = [[token for token in row if token != tokenizer.pad_token_id] for row in output.sequences.tolist()]
+    sequences = [[token for token in row if token not in special] for row in ids]
     texts = [LINE_BREAKS.sub(" ", text) for text in tokenizer.batch_decode(sequences)]
     scores = output.get("sequences_scores")
     scores = [None] * len(texts) if scores is None else scores.tolist()
@@ -342,13 +341,8 @@ def _read_output(tokenizer, output, num_sentences: int) -> list[dict]:
     results = []
     for index in range(num_sentences):
         first, end = index * returned, (index + 1) * returned
-        results.append(
-            {
-                "candidates": candidates[first:end],
-                "token_ids": sequences[first],
-                "candidate_ids": ids[first:end],
-            }
-        )
+        result = {"candidates": candidates[first:end], "candidate_ids": ids[first:end]}
+        results.append(result | {"token_ids": sequences[first]})
     if output.get("lengths") is not None:
         for result, lengths in zip(results, output.lengths.view(num_sentences, returned).tolist(), strict=True):
             result["lengths"] = lengths

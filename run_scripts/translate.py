@@ -60,8 +60,7 @@ class TranslationArguments:
         metadata={
             "help": "Write the N best translations of each line, at most num_length_candidates: line number, score "
             "(sum of log-probabilities / (length + length_offset)**length_normalization, and the weighted consensus; "
-            "of a beam search / "
-            "length**length_penalty) and text, separated by tabs."
+            "of a beam search / length**length_penalty) and text, separated by tabs."
         },
     )
     show_passes: bool = field(

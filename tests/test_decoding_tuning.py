@@ -13,7 +13,7 @@ from modeling_jmnat import (
     JMNatGenerationConfig,
     ORTJMNatForConditionalGeneration,
 )
-from modeling_jmnat.decoding_tuning import beam_settings, best_setting, best_text, candidate_settings
+from modeling_jmnat.decoding_tuning import beam_settings, best_setting, best_text, candidate_settings, tried_candidates
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.translation import Translation, load_translator, translate_lines
 
@@ -69,7 +69,7 @@ def test_a_larger_exponent_never_shortens():
     options = {"num_length_candidates": 5, "num_return_sequences": 5, "length_normalization": 0.0}
     for translation in translate_lines(model, tokenizer, random_lines(10, seed=7), num_iterations=2, **options):
         lengths = {text: length for (text, _), length in zip(translation.candidates, translation.lengths, strict=True)}
-        chosen = [lengths[best_text(translation, 5, exponent / 4)] for exponent in range(20)]
+        chosen = [lengths[best_text(tried_candidates(translation, 5), exponent / 4)] for exponent in range(20)]
         assert chosen == sorted(chosen)
 
 
@@ -77,13 +77,13 @@ def test_the_best_text_by_hand():
     candidates = [("a", -3.0), ("b c", -4.0), ("d e f", -9.0)]
     ids = [[5, 2], [5, 6, 2], [7, 8, 9, 2]]
     translation = Translation("x", candidates, candidate_ids=ids, candidate_lengths=[4, 2, 3], lengths=[2, 3, 4])
-    assert best_text(translation, 3, 0.0) == "a"
-    assert best_text(translation, 3, 1.0) == "b c"  # -1.5, -1.33, -2.25
-    assert best_text(translation, 2, 1.0) == "a"  # of lengths 4 and 2
-    assert best_text(translation, 3, 1.0, 10.0) == "b c"  # consensus: 0.283, 0.271, 0.155
-    assert best_text(translation, 3, 1.0, 20.0) == "a"
-    assert best_text(translation, 1, 1.0) == "d e f"
-    assert best_text(Translation("", [("", 0.0)]), 4, 2.0) == ""
+    assert best_text(tried_candidates(translation, 3), 0.0) == "a"
+    assert best_text(tried_candidates(translation, 3), 1.0) == "b c"  # -1.5, -1.33, -2.25
+    assert best_text(tried_candidates(translation, 2), 1.0) == "a"  # of lengths 4 and 2
+    assert best_text(tried_candidates(translation, 3), 1.0, 10.0) == "b c"  # consensus: 0.283, 0.271, 0.155
+    assert best_text(tried_candidates(translation, 3), 1.0, 20.0) == "a"
+    assert best_text(tried_candidates(translation, 1), 1.0) == "d e f"
+    assert best_text(tried_candidates(Translation("", [("", 0.0)]), 4), 2.0) == ""
 
 
 def test_the_best_setting_by_hand():

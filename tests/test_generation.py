@@ -155,12 +155,9 @@ def test_consensus_by_hand():
     found = consensus(tokens, ends, torch.tensor([[True, True, False]]))
     torch.testing.assert_close(found, torch.tensor([[7 / 12, 7 / 12, 0.0]]))
     assert consensus(tokens, ends, torch.tensor([[True, False, False]]))[0, 0] == 0.0  # nobody else
-    same = consensus(
-        torch.tensor([[[5, 2, 1], [5, 2, 7], [2, 1, 1]]]), torch.tensor([[2, 2, 1]]), torch.ones(1, 3) > 0
-    )
-    torch.testing.assert_close(
-        same, torch.tensor([[(1 + 1 / 3) / 2, (1 + 1 / 3) / 2, 1 / 3]])
-    )  # one token has no pair
+    tokens = torch.tensor([[[5, 2, 1], [5, 2, 7], [2, 1, 1]]])  # the last, a single token, has no pair
+    found = consensus(tokens, torch.tensor([[2, 2, 1]]), torch.tensor([[True, True, True]]))
+    torch.testing.assert_close(found, torch.tensor([[(1 + 1 / 3) / 2, (1 + 1 / 3) / 2, 1 / 3]]))
 
 
 def test_given_lengths_equal_the_slow_decoder():
