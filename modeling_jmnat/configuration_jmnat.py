@@ -271,7 +271,7 @@ class JMNatGenerationConfig(GenerationConfig):
         length_offset: added to T before the exponent; 5 makes it the length penalty of fairseq and GNMT (0.0).
         consensus_weight: weight of a candidate's consensus, the share (0 to 1) of its tokens and pairs of tokens that
             it has in common with each other candidate, on average; it is added to the score by which the best are
-            chosen, and costs no pass. 0.5 to 2 help, more the more candidates there are (0.0).
+            chosen and others given up, and costs no pass. 0.5 to 2 help, more the more candidates there are (0.0).
         num_return_sequences: n-best, at most C; as many candidates stay to the end, and one of them may win that
             a search for a single one gives up (1).
         length_threshold: lengths less probable than this share of the best one's probability are not tried; 0 tries

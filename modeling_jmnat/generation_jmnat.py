@@ -4,7 +4,6 @@ A model with `encode_for_generation`, `prepare_decoding` and `predict_tokens` ge
 computes it. B sentences, C length candidates, T positions.
 """
 
-import math
 import os
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput
 
 from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options
-from .passes_jmnat import JMNatPass, MaskPredict, candidate_scores, consensus, length_divisors, unlikely_lengths
+from .passes_jmnat import JMNatPass, MaskPredict, first_end, length_divisors, unlikely_lengths
 
 # What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
 IGNORED_ARGUMENTS = (
@@ -68,13 +67,6 @@ class JMNatGenerateOutput(ModelOutput):
     history: tuple[JMNatPass, ...] | None = None
     candidate_lengths: torch.LongTensor | None = None
     best_candidates: torch.LongTensor | None = None
-
-
-def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
-    """Number of tokens (..) up to and with the first `</s>` of (.., T), all of a row's tokens where it has none."""
-    positions = torch.arange(tokens.shape[-1], device=tokens.device)
-    ends = torch.where(tokens == eos_token_id, positions + 1, tokens.shape[-1] + 1).amin(dim=-1)
-    return torch.minimum(ends, lengths)
 
 
 @torch.no_grad()
@@ -307,23 +299,15 @@ class JMNatGenerationMixin(GenerationMixin):
     def _finish_decoding(
         self, decoding: MaskPredict, lengths: torch.Tensor, source_mask=None, input_ids=None, reranker=None
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
-        """Score the candidates and choose, see `_decode`."""
+        """The `num_return_sequences` best candidates of each sentence, best first, see `_decode`."""
         options = decoding.options
         ends = first_end(decoding.tokens, lengths, self.config.eos_token_id)  # (B, C)
         texts = decoding.tokens.masked_fill(decoding.positions >= ends[..., None], self.config.pad_token_id)
-        if reranker is None:
-            scores = candidate_scores(decoding.log_probs, lengths, options)
-        else:
+        scores = None
+        if reranker is not None:
             means = reranker_scores(reranker, input_ids, source_mask.long(), texts, self.config.pad_token_id)
-            scores = means * (lengths / length_divisors(lengths, options)).to(means)
-        return self._best_candidates(decoding, lengths, ends, texts, scores.to(lengths.device))
-
-    def _best_candidates(self, decoding: MaskPredict, lengths, ends, texts, scores):
-        """The `num_return_sequences` candidates with the highest scores (B, C) of each sentence, best first."""
-        options = decoding.options
-        if options.consensus_weight and options.num_length_candidates > 1:
-            scores = scores + options.consensus_weight * consensus(texts, ends, ~decoding.pruned)
-        scores = scores.masked_fill(decoding.pruned, -math.inf)
+            scores = (means * (lengths / length_divisors(lengths, options)).to(means)).to(lengths.device)
+        scores = decoding.scores(scores)
         scores, best = scores.sort(dim=1, descending=True, stable=True)  # of equal ones the more probable length
         scores, best = (value[:, : options.num_return_sequences] for value in (scores, best))
         sentence = torch.arange(best.shape[0], device=best.device)[:, None]

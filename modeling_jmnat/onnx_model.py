@@ -30,6 +30,8 @@ TRANSLATOR_OPTIONS = (
     "length_normalization",
     "length_offset",
     "consensus_weight",
+    "prune_candidates",
+    "prune_to",
     "num_return_sequences",
     "return_dict_in_generate",
     "max_length",
@@ -373,6 +375,8 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
             "length_offset": np.array(options.length_offset, dtype=np.float32),
             "length_normalization": np.array(options.length_normalization, dtype=np.float32),
             "consensus_weight": np.array(options.consensus_weight, dtype=np.float32),
+            "prune_candidates": np.array(options.prune_candidates or 0),
+            "prune_to": np.array([options.prune_to]),
             "num_return_sequences": np.array([options.num_return_sequences]),
             "token_bias": self.token_bias(suppressed if suppressed is None else tuple(suppressed)),
         }

@@ -1,8 +1,9 @@
 """A whole translation as one ONNX graph: source ids in, the best candidates out, every pass inside.
 
 Nothing but ONNX Runtime is needed to run it, in any language that it knows. It decodes as `passes_jmnat.py` does, with
-the options of `TRANSLATOR_OPTIONS`; what makes rows stop or leave, and rerankers, need the graphs of single passes. B
-sources, C length candidates, R = B C rows, N candidates returned, S source and T target tokens, M to predict.
+the options of `TRANSLATOR_OPTIONS`; rerankers and rules that let single rows stop need the graphs of single passes. B
+sources, C length candidates, P of them that go on, R = B C or B P rows, N candidates returned, S source and T target
+tokens, M to predict.
 """
 
 import torch
@@ -30,6 +31,8 @@ def translator_defaults(model: JMNatForConditionalGeneration) -> dict[str, torch
         "length_offset": torch.tensor(float(options.length_offset)),
         "length_normalization": torch.tensor(float(options.length_normalization)),
         "consensus_weight": torch.tensor(float(options.consensus_weight)),
+        "prune_candidates": torch.tensor(options.prune_candidates or 0),
+        "prune_to": torch.tensor([options.prune_to]),
     }
 
 
@@ -63,13 +66,17 @@ class TranslatorWriter:
         ids, mask = (graph.input(name, ("B", "S"), INT64) for name in ("input_ids", "attention_mask"))
         self.num_iterations = self.option("num_iterations")
         self.num_candidates = self.option("num_length_candidates")
+        self.num_returned = self.option("num_return_sequences")
+        self.length_offset, self.length_power = self.option("length_offset"), self.option("length_normalization")
+        self.consensus_weight = self.option("consensus_weight")
+        self.token_bias = self.option("token_bias")
+        if self.config.ngram_size > 1:
+            self.remask_adjacent = self.option("remask_adjacent")
         encoder = EncoderWriter(graph, self.model, ids, mask)
-        length_logits, source_states = encoder.write()
+        length_logits, self.states_of_sources = encoder.write()
+        self.bias_of_sources = encoder.source_bias()
         lengths = self.write_lengths(length_logits)
-        self.write_sources(lengths, source_states, encoder.source_bias())
-        self.write_canvases(lengths)
-        tokens, log_probs = self.write_passes()
-        self.write_best(lengths, tokens, log_probs)
+        self.write_best(lengths, *self.write_stages(lengths))
         return graph
 
     def write_lengths(self, logits: str) -> str:
@@ -99,25 +106,95 @@ class TranslatorWriter:
         most = graph.add("Max", longest, graph.integers(2))
         return graph.add("Min", graph.add("Max", lengths, graph.integers(2)), most)
 
-    def write_sources(self, lengths: str, states: list[tuple[str, str]], bias: str) -> None:
-        """What cross-attention needs of the sources, of each row: (R, S, D) twice a layer, (R, 1, 1, S)."""
+    def write_stages(self, lengths: str) -> tuple[str, str, str]:
+        """All passes over all candidates, or those up to `prune_candidates` over all and the rest over the best.
+
+        Returns:
+            Numbers (R,) of the candidates that went on, their tokens and log-probabilities (R, T).
+        """
         graph = self.graph
-        source_of_row = graph.add("Range", self.zero, graph.add("Size", lengths), self.one)
-        source_of_row = graph.add("Div", source_of_row, self.num_candidates)
-
-        def of_rows(value: str) -> str:
-            return graph.add("Gather", value, source_of_row)
-
-        self.source_states = [(of_rows(key), of_rows(value)) for key, value in states]
-        self.source_bias = of_rows(bias)
-
-    def write_canvases(self, lengths: str) -> None:
-        """What all passes share: the rows' lengths, masks and probabilities of positional attention."""
-        graph = self.graph
-        self.lengths = graph.reshape(lengths, -1, 1)  # (R, 1)
+        self.num_sources = graph.size(lengths, 0)
+        self.lengths_of_all = graph.reshape(lengths, -1, 1)  # (B C, 1)
         longest = graph.add("ReduceMax", lengths, keepdims=0)
         self.num_positions = graph.reshape(longest, 1)
         self.positions = graph.add("Range", self.zero, longest, self.one)  # (T,)
+        rows = graph.add("Range", self.zero, graph.add("Size", lengths), self.one)
+        inside = graph.add("Less", self.positions, self.lengths_of_all)
+        tokens = graph.add("Where", inside, self.mask_token, self.padding)
+        infinite = graph.constant(torch.tensor(torch.inf))  # padding is never masked
+        log_probs = graph.add("Where", inside, self.lowest, infinite)
+
+        before = self.option("prune_candidates")  # passes
+        prunes = graph.add("Less", self.zero, before)
+        prunes = graph.add("And", prunes, graph.add("LessOrEqual", before, self.num_iterations))
+        num_kept = graph.add("Min", self.option("prune_to"), self.num_candidates)
+        self.num_kept = graph.add("Max", num_kept, self.num_returned)
+        first = graph.add("Where", prunes, before, self.num_iterations)
+        self.begins = graph.add("Concat", *(graph.reshape(value, 1) for value in (self.zero, first)), axis=0)
+        rest = graph.add("Sub", self.num_iterations, first)
+        self.passes = graph.add("Concat", *(graph.reshape(value, 1) for value in (first, rest)), axis=0)
+        self.last_stage = graph.add("Cast", prunes, to=INT64)
+        num_stages = graph.add("Add", self.last_stage, self.one)
+        return tuple(
+            graph.add("Loop", num_stages, "", rows, tokens, log_probs, num_results=3, body=self.write_stage())
+        )
+
+    def write_stage(self) -> GraphProto:
+        """Passes over the same rows, and after the first of two stages the choice of those that go on."""
+        self.stage = graph = self.graph.subgraph("stage", loop=True)
+        number = graph.input("stage", (), INT64)
+        going_on = graph.input("stage_going_on", (), TensorProto.BOOL)
+        rows = graph.input("rows", ("R",), INT64)
+        tokens = graph.input("stage_tokens", ("R", "T"), INT64)
+        log_probs = graph.input("stage_log_probs", ("R", "T"))
+        self.write_sources(rows)
+        self.write_canvases(rows)
+        if self.config.ngram_size > 1:
+            self.write_sets(self.config.ngram_size)
+        self.write_counts()
+        self.begin = graph.add("Gather", self.begins, number)
+        passes = graph.add("Gather", self.passes, number)
+        results = graph.add("Loop", passes, "", tokens, log_probs, num_results=2, body=self.write_pass())
+
+        types = ((("K",), INT64), (("K", "T"), INT64), (("K", "T"), FLOAT))
+        prune, keep = graph.subgraph("prune"), graph.subgraph("keep")
+        scores, _ = self.write_scores(prune, self.lengths, *results)
+        _, best = prune.add("TopK", scores, self.num_kept, axis=1, num_results=2)
+        best, _ = prune.add("TopK", best, self.num_kept, axis=1, largest=0, num_results=2)  # in their order
+        best = prune.reshape(self.write_rows(prune, best, self.num_candidates), -1)
+        kept = [prune.add("Gather", value, best, axis=0) for value in (rows, *results)]
+        all_of_them = [keep.add("Identity", value) for value in (rows, *results)]
+        chosen = graph.add(
+            "If",
+            graph.add("Less", number, self.last_stage),
+            num_results=3,
+            then_branch=prune.body(*((name, *kind) for name, kind in zip(kept, types, strict=True))),
+            else_branch=keep.body(*((name, *kind) for name, kind in zip(all_of_them, types, strict=True))),
+        )
+        return graph.body(
+            (graph.add("Identity", going_on), (), TensorProto.BOOL),
+            *((name, *kind) for name, kind in zip(chosen, types, strict=True)),
+        )
+
+    def write_rows(self, graph: GraphWriter, index: str, per_source: str) -> str:
+        """Rows (B, n) of the candidates `index` (B, n) of each source, which has `per_source` rows (1,)."""
+        sources = graph.add("Range", self.zero, graph.reshape(self.num_sources), self.one)
+        return graph.add("Add", index, graph.reshape(graph.add("Mul", sources, per_source), -1, 1))
+
+    def write_sources(self, rows: str) -> None:
+        """What cross-attention needs of the sources, of each row: (R, S, D) twice a layer, (R, 1, 1, S)."""
+        source_of_row = self.stage.add("Div", rows, self.num_candidates)
+
+        def of_rows(value: str) -> str:
+            return self.stage.add("Gather", value, source_of_row)
+
+        self.source_states = [(of_rows(key), of_rows(value)) for key, value in self.states_of_sources]
+        self.source_bias = of_rows(self.bias_of_sources)
+
+    def write_canvases(self, rows: str) -> None:
+        """What all passes share: the rows' lengths, masks and probabilities of positional attention."""
+        graph = self.stage
+        self.lengths = graph.add("Gather", self.lengths_of_all, rows)  # (R, 1)
         self.target_mask = graph.add("Less", self.positions, self.lengths)  # (R, T)
         attend = graph.add("Unsqueeze", self.target_mask, graph.integers(1, 2))  # (R, 1, 1, T)
         if self.config.exclude_self_attention:
@@ -131,7 +208,7 @@ class TranslatorWriter:
 
     def write_position_probs(self) -> list[str]:
         """As `PositionalAttention.of_lengths`, by layer: (R, H, T, T)."""
-        graph, first = self.graph, self.graph.integers(0)
+        graph, first = self.stage, self.stage.integers(0)
         query, key = (graph.constant(self.position_tables[name]) for name in ("query", "key"))
         query = graph.add("Slice", query, first, self.num_positions, graph.integers(2))
         key = graph.add("Slice", key, first, self.num_positions, graph.integers(2))
@@ -146,25 +223,9 @@ class TranslatorWriter:
         layers = layers if isinstance(layers, list) else [layers]
         return [graph.add("Squeeze", layer, first) for layer in layers]
 
-    def write_passes(self) -> tuple[str, str]:
-        """Tokens and their log-probabilities (R, T) after all passes."""
-        graph = self.graph
-        self.token_bias = self.option("token_bias")
-        if self.config.ngram_size > 1:
-            self.remask_adjacent = self.option("remask_adjacent")
-            self.write_sets(self.config.ngram_size)
-        tokens = graph.add("Where", self.target_mask, self.mask_token, self.padding)
-        infinite = graph.constant(torch.tensor(torch.inf))  # padding is never masked
-        log_probs = graph.add("Where", self.target_mask, self.lowest, infinite)
-        self.write_counts()
-        tokens, log_probs = graph.add(
-            "Loop", self.num_iterations, "", tokens, log_probs, num_results=2, body=self.write_pass()
-        )
-        return tokens, graph.add("Where", self.target_mask, log_probs, self.no_log_prob)
-
     def write_counts(self) -> None:
         """How many positions each pass predicts, k passes: at `most` (k, 1), and which of the first T of an order."""
-        graph = self.graph
+        graph = self.stage
         left = graph.add("Range", self.num_iterations, self.zero, graph.constant(torch.tensor(-1)))
         left = graph.reshape(left, -1, 1, 1)
         counts = graph.add("Div", graph.add("Mul", self.lengths, left), self.num_iterations)
@@ -174,7 +235,7 @@ class TranslatorWriter:
 
     def write_sets(self, set_size: int) -> None:
         """Which tokens each position takes along, as `RemaskOrder`: `members` (R, T n), `distances` (R, T, n)."""
-        graph = self.graph
+        graph = self.stage
         self.never = graph.add("Mul", self.num_positions, graph.integers(set_size))
         begin = graph.add("Sub", self.lengths, graph.integers(set_size))
         begin = graph.add("Max", graph.add("Min", begin, self.positions), self.zero)  # (R, T)
@@ -193,8 +254,8 @@ class TranslatorWriter:
 
     def write_pass(self) -> GraphProto:
         """One pass: mask again, predict, keep."""
-        graph = self.graph.subgraph(PASS, loop=True)
-        iteration = graph.input("iteration", (), INT64)
+        graph = self.stage.subgraph(PASS, loop=True)
+        iteration = graph.add("Add", graph.input("iteration", (), INT64), self.begin)
         going_on = graph.input("going_on", (), TensorProto.BOOL)
         tokens = graph.input("tokens_before", ("R", "T"), INT64)
         log_probs = graph.input("log_probs_before", ("R", "T"))
@@ -239,10 +300,26 @@ class TranslatorWriter:
             else_branch=alone.body((smallest(alone, log_probs, most), ("R", "M"), INT64)),
         )
 
-    def with_consensus(self, scores: str, tokens: str, ends: str, num_sources: str) -> str:
-        """Scores (B, C) and the weighted consensus of tokens (R, T) with ends (R, 1), as `passes_jmnat.consensus`."""
-        weight = self.option("consensus_weight")
-        graph = self.graph.subgraph("consensus")
+    def write_scores(self, graph: GraphWriter, lengths: str, tokens: str, log_probs: str) -> tuple[str, str]:
+        """Scores of candidates (B, P) of lengths (R, 1) and where their texts end (R, 1); `MaskPredict.scores`."""
+        end = graph.constant(torch.tensor(self.config.eos_token_id))
+        after_end = graph.add("Add", self.positions, self.one)  # (T,)
+        never = graph.constant(torch.tensor(torch.iinfo(torch.int64).max))
+        ends = graph.add("Where", graph.add("Equal", tokens, end), after_end, never)
+        ends = graph.add("ReduceMin", ends, graph.integers(1), keepdims=1)
+        ends = graph.add("Min", ends, lengths)
+        divisors = graph.add("Add", graph.add("Cast", lengths, to=FLOAT), self.length_offset)
+        divisors = graph.add("Pow", divisors, self.length_power)
+        inside = graph.add("Less", self.positions, lengths)
+        log_probs = graph.add("Where", inside, log_probs, self.no_log_prob)
+        scores = graph.add("Div", graph.add("ReduceSum", log_probs, graph.integers(1), keepdims=1), divisors)
+        scores = graph.reshape(scores, self.num_sources, -1)
+        return self.with_consensus(graph, scores, tokens, ends), ends
+
+    def with_consensus(self, around: GraphWriter, scores: str, tokens: str, ends: str) -> str:
+        """Scores (B, P) and the weighted consensus of tokens (R, T) with ends (R, 1), as `passes_jmnat.consensus`."""
+        graph = around.subgraph("consensus")
+        num_candidates = graph.size(scores, 1)
 
         def pairs(operator: str, values: str) -> str:
             """Of values (B, C, T) each with each, (B, C, C, T, T)."""
@@ -254,13 +331,13 @@ class TranslatorWriter:
 
         inside = graph.add("Less", self.positions, ends)
         tokens, inside = (
-            graph.reshape(values, num_sources, self.num_candidates, self.num_positions) for values in (tokens, inside)
+            graph.reshape(values, self.num_sources, num_candidates, self.num_positions) for values in (tokens, inside)
         )
         same = graph.add("And", pairs("Equal", tokens), pairs("And", inside))
         axes, far = graph.integers(3, 4), torch.iinfo(torch.int64).max
         first = graph.add("Slice", same, graph.integers(0, 0), graph.integers(-1, -1), axes)
         second = graph.add("Slice", same, graph.integers(1, 1), graph.integers(far, far), axes)
-        ends = graph.reshape(ends, num_sources, self.num_candidates)
+        ends = graph.reshape(ends, self.num_sources, num_candidates)
         shares = []
         for counts, found in ((ends, same), (graph.add("Sub", ends, self.one), graph.add("And", first, second))):
             found = graph.add("ReduceMax", graph.add("Cast", found, to=FLOAT), graph.integers(4), keepdims=0)
@@ -269,40 +346,30 @@ class TranslatorWriter:
             counts = graph.add("Add", *(graph.add("Unsqueeze", counts, graph.integers(axis)) for axis in (1, 2)))
             counts = graph.add("Cast", graph.add("Max", counts, self.one), to=FLOAT)
             shares.append(graph.add("Div", found, counts))
-        number = graph.add("Range", self.zero, graph.reshape(self.num_candidates), self.one)
+        number = graph.add("Range", self.zero, graph.reshape(num_candidates), self.one)
         others = graph.add("Not", graph.add("Equal", number, graph.reshape(number, -1, 1)))
         shares = graph.add("Mul", graph.add("Add", *shares), graph.add("Cast", others, to=FLOAT))
         shares = graph.add("ReduceSum", shares, graph.integers(2), keepdims=0)  # (B, C)
-        count = graph.add("Max", graph.add("Sub", self.num_candidates, self.one), self.one)
+        count = graph.add("Max", graph.add("Sub", num_candidates, self.one), self.one)
         count = graph.add("Cast", graph.add("Add", count, count), to=FLOAT)
-        total = graph.add("Add", scores, graph.add("Mul", weight, graph.add("Div", shares, count)))
-        alone = self.graph.subgraph("without_consensus")
-        return self.graph.add(
+        total = graph.add("Add", scores, graph.add("Mul", self.consensus_weight, graph.add("Div", shares, count)))
+        alone = around.subgraph("without_consensus")
+        return around.add(
             "If",
-            self.graph.add("Greater", weight, self.no_log_prob),
+            around.add("Greater", self.consensus_weight, self.no_log_prob),
             then_branch=graph.body((total, ("B", "C"), FLOAT)),
             else_branch=alone.body((alone.add("Identity", scores), ("B", "C"), FLOAT)),
         )
 
-    def write_best(self, lengths: str, tokens: str, log_probs: str) -> None:
-        """Score the candidates and return the best, as `JMNatGenerationMixin._finish_decoding` does."""
+    def write_best(self, lengths: str, numbers: str, tokens: str, log_probs: str) -> None:
+        """Score the candidates that went on and return the best, as `JMNatGenerationMixin._finish_decoding` does."""
         graph = self.graph
-        num_returned = self.option("num_return_sequences")
-        offset, power = self.option("length_offset"), self.option("length_normalization")
-        end = graph.constant(torch.tensor(self.config.eos_token_id))
-        after_end = graph.add("Add", self.positions, self.one)  # (T,)
-        never = graph.constant(torch.tensor(torch.iinfo(torch.int64).max))
-        ends = graph.add("Where", graph.add("Equal", tokens, end), after_end, never)
-        ends = graph.add("ReduceMin", ends, graph.integers(1), keepdims=1)
-        ends = graph.add("Min", ends, self.lengths)  # (R, 1)
-        divisors = graph.add("Pow", graph.add("Add", graph.add("Cast", self.lengths, to=FLOAT), offset), power)
-        scores = graph.add("Div", graph.add("ReduceSum", log_probs, graph.integers(1), keepdims=1), divisors)
-        num_sources = graph.size(lengths, 0)
-        scores = graph.reshape(scores, num_sources, -1)  # (B, C)
-        scores = self.with_consensus(scores, tokens, ends, num_sources)
-        scores, best = graph.add("TopK", scores, num_returned, axis=1, num_results=2)  # (B, N)
-        sources = graph.add("Range", self.zero, graph.reshape(num_sources), self.one)
-        rows = graph.add("Add", best, graph.reshape(graph.add("Mul", sources, self.num_candidates), -1, 1))
+        lengths_of_rows = graph.add("Gather", self.lengths_of_all, numbers)  # (R, 1)
+        scores, ends = self.write_scores(graph, lengths_of_rows, tokens, log_probs)
+        per_source = graph.size(scores, 1)
+        scores, best = graph.add("TopK", scores, self.num_returned, axis=1, num_results=2)  # (B, N)
+        rows = self.write_rows(graph, best, per_source)
+        numbers = graph.add("Gather", numbers, rows)
         ends = graph.add("Gather", graph.reshape(ends, -1), rows)  # (B, N)
         width = graph.reshape(graph.add("ReduceMax", ends, keepdims=0), 1)
         positions = graph.add("Slice", self.positions, graph.integers(0), width)  # (L,)
@@ -316,6 +383,6 @@ class TranslatorWriter:
         graph.output("sequences", of_best(tokens, self.padding), ("B", "N", "L"), INT64)
         graph.output("sequences_scores", scores, ("B", "N"))
         graph.output("token_scores", of_best(log_probs, self.no_log_prob), ("B", "N", "L"))
-        graph.output("lengths", graph.add("Gather", graph.reshape(self.lengths, -1), rows), ("B", "N"), INT64)
+        graph.output("lengths", graph.add("Gather", graph.reshape(lengths, -1), numbers), ("B", "N"), INT64)
         graph.output("candidate_lengths", lengths, ("B", "C"), INT64)
-        graph.output("best_candidates", best, ("B", "N"), INT64)
+        graph.output("best_candidates", graph.add("Mod", numbers, self.num_candidates), ("B", "N"), INT64)

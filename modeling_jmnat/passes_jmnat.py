@@ -338,14 +338,28 @@ class MaskPredict:
         if not only_best and (options.prune_threshold == 0.0 or self.nothing_left_to_prune()):
             return False
         self.write_back(iteration)
-        scores = candidate_scores(self.log_probs, self.lengths, options).masked_fill(self.pruned, -math.inf)
-        scores = scores.view(self.shape)
-        best = scores.topk(num_kept, dim=1)
+        scores = self.scores()
+        ranked, best = scores.sort(dim=1, descending=True, stable=True)  # of equal ones the more probable length
         pruned = torch.ones_like(scores, dtype=torch.bool)
         if not only_best:
-            pruned = scores < best.values[:, :1] + math.log(options.prune_threshold)
-        self.pruned = pruned.scatter(1, best.indices, False).flatten() | self.pruned
+            pruned = scores < ranked[:, :1] + math.log(options.prune_threshold)
+        self.pruned = pruned.scatter(1, best[:, :num_kept], False).flatten() | self.pruned
         return True
+
+    def scores(self, scores: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C) by which candidates are compared: `candidate_scores`, or what is given, and the weighted consensus.
+
+        -inf at those given up.
+        """
+        options, pruned = self.options, self.pruned.view(self.shape)
+        lengths = self.lengths.view(self.shape)
+        if scores is None:
+            scores = candidate_scores(self.log_probs.reshape(*self.shape, -1), lengths, options)
+        if options.consensus_weight and options.num_length_candidates > 1:
+            tokens = self.tokens.reshape(*self.shape, -1)
+            ends = first_end(tokens, lengths, self.model.config.eos_token_id)
+            scores = scores + options.consensus_weight * consensus(tokens, ends, ~pruned)
+        return scores.masked_fill(pruned, -math.inf)
 
     def nothing_left_to_prune(self) -> bool:
         """Whether every sentence is known to be down to the candidates that are to be returned."""
@@ -375,6 +389,13 @@ class MaskPredict:
         holder[self.served_by] = torch.arange(self.served_by.shape[0], device=holder.device)
         self.state = self.state.select(kept, holder[needed])
         self.served_by = needed
+
+
+def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Number of tokens (..) up to and with the first `</s>` of (.., T), all of a row's tokens where it has none."""
+    positions = torch.arange(tokens.shape[-1], device=tokens.device)
+    ends = torch.where(tokens == eos_token_id, positions + 1, tokens.shape[-1] + 1).amin(dim=-1)
+    return torch.minimum(ends, lengths)
 
 
 def length_divisors(lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:

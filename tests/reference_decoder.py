@@ -249,6 +249,14 @@ def slow_consensus(candidate, candidates):
     return sum(shares) / len(shares) if shares else 0.0
 
 
+def slow_ranking(candidates):
+    """Candidates of one source by their scores and what they have in common, best first."""
+    for candidate in candidates:
+        weight = candidate.options["consensus_weight"]
+        candidate.final_score = candidate.score() + weight * slow_consensus(candidate, candidates)
+    return sorted(candidates, key=lambda candidate: -candidate.final_score)
+
+
 DEFAULTS = {
     "num_iterations": 10,
     "num_length_candidates": 4,
@@ -296,13 +304,12 @@ def slow_decode(model, source, target_length=None, **options):
         last = iteration + 1 == options["num_iterations"]
         if last and options["prune_candidates"] != iteration + 1:
             break
-        ranked = sorted(going_on, key=lambda candidate: -candidate.score())
-        limit, kept = options["prune_threshold"] * math.exp(ranked[0].score()), options["num_return_sequences"]
+        ranked = slow_ranking(going_on)
+        limit, kept = options["prune_threshold"] * math.exp(ranked[0].final_score), options["num_return_sequences"]
         if options["prune_candidates"] == iteration + 1:
             limit, kept = math.inf, max(kept, options["prune_to"])
-        going_on = ranked[:kept] + [candidate for candidate in ranked[kept:] if math.exp(candidate.score()) >= limit]
-    for candidate in going_on:
-        common = slow_consensus(candidate, going_on)
-        candidate.final_score = candidate.score() + options["consensus_weight"] * common
-    ranked = sorted(going_on, key=lambda candidate: -candidate.final_score)
+        going_on = ranked[:kept] + [
+            candidate for candidate in ranked[kept:] if math.exp(candidate.final_score) >= limit
+        ]
+    ranked = slow_ranking(going_on)
     return ranked[: options["num_return_sequences"]], candidates

@@ -49,6 +49,11 @@ OPTIONS = {
     "consensus": {"consensus_weight": 5.0, "num_length_candidates": 4},
     "consensus_n_best": {"consensus_weight": 5.0, "num_return_sequences": 3, "length_normalization": 1.5},
     "consensus_of_one": {"consensus_weight": 5.0, "num_length_candidates": 1},
+    "pruned_to_two": {"prune_candidates": 1, "prune_to": 2, "num_length_candidates": 5, "consensus_weight": 5.0},
+    "pruned_n_best": {"prune_candidates": 2, "num_return_sequences": 2, "num_length_candidates": 5},
+    "pruned_after_the_last": {"prune_candidates": 4, "prune_to": 2, "consensus_weight": 5.0},
+    "pruned_too_late": {"prune_candidates": 5, "consensus_weight": 5.0},
+    "pruned_to_more_than_there_are": {"prune_candidates": 2, "prune_to": 9},
 }
 
 
@@ -156,10 +161,10 @@ def test_options_that_the_graph_of_a_whole_translation_does_not_know_are_named(t
     model.generation_config.update(num_iterations=3, remask_adjacent=False)
     export_onnx(model, tmp_path, int8=True)
     assert caplog.messages == []
-    model.generation_config.update(early_stop=True, remask_schedule="cosine", prune_candidates=1)
+    model.generation_config.update(early_stop=True, remask_schedule="cosine", prune_threshold=0.5)
     export_onnx(model, tmp_path, int8=True)
     (message,) = caplog.messages
-    assert message.endswith("does not know options of this model: remask_schedule, early_stop, prune_candidates")
+    assert message.endswith("does not know options of this model: remask_schedule, early_stop, prune_threshold")
 
 
 def test_it_translates_text_without_pytorch(tmp_path):
