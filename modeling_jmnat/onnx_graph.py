@@ -36,6 +36,7 @@ class GraphWriter:
     def __init__(self, name: str, int8: bool = False, outside: "GraphWriter | None" = None):
         self.name = name
         self.outside = outside
+        self.holds_weights = False
         self.results: set[str] = set()
         self.prefix = ""
         self.int8 = int8
@@ -43,7 +44,8 @@ class GraphWriter:
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
-        self.stored: dict[int, tuple[torch.Tensor, str]] = {}
+        self.weights = self.initializers  # of `linear`, see `subgraph`
+        self.stored: dict[tuple[int, int], tuple[torch.Tensor, str]] = {}
         self.quantised: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         self.known: dict[tuple, str | list[str]] = {}
 
@@ -57,17 +59,24 @@ class GraphWriter:
         self.initializers[name] = numpy_helper.from_array(default.numpy(), name)
         return self.input(name, default.shape if shape is None else shape, self.initializers[name].data_type)
 
-    def subgraph(self, name: str, loop: bool = False) -> "GraphWriter":
-        """A writer of the body of a `Loop` or `If`, which may use what has been computed here, and its constants."""
+    def subgraph(self, name: str, loop: bool = False, weights: bool = False) -> "GraphWriter":
+        """A writer of the body of a `Loop` or `If`, which may use what has been computed here, and its constants.
+
+        With `weights` the body holds those of its linear layers itself: ONNX Runtime prepares a weight for its product
+        once where this graph or the one around it holds the weight, and at every product where one further out does.
+        """
         body = GraphWriter(name, self.int8, outside=self if loop else None)
         body.initializers, body.stored, body.quantised = self.initializers, self.stored, self.quantised
+        body.weights = {} if weights else self.weights
+        body.holds_weights = weights
         body.prefix = f"{self.prefix}{name}_"
         return body
 
     def body(self, *results: tuple[str, Sequence[int | str], int]) -> onnx.GraphProto:
         """What this writer has collected as an attribute of `Loop` or `If`; results are name, shape and type."""
         outputs = [helper.make_tensor_value_info(name, dtype, shape) for name, shape, dtype in results]
-        return helper.make_graph(self.nodes, self.name, self.inputs, outputs)
+        weights = list(self.weights.values()) if self.holds_weights else []
+        return helper.make_graph(self.nodes, self.name, self.inputs, outputs, weights)
 
     def output(self, name: str, value: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> None:
         self.nodes.append(helper.make_node("Identity", [value], [name]))
@@ -86,14 +95,15 @@ class GraphWriter:
             self.known[key] = names[0] if num_results == 1 else names
         return self.known[key]
 
-    def constant(self, value: torch.Tensor) -> str:
-        """A tensor as it is. The same object is stored once: embedding and output projection may share it."""
-        if id(value) not in self.stored:
-            name = f"constant_{len(self.initializers)}"
-            array = value.detach().contiguous().numpy()
-            self.initializers[name] = numpy_helper.from_array(array, name)
-            self.stored[id(value)] = (value, name)
-        return self.stored[id(value)][1]
+    def constant(self, value: torch.Tensor, weight: bool = False) -> str:
+        """A tensor as it is. A graph stores the same object once: embedding and output projection may share it."""
+        constants = self.weights if weight else self.initializers
+        key = id(value), id(constants)
+        if key not in self.stored:
+            name = f"constant_{len(self.stored)}"
+            constants[name] = numpy_helper.from_array(value.detach().contiguous().numpy(), name)
+            self.stored[key] = (value, name)
+        return self.stored[key][1]
 
     def integers(self, *values: int) -> str:
         """An int64 vector."""
@@ -117,9 +127,9 @@ class GraphWriter:
         """value (n, K) @ weight.T (K, N) + bias (N,); the bias may be the name of a result."""
         bias = bias if isinstance(bias, str) else self.constant(bias)
         if not self.int8:
-            return self.add("Gemm", value, self.constant(weight), bias, transB=1)
+            return self.add("Gemm", value, self.constant(weight, weight=True), bias, transB=1)
         quantised, scales = quantise_rows(weight.detach())
-        inputs = [value, self.constant(quantised.T), self.constant(scales), "", bias]
+        inputs = [value, self.constant(quantised.T, weight=True), self.constant(scales), "", bias]
         return self.add("DynamicQuantizeMatMul", *inputs, domain=MICROSOFT)
 
     def embedding(self, indices: str, table: torch.Tensor, factor: float) -> str:

@@ -141,7 +141,7 @@ class TranslatorWriter:
 
     def write_stage(self) -> GraphProto:
         """Passes over the same rows, and after the first of two stages the choice of those that go on."""
-        self.stage = graph = self.graph.subgraph("stage", loop=True)
+        self.stage = graph = self.graph.subgraph("stage", loop=True, weights=True)
         number = graph.input("stage", (), INT64)
         going_on = graph.input("stage_going_on", (), TensorProto.BOOL)
         rows = graph.input("rows", ("R",), INT64)

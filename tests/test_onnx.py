@@ -226,12 +226,38 @@ def test_vocabularies_of_more_than_one_block(tmp_path):
         assert int(expected.sequences.max()) < vocab_size
 
 
-@pytest.mark.parametrize(("tied", "tables"), [(True, (1, 2)), (False, (3, 3))])
-def test_a_table_of_the_vocabulary_is_stored_once(tied, tables, tmp_path):
+def graphs_in(graph, around=()):
+    """A graph and those inside it, each with those around it, the nearest last."""
+    yield graph, around
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from graphs_in(attribute.g, (*around, graph))
+
+
+@pytest.mark.parametrize(("tied", "tables"), [(True, 2), (False, 3)])
+def test_a_table_of_the_vocabulary_is_stored_once_for_its_rows_and_once_for_products(tied, tables, tmp_path):
     model, _ = both(tmp_path, 44, int8=True, vocab_size=200, tie_word_embeddings=tied)
-    for name, number in zip(("translator.onnx", "translator_int8.onnx"), tables, strict=True):
-        stored = onnx.load(tmp_path / name).graph.initializer
-        assert sum(256 in table.dims and model.config.d_model in table.dims for table in stored) == number
+    for name in ("translator.onnx", "translator_int8.onnx"):
+        graphs = graphs_in(onnx.load(tmp_path / name).graph)
+        stored = [table.dims for graph, _ in graphs for table in graph.initializer]
+        assert sum(256 in dims and model.config.d_model in dims for dims in stored) == tables
+
+
+@pytest.mark.parametrize(
+    ("name", "product"), [("translator.onnx", "Gemm"), ("translator_int8.onnx", "DynamicQuantizeMatMul")]
+)
+def test_weights_are_held_where_onnx_runtime_prepares_them(name, product, tmp_path):
+    """By the graph of the product or the next one around it; else it takes a third longer, and says nothing."""
+    both(tmp_path, 45, int8=True)
+    products = 0
+    for graph, around in graphs_in(onnx.load(tmp_path / name).graph):
+        held = {tensor.name for holder in (graph, *around[-1:]) for tensor in holder.initializer}
+        for node in graph.node:
+            if node.op_type == product:
+                assert node.input[1] in held
+                products += len(around) == 2  # those of the passes
+    assert products > 0
 
 
 def test_a_sentence_is_translated_alike_in_every_batch(tmp_path):
