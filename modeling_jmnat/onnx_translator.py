@@ -124,15 +124,11 @@ class TranslatorWriter:
         infinite = graph.constant(torch.tensor(torch.inf))  # padding is never masked
         log_probs = graph.add("Where", inside, self.lowest, infinite)
 
-        before = self.option("prune_candidates")  # passes
-        prunes = graph.add("Less", self.zero, before)
-        prunes = graph.add("And", prunes, graph.add("LessOrEqual", before, self.num_iterations))
+        self.prune_after = self.option("prune_candidates")  # passes, 0: never
+        prunes = graph.add("Less", self.zero, self.prune_after)
+        prunes = graph.add("And", prunes, graph.add("LessOrEqual", self.prune_after, self.num_iterations))
         num_kept = graph.add("Min", self.option("prune_to"), self.num_candidates)
         self.num_kept = graph.add("Max", num_kept, self.num_returned)
-        first = graph.add("Where", prunes, before, self.num_iterations)
-        self.begins = graph.add("Concat", *(graph.reshape(value, 1) for value in (self.zero, first)), axis=0)
-        rest = graph.add("Sub", self.num_iterations, first)
-        self.passes = graph.add("Concat", *(graph.reshape(value, 1) for value in (first, rest)), axis=0)
         self.last_stage = graph.add("Cast", prunes, to=INT64)
         num_stages = graph.add("Add", self.last_stage, self.one)
         return tuple(
@@ -152,11 +148,16 @@ class TranslatorWriter:
         if self.config.ngram_size > 1:
             self.write_sets(self.config.ngram_size)
         self.write_counts()
-        self.begin = graph.add("Gather", self.begins, number)
-        passes = graph.add("Gather", self.passes, number)
+        prunes = graph.add("Less", number, self.last_stage)
+        end = graph.add("Where", prunes, self.prune_after, self.num_iterations)
+        self.begin = graph.add("Mul", number, self.prune_after)
+        passes = graph.add("Sub", end, self.begin)
         results = graph.add("Loop", passes, "", tokens, log_probs, num_results=2, body=self.write_pass())
 
-        types = ((("K",), INT64), (("K", "T"), INT64), (("K", "T"), FLOAT))
+        def typed(names: list[str]) -> list[tuple]:
+            types = ((("K",), INT64), (("K", "T"), INT64), (("K", "T"), FLOAT))
+            return [(name, *kind) for name, kind in zip(names, types, strict=True)]
+
         prune, keep = graph.subgraph("prune"), graph.subgraph("keep")
         scores, _ = self.write_scores(prune, self.lengths, *results)
         _, best = prune.add("TopK", scores, self.num_kept, axis=1, num_results=2)
@@ -166,15 +167,12 @@ class TranslatorWriter:
         all_of_them = [keep.add("Identity", value) for value in (rows, *results)]
         chosen = graph.add(
             "If",
-            graph.add("Less", number, self.last_stage),
+            prunes,
             num_results=3,
-            then_branch=prune.body(*((name, *kind) for name, kind in zip(kept, types, strict=True))),
-            else_branch=keep.body(*((name, *kind) for name, kind in zip(all_of_them, types, strict=True))),
+            then_branch=prune.body(*typed(kept)),
+            else_branch=keep.body(*typed(all_of_them)),
         )
-        return graph.body(
-            (graph.add("Identity", going_on), (), TensorProto.BOOL),
-            *((name, *kind) for name, kind in zip(chosen, types, strict=True)),
-        )
+        return graph.body((graph.add("Identity", going_on), (), TensorProto.BOOL), *typed(chosen))
 
     def write_rows(self, graph: GraphWriter, index: str, per_source: str) -> str:
         """Rows (B, n) of the candidates `index` (B, n) of each source, which has `per_source` rows (1,)."""
@@ -201,8 +199,8 @@ class TranslatorWriter:
             others = graph.add("Equal", self.positions, graph.reshape(self.positions, -1, 1))
             attend = graph.add("And", attend, graph.add("Not", others))
         else:
-            rows = graph.size(self.lengths, 0)
-            attend = graph.add("Expand", attend, graph.shape(rows, 1, self.num_positions, self.num_positions))
+            num_rows = graph.size(self.lengths, 0)
+            attend = graph.add("Expand", attend, graph.shape(num_rows, 1, self.num_positions, self.num_positions))
         self.self_bias = graph.add("Where", attend, self.no_log_prob, self.lowest)  # (R, 1, T, T)
         self.position_probs = self.write_position_probs() if self.position_tables else []
 
@@ -357,8 +355,8 @@ class TranslatorWriter:
         return around.add(
             "If",
             around.add("Greater", self.consensus_weight, self.no_log_prob),
-            then_branch=graph.body((total, ("B", "C"), FLOAT)),
-            else_branch=alone.body((alone.add("Identity", scores), ("B", "C"), FLOAT)),
+            then_branch=graph.body((total, ("B", "P"), FLOAT)),
+            else_branch=alone.body((alone.add("Identity", scores), ("B", "P"), FLOAT)),
         )
 
     def write_best(self, lengths: str, numbers: str, tokens: str, log_probs: str) -> None:
