@@ -69,6 +69,19 @@ def test_a_tuned_exponent_does_not_make_the_page_surer(translators, monkeypatch)
     assert by_length[0] == by_length[1]
 
 
+def test_options_without_a_control_are_the_models_own(translators, monkeypatch):
+    (model, tokenizer), _ = translators
+    results = {value: passes.translate(model, tokenizer, SENTENCE, 4, 3, adjacent=value) for value in (True, False)}
+    assert results[True].candidates != results[False].candidates
+    for value, expected in results.items():
+        monkeypatch.setattr(model.generation_config, "remask_adjacent", value)
+        assert passes.translate(model, tokenizer, SENTENCE, 4, 3).candidates == expected.candidates
+    assert "in common" not in rendering.render(results[False])
+    monkeypatch.setattr(model.generation_config, "consensus_weight", 1.0)
+    assert "in common" in rendering.render(passes.translate(model, tokenizer, SENTENCE, 4, 3))
+    assert "Chosen by" not in rendering.render(passes.translate(model, tokenizer, SENTENCE, 4, 1))
+
+
 def test_what_a_pass_replaced_is_what_stood_there_before(translators):
     (model, tokenizer), _ = translators
     replaced = 0

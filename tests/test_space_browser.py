@@ -27,7 +27,7 @@ import passes  # noqa: E402
 
 PHONE = (375, 700)
 DESKTOP = (1100, 900)
-SENTENCE = "Tom wollte nicht, dass Maria allein nach Hause geht."
+SENTENCE = "Er hat mir gesagt, dass er morgen nicht kommen kann."
 BROWSER_FLAGS = (
     "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
     "disable-component-update disable-sync hide-scrollbars"
@@ -198,7 +198,12 @@ def test_enter_an_example_and_the_other_options(browser, address):
 
     open_page(browser, address)
     type_into(browser, "#lengths input[type=number]", "2")
-    browser.find_element("xpath", "//label[contains(., 'words one by one')]").click()
+    own, other = (
+        browser.find_element("xpath", f"//label[contains(., '{label}')]")
+        for label in ("words one by one", "neighbours together")
+    )
+    assert own.find_element("tag name", "input").is_selected()  # what is tuned for the shipped model
+    other.click()
     type_into(browser, "#text textarea", "Hallo." + Keys.ENTER)
     wait_for(lambda: find_all(browser, "#final-text"))
     assert len(find_all(browser, "#lengths .card")) == 2
@@ -209,7 +214,7 @@ def test_enter_an_example_and_the_other_options(browser, address):
     browser.find_element("xpath", f"//button[contains(., '{example}')]").click()
     wait_for(lambda: find_all(browser, "#text textarea")[0].get_property("value") == example)
     press_translate(browser)
-    expected = passes.translate(*passes.load(passes.model_name()), example, 4, 2, adjacent=False)
+    expected = passes.translate(*passes.load(passes.model_name()), example, 4, 2, adjacent=True)
     assert find_all(browser, "#final-text")[0].text == expected.text
 
 

@@ -15,13 +15,14 @@ EXAMPLES = [
     "Tom wollte nicht, dass Maria allein nach Hause geht.",
     "Wenn es morgen regnet, bleiben wir zu Hause.",
     "Speichern Sie das Dokument, bevor Sie es drucken.",
-    "Hast du das Buch gelesen, das ich dir gegeben habe?",
+    "Er hat mir gesagt, dass er morgen nicht kommen kann.",
 ]
 INTRODUCTION = """# Watch a translation being mended
 
 Most translators write one word after the other. This one, JM-NAT, predicts **all English words at once**, then masks
 those it is least sure of and predicts them again, in k passes.
 """
+REMASKING = {"neighbours together": True, "words one by one": False}
 # On a phone the result lies below the options.
 SHOW_RESULT = """() => {
     const result = document.querySelector("#result");
@@ -40,7 +41,7 @@ def loaded(name: str):
 def answer(text: str, num_passes: int, num_candidates: int, remasking: str) -> str:
     """HTML of the passes, or of one sentence that says what to change."""
     try:
-        result = translate(*loaded(model_name()), text, num_passes, num_candidates, remasking == "neighbours together")
+        result = translate(*loaded(model_name()), text, num_passes, num_candidates, REMASKING[remasking])
     except ValueError as error:
         return render_message(str(error))
     if not os.environ.get("TEACHER"):
@@ -51,7 +52,8 @@ def answer(text: str, num_passes: int, num_candidates: int, remasking: str) -> s
         return render(result) + render_message(f"Word by word: {error}")
 
 
-def build() -> gr.Blocks:
+def build(adjacent: bool) -> gr.Blocks:
+    """The page, with neighbours masked together at first if `adjacent`."""
     with gr.Blocks(title="JM-NAT: watch a translation being mended", analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row(equal_height=False):
@@ -62,8 +64,8 @@ def build() -> gr.Blocks:
                 passes = gr.Slider(1, MAX_PASSES, 4, step=1, label="Passes (k)", elem_id="passes")
                 lengths = gr.Slider(1, MAX_CANDIDATES, 4, step=1, label="Lengths tried at once (C)", elem_id="lengths")
                 remasking = gr.Radio(
-                    ["neighbours together", "words one by one"],
-                    value="neighbours together",
+                    list(REMASKING),
+                    value=next(name for name, value in REMASKING.items() if value == adjacent),
                     label="What is masked again",
                 )
                 button = gr.Button("Translate", variant="primary", elem_id="translate")
@@ -92,7 +94,10 @@ def main() -> None:
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_hover_dark="*primary_800",
     )
-    build().launch(theme=theme, css_paths=HERE / "style.css", footer_links=["gradio"])
+    model, _ = loaded(model_name())
+    build(model.generation_config.remask_adjacent).launch(
+        theme=theme, css_paths=HERE / "style.css", footer_links=["gradio"]
+    )
 
 
 if __name__ == "__main__":

@@ -43,12 +43,16 @@ class Candidate:
 
 @dataclass
 class Translation:
-    """Candidates with the best first. Times are in seconds: one per pass, and all the rest (mostly the encoder)."""
+    """Candidates with the best first. Times are in seconds: one per pass, and all the rest (mostly the encoder).
+
+    `consensus`: candidates that share words with the others were preferred.
+    """
 
     text: str
     candidates: list[Candidate]
     pass_seconds: list[float]
     other_seconds: float
+    consensus: bool = False
 
 
 @dataclass
@@ -124,8 +128,11 @@ def timed(model):
         del model.predict_tokens
 
 
-def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjacent=True) -> Translation:
-    """Translate one sentence and keep all that the passes did. ValueError has a message for the person at the page."""
+def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjacent=None) -> Translation:
+    """Translate one sentence and keep all that the passes did. ValueError has a message for the person at the page.
+
+    What the page has no control for, and `adjacent` if it is None, is as the model's folder says.
+    """
     num_passes = check_number("The number of passes", num_passes, MAX_PASSES)
     num_candidates = check_number("The number of lengths", num_candidates, MAX_CANDIDATES)
     ids = encode(model, tokenizer, text)
@@ -137,7 +144,7 @@ def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjac
             num_iterations=num_passes,
             num_length_candidates=num_candidates,
             num_return_sequences=num_candidates,  # all of them, so none is given up on the way
-            remask_adjacent=bool(adjacent),
+            remask_adjacent=model.generation_config.remask_adjacent if adjacent is None else adjacent,
             output_history=True,
         )
         total = time.perf_counter() - start
@@ -147,7 +154,8 @@ def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjac
         mean = output.history[-1].log_probs[0, index, :length].mean().item()
         candidates.append(Candidate(length, mean, read_passes(tokenizer, output.history, index, length)))
     text = tokenizer.decode(output.sequences[0], skip_special_tokens=True)
-    return Translation(text, candidates, pass_seconds, max(total - sum(pass_seconds), 0.0))
+    consensus = model.generation_config.consensus_weight > 0
+    return Translation(text, candidates, pass_seconds, max(total - sum(pass_seconds), 0.0), consensus)
 
 
 def pieces(tokenizer, ids: list[int]) -> list[str]:

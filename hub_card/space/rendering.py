@@ -109,7 +109,11 @@ def render(result: Translation, teacher: WordByWord | None = None) -> str:
     times += f'<p class="note">Grey: reading the sentence. Blue: one piece for each {piece}.</p>'
     parts += [times, show_legend(), f'<div class="columns">{passes}</div>']
     cards = "".join(show_candidate(candidate, candidate is best) for candidate in result.candidates)
-    parts.append(f'<section id="lengths"><h3>Lengths that were tried</h3><div class="cards">{cards}</div></section>')
+    rule = "Chosen by how sure it is" + result.consensus * " and how much it has in common with the others" + "."
+    note = f'<p class="note">{rule}</p>' if len(result.candidates) > 1 else ""
+    parts.append(
+        f'<section id="lengths"><h3>Lengths that were tried</h3>{note}<div class="cards">{cards}</div></section>'
+    )
     return f'<div class="jmnat">{"".join(parts)}</div>'
 
 
