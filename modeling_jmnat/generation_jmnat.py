@@ -329,8 +329,8 @@ class JMNatGenerationMixin(GenerationMixin):
         """Merge and check; whatever is left in `kwargs` is a mistake and is named."""
         kwargs = dict(kwargs)
         num_beams = kwargs.pop("num_beams", None)
-        if num_beams is not None:  # what Seq2SeqTrainer and pipelines call the width of the search
-            kwargs.setdefault("num_length_candidates", num_beams)
+        if kwargs.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines call the width of the search so
+            kwargs["num_length_candidates"] = num_beams
         max_new_tokens = kwargs.pop("max_new_tokens", None)
         if max_new_tokens is not None:  # nothing comes before the new tokens
             kwargs["max_length"] = max_new_tokens

@@ -635,6 +635,7 @@ def test_what_the_library_passes_along_is_taken():
     expected = model.generate(**source, num_length_candidates=2)
     assert torch.equal(model.generate(**batch, num_beams=2, synced_gpus=False, use_cache=True), expected)
     assert torch.equal(model.generate(**source, num_beams=7, num_length_candidates=2), expected)
+    assert torch.equal(model.generate(**source, num_beams=2, num_length_candidates=None), expected)
     assert torch.equal(model.generate(**source, num_length_candidates=2, do_sample=False, streamer=None), expected)
 
 
