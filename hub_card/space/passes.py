@@ -144,7 +144,7 @@ def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjac
             num_iterations=num_passes,
             num_length_candidates=num_candidates,
             num_return_sequences=num_candidates,  # all of them, so none is given up on the way
-            remask_adjacent=model.generation_config.remask_adjacent if adjacent is None else adjacent,
+            remask_adjacent=adjacent,
             output_history=True,
         )
         total = time.perf_counter() - start
