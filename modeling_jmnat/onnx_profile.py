@@ -6,6 +6,7 @@ that shares of many small operators are overstated.
 """
 
 import json
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -23,12 +24,14 @@ OPERATORS = {
     "layer norm": ("LayerNorm",),
     "masks": ("TopK", "Elements", "Less", "Where"),
 }
+PRODUCTS = "matrix products"
 GROUPS = (*OPERATORS, "other operators")
 OUTSIDE_OF_PASSES = "encoder, lengths, choice"
 PARTS = (OUTSIDE_OF_PASSES, *GROUPS, "Python")
 NOTE = """
 Shares of the time inside operators and in Python. Recording takes about 7 microseconds for each operator: shares of
-many small ones are overstated.
+many small ones are overstated. The last three columns are of the passes' matrix products, for a sentence: without
+anything else a translation would still take their time.
 """
 CONTAINERS = ("Loop", "If")  # their time is that of the operators inside
 
@@ -37,26 +40,42 @@ def group_of(operator: str) -> str:
     return next((group for group, words in OPERATORS.items() if any(w in operator for w in words)), GROUPS[-1])
 
 
-def read_events(path: Path, only_passes: bool) -> tuple[float, dict[str, float]]:
+def multiplications(arguments: dict) -> int:
+    """Of a matrix product, from what is recorded of it: each output is a sum over the last axis of the first input."""
+    (first, *_), (output,) = arguments["input_type_shape"], arguments["output_type_shape"]
+    (inputs,), (outputs,) = first.values(), output.values()
+    return math.prod(outputs) * inputs[-1]
+
+
+def read_events(path: Path, only_passes: bool) -> tuple[float, dict[str, float], int]:
     """Seconds of all runs of a recorded session, and of its operators: those of the passes by group.
+
+    And how many multiplications the passes' matrix products took.
 
     Args:
         only_passes: whether the graph is a pass; else the names of its nodes tell.
     """
-    total, seconds = 0.0, dict.fromkeys((OUTSIDE_OF_PASSES, *GROUPS), 0.0)
+    total, count, seconds = 0.0, 0, dict.fromkeys((OUTSIDE_OF_PASSES, *GROUPS), 0.0)
     for event in json.loads(path.read_text(encoding="utf-8")):
         if event["name"] == "model_run":
             total += event["dur"] / 1e6
         elif event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             operator = event["args"]["op_name"]
             in_pass = only_passes or f"{PASS}_" in event["name"]  # fused operators have longer names
-            if operator not in CONTAINERS:
-                seconds[group_of(operator) if in_pass else OUTSIDE_OF_PASSES] += event["dur"] / 1e6
-    return total, seconds
+            if operator in CONTAINERS:
+                continue
+            group = group_of(operator) if in_pass else OUTSIDE_OF_PASSES
+            seconds[group] += event["dur"] / 1e6
+            if group == PRODUCTS:
+                count += multiplications(event["args"])
+    return total, seconds, count
 
 
-def profile(system: System, sources: Sequence[Sequence[int]], num_threads: int) -> dict[str, float]:
-    """Seconds of each of `PARTS` for translating `sources` one by one with a `system` of ONNX Runtime."""
+def profile(system: System, sources: Sequence[Sequence[int]], num_threads: int) -> tuple[dict[str, float], int]:
+    """Seconds of each of `PARTS` for translating `sources` one by one with a `system` of ONNX Runtime.
+
+    And the number of multiplications in the passes' matrix products.
+    """
     engine = ONNXEngine(system.folder, system.int8, num_threads)
     folder = find_graphs(system.folder, system.int8)
     engine.translate(engine.prepare(sources[:1]), system.options)  # what is kept between sentences is there now
@@ -69,19 +88,24 @@ def profile(system: System, sources: Sequence[Sequence[int]], num_threads: int) 
         for source in sources:
             engine.translate(engine.prepare([source]), system.options)
         in_python = time.perf_counter() - start
-        seconds = dict.fromkeys((OUTSIDE_OF_PASSES, *GROUPS), 0.0)
+        count, seconds = 0, dict.fromkeys((OUTSIDE_OF_PASSES, *GROUPS), 0.0)
         for part in graphs:
-            total, of_operators = read_events(Path(getattr(engine.model, part).end_profiling()), part == "decoder")
+            total, of_operators, of_products = read_events(
+                Path(getattr(engine.model, part).end_profiling()), part == "decoder"
+            )
             seconds = {name: seconds[name] + of_operators[name] for name in seconds}
             in_python -= total
-    return {**seconds, "Python": in_python}
+            count += of_products
+    return {**seconds, "Python": in_python}, count
 
 
 def profile_table(systems: Sequence[System], sources: Sequence[Sequence[int]], num_threads: int) -> str:
     """The share of each part for each of `systems`, as markdown; the groups of operators are the passes'."""
     rows = []
     for system in systems:
-        seconds = profile(system, sources, num_threads)
-        total = sum(seconds.values())
-        rows.append([system.title, *(f"{seconds[part] / total:.0%}" for part in PARTS)])
-    return markdown(("system", *PARTS), rows) + NOTE
+        seconds, count = profile(system, sources, num_threads)
+        total, of_products = sum(seconds.values()), seconds[PRODUCTS]
+        cells = [f"{1000 * of_products / len(sources):.1f}", f"{count / len(sources) / 1e9:.2f}"]
+        cells += [f"{count / of_products / 1e9:.0f}"]
+        rows.append([system.title, *(f"{seconds[part] / total:.0%}" for part in PARTS), *cells])
+    return markdown(("system", *PARTS, "products, ms", "GMAC", "GMAC/s"), rows) + NOTE

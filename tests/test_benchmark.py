@@ -174,21 +174,26 @@ def test_time_of_operators_by_hand(tmp_path):
     def event(name, duration, cat="Node", **args):
         return {"name": name, "cat": cat, "dur": duration, "args": args}
 
+    def shapes(inputs, outputs):
+        weight = {"float": [7]}
+        return {"input_type_shape": [{"float": inputs}, weight], "output_type_shape": [{"float": outputs}]}
+
     events = [
         event("model_run", 4_000_000, "Session"),
         event("model_run", 1_000_000, "Session"),
-        event("pass_a_kernel_time", 1_500_000, op_name="DynamicQuantizeMatMul"),
-        event("pass_b_kernel_time", 500_000, op_name="Gemm"),
+        event("pass_a_kernel_time", 1_500_000, op_name="DynamicQuantizeMatMul", **shapes([1, 3, 5], [1, 3, 7])),
+        event("pass_b_kernel_time", 500_000, op_name="Gemm", **shapes([2, 5], [2, 7])),
         event("pass_c_kernel_time", 250_000, op_name="Softmax"),
         event("pass_d_kernel_time", 250_000, op_name="Attention"),
         event("pass_e_kernel_time", 125_000, op_name="Add"),
         event("pass_e_fence_before", 9_000_000, op_name="Add"),
-        event("f_kernel_time", 1_000_000, op_name="Gemm"),
+        event("f_kernel_time", 1_000_000, op_name="Gemm", **shapes([1, 10], [1, 100])),
         event("g_kernel_time", 3_000_000, op_name="Loop"),
     ]
     (tmp_path / "events.json").write_text(json.dumps(events))
-    total, seconds = read_events(tmp_path / "events.json", only_passes=False)
+    total, seconds, count = read_events(tmp_path / "events.json", only_passes=False)
     assert total == 5.0
+    assert count == 3 * 5 * 7 + 2 * 5 * 7
     assert {name: value for name, value in seconds.items() if value} == {
         "encoder, lengths, choice": 1.0,
         "matrix products": 2.0,
@@ -196,7 +201,8 @@ def test_time_of_operators_by_hand(tmp_path):
         "attention": 0.25,
         "other operators": 0.125,
     }
-    _, seconds = read_events(tmp_path / "events.json", only_passes=True)
+    _, seconds, count = read_events(tmp_path / "events.json", only_passes=True)
+    assert count == 3 * 5 * 7 + 2 * 5 * 7 + 1000
     assert seconds["encoder, lengths, choice"] == 0
     assert seconds["matrix products"] == 3.0
 
@@ -483,10 +489,11 @@ def test_the_command(folder, tmp_path, capsys):
     profile = [line.split(" | ") for line in table.splitlines()[2:]]
     assert [line[0] for line in profile] == [f"| {row['title']}" for row in rows[1:]]
     for line in profile:
-        shares = [int(cell.strip(" |%")) for cell in line[1:]]
+        shares = [int(cell.strip("%")) for cell in line[1:-3]]
         assert len(shares) == len(PARTS)
         assert min(shares) >= 0
         assert sum(shares) == pytest.approx(100, abs=len(PARTS) / 2)
+        assert all(float(cell.strip(" |")) >= 0 for cell in line[-3:])
     assert (output / "bleu_latency.png").stat().st_size > 1000
     assert plot_bleu_against_latency(rows, tmp_path / "again.png") == {"systems": 2, "points": 3}
 
