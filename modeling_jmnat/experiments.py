@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .cli import GPU_MEMORY_SHARE
 from .output_files import same_path, write_json
-from .signals import terminated_as_interrupted
+from .signals import received
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 90  # what a stage has to write its checkpoint once it was asked to stop
@@ -120,25 +120,29 @@ class StageRunner:
         attempts = dict.fromkeys(states, 0)
         initial = sum(state == "done" for state in states.values())
         progress = tqdm(total=len(stages), initial=initial, desc="stages", unit="stage", disable=None)
-        with terminated_as_interrupted(), progress as bar:
+        with progress as bar:
             try:
-                while True:
-                    for item in [item for item in running if item.process.poll() is not None]:
-                        running.remove(item)
-                        states[item.stage.name] = self.finish(item)
-                        if states[item.stage.name] == "failed" and attempts[item.stage.name] < ATTEMPTS:
-                            states[item.stage.name] = "waiting"
-                        bar.update(states[item.stage.name] == "done")
-                    if self.seconds_left() <= 0:
-                        break
-                    for stage in self.startable(stages, states, attempts, [item.stage for item in running]):
-                        running.append(self.start(stage))
-                        states[stage.name] = "running"
-                        attempts[stage.name] += 1
-                    if not running:
-                        break
-                    bar.set_postfix_str(", ".join(item.stage.name for item in running)[:60])
-                    time.sleep(POLL_SECONDS)
+                # Noted, not raised: an exception in the midst of starting or polling a process would lose it.
+                with received(signal.SIGINT, signal.SIGTERM) as signals:
+                    while not signals:
+                        for item in [item for item in running if item.process.poll() is not None]:
+                            running.remove(item)
+                            states[item.stage.name] = self.finish(item)
+                            if states[item.stage.name] == "failed" and attempts[item.stage.name] < ATTEMPTS:
+                                states[item.stage.name] = "waiting"
+                            bar.update(states[item.stage.name] == "done")
+                        if self.seconds_left() <= 0:
+                            break
+                        for stage in self.startable(stages, states, attempts, [item.stage for item in running]):
+                            running.append(self.start(stage))
+                            states[stage.name] = "running"
+                            attempts[stage.name] += 1
+                        if not running:
+                            break
+                        bar.set_postfix_str(", ".join(item.stage.name for item in running)[:60])
+                        time.sleep(POLL_SECONDS)
+                if signals:
+                    raise KeyboardInterrupt
             finally:
                 for item, state in zip(running, self.stop(running), strict=True):
                     states[item.stage.name] = state

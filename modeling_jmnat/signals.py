@@ -20,6 +20,14 @@ def handling(handler: Callable, *numbers: int) -> Iterator[None]:
             signal.signal(number, earlier)
 
 
+@contextmanager
+def received(*numbers: int) -> Iterator[list[int]]:
+    """Gives a list in which these signals are noted, in the order they come; nothing else happens."""
+    noted: list[int] = []
+    with handling(lambda number, frame: noted.append(number), *numbers):
+        yield noted
+
+
 def terminated_as_interrupted():
     """A context in which SIGTERM raises `KeyboardInterrupt`, as SIGINT does."""
     return handling(signal.default_int_handler, signal.SIGTERM)

@@ -17,7 +17,12 @@ import torch.nn.functional as F
 
 from .configuration_jmnat import JMNatGenerationConfig, JMNatOptions
 from .generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
-from .modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, token_mask
+from .modeling_jmnat import (
+    JMNatEncoderOutput,
+    JMNatForConditionalGeneration,
+    as_encoder_output,
+    token_mask,
+)
 from .passes_jmnat import MaskPredict
 
 MAX_GRAPHS = 256
@@ -48,13 +53,6 @@ def pad_to(tensor: torch.Tensor, shape: Sequence[int], value=0) -> torch.Tensor:
     for count in reversed(missing):
         widths += [0, count]
     return F.pad(tensor, widths, value=value)
-
-
-def check_mask(attention_mask: torch.Tensor, input_ids: torch.Tensor) -> None:
-    """ValueError unless they have one shape: what is missing would pass for padding."""
-    if attention_mask.shape != input_ids.shape:
-        shapes = tuple(attention_mask.shape), tuple(input_ids.shape)
-        raise ValueError(f"attention_mask has the shape {shapes[0]}, input_ids has {shapes[1]}: it must be the same")
 
 
 class CapturedGraph:
@@ -257,7 +255,6 @@ class StaticShapeJMNat(JMNatGenerationMixin):
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> JMNatEncoderOutput:
         """Source ids and mask (B, S) -> states, with S rounded up, and length logits of B sentences."""
         mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id)
-        check_mask(mask, input_ids)
         rows, length = input_ids.shape
         shape = (coarse_bucket(rows), length_bucket(length, self.config.max_position_embeddings))
         with torch.inference_mode(False), torch.no_grad():
@@ -275,16 +272,18 @@ class StaticShapeJMNat(JMNatGenerationMixin):
 
     def encode_for_generation(self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None):
         """As the model's; the source mask is as wide as the states."""
-        if input_ids is not None and attention_mask is not None:
-            check_mask(attention_mask, input_ids)
         if encoder_outputs is None and input_ids is not None:
             encoder_outputs = self.encode(input_ids, attention_mask)
+        if input_ids is None and attention_mask is not None and encoder_outputs is not None:
+            rows, length = as_encoder_output(encoder_outputs).last_hidden_state.shape[:2]
+            if len(attention_mask) == rows and attention_mask.shape[1] < length:  # states of `encode` may be wider
+                attention_mask = pad_to(attention_mask, (rows, length), 0)
         states, mask, length_log_probs = self.model.encode_for_generation(
             input_ids, attention_mask, inputs_embeds, encoder_outputs
         )
-        if len(mask) != len(states) or mask.shape[1] > states.shape[1]:  # states of `encode` may be wider
+        if len(mask) != len(states) or mask.shape[1] > states.shape[1]:
             shapes = tuple(mask.shape), tuple(states.shape)
-            raise ValueError(f"attention_mask has the shape {shapes[0]}, which does not fit the states' {shapes[1]}")
+            raise ValueError(f"input_ids has the shape {shapes[0]}, which does not fit the states' {shapes[1]}")
         return states, pad_to(mask, states.shape[:2], False), length_log_probs
 
     def _decode(

@@ -249,7 +249,7 @@ def translate_lines(
     with tqdm(total=total, desc="translating", unit=" lines", disable=not progress) as bar:
         while window := list(itertools.islice(lines, window_lines)):
             encoded = encode_lines(model, tokenizer, window, first_number)
-            results = [Translation(source=line, candidates=_blank(generation)) for line in window]
+            results = [Translation(source=line, candidates=_blank(model, generation)) for line in window]
             translatable = [index for index, ids in enumerate(encoded) if ids]
             bar.update(len(window) - len(translatable))
             for batch in length_sorted_batches([len(encoded[index]) for index in translatable], budget, rows):
@@ -265,8 +265,9 @@ def translate_lines(
             first_number += len(window)
 
 
-def _blank(generation: dict) -> list[tuple[str, float]]:
-    return [("", 0.0)] * (generation.get("num_return_sequences") or 1)
+def _blank(model: PreTrainedModel, generation: dict) -> list[tuple[str, float]]:
+    saved = model.generation_config.num_return_sequences if is_jmnat(model) else None
+    return [("", 0.0)] * (generation.get("num_return_sequences") or saved or 1)
 
 
 def encode_lines(model, tokenizer, lines: list[str], first_number: int = 1) -> list[list[int]]:

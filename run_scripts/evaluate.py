@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from modeling_jmnat.cli import command
+from modeling_jmnat.cli import check_counts, command
 from modeling_jmnat.evaluation import describe_environment, evaluate_model
 from modeling_jmnat.noise import NOISES, STATE_NOISES, WORD_NOISES, disturbed
 from modeling_jmnat.output_files import atomic_text_file, check_writable, write_json
@@ -221,6 +221,7 @@ def describe_row(figures: dict) -> str:
 @command
 def main(argv=None):
     (arguments,) = HfArgumentParser(EvaluationArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    check_counts(arguments, ["batch_tokens"])
     logging.disable_progress_bar()
     if arguments.output:
         check_writable(arguments.output)

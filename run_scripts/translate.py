@@ -12,7 +12,7 @@ from typing import TextIO
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from modeling_jmnat.cli import command
+from modeling_jmnat.cli import check_counts, command
 from modeling_jmnat.output_files import atomic_text_file
 from modeling_jmnat.reranking import load_reranker
 from modeling_jmnat.shortlist import Shortlist
@@ -96,8 +96,6 @@ def generation_options(arguments: TranslationArguments, model, tokenizer: PreTra
     """Options for `model.generate` from what was given on the command line."""
     jmnat = is_jmnat(model)
     options = parse_generation_options(arguments.generation_options)
-    if arguments.n_best is not None and arguments.n_best < 1:
-        raise ValueError(f"n_best={arguments.n_best} must be at least 1")
     if arguments.show_passes and not jmnat:
         raise ValueError("--show_passes does not apply to an autoregressive model: it makes no passes")
     if arguments.show_passes and arguments.n_best is not None:
@@ -170,6 +168,7 @@ def run_translation(arguments: TranslationArguments, lines: Iterator[str], file:
 @command
 def main(argv=None):
     (arguments,) = HfArgumentParser(TranslationArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    check_counts(arguments, ("n_best", "batch_tokens"))
     logging.disable_progress_bar()
     from_stdin = arguments.input == "-"
     lines = decode_lines(sys.stdin.buffer, "standard input") if from_stdin else iterate_lines(arguments.input)

@@ -16,7 +16,7 @@ from pathlib import Path
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
-from modeling_jmnat.cli import command
+from modeling_jmnat.cli import check_counts, command
 from modeling_jmnat.configuration_jmnat import LARGEST_EXPONENT, JMNatOptions
 from modeling_jmnat.decoding_tuning import (
     CONSENSUS_WEIGHTS,
@@ -100,8 +100,7 @@ class TuningArguments:
         for name, values in (("exponents", self.exponents), ("consensus_weights", self.consensus_weights or [0.0])):
             if not values or not all(0 <= value <= LARGEST_EXPONENT for value in values):
                 raise ValueError(f"{name}={values} must be at least one number, all in [0, {LARGEST_EXPONENT}]")
-        if min(self.num_length_candidates or [1]) < 1:
-            raise ValueError(f"num_length_candidates={self.num_length_candidates} must all be at least 1")
+        check_counts(self, ("num_length_candidates", "batch_tokens"))
 
 
 def parse_grid(text: str | None) -> dict[str, list]:

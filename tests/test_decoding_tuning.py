@@ -240,7 +240,7 @@ def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tun
         ("student", ["--exponents", "nan"], "exponents=[nan] must be at least one number, all in [0, 100]"),
         ("student", ["--consensus_weights", "-1"], "consensus_weights=[-1.0] must be at least one number, all in [0"),
         ("student", ["--grid", '{"consensus_weight": [1]}'], "--consensus_weights decides on it"),
-        ("student", ["--num_length_candidates", "2", "0"], "num_length_candidates=[2, 0] must all be at least 1"),
+        ("student", ["--num_length_candidates", "2", "0"], "num_length_candidates=0 must be at least 1"),
         ("student", ["--grid", '{"num_iterations": [1, "a"]}'], "num_iterations='a' must be a whole number"),
         ("student", ["--grid", "x"], "grid='x' is not JSON"),
         ("teacher", ["--grid", '{"num_beams": [2, 0]}'], "num_beams=0 must be a whole number of at least 1"),

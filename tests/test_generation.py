@@ -252,6 +252,13 @@ def test_ways_to_give_the_source():
         assert torch.equal(model.generate(encoder_outputs=encoder_outputs, attention_mask=attention_mask), expected)
     with pytest.raises(ValueError, match="exactly one of token ids and embeddings"):
         model.generate()
+    for mask in (attention_mask[:, :-1], attention_mask[:4], attention_mask[:, None, None]):
+        with pytest.raises(
+            ValueError, match=r"attention_mask has the shape .*, the tokens have \(5, .*: it must be the same"
+        ):
+            model.generate(input_ids=input_ids, attention_mask=mask)
+    with pytest.raises(ValueError, match=r"input_ids has shape \(0, 4\): at least one token"):
+        model.generate(input_ids[:0, :4])
     with pytest.raises(ValueError, match="encoder_outputs has no length_logits"):
         model.generate(encoder_outputs=(named.last_hidden_state,))
 
@@ -1026,6 +1033,11 @@ def test_an_autoregressive_model_of_the_same_vocabulary_reranks():
     sources = random_sources(model, 6, 20)
     with pytest.raises(ValueError, match="reranker has 23 tokens and the model 100: it needs the same vocabulary"):
         generate(random_model(20, vocab_size=100), sources, reranker=teacher)
+    headless = MarianMTModel(config).eval()
+    headless.generation_config.decoder_start_token_id = None
+    vars(headless.config)["decoder_start_token_id"] = None  # Marian's own configuration refuses it, others do not
+    with pytest.raises(ValueError, match="reranker has no decoder_start_token_id"):
+        generate(model, sources, reranker=headless)
     output = generate(model, sources, reranker=teacher, num_return_sequences=4)
     plain = generate(model, sources, num_return_sequences=4)
     assert sorted(map(tuple, texts(output))) == sorted(map(tuple, texts(plain)))

@@ -260,7 +260,7 @@ def test_without_the_library(repeat, monkeypatch):
 
 
 def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
-    for bad in (3, [TEXTS[0], None], (text for text in [{"de": "Ja."}])):
+    for bad in (3, b"Ja.", {"de": "Ja."}, [TEXTS[0], None], (text for text in [{"de": "Ja."}])):
         with pytest.raises(ValueError, match="a text to translate must be a string, not"):
             list(translate(bad))
     long = "wort " * model.config.max_position_embeddings
@@ -269,6 +269,8 @@ def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
         translate([TEXTS[0], long])
     with pytest.raises(ValueError, match="generate got num_iteration, which it does not know"):
         translate(TEXTS, num_iteration=3)
+    with pytest.raises(ValueError, match="src_lang=5 must be a two-letter language"):
+        translate(TEXTS, src_lang=5)
     with pytest.raises(ValueError, match="num_iterations=0 must be a whole number"):
         translate(TEXTS, num_iterations=0)
     with pytest.raises(ValueError, match="translates with JM-NAT, not with a"):

@@ -377,6 +377,10 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
         (["--model", str(tmp_path), "--input", str(good)], f"error: model {tmp_path} cannot be loaded"),
         (["--model", student, "--input", str(good), "--num_iterations", "0"], "error: num_iterations=0"),
         (["--model", student, "--input", str(good), "--n_best", "0"], "error: n_best=0"),
+        (
+            ["--model", student, "--input", str(good), "--batch_tokens", "0"],
+            "error: batch_tokens=0 must be at least 1",
+        ),
         (["--model", student, "--input", str(good), "--generation_options", "{"], "error: generation_options='{'"),
         (
             ["--model", student, "--input", str(good), "--generation_options", '{"beam": 1}'],

@@ -88,7 +88,7 @@ def mean_log_probs(
         (N,) float32. A candidate without tokens scores -inf.
 
     Raises:
-        ValueError: N is not a multiple of B.
+        ValueError: N is not a multiple of B, or `model` does not tell its decoder_start_token_id.
     """
     num_candidates, remainder = divmod(len(candidate_ids), len(input_ids))
     if remainder or not num_candidates:
@@ -100,6 +100,8 @@ def mean_log_probs(
     start = model.generation_config.decoder_start_token_id
     if start is None:
         start = model.config.decoder_start_token_id
+    if start is None:
+        raise ValueError("reranker has no decoder_start_token_id: its generation_config must tell one")
     decoder_input_ids = torch.cat([torch.full_like(candidate_ids[:, :1], start), candidate_ids[:, :-1]], dim=1)
     sentence_of_row = torch.arange(len(candidate_ids), device=candidate_ids.device) // num_candidates
     rows_at_once = max(1, MAX_LOGITS // (candidate_ids.shape[1] * model.config.vocab_size))
@@ -235,6 +237,8 @@ class JMNatGenerationMixin(GenerationMixin):
         source = {name: kwargs.pop(name, None) for name in ("inputs_embeds", "encoder_outputs")}
         source["attention_mask"] = attention_mask
         options = self._resolve_generation_options(generation_config, kwargs)
+        if input_ids is not None and not input_ids.numel():
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: at least one token is needed")
         if input_ids is None and reranker is not None:
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
         if reranker is not None and not hasattr(reranker, "score"):

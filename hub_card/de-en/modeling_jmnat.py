@@ -371,8 +371,17 @@ class JMNatStack(JMNatPreTrainedModel):
 
 
 def token_mask(attention_mask, input_ids, inputs_embeds, pad_token_id: int) -> torch.Tensor:
-    """(B, S) bool, True at tokens: the mask given, else every token but padding, else everything."""
+    """(B, S) bool, True at tokens: the mask given, else every token but padding, else everything.
+
+    Raises:
+        ValueError: a mask of another shape than the tokens: what is missing would pass for padding.
+    """
     if attention_mask is not None:
+        shapes = tuple(attention_mask.shape), tuple(inputs_embeds.shape[:2] if input_ids is None else input_ids.shape)
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"attention_mask has the shape {shapes[0]}, the tokens have {shapes[1]}: it must be the same"
+            )
         return attention_mask.bool()
     if input_ids is not None:
         return input_ids != pad_token_id

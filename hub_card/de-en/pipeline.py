@@ -66,6 +66,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         super().__init__(model, *args, device=device, **kwargs)
 
     def _sanitize_parameters(self, split_sentences=None, src_lang=None, return_history=None, **generation):
+        if not isinstance(src_lang, (str, type(None))):
+            raise ValueError(f"src_lang={src_lang!r} must be a two-letter language such as 'de'")
         splitting = {"split_sentences": split_sentences, "src_lang": src_lang}
         if return_history is not None:
             generation["output_history"] = return_history
@@ -75,6 +77,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         if isinstance(inputs, (list, tuple)):
             results = super().__call__(list(inputs), *args, **kwargs) if inputs else []
             return [records[0] for records in results] if all(len(records) == 1 for records in results) else results
+        if isinstance(inputs, (dict, bytes)):
+            raise ValueError(f"a text to translate must be a string, not {type(inputs).__name__}: {inputs!r}")
         streams = (str, types.GeneratorType, torch.utils.data.Dataset)
         if isinstance(inputs, Iterable) and not isinstance(inputs, streams):
             inputs = (text for text in inputs)
