@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from .benchmark_systems import REFERENCES, System, load_engine, load_search
-from .evaluation import processor_name
+from .evaluation import processor_instructions, processor_name
 from .markdown import markdown
 
 LENGTH_BUCKETS = (10, 15, 20, 30)  # source tokens
@@ -213,6 +213,7 @@ def environment(num_threads: int) -> dict:
             continue
     return {
         "processor": processor_name(),
+        "instructions": processor_instructions(),
         "threads": num_threads,
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2),

@@ -20,6 +20,9 @@ from .translation import (
 
 LATENCY_ROUNDS = 3
 WARM_UP_SENTENCES = 8
+CPUINFO = Path("/proc/cpuinfo")
+# What the speed of a CPU depends on: wider registers, products of whole numbers, and those of bfloat16.
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
 SOURCE_WORDS = (5, 10, 15, 20, 30)  # last lengths of the groups that are scored by themselves; one more has the rest
 
 
@@ -203,12 +206,19 @@ def describe_environment(model) -> dict:
 
 
 def processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def processor_instructions() -> list[str]:
+    """Those of `INSTRUCTIONS` that the processor has; none where it cannot be told."""
+    flags = _cpuinfo("flags").split()
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo, empty where there is none."""
+    fields = (line.partition(":") for line in CPUINFO.read_text().splitlines()) if CPUINFO.is_file() else ()
+    return next((value.strip() for name, _, value in fields if name.strip() == field), "")
 
 
 def _rounded(value):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import platform
 import re
 
 import pytest
@@ -353,3 +354,14 @@ def test_the_basic_nat_is_evaluated_with_its_one_pass(folder, tmp_path, evaluate
     evaluate(["--model", str(tmp_path), *text])
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["num_iterations"] for row in report["results"]] == [1]
+
+
+def test_processor_is_read(tmp_path, monkeypatch):
+    assert evaluation.processor_name()
+    monkeypatch.setattr(evaluation, "CPUINFO", tmp_path / "cpuinfo")
+    assert evaluation.processor_instructions() == []
+    assert evaluation.processor_name() == (platform.processor() or platform.machine())
+    lines = "processor\t: 0\nmodel name\t: A CPU: 2 GHz\nflags\t\t: fpu avx2 amx_int8 vaes\n"
+    evaluation.CPUINFO.write_text(lines + lines.replace("avx2", "avx_vnni"))
+    assert evaluation.processor_name() == "A CPU: 2 GHz"
+    assert evaluation.processor_instructions() == ["avx2", "amx_int8"]
