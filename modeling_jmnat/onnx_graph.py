@@ -22,7 +22,7 @@ def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     Processors without VNNI instructions add the products of two neighbours with an activation of up to 255 each in 16
     bits, and cut off what does not fit. So no two neighbours, (0, 1), (2, 3) and so on, sum up to more than 128: a
-    graph gives the same on every processor.
+    product is the same on every processor.
     """
     pairs = torch.nn.functional.pad(weight, (0, weight.shape[1] % 2)).unflatten(1, (-1, 2))
     largest = torch.maximum(weight.abs().amax(dim=1), pairs.sum(dim=2).abs().amax(dim=1))

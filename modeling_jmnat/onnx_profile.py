@@ -12,6 +12,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from transformers import AutoConfig
+
 from .benchmark_systems import ONNXEngine, System
 from .markdown import markdown
 from .onnx_model import GRAPHS, PASS, TRANSLATOR, find_graphs, graph_file, load_session
@@ -30,9 +33,11 @@ OUTSIDE_OF_PASSES = "encoder, lengths, choice"
 PARTS = (OUTSIDE_OF_PASSES, *GROUPS, "Python")
 NOTE = """
 Shares of the time inside operators and in Python. Recording takes about 7 microseconds for each operator: shares of
-many small ones are overstated. The last three columns are of the passes' matrix products, for a sentence: without
-anything else a translation would still take their time.
+many small ones are overstated. The last four columns are of the passes' matrix products, for a sentence: without
+anything else a translation would still take their time. "Alone" is the speed of the first product of a feed-forward
+block, with 100 tokens, over and over.
 """
+PLAIN_ROWS, PLAIN_TIMES, PLAIN_ROUNDS = 100, 50, 5
 CONTAINERS = ("Loop", "If")  # their time is that of the operators inside
 
 
@@ -99,13 +104,39 @@ def profile(system: System, sources: Sequence[Sequence[int]], num_threads: int) 
     return {**seconds, "Python": in_python}, count
 
 
+def plain_product_speed(system: System, num_threads: int) -> float:
+    """Multiplications a second of the first linear layer of a feed-forward block, `PLAIN_ROWS` states at once."""
+    from .onnx_graph import GraphWriter
+
+    config = AutoConfig.from_pretrained(system.folder)
+    width, inner, int8 = config.d_model, config.decoder_ffn_dim, system.int8
+    graph = GraphWriter("product", int8)
+    states = torch.randn(PLAIN_ROWS, width)
+    linear = torch.nn.Linear(width, inner)
+    product = graph.linear(graph.input("states", states.shape), linear.weight, linear.bias)
+    graph.output("product", product, (PLAIN_ROWS, inner))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "product.onnx"
+        path.write_bytes(graph.model({}).SerializeToString())
+        session = load_session(path, num_threads)
+    seconds = []
+    for _ in range(PLAIN_ROUNDS):
+        start = time.perf_counter()
+        for _ in range(PLAIN_TIMES):
+            session.run(None, {"states": states.numpy()})
+        seconds.append(time.perf_counter() - start)
+    return PLAIN_TIMES * PLAIN_ROWS * width * inner / min(seconds)
+
+
 def profile_table(systems: Sequence[System], sources: Sequence[Sequence[int]], num_threads: int) -> str:
     """The share of each part for each of `systems`, as markdown; the groups of operators are the passes'."""
-    rows = []
+    rows, alone = [], {}
     for system in systems:
+        if system.model_key not in alone:
+            alone[system.model_key] = plain_product_speed(system, num_threads)
         seconds, count = profile(system, sources, num_threads)
         total, of_products = sum(seconds.values()), seconds[PRODUCTS]
         cells = [f"{1000 * of_products / len(sources):.1f}", f"{count / len(sources) / 1e9:.2f}"]
-        cells += [f"{count / of_products / 1e9:.0f}"]
+        cells += [f"{speed / 1e9:.0f}" for speed in (count / of_products, alone[system.model_key])]
         rows.append([system.title, *(f"{seconds[part] / total:.0%}" for part in PARTS), *cells])
-    return markdown(("system", *PARTS, "products, ms", "GMAC", "GMAC/s"), rows) + NOTE
+    return markdown(("system", *PARTS, "products, ms", "GMAC", "GMAC/s", "alone"), rows) + NOTE

@@ -489,11 +489,11 @@ def test_the_command(folder, tmp_path, capsys):
     profile = [line.split(" | ") for line in table.splitlines()[2:]]
     assert [line[0] for line in profile] == [f"| {row['title']}" for row in rows[1:]]
     for line in profile:
-        shares = [int(cell.strip("%")) for cell in line[1:-3]]
+        shares = [int(cell.strip("%")) for cell in line[1:-4]]
         assert len(shares) == len(PARTS)
         assert min(shares) >= 0
         assert sum(shares) == pytest.approx(100, abs=len(PARTS) / 2)
-        assert all(float(cell.strip(" |")) >= 0 for cell in line[-3:])
+        assert all(float(cell.strip(" |")) >= 0 for cell in line[-4:])
     assert (output / "bleu_latency.png").stat().st_size > 1000
     assert plot_bleu_against_latency(rows, tmp_path / "again.png") == {"systems": 2, "points": 3}
 
