@@ -348,15 +348,15 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         return ORTEncoderOutput(length_logits, source_bias, tuple(states[0::2]), tuple(states[1::2]))
 
     def source_feeds(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, np.ndarray]:
-        vocab_size = self.config.vocab_size
-        unknown = input_ids[(input_ids < 0) | (input_ids >= vocab_size)]
+        vocab_size, ids = self.config.vocab_size, input_ids.long().contiguous().numpy()
+        unknown = ids[(ids < 0) | (ids >= vocab_size)]
         if len(unknown):
-            raise ValueError(f"input_ids holds {int(unknown[0])}, ids must lie in [0, {vocab_size})")
+            raise ValueError(f"input_ids holds {unknown[0]}, ids must lie in [0, {vocab_size})")
         mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id).long()
         most = self.config.max_position_embeddings
         if input_ids.shape[1] > most and (count := int(mask.sum(dim=1).max())) > most:
             raise ValueError(f"input_ids has {count} tokens, max_position_embeddings={most} is the most")
-        return {"input_ids": input_ids.long().contiguous().numpy(), "attention_mask": mask.contiguous().numpy()}
+        return {"input_ids": ids, "attention_mask": mask.contiguous().numpy()}
 
     def generate_at_once(
         self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs
