@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The main job on the corpus in this repository: prepare text, train a teacher and a small JM-NAT, translate, score. Eleven
-# minutes on two slow cores after the set-up. Interrupt it at any time: the next call goes on. All is kept in runs/demo.
+# to fifteen minutes on two slow cores after the set-up. Interrupt it at any time: the next call goes on. All is kept in
+# runs/demo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/set_up.sh
