@@ -361,7 +361,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
     def generate_at_once(
         self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs
     ) -> JMNatGenerateOutput | None:
-        if input_ids is None or not len(input_ids) or inputs_embeds is not None or encoder_outputs is not None:
+        if input_ids is None or inputs_embeds is not None or encoder_outputs is not None:
             return None
         if other_options(options):
             return None

@@ -17,12 +17,7 @@ import torch.nn.functional as F
 
 from .configuration_jmnat import JMNatGenerationConfig, JMNatOptions
 from .generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
-from .modeling_jmnat import (
-    JMNatEncoderOutput,
-    JMNatForConditionalGeneration,
-    as_encoder_output,
-    token_mask,
-)
+from .modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, as_encoder_output, token_mask
 from .passes_jmnat import MaskPredict
 
 MAX_GRAPHS = 256

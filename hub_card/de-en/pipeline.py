@@ -77,10 +77,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         if isinstance(inputs, (list, tuple)):
             results = super().__call__(list(inputs), *args, **kwargs) if inputs else []
             return [records[0] for records in results] if all(len(records) == 1 for records in results) else results
-        if isinstance(inputs, (dict, bytes)):
-            raise ValueError(f"a text to translate must be a string, not {type(inputs).__name__}: {inputs!r}")
-        streams = (str, types.GeneratorType, torch.utils.data.Dataset)
-        if isinstance(inputs, Iterable) and not isinstance(inputs, streams):
+        as_they_are = (str, bytes, dict, types.GeneratorType, torch.utils.data.Dataset)  # `preprocess` refuses some
+        if isinstance(inputs, Iterable) and not isinstance(inputs, as_they_are):
             inputs = (text for text in inputs)
         return super().__call__(inputs, *args, **kwargs)
 
