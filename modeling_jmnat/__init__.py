@@ -4,15 +4,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoToken
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
-from .data_collator import DataCollatorForJMNat
 from .generation_jmnat import JMNatGenerateOutput
+from .inference.cuda_graphs import StaticShapeJMNat
+from .inference.onnx_runtime import ORTJMNatForConditionalGeneration
 from .modeling_jmnat import JMNatForConditionalGeneration, JMNatModel, JMNatSeq2SeqLMOutput
-from .onnx_model import ORTJMNatForConditionalGeneration
 from .pipeline import JMNatTranslationPipeline
-from .static_shapes import StaticShapeJMNat
 from .tokenization_jmnat import JMNatTokenizer
-from .trainer import JMNatTrainer, JMNatTrainingArguments
-from .trainer_callbacks import EpochCallback
+from .training.callbacks import EpochCallback
+from .training.data_collator import DataCollatorForJMNat
+from .training.trainer import JMNatTrainer, JMNatTrainingArguments
 
 AutoConfig.register("jmnat", JMNatConfig, exist_ok=True)
 AutoModel.register(JMNatConfig, JMNatModel, exist_ok=True)

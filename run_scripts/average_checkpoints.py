@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from modeling_jmnat.checkpoint_averaging import average_checkpoints
-from modeling_jmnat.cli import command
+from modeling_jmnat.training.checkpoint_averaging import average_checkpoints
+from modeling_jmnat.utils.command_line import command
 
 
 @dataclass

@@ -17,11 +17,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from transformers import HfArgumentParser  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from modeling_jmnat.benchmark import environment, length_table, markdown_table  # noqa: E402
-from modeling_jmnat.benchmark_arguments import check_models, copy_models  # noqa: E402
-from modeling_jmnat.benchmark_bars import bars_table  # noqa: E402
-from modeling_jmnat.benchmark_run import Benchmark, Plan  # noqa: E402
-from modeling_jmnat.benchmark_systems import (  # noqa: E402
+from modeling_jmnat.benchmark.bars import bars_table  # noqa: E402
+from modeling_jmnat.benchmark.models import check_models, copy_models  # noqa: E402
+from modeling_jmnat.benchmark.onnx_profile import profile_table  # noqa: E402
+from modeling_jmnat.benchmark.run import Benchmark, Plan  # noqa: E402
+from modeling_jmnat.benchmark.systems import (  # noqa: E402
     SIZES,
     installed,
     prepare_student,
@@ -31,12 +31,12 @@ from modeling_jmnat.benchmark_systems import (  # noqa: E402
     student_systems,
     teacher_systems,
 )
-from modeling_jmnat.benchmark_text import FIXED_LENGTH, random_sources, scored_text  # noqa: E402
-from modeling_jmnat.cli import check_counts, command  # noqa: E402
-from modeling_jmnat.onnx_profile import profile_table  # noqa: E402
-from modeling_jmnat.output_files import atomic_text_file, write_json  # noqa: E402
-from modeling_jmnat.plots import plot_bleu_against_latency  # noqa: E402
-from modeling_jmnat.signals import terminated_as_interrupted  # noqa: E402
+from modeling_jmnat.benchmark.text import FIXED_LENGTH, random_sources, scored_text  # noqa: E402
+from modeling_jmnat.benchmark.timing import environment, length_table, markdown_table  # noqa: E402
+from modeling_jmnat.evaluation.plots import plot_bleu_against_latency  # noqa: E402
+from modeling_jmnat.utils.atomic_files import atomic_text_file, write_json  # noqa: E402
+from modeling_jmnat.utils.command_line import check_counts, command  # noqa: E402
+from modeling_jmnat.utils.signals import terminated_as_interrupted  # noqa: E402
 
 CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
 MODELS = ("student", "teacher", "deep_teacher")

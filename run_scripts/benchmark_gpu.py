@@ -13,15 +13,15 @@ import torch
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from modeling_jmnat.benchmark import environment
-from modeling_jmnat.benchmark_arguments import check_models, copy_models
-from modeling_jmnat.benchmark_gpu import gpu_systems, gpu_table, run_gpu_benchmark
-from modeling_jmnat.benchmark_systems import prepare_teacher, random_models
-from modeling_jmnat.benchmark_text import FIXED_LENGTH, random_sources, scored_text
-from modeling_jmnat.cli import check_counts, command
-from modeling_jmnat.output_files import atomic_text_file, write_json
-from modeling_jmnat.signals import terminated_as_interrupted
-from modeling_jmnat.translation import DTYPES, choose_device
+from modeling_jmnat.benchmark.gpu import gpu_systems, gpu_table, run_gpu_benchmark
+from modeling_jmnat.benchmark.models import check_models, copy_models
+from modeling_jmnat.benchmark.systems import prepare_teacher, random_models
+from modeling_jmnat.benchmark.text import FIXED_LENGTH, random_sources, scored_text
+from modeling_jmnat.benchmark.timing import environment
+from modeling_jmnat.inference.translation import DTYPES, choose_device
+from modeling_jmnat.utils.atomic_files import atomic_text_file, write_json
+from modeling_jmnat.utils.command_line import check_counts, command
+from modeling_jmnat.utils.signals import terminated_as_interrupted
 
 COUNTS = ("passes", "candidates", "sentences", "rounds", "batch_sizes", "batches", "lines")
 

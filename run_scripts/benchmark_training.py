@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from transformers import HfArgumentParser
 
-from modeling_jmnat.benchmark import environment
-from modeling_jmnat.cli import check_counts, command
-from modeling_jmnat.output_files import atomic_text_file, write_json
-from modeling_jmnat.training_benchmark import SIZES, Hardware, run_training_benchmark, training_table
-from modeling_jmnat.translation import choose_device
+from modeling_jmnat.benchmark.timing import environment
+from modeling_jmnat.benchmark.training import SIZES, Hardware, run_training_benchmark, training_table
+from modeling_jmnat.inference.translation import choose_device
+from modeling_jmnat.utils.atomic_files import atomic_text_file, write_json
+from modeling_jmnat.utils.command_line import check_counts, command
 
 DTYPES = ("float32", "bfloat16")
 

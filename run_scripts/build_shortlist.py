@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from modeling_jmnat.cli import command
-from modeling_jmnat.preparation import load_prepared
-from modeling_jmnat.shortlist import build_shortlist
-from modeling_jmnat.teacher import tokenizer_digest
+from modeling_jmnat.data.preparation import load_prepared
+from modeling_jmnat.inference.shortlist import build_shortlist
+from modeling_jmnat.teacher.model import tokenizer_digest
+from modeling_jmnat.utils.command_line import command
 
 
 @dataclass

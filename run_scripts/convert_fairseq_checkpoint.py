@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from modeling_jmnat.cli import command
-from modeling_jmnat.fairseq_conversion import convert_fairseq_checkpoint
+from modeling_jmnat.hub.fairseq_conversion import convert_fairseq_checkpoint
+from modeling_jmnat.utils.command_line import command
 
 
 @dataclass

@@ -12,8 +12,8 @@ import json
 from accelerate import PartialState
 from transformers import HfArgumentParser
 
-from modeling_jmnat.cli import command
-from modeling_jmnat.distillation import DistillationArguments, distill
+from modeling_jmnat.teacher.distillation import DistillationArguments, distill
+from modeling_jmnat.utils.command_line import command
 
 
 @command(resumes=True)

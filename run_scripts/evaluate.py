@@ -9,13 +9,13 @@ from pathlib import Path
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from modeling_jmnat.cli import check_counts, command
-from modeling_jmnat.evaluation import describe_environment, evaluate_model
-from modeling_jmnat.noise import NOISES, STATE_NOISES, WORD_NOISES, disturbed
-from modeling_jmnat.output_files import atomic_text_file, check_writable, write_json
-from modeling_jmnat.reranking import load_reranker
-from modeling_jmnat.text_files import read_parallel
-from modeling_jmnat.translation import check_options, is_jmnat, load_translator, parse_generation_options
+from modeling_jmnat.evaluation.noise import NOISES, STATE_NOISES, WORD_NOISES, disturbed
+from modeling_jmnat.evaluation.scores import describe_environment, evaluate_model
+from modeling_jmnat.inference.translation import check_options, is_jmnat, load_translator, parse_generation_options
+from modeling_jmnat.teacher.reranking import load_reranker
+from modeling_jmnat.utils.atomic_files import atomic_text_file, check_writable, write_json
+from modeling_jmnat.utils.command_line import check_counts, command
+from modeling_jmnat.utils.text_files import read_parallel
 
 DEFAULT_ITERATIONS = [1, 4, 10]
 DEFAULT_BEAMS = [1, 5]

@@ -11,9 +11,9 @@ from pathlib import Path
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from modeling_jmnat.cli import command
-from modeling_jmnat.onnx_model import GRAPHS_FOLDER, exporter
-from modeling_jmnat.translation import is_jmnat, load_translator
+from modeling_jmnat.inference.onnx_runtime import GRAPHS_FOLDER, exporter
+from modeling_jmnat.inference.translation import is_jmnat, load_translator
+from modeling_jmnat.utils.command_line import command
 
 
 @dataclass

@@ -21,9 +21,9 @@ from transformers import (
 )
 
 from modeling_jmnat import DataCollatorForJMNat, EpochCallback
-from modeling_jmnat.cli import check_counts, command
-from modeling_jmnat.text_files import read_parallel
-from modeling_jmnat.translation import is_jmnat
+from modeling_jmnat.inference.translation import is_jmnat
+from modeling_jmnat.utils.command_line import check_counts, command
+from modeling_jmnat.utils.text_files import read_parallel
 
 HERE = Path(__file__).parent
 WITHOUT_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})

@@ -5,9 +5,14 @@ from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
-from modeling_jmnat.cli import command
-from modeling_jmnat.evaluation_plots import plot_bleu_by_length, plot_bleu_under_noise
-from modeling_jmnat.plots import plot_bleu_against_latency, plot_learning_curve, read_latency_rows, read_log_history
+from modeling_jmnat.evaluation.evaluation_plots import plot_bleu_by_length, plot_bleu_under_noise
+from modeling_jmnat.evaluation.plots import (
+    plot_bleu_against_latency,
+    plot_learning_curve,
+    read_latency_rows,
+    read_log_history,
+)
+from modeling_jmnat.utils.command_line import command
 
 KINDS = ("run", "latency", "lengths", "noise")
 

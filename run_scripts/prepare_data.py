@@ -9,9 +9,9 @@ import sys
 
 import datasets
 
-from modeling_jmnat.cli import command
-from modeling_jmnat.preparation import prepare
-from modeling_jmnat.recipes import parse_preparation
+from modeling_jmnat.data.preparation import prepare
+from modeling_jmnat.experiments.paper_data import parse_preparation
+from modeling_jmnat.utils.command_line import command
 
 
 @command

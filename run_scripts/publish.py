@@ -7,9 +7,15 @@ from pathlib import Path
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
-from modeling_jmnat.cli import command
-from modeling_jmnat.model_card import read_facts, write_card
-from modeling_jmnat.publishing import load_for_publishing, published_files, push, replaced_folder, save_for_everyone
+from modeling_jmnat.hub.model_card import read_facts, write_card
+from modeling_jmnat.hub.publishing import (
+    load_for_publishing,
+    published_files,
+    push,
+    replaced_folder,
+    save_for_everyone,
+)
+from modeling_jmnat.utils.command_line import command
 
 
 @dataclass

@@ -18,15 +18,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 
-from modeling_jmnat.cli import check_counts, command  # noqa: E402
-from modeling_jmnat.experiments import StageRunner, chosen_stages, exclusive  # noqa: E402
-from modeling_jmnat.preparation import load_prepared  # noqa: E402
-from modeling_jmnat.suite_inputs import begin_run, check_inputs, held_out_text, run_inputs  # noqa: E402
-from modeling_jmnat.suite_pictures import write_pictures  # noqa: E402
-from modeling_jmnat.suite_tables import write_tables  # noqa: E402
-from modeling_jmnat.suite_timing import Probe, estimate  # noqa: E402
-from modeling_jmnat.suite_work import work_of  # noqa: E402
-from modeling_jmnat.suites import SUITES, SuiteBuilder, SuiteSettings  # noqa: E402
+from modeling_jmnat.data.preparation import load_prepared  # noqa: E402
+from modeling_jmnat.experiments.inputs import begin_run, check_inputs, held_out_text, run_inputs  # noqa: E402
+from modeling_jmnat.experiments.pictures import write_pictures  # noqa: E402
+from modeling_jmnat.experiments.runner import StageRunner, chosen_stages, exclusive  # noqa: E402
+from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder, SuiteSettings  # noqa: E402
+from modeling_jmnat.experiments.tables import write_tables  # noqa: E402
+from modeling_jmnat.experiments.timing import Probe, estimate  # noqa: E402
+from modeling_jmnat.experiments.work import work_of  # noqa: E402
+from modeling_jmnat.utils.command_line import check_counts, command  # noqa: E402
 
 SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a quarter of what fills a GPU
 

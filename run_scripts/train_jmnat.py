@@ -15,9 +15,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from transformers.utils import logging  # noqa: E402
 
-from modeling_jmnat.cli import command  # noqa: E402
-from modeling_jmnat.training_command import parse_command  # noqa: E402
-from modeling_jmnat.training_run import run_training  # noqa: E402
+from modeling_jmnat.training.command import parse_command  # noqa: E402
+from modeling_jmnat.training.run import run_training  # noqa: E402
+from modeling_jmnat.utils.command_line import command  # noqa: E402
 
 
 @command(resumes=True)

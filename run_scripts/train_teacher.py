@@ -15,8 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from transformers.utils import logging  # noqa: E402
 
-from modeling_jmnat.cli import command  # noqa: E402
-from modeling_jmnat.teacher_training import parse_teacher_command, train_teacher  # noqa: E402
+from modeling_jmnat.teacher.run import parse_teacher_command, train_teacher  # noqa: E402
+from modeling_jmnat.utils.command_line import command  # noqa: E402
 
 
 @command(resumes=True)

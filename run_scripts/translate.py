@@ -12,12 +12,8 @@ from typing import TextIO
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from modeling_jmnat.cli import check_counts, command
-from modeling_jmnat.output_files import atomic_text_file
-from modeling_jmnat.reranking import load_reranker
-from modeling_jmnat.shortlist import Shortlist
-from modeling_jmnat.text_files import decode_lines, iterate_lines
-from modeling_jmnat.translation import (
+from modeling_jmnat.inference.shortlist import Shortlist
+from modeling_jmnat.inference.translation import (
     WINDOW_LINES,
     Translation,
     is_jmnat,
@@ -25,6 +21,10 @@ from modeling_jmnat.translation import (
     parse_generation_options,
     translate_lines,
 )
+from modeling_jmnat.teacher.reranking import load_reranker
+from modeling_jmnat.utils.atomic_files import atomic_text_file
+from modeling_jmnat.utils.command_line import check_counts, command
+from modeling_jmnat.utils.text_files import decode_lines, iterate_lines
 
 SHIPPED_MODEL = str(Path(__file__).resolve().parent.parent / "hub_card" / "de-en")
 

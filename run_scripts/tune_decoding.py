@@ -16,21 +16,21 @@ from pathlib import Path
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME, logging
 
-from modeling_jmnat.cli import check_counts, command
 from modeling_jmnat.configuration_jmnat import LARGEST_EXPONENT, JMNatOptions
-from modeling_jmnat.decoding_tuning import (
+from modeling_jmnat.evaluation.scores import describe_environment
+from modeling_jmnat.evaluation.tuning import (
     CONSENSUS_WEIGHTS,
     EXPONENTS,
     beam_settings,
     best_setting,
     candidate_settings,
 )
-from modeling_jmnat.evaluation import describe_environment
-from modeling_jmnat.onnx_model import GRAPHS_FOLDER, exporter, translators_in
-from modeling_jmnat.output_files import atomic_file, atomic_text_file
-from modeling_jmnat.reranking import load_reranker
-from modeling_jmnat.text_files import read_parallel
-from modeling_jmnat.translation import check_options, is_jmnat, load_translator, parse_generation_options
+from modeling_jmnat.inference.onnx_runtime import GRAPHS_FOLDER, exporter, translators_in
+from modeling_jmnat.inference.translation import check_options, is_jmnat, load_translator, parse_generation_options
+from modeling_jmnat.teacher.reranking import load_reranker
+from modeling_jmnat.utils.atomic_files import atomic_file, atomic_text_file
+from modeling_jmnat.utils.command_line import check_counts, command
+from modeling_jmnat.utils.text_files import read_parallel
 
 DEFAULT_ITERATIONS, DEFAULT_BEAMS = [4, 10], 5
 # Options of decoding that are set here, and what decides on them.
@@ -212,7 +212,7 @@ def save_options(folders: list[Path], model: PreTrainedModel, options: dict) -> 
         with atomic_file(folder / GENERATION_CONFIG_NAME) as file:
             model.generation_config.save_pretrained(folder, config_file_name=file.name)
         if translators_in(folder):
-            from modeling_jmnat.onnx_export import write_defaults  # which needs the package onnx
+            from modeling_jmnat.onnx_export.export import write_defaults  # which needs the package onnx
 
             write_defaults(model, folder)
 

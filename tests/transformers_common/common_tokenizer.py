@@ -9,8 +9,8 @@ from transformers_tests.test_tokenization_common import TokenizerTesterMixin
 from transformers_tests.test_tokenizers_backend_mixin import SMALL_TRAINING_CORPUS, TokenizersBackendTesterMixin
 
 from modeling_jmnat import JMNatTokenizer
-from modeling_jmnat.text_files import read_lines
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
+from modeling_jmnat.utils.text_files import read_lines
 
 CORPUS = Path(__file__).parents[2] / "run_scripts" / "demo_data" / "libreoffice-help"
 

@@ -1,0 +1,299 @@
+"""Timing on a GPU: JM-NAT as it is and as CUDA graphs against its teacher in Transformers and CTranslate2.
+
+Rounds are added one by one until the time is up, and what there is after each is handed out: a measurement that is cut
+short still has figures.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from ..inference.cuda_graphs import StaticShapeJMNat
+from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..teacher.model import pad_batch
+from ..utils.markdown import markdown
+from .systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine, load_search
+from .timing import (
+    RATIO_NOTE,
+    add_ratios,
+    block_sums,
+    interleaved,
+    latency_figures,
+    length_sorted,
+    throughput_figures,
+)
+
+REFERENCES = ("Transformers float32, beam 5", "Transformers float16, beam 5", "CTranslate2 float16, greedy")
+NEEDED_ROUNDS = 3  # ratios need as many; later ones only while there is time
+
+
+@dataclass(frozen=True)
+class GPUSystem(System):
+    """A `System` with a device, a number format and, for JM-NAT, whether passes run as CUDA graphs."""
+
+    dtype: str = "float32"
+    device: str = "cuda"
+    graphs: bool = False
+
+    @property
+    def model_key(self) -> tuple:
+        return self.engine, self.folder, self.dtype, self.graphs
+
+
+def wait_for(device: str) -> None:
+    """Until all that was asked of `device` is done."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+class OnDevice:
+    """An engine whose batches lie where its `model` is, and whose translation ends when that device is done."""
+
+    def prepare(self, sources):
+        return pad_batch(sources, self.model.config.pad_token_id, self.model.device)
+
+    def translate(self, batch, options: dict):
+        output = super().translate(batch, options)
+        wait_for(self.model.device.type)
+        return output
+
+
+class TransformersGPUEngine(OnDevice, TransformersEngine):
+    """As `TransformersEngine`, on a GPU."""
+
+    def __init__(self, system: GPUSystem):
+        dtype = getattr(torch, system.dtype)
+        model = AutoModelForSeq2SeqLM.from_pretrained(system.folder, dtype=dtype).eval()
+        self.model = model.to(system.device)
+        self.model.generation_config.max_length = None  # `max_new_tokens` takes its place
+
+
+class JMNatGPUEngine(OnDevice, JMNatEngine):
+    """As `JMNatEngine`, with or without CUDA graphs."""
+
+    def __init__(self, system: GPUSystem):
+        dtype = getattr(torch, system.dtype)
+        model = JMNatForConditionalGeneration.from_pretrained(system.folder, dtype=dtype).eval().to(system.device)
+        self.model = StaticShapeJMNat(model) if system.graphs else model
+
+
+class CTranslate2GPUEngine(CTranslate2Engine):
+    """As `CTranslate2Engine`, which returns when the GPU is done."""
+
+    def __init__(self, system: GPUSystem):
+        import ctranslate2
+
+        self.tokenizer, self.search = load_search(system.folder)
+        self.translator = ctranslate2.Translator(
+            str(Path(system.folder) / "ctranslate2"), device=system.device, compute_type=system.dtype
+        )
+
+
+ENGINES = {"transformers": TransformersGPUEngine, "ctranslate2": CTranslate2GPUEngine, "torch": JMNatGPUEngine}
+
+
+def gpu_systems(
+    teacher: str,
+    student: str,
+    passes: Sequence[int],
+    num_candidates: Sequence[int],
+    dtypes: Sequence[str],
+    length: int | None = None,
+    device: str = "cuda",
+) -> list[GPUSystem]:
+    """The teacher's two engines, then ours for each format, number of passes and of candidates."""
+    fixed = {} if length is None else {"length": length}
+    systems = []
+    for num_beams, search in ((5, "beam 5"), (1, "greedy")):
+        options = {"num_beams": num_beams, **fixed}
+        for dtype in dtypes:
+            name = f"Transformers {dtype}"
+            systems.append(GPUSystem(name, "transformers", teacher, search, False, options, dtype, device))
+        name = "CTranslate2 float16"
+        systems.append(GPUSystem(name, "ctranslate2", teacher, search, False, options, "float16", device))
+    for graphs, how in ((False, "plain"), (True, "graphs")):
+        for dtype in dtypes:
+            for candidates in num_candidates:
+                for k in passes:
+                    options = {"num_iterations": k, "num_length_candidates": candidates, **fixed}
+                    name = f"JM-NAT {how} {dtype}, C = {candidates}"
+                    systems.append(
+                        GPUSystem(name, "torch", student, f"k = {k}", False, options, dtype, device, graphs)
+                    )
+    return systems
+
+
+def load_engines(systems: Sequence[GPUSystem]) -> tuple[dict, dict[str, str]]:
+    """Engines by `model_key`, and why some cannot be used here.
+
+    CTranslate2 finds out in its first translation whether it can use the GPU, so each engine translates two tokens.
+    """
+    engines: dict = {}
+    missing: dict[str, str] = {}
+    for system in systems:
+        if system.model_key in engines or system.name in missing:
+            continue
+        try:
+            engine = ENGINES[system.engine](system)
+            engine.translate(engine.prepare([[5, 2]]), system.options)
+        except (ImportError, RuntimeError, ValueError) as error:
+            if system.engine != "ctranslate2":
+                raise
+            missing[system.name] = " ".join(str(error).split())
+        else:
+            engines[system.model_key] = engine
+    return engines, missing
+
+
+def timed_rounds(systems, engines, batches, block: int, num_rounds: int, deadline: float, outputs: dict) -> Iterator:
+    """Yield {system: seconds [round][batch]} after each of `num_rounds`; the last until `deadline`.
+
+    Shapes are captured as graphs in a round of their own, before the first; `outputs` are that of `interleaved`.
+    """
+    captured = [system for system in systems if system.graphs]
+    if captured:
+        interleaved(captured, engines, batches, len(batches), False)
+    times: dict = {system: [] for system in systems}
+    for turn in range(num_rounds):
+        if turn >= NEEDED_ROUNDS and time.monotonic() > deadline:
+            return
+        found = interleaved(systems, engines, batches, block, False, outputs if turn == 0 else None, turn)
+        for system in systems:
+            times[system].append(found[system])
+        yield times
+
+
+def run_gpu_benchmark(
+    systems: Sequence[GPUSystem],
+    sources: Sequence[Sequence[int]],
+    num_sentences: int,
+    num_rounds: int,
+    batch_sizes: Sequence[int],
+    time_budget: float,
+    num_batches: int | None = None,
+    score: Callable[[list[list[int]]], dict] | None = None,
+) -> Iterator[dict]:
+    """Measure latency at batch 1, then throughput at each of `batch_sizes`; yield all figures after each round.
+
+    Args:
+        sources: token ids; `num_sentences` of them, spread evenly, serve for latency, all of them for throughput.
+        time_budget: seconds, shared evenly between the measurements.
+        num_batches: only the first sources, so many batches of each size, serve for throughput; None: all of them.
+        score: figures of the translations of all sources.
+
+    Yields:
+        `rows`, one for each system, `missing`, the systems that cannot be used and why, and `refused`, the ratios that
+        are not given and why.
+    """
+    start = time.monotonic()
+    engines, missing = load_engines(systems)
+    systems = [system for system in systems if system.model_key in engines]
+    rows = {
+        system: {"system": system.name, "label": system.label, "title": system.title, "options": system.options}
+        for system in systems
+    }
+    references = [title for title in REFERENCES if any(system.title == title for system in systems)]
+    num_sentences = min(num_sentences, len(sources))
+    chosen = [sources[index * len(sources) // num_sentences] for index in range(num_sentences)]
+    stages = 1 + len(batch_sizes)
+    refused: dict[str, list[str]] = {}
+
+    def report() -> dict:
+        reasons = [reason for of_stage in refused.values() for reason in of_stage]
+        return {"rows": list(rows.values()), "missing": missing, "refused": reasons}
+
+    deadline = start + time_budget / stages
+    for times in timed_rounds(
+        systems, engines, [[source] for source in chosen], len(chosen), num_rounds, deadline, {}
+    ):
+        for system in systems:
+            rows[system] |= latency_figures(times[system], [len(source) for source in chosen])
+            rows[system]["rounds"] = len(times[system])
+        blocks = {system.title: block_sums(times[system], len(chosen)) for system in systems}
+        refused["latency"] = add_ratios(list(rows.values()), {"latency": blocks, "throughput": {}}, references)
+        yield report()
+    for stage, batch_size in enumerate(batch_sizes, start=2):
+        deadline = start + time_budget * stage / stages
+        taken = sources if num_batches is None else sources[: num_batches * batch_size]
+        indices = length_sorted(taken, batch_size)
+        batches = [[taken[index] for index in batch] for batch in indices]
+        outputs: dict = {}
+        for times in timed_rounds(systems, engines, batches, 1, num_rounds, deadline, outputs):
+            of_batch = [{"title": system.title} for system in systems]
+            for system, row in zip(systems, of_batch, strict=True):
+                row |= throughput_figures(times[system], len(taken), batch_size)
+                rows[system].setdefault("throughput", {})[str(batch_size)] = row
+            by_title = {system.title: times[system] for system in systems}
+            refused[str(batch_size)] = add_ratios(of_batch, {"latency": {}, "throughput": by_title}, references)
+            if len(times[systems[0]]) == 1:
+                compare_translations(rows, outputs, indices, score if num_batches is None and stage == 2 else None)
+            yield report()
+
+
+def compare_translations(rows: dict, outputs: dict, indices: Sequence[Sequence[int]], score) -> None:
+    """Put into the row of each system its `score`, and for graphs the share of texts that are those without graphs."""
+    translations = {system: in_order(outputs[system], indices) for system in rows}
+    for system, row in rows.items():
+        plain = plain_twin(system, list(rows))
+        if plain is not None:
+            pairs = list(zip(translations[system], translations[plain], strict=True))
+            row["same_as_plain"] = sum(texts_equal(*pair) for pair in pairs) / len(pairs)
+        if score is not None:
+            row |= score(translations[system])
+
+
+def in_order(of_batches: dict[int, list], indices: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Translations by batch -> in the order of the sources."""
+    translations: list[list[int]] = [[]] * sum(map(len, indices))
+    for number, batch in enumerate(indices):
+        for index, ids in zip(batch, of_batches[number], strict=True):
+            translations[index] = ids
+    return translations
+
+
+def plain_twin(system: GPUSystem, systems: Sequence[GPUSystem]) -> GPUSystem | None:
+    """The system that differs from `system` in not using graphs."""
+    if not system.graphs:
+        return None
+    twins = [other for other in systems if other.engine == "torch" and not other.graphs]
+    return next((twin for twin in twins if twin.dtype == system.dtype and twin.options == system.options), None)
+
+
+def texts_equal(first: Sequence[int], second: Sequence[int]) -> bool:
+    """Whether the shorter is the longer without what fills it up on the right."""
+    shared = min(len(first), len(second))
+    rest = {*first[shared:], *second[shared:]}
+    return list(first[:shared]) == list(second[:shared]) and len(rest) <= 1
+
+
+def least_ratio(rows: Sequence[dict], title: str, row: dict) -> float:
+    """For rounds too different for a ratio: the lower quartile of the reference over the upper one of `row`."""
+    reference = next(other for other in rows if other["title"] == title)
+    return reference["latency_quartiles_ms"][0] / row["latency_quartiles_ms"][1]
+
+
+def gpu_table(rows: Sequence[dict]) -> str:
+    """The figures for a person: one line per system; "over" is of `least_ratio`."""
+    references = [title for title in REFERENCES if any(row["title"] == title for row in rows)]
+    sizes = list(dict.fromkeys(size for row in rows for size in row.get("throughput", {})))
+    with_bleu = any("bleu" in row for row in rows)
+    head = ["system"] + (["BLEU"] if with_bleu else []) + ["ms (quartiles)", "p99"]
+    head += [f"times faster than {title}" for title in references]
+    head += [f"sentences/s at {size}" for size in sizes] + ["same as plain"]
+    lines = []
+    for row in rows:
+        cells = [row["title"]] + ([f"{row['bleu']:.2f}" if "bleu" in row else ""] if with_bleu else [])
+        low, high = row["latency_quartiles_ms"]
+        cells += [f"{row['latency_ms']:.2f} ({low:.2f}-{high:.2f})", f"{row['latency_p99_ms']:.2f}"]
+        for title in references:
+            ratio = row.get("speed_up", {}).get(title)
+            cells.append(f"over {least_ratio(rows, title, row):.1f}" if ratio is None else f"{ratio:.2f}")
+        measured = [row.get("throughput", {}).get(size) for size in sizes]
+        cells += ["" if found is None else f"{found['sentences_per_second']:.0f}" for found in measured]
+        cells += [f"{row['same_as_plain']:.1%}" if "same_as_plain" in row else ""]
+        lines.append(cells)
+    return markdown(head, lines) + RATIO_NOTE

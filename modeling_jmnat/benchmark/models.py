@@ -1,0 +1,59 @@
+"""What the benchmarks are given: counts and folders of models are checked before any work, folders are copied."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from ..configuration_jmnat import JMNatConfig
+from ..teacher.model import load_teacher_tokenizer, tokenizer_digest
+
+NEEDED = ("student", "teacher", "source", "reference")
+TRAINING_STATE = (".pt", ".pth")  # what a checkpoint holds beside the model: optimizer, scheduler, random numbers
+
+
+def check_models(arguments, names: Sequence[str] = ("student", "teacher")) -> None:
+    """The arguments `names` must be folders: a JM-NAT model, then autoregressive models with its tokenizer.
+
+    Raises:
+        ValueError: something in `NEEDED` is not given, or a folder is not what it must be.
+    """
+    missing = [name for name in NEEDED if getattr(arguments, name) is None]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing: give student, teacher, source and reference, or random_weights")
+    folders = given_folders(arguments, names)
+    for name, folder in folders.items():
+        if not Path(folder).is_dir():
+            raise ValueError(f"{name} {folder} is not a folder: give the folder of a saved model")
+        is_jmnat = AutoConfig.from_pretrained(folder).model_type == JMNatConfig.model_type
+        if name == "student" and not is_jmnat:
+            raise ValueError(f"--student {folder} is autoregressive: it must be a JM-NAT model")
+        if name != "student" and is_jmnat:
+            raise ValueError(f"--{name} {folder} is a JM-NAT model: it must be autoregressive")
+    digests = {name: tokenizer_digest(load_teacher_tokenizer(folder)) for name, folder in folders.items()}
+    for name, digest in digests.items():
+        if digest != digests["student"]:
+            raise ValueError(
+                f"--{name} {folders[name]} has another tokenizer than --student {folders['student']}: they must share "
+                "one"
+            )
+
+
+def given_folders(arguments, names: Sequence[str]) -> dict[str, str]:
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def copy_models(arguments, work: Path, names: Sequence[str] = ("student", "teacher")) -> list[str]:
+    """Copy the models that `arguments` names into `work`, without checkpoints and other subfolders; their names."""
+    folders = given_folders(arguments, names)
+    for name, folder in folders.items():
+        copy_model(Path(folder), work / name)
+    return list(folders)
+
+
+def copy_model(folder: Path, target: Path) -> None:
+    target.mkdir()
+    for file in folder.iterdir():
+        if file.is_file() and file.suffix not in TRAINING_STATE:
+            shutil.copyfile(file, target / file.name)

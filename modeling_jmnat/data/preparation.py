@@ -1,0 +1,397 @@
+"""From line-aligned text to what training reads: cleaned pairs, one tokenizer and the ids, written to one folder.
+
+DIR/dataset            Arrow `DatasetDict`; columns id, source, target, input_ids, labels
+DIR/tokenizer          the tokenizer
+DIR/preparation.json   counts of what was kept and dropped, and the tokenizer's hash; written last
+"""
+
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from tqdm import tqdm
+
+from ..hub.fairseq_tokenizer import CONVERTED_OPTIONS
+from ..tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
+from ..utils.atomic_files import write_json
+from ..utils.hub_folders import fetch_folder
+from .corpus import SPLITS, TextSplit, read_file_splits, read_hub_splits
+
+COLUMNS = {"id": "int64", "source": "string", "target": "string", "input_ids": "int32", "labels": "int32"}
+UNFINISHED = ".unfinished"  # a file that is there while the others are written
+CHUNK = 10_000  # pairs tokenised at a time
+
+
+@dataclass
+class PreparationArguments:
+    """Turn parallel text into a data set that `train_jmnat.py` reads. Give text files, or a data set of the Hub."""
+
+    output_dir: str = field(metadata={"help": "New folder for the data set, the tokenizer and the counts."})
+    train_source: str | None = field(
+        default=None,
+        metadata={"help": "Training text in the source language, one sentence a line, UTF-8, .gz or plain."},
+    )
+    train_target: str | None = field(
+        default=None, metadata={"help": "Its translation: line 7 translates line 7 of --train_source."}
+    )
+    validation_source: str | None = field(
+        default=None, metadata={"help": "Held-out text that is scored during training, source language."}
+    )
+    validation_target: str | None = field(default=None, metadata={"help": "Its translation."})
+    test_source: str | None = field(default=None, metadata={"help": "Held-out text for the final score (optional)."})
+    test_target: str | None = field(default=None, metadata={"help": "Its translation."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Instead of files: a data set on the Hugging Face Hub, or a local folder of one."},
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, such as de-en."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Its branch or commit; refs/convert/parquet where it is written as a script."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Name of its training split."})
+    validation_split: str = field(default="validation", metadata={"help": "Name of its validation split."})
+    test_split: str = field(default="test", metadata={"help": "Name of its test split; left out if there is none."})
+    source_lang: str | None = field(
+        default=None,
+        metadata={
+            "help": "Source language, such as de: the key or column of --dataset_name, and the language of --moses."
+        },
+    )
+    target_lang: str | None = field(default=None, metadata={"help": "Target language, such as en."})
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "Use the tokenizer of this folder, or of this model on the Hub, instead of training one: needed "
+            "for every further data set of one model (distilled text, a teacher's data)."
+        },
+    )
+    vocab_size: int = field(
+        default=6000,
+        metadata={
+            "help": "Size of the joint vocabulary of both languages: 6000 for 30,000 pairs, 32000 for millions."
+        },
+    )
+    lowercase: bool = field(default=False, metadata={"help": "Lower-case everything, references included."})
+    moses: bool = field(
+        default=False,
+        metadata={"help": "Apply Moses tokenisation before the vocabulary, as the paper; needs the two languages."},
+    )
+    max_tokens_per_sentence: int = field(
+        default=250,
+        metadata={"help": "Training pairs with more tokens than this on a side are dropped (the end mark counts)."},
+    )
+    max_model_tokens: int = field(
+        default=512,
+        metadata={"help": "The longest sentence the model can take. A longer validation or test line is an error."},
+    )
+    max_length_ratio: float = field(
+        default=4.0,
+        metadata={
+            "help": "Training pairs are dropped if one side has more than this many times the tokens of the other "
+            "(end mark included); 0 keeps all."
+        },
+    )
+    append_train_of: str | None = field(
+        default=None,
+        metadata={
+            "help": "Append the training pairs of this folder, which an earlier call wrote: distilled text and raw "
+            "text together."
+        },
+    )
+    drop_duplicates: bool = field(
+        default=False, metadata={"help": "Keep only the first of training pairs that are equal on both sides."}
+    )
+    drop_copies: bool = field(
+        default=False, metadata={"help": "Drop training pairs whose target is the source, unchanged."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace what an earlier run left in --output_dir."})
+
+    def __post_init__(self):
+        if self.max_tokens_per_sentence < 2:
+            raise ValueError(f"max_tokens_per_sentence={self.max_tokens_per_sentence} must be at least 2")
+        if self.max_model_tokens < self.max_tokens_per_sentence:
+            raise ValueError(
+                f"max_model_tokens={self.max_model_tokens} must be at least max_tokens_per_sentence="
+                f"{self.max_tokens_per_sentence}"
+            )
+        if self.max_length_ratio != 0 and not self.max_length_ratio >= 1:
+            raise ValueError(f"max_length_ratio={self.max_length_ratio} must be 0 (off) or at least 1")
+        needs_languages = self.moses or self.dataset_name is not None
+        if needs_languages and not (self.source_lang and self.target_lang):
+            raise ValueError("source_lang and target_lang are both needed with moses and with dataset_name")
+
+
+def prepare(arguments: PreparationArguments) -> dict:
+    """Read, clean, tokenise and write. Returns what `preparation.json` holds.
+
+    Raises:
+        ValueError: input that cannot be used; the message names file and line where there is one.
+        OSError: a file that cannot be read or written.
+    """
+    output_dir = _claim_output_dir(Path(arguments.output_dir), arguments.overwrite)
+    splits = read_splits(arguments)
+    if arguments.append_train_of is not None:
+        appended = load_prepared(arguments.append_train_of)[0]["train"]
+        splits["train"].sources += appended["source"][:]
+        splits["train"].targets += appended["target"][:]
+    counts = {"train": clean_train_text(splits["train"], arguments)}
+    for name in splits.keys() - {"train"}:
+        _refuse_empty_lines(splits[name])
+    tokenizer = _tokenizer_for(splits["train"], arguments)
+    tables, lengths = {}, {}
+    for name, split in splits.items():
+        table = encode_split(split, tokenizer)
+        if name == "train":
+            table = clean_train_tokens(table, arguments, counts["train"])
+        else:
+            _refuse_long_lines(table, split, arguments.max_model_tokens)
+            counts[name] = {"read": len(table), "kept": len(table)}
+        tables[name], lengths[name] = table, _mean_lengths(table)
+    _remove_leftovers(output_dir)
+    tokenizer.save_pretrained(output_dir / "tokenizer")
+    datasets.DatasetDict({name: _as_dataset(table) for name, table in tables.items()}).save_to_disk(
+        output_dir / "dataset"
+    )
+    result = {
+        "pairs": counts,
+        "mean_tokens": lengths,
+        "vocab_size": len(tokenizer),
+        "source_lang": arguments.source_lang,
+        "target_lang": arguments.target_lang,
+        "lowercase": tokenizer.lowercase,
+        "moses_source_lang": tokenizer.moses_source_lang,
+        "moses_target_lang": tokenizer.moses_target_lang,
+        "tokenizer_sha256": tokenizer_hash(output_dir / "tokenizer"),
+    }
+    write_json(output_dir / "preparation.json", result)
+    (output_dir / UNFINISHED).unlink()
+    return result
+
+
+def load_prepared(directory: str | Path) -> tuple[datasets.DatasetDict, JMNatTokenizer]:
+    """The data set and the tokenizer that `prepare` wrote to `directory`.
+
+    Raises:
+        ValueError: no complete preparation there, or its tokenizer is not the one that made the ids.
+    """
+    directory = Path(directory)
+    try:
+        written = json.loads((directory / "preparation.json").read_text())
+    except FileNotFoundError:
+        raise ValueError(
+            f"{directory} holds no finished preparation (preparation.json is missing); make one with prepare_data.py"
+        ) from None
+    except ValueError:
+        raise ValueError(f"{directory / 'preparation.json'} is damaged: prepare the data again") from None
+    if tokenizer_hash(directory / "tokenizer") != written.get("tokenizer_sha256"):
+        raise ValueError(
+            f"{directory / 'tokenizer'} is not the tokenizer that made the ids in {directory / 'dataset'} "
+            "(tokenizer.json has another hash); prepare the data again"
+        )
+    data = datasets.load_from_disk(str(directory / "dataset"))
+    return data, JMNatTokenizer.from_pretrained(directory / "tokenizer")
+
+
+def tokenizer_hash(directory: str | Path) -> str:
+    """SHA-256 of what a tokenizer's folder says about ids (vocabulary, merges, normalisation, options).
+
+    Equal hashes mean equal ids. Padding and truncation, which the last call of a tokenizer may leave in its file, do
+    not count, and neither does the format of the file.
+    """
+    content = {}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        path = Path(directory) / name
+        if not path.is_file():
+            raise ValueError(f"{directory} holds no tokenizer ({name} is missing)")
+        content.update(json.loads(path.read_text(encoding="utf-8")))
+    parts = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
+    options = ("lowercase", "moses_source_lang", "moses_target_lang", "split_special_tokens")
+    kept = {key: content.get(key) for key in parts + options}
+    kept.update({key: content[key] for key in CONVERTED_OPTIONS if content.get(key)})
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def read_splits(arguments: PreparationArguments) -> dict[str, TextSplit]:
+    """The splits that the arguments name: train and validation always, test where there is one."""
+    files = {name: (getattr(arguments, f"{name}_source"), getattr(arguments, f"{name}_target")) for name in SPLITS}
+    if arguments.dataset_name is None:
+        return read_file_splits(files)
+    named = [path for pair in files.values() for path in pair if path]
+    if named:
+        raise ValueError(f"dataset_name={arguments.dataset_name!r} and text files ({named[0]}): give one of them")
+    hub_names = {name: getattr(arguments, f"{name}_split") for name in SPLITS}
+    languages = (arguments.source_lang, arguments.target_lang)
+    place = (arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision)
+    return read_hub_splits(*place, hub_names, languages)
+
+
+def clean_train_text(split: TextSplit, arguments: PreparationArguments) -> dict[str, int]:
+    """Drop pairs by their text, in place; returns how many were read and dropped for each reason."""
+    counts = {"read": len(split.sources), "empty_side": 0, "copy": 0, "duplicate": 0}
+    kept, seen = [], set()
+    for pair in zip(split.sources, split.targets, strict=True):
+        if not all(pair):
+            counts["empty_side"] += 1
+        elif arguments.drop_copies and pair[0] == pair[1]:
+            counts["copy"] += 1
+        elif arguments.drop_duplicates and pair in seen:
+            counts["duplicate"] += 1
+        else:
+            kept.append(pair)
+            if arguments.drop_duplicates:
+                seen.add(pair)
+    if not kept:
+        raise ValueError(
+            f"{split.origins[0]} and {split.origins[1]}: no training pair is left after cleaning ({counts})"
+        )
+    split.sources, split.targets = (list(side) for side in zip(*kept, strict=True))
+    return counts
+
+
+def clean_train_tokens(table: pa.Table, arguments: PreparationArguments, counts: dict[str, int]) -> pa.Table:
+    """Drop pairs by their token counts and add the reasons to `counts`; ids are given anew, 0 to N-1."""
+    sources, targets = _token_counts(table)
+    counts.update(too_long=0, length_ratio=0)
+    keep = []
+    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        longer, shorter = max(source, target), min(source, target)
+        if longer > arguments.max_tokens_per_sentence:
+            counts["too_long"] += 1
+        elif arguments.max_length_ratio and longer > arguments.max_length_ratio * shorter:
+            counts["length_ratio"] += 1
+        else:
+            keep.append(row)
+    counts["kept"] = len(keep)
+    if not keep:
+        raise ValueError(f"no training pair is left after cleaning ({counts})")
+    table = table.take(keep)
+    return table.set_column(0, "id", pa.array(range(len(keep)), pa.int64()))
+
+
+def encode_split(split: TextSplit, tokenizer: JMNatTokenizer) -> pa.Table:
+    """Columns id, source, target (as decoding gives them back), input_ids and labels (both end in `</s>`)."""
+    schema = _features().arrow_schema
+    starts = range(0, len(split.sources), CHUNK)
+    tables = []
+    for start in tqdm(starts, desc=f"tokenising {split.name}", disable=not sys.stderr.isatty()):
+        sources, targets = (side[start : start + CHUNK] for side in (split.sources, split.targets))
+        encoded = tokenizer(sources, text_target=targets, verbose=False)
+        columns = {
+            "id": range(start, start + len(sources)),
+            "source": [tokenizer.normalize_text(text) for text in sources],
+            "target": [tokenizer.normalize_text(text) for text in targets],
+            "input_ids": encoded["input_ids"],
+            "labels": encoded["labels"],
+        }
+        tables.append(pa.table(columns, schema=schema))
+    return pa.concat_tables(tables)
+
+
+def _features() -> datasets.Features:
+    lists = ("input_ids", "labels")
+    values = {name: datasets.Value(kind) for name, kind in COLUMNS.items()}
+    return datasets.Features(
+        {name: datasets.List(value) if name in lists else value for name, value in values.items()}
+    )
+
+
+def _as_dataset(table: pa.Table) -> datasets.Dataset:
+    """A data set of the table. Its fingerprint is that of the ids: left out, the library would pickle everything."""
+    digest = hashlib.sha256()
+    for name in ("input_ids", "labels"):
+        for chunk in table.column(name).chunks:
+            digest.update(chunk.flatten().to_numpy())
+    return datasets.Dataset(
+        datasets.table.InMemoryTable(table),
+        info=datasets.DatasetInfo(features=_features()),
+        fingerprint=digest.hexdigest()[:16],
+    )
+
+
+def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTokenizer:
+    """The tokenizer of `arguments.tokenizer`, or one trained on the cleaned training text."""
+    languages = (arguments.source_lang, arguments.target_lang) if arguments.moses else (None, None)
+    if arguments.tokenizer is not None:
+        folder = fetch_folder(arguments.tokenizer, ("tokenizer.json", "tokenizer_config.json"))
+        tokenizer_hash(folder)  # names a folder that holds none
+        tokenizer = JMNatTokenizer.from_pretrained(folder)
+        if tokenizer.eos_token_id is None or tokenizer("")["input_ids"] != [tokenizer.eos_token_id]:
+            raise ValueError(f"the tokenizer of {arguments.tokenizer} does not end a text in its end token")
+        if arguments.lowercase and not tokenizer.lowercase:
+            raise ValueError(f"lowercase=True, but the tokenizer of {arguments.tokenizer} keeps case")
+        if arguments.moses and (tokenizer.moses_source_lang, tokenizer.moses_target_lang) != languages:
+            raise ValueError(
+                f"moses=True with {languages[0]} and {languages[1]}, but the tokenizer of {arguments.tokenizer} has "
+                f"{tokenizer.moses_source_lang} and {tokenizer.moses_target_lang}"
+            )
+        return tokenizer
+    texts = [train.sources, train.targets]
+    if arguments.moses:
+        texts = [_moses_lines(side, language) for side, language in zip(texts, languages, strict=True)]
+    return train_joint_tokenizer(
+        [*texts[0], *texts[1]],
+        vocab_size=arguments.vocab_size,
+        lowercase=arguments.lowercase,
+        moses_source_lang=languages[0],
+        moses_target_lang=languages[1],
+        model_max_length=arguments.max_model_tokens,
+    )
+
+
+def _moses_lines(texts: list[str], language: str) -> list[str]:
+    split = moses_tool("tokenizer", language)
+    return [split(text) for text in tqdm(texts, desc=f"Moses {language}", disable=not sys.stderr.isatty())]
+
+
+def _refuse_empty_lines(split: TextSplit):
+    for row, pair in enumerate(zip(split.sources, split.targets, strict=True)):
+        if not all(pair):
+            place = split.place(0 if not pair[0] else 1, row)
+            raise ValueError(f"{place} is empty: every {split.name} sentence needs text on both sides")
+
+
+def _refuse_long_lines(table: pa.Table, split: TextSplit, allowed: int):
+    for row, counts in enumerate(zip(*_token_counts(table), strict=True)):
+        if max(counts) > allowed:
+            side = int(counts[1] > allowed)
+            raise ValueError(
+                f"{split.place(side, row)} has {counts[side]} tokens: the longest {split.name} sentence allowed is "
+                f"{allowed} (max_model_tokens)"
+            )
+
+
+def _token_counts(table: pa.Table) -> tuple[list[int], list[int]]:
+    return tuple(pc.list_value_length(table.column(name)).to_pylist() for name in ("input_ids", "labels"))
+
+
+def _mean_lengths(table: pa.Table) -> dict[str, float]:
+    sources, targets = _token_counts(table)
+    return {"source": round(sum(sources) / len(sources), 2), "target": round(sum(targets) / len(targets), 2)}
+
+
+def _claim_output_dir(directory: Path, overwrite: bool) -> Path:
+    """Make the folder and try it before the long work; an earlier preparation needs `overwrite`."""
+    existing = [name for name in ("preparation.json", "dataset", "tokenizer") if (directory / name).exists()]
+    if existing and not overwrite and not (directory / UNFINISHED).is_file():
+        raise ValueError(f"output_dir={directory} already holds {existing[0]}; pass --overwrite to replace it")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ValueError(f"output_dir={directory} cannot be written ({error.strerror})") from None
+    return directory
+
+
+def _remove_leftovers(directory: Path):
+    (directory / UNFINISHED).touch()  # until all is written: what is left by then may be replaced
+    (directory / "preparation.json").unlink(missing_ok=True)  # first: what is left is then no finished preparation
+    for name in ("dataset", "tokenizer"):
+        shutil.rmtree(directory / name, ignore_errors=True)

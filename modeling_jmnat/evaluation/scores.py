@@ -1,0 +1,232 @@
+"""How well and how fast a model translates: the figures of the paper's tables 2 and 3, for JM-NAT and its teachers.
+
+sacreBLEU with its signature is the score to compare with other work; tokenised BLEU is what the paper reports.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+from ..inference.translation import (
+    Translation,
+    is_jmnat,
+    translate_lines,
+)
+from ..tokenization_jmnat import moses_tool
+
+LATENCY_ROUNDS = 3
+WARM_UP_SENTENCES = 8
+CPUINFO = Path("/proc/cpuinfo")
+# What the speed of a CPU depends on: wider registers, products of whole numbers, and those of bfloat16.
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
+SOURCE_WORDS = (5, 10, 15, 20, 30)  # last lengths of the groups that are scored by themselves; one more has the rest
+
+
+def count_repeated_tokens(tokens: Sequence) -> int:
+    """Number of tokens that equal their immediate predecessor (Table 3): "a a a b" has 2."""
+    return sum(token == previous for previous, token in zip(tokens, tokens[1:], strict=False))
+
+
+def score_translations(
+    hypotheses: Sequence[str], references: Sequence[str], target_language: str = "en", lowercase: bool = False
+) -> dict:
+    """Corpus scores of `hypotheses` against one reference each.
+
+    Args:
+        target_language: two-letter language whose Moses rules split words for tokenised BLEU and for repeats.
+        lowercase: ignore case in every score, as the paper does on IWSLT14.
+
+    Returns:
+        `sacrebleu`, `chrf` and `tokenized_bleu` (0 to 100), each with its sacreBLEU signature, and
+        `repeated_tokens_per_sentence`: words equal to the word before them, after Moses tokenisation.
+
+    Raises:
+        ValueError: no sentences, different numbers of them, or a language unknown to Moses.
+    """
+    from sacrebleu.metrics import BLEU, CHRF
+
+    if not hypotheses or len(hypotheses) != len(references):
+        raise ValueError(
+            f"{len(hypotheses)} hypotheses and {len(references)} references: the same number, at least one, is needed"
+        )
+    split = moses_tool("tokenizer", target_language)
+    tokenized = [split(text.lower() if lowercase else text) for text in hypotheses]
+    tokenized_references = [split(text.lower() if lowercase else text) for text in references]
+    scores = {}
+    for name, metric, texts, targets in (
+        ("sacrebleu", BLEU(lowercase=lowercase), hypotheses, references),
+        ("chrf", CHRF(lowercase=lowercase), hypotheses, references),
+        ("tokenized_bleu", BLEU(lowercase=lowercase, tokenize="none", force=True), tokenized, tokenized_references),
+    ):
+        scores[name] = metric.corpus_score(texts, [targets]).score
+        scores[f"{name}_signature"] = str(metric.get_signature())
+    scores["repeated_tokens_per_sentence"] = _mean([count_repeated_tokens(text.split()) for text in tokenized])
+    return scores
+
+
+def score_by_source_words(
+    sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False
+) -> dict[str, dict]:
+    """sacreBLEU of short and long sentences apart: `{"1-5": {"sentences": 120, "sacrebleu": 31.2}, ...}`.
+
+    Lengths are source words between spaces, the same for every system, whatever its vocabulary. Groups without a
+    sentence are left out.
+    """
+    from sacrebleu.metrics import BLEU
+
+    groups, lengths = {}, [len(source.split()) for source in sources]
+    for low, high in zip((0, *SOURCE_WORDS), (*SOURCE_WORDS, float("inf")), strict=True):
+        inside = [row for row, length in enumerate(lengths) if low < length <= high]
+        if inside:
+            name = f"over {low}" if high == float("inf") else f"{low + 1}-{high}"
+            texts, targets = ([lines[row] for row in inside] for lines in (hypotheses, references))
+            score = BLEU(lowercase=lowercase).corpus_score(texts, [targets]).score
+            groups[name] = {"sentences": len(inside), "sacrebleu": score}
+    return groups
+
+
+def evaluate_model(
+    model,
+    tokenizer,
+    sources: Sequence[str],
+    references: Sequence[str],
+    settings: Sequence[dict],
+    *,
+    generation: dict | None = None,
+    target_language: str = "en",
+    lowercase: bool = False,
+    batch_tokens: int | None = None,
+    latency_sentences: int = 0,
+    progress: bool = False,
+) -> Iterator[tuple[dict, list[str]]]:
+    """Translate `sources` once per entry of `settings` and yield the figures with the translations.
+
+    Args:
+        settings: the options that differ, such as `[{"num_iterations": 1}, {"num_iterations": 4}]`.
+        generation: the options that all share, such as `{"num_length_candidates": 4}`.
+        latency_sentences: also translate so many sentences, spread over the file, one at a time and report the
+            milliseconds from text to text. 0 leaves it out.
+    """
+    for setting in settings:
+        translate = _translator(model, tokenizer, {**(generation or {}), **setting}, batch_tokens)
+        translate(sources[:WARM_UP_SENTENCES])
+        start = time.perf_counter()
+        translations = translate(sources, progress=progress, total=len(sources))
+        seconds = time.perf_counter() - start
+        texts = [translation.text for translation in translations]
+        figures = {
+            **setting,
+            **score_translations(texts, references, target_language, lowercase),
+            "by_source_words": score_by_source_words(sources, texts, references, lowercase),
+            **(decoding_figures(tokenizer, translations, references) if is_jmnat(model) else {}),
+            "seconds": seconds,
+            "sentences_per_second": len(sources) / seconds,
+            "tokens_per_second": sum(len(translation.token_ids) for translation in translations) / seconds,
+        }
+        if latency_sentences:
+            figures["latency_ms"] = measure_latency(translate, sources, latency_sentences)
+        yield _rounded(figures), texts
+
+
+def _translator(model, tokenizer, options: dict, batch_tokens: int | None) -> Callable[..., list[Translation]]:
+    def translate(lines, **kwargs):
+        return list(translate_lines(model, tokenizer, lines, max_batch_tokens=batch_tokens, **kwargs, **options))
+
+    return translate
+
+
+def decoding_figures(tokenizer, translations: Sequence[Translation], references: Sequence[str]) -> dict:
+    """Passes and lengths of a JM-NAT decoding; lengths are counted in tokens, `</s>` included.
+
+    Returns:
+        `mean_passes`; `length_recall`, share of sentences whose reference length is among the `length_recall_at`
+        lengths that were tried; `length_accuracy`, share whose translation is as long as the reference. Blank lines
+        are left out.
+    """
+    lengths = [len(ids) for ids in tokenizer(text_target=list(references), verbose=False)["input_ids"]]
+    decoded = [(item, length) for item, length in zip(translations, lengths, strict=True) if item.num_passes]
+    return {
+        "mean_passes": _mean([item.num_passes for item, _ in decoded]),
+        "length_recall": _mean([length in item.candidate_lengths for item, length in decoded]),
+        "length_recall_at": max((len(item.candidate_lengths) for item, _ in decoded), default=0),
+        "length_accuracy": _mean([len(item.token_ids) + 1 == length for item, length in decoded]),
+    }
+
+
+def measure_latency(translate: Callable[..., list[Translation]], sources: Sequence[str], number: int) -> dict:
+    """Milliseconds per sentence at batch 1, from text to text: mean, median and 99th percentile.
+
+    The sentences are spread evenly over the file. `WARM_UP_SENTENCES` are translated before the clock starts. Each
+    sentence counts with the median of `LATENCY_ROUNDS` rounds over all of them.
+    """
+    number = min(number, len(sources))
+    chosen = [sources[position * len(sources) // number] for position in range(number)]
+    for source in chosen[:WARM_UP_SENTENCES]:
+        translate([source])
+    times: list[list[float]] = [[] for _ in chosen]
+    for _ in range(LATENCY_ROUNDS):
+        for source, rounds in zip(chosen, times, strict=True):
+            start = time.perf_counter()
+            translate([source])
+            rounds.append(1000 * (time.perf_counter() - start))
+    ordered = torch.tensor(times, dtype=torch.float64).quantile(0.50, dim=1)
+    return {
+        "sentences": number,
+        "rounds": LATENCY_ROUNDS,
+        "mean": ordered.mean().item(),
+        "p50": ordered.quantile(0.50).item(),
+        "p99": ordered.quantile(0.99).item(),
+    }
+
+
+def describe_environment(model) -> dict:
+    """Versions and device that figures were measured with."""
+    import sacrebleu
+
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "sacrebleu": sacrebleu.__version__,
+        },
+        "device": {
+            "type": device.type,
+            "name": name,
+            "threads": torch.get_num_threads(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+    }
+
+
+def processor_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def processor_instructions() -> list[str]:
+    """Those of `INSTRUCTIONS` that the processor has; none where it cannot be told."""
+    flags = _cpuinfo("flags").split()
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor in /proc/cpuinfo, empty where there is none."""
+    fields = (line.partition(":") for line in CPUINFO.read_text().splitlines()) if CPUINFO.is_file() else ()
+    return next((value.strip() for name, _, value in fields if name.strip() == field), "")
+
+
+def _rounded(value):
+    """Floats in nested dicts to four decimals: more are noise in every figure here."""
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

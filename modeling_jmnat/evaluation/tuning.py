@@ -1,0 +1,121 @@
+"""Options of decoding that are chosen by BLEU on validation text.
+
+The mean log-probability prefers short candidates. An exponent of the length above 1 makes up for that: for JM-NAT
+`length_normalization`, for the beam search of autoregressive models `length_penalty`. What the candidates have in
+common tells bad ones from good ones, too: `consensus_weight`. T tokens, C length candidates.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from ..inference.translation import Translation, translate_lines
+from ..passes_jmnat import consensus
+
+EXPONENTS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
+CONSENSUS_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+# They give candidates up by scores that the exponent changes.
+PRUNING = ("length_threshold", "prune_candidates", "prune_to", "prune_threshold")
+
+
+def combinations(grid: Mapping[str, Sequence]) -> list[dict]:
+    """`{"a": [1, 2], "b": [3]}` -> `[{"a": 1, "b": 3}, {"a": 2, "b": 3}]`."""
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+class Candidate(NamedTuple):
+    """Text, sum of log-probabilities, T, and consensus with the other candidates of its sentence."""
+
+    text: str
+    score: float
+    length: int
+    consensus: float
+
+
+def tried_candidates(translation: Translation, num_candidates: int) -> list[Candidate]:
+    """Those of the `num_candidates` most probable lengths, of a translation with all that there are."""
+    if translation.lengths is None:  # a blank line
+        return [Candidate(translation.text, 0.0, 1, 0.0)]
+    lengths = translation.candidate_lengths[:num_candidates]
+    candidates = zip(translation.candidates, translation.lengths, translation.candidate_ids, strict=True)
+    candidates = [candidate for candidate in candidates if candidate[1] in lengths]
+    ids = [torch.tensor(ids) for _, _, ids in candidates]
+    ends = torch.tensor([list(map(len, ids))])
+    shares = consensus(pad_sequence(ids, batch_first=True)[None], ends, torch.ones_like(ends, dtype=torch.bool))
+    return [
+        Candidate(text, score, length, share)
+        for ((text, score), length, _), share in zip(candidates, shares[0].tolist(), strict=True)
+    ]
+
+
+def best_text(candidates: Sequence[Candidate], exponent: float, weight: float = 0.0) -> str:
+    """The text that wins with this exponent of T and this weight of the consensus; of equals the first."""
+    return max(candidates, key=lambda one: one.score / one.length**exponent + weight * one.consensus).text
+
+
+def candidate_settings(
+    model,
+    tokenizer,
+    sources: Sequence[str],
+    grid: Mapping[str, Sequence],
+    num_candidates: Sequence[int],
+    exponents: Sequence[float] = EXPONENTS,
+    weights: Sequence[float] = CONSENSUS_WEIGHTS,
+    generation: dict | None = None,
+    **options,
+) -> Iterator[tuple[dict, list[str]]]:
+    """Yield settings of a JM-NAT model, as options of `generate`, and the translations that each leads to.
+
+    It decodes once for each combination of `grid`, with the most candidates: fewer of them, every exponent and every
+    weight of their consensus follow from their scores and tokens.
+
+    Args:
+        grid: values to be tried of options, such as `{"num_iterations": [4, 10]}`.
+        generation: options that all settings share, a reranker among them.
+        options: of `translate_lines`.
+
+    Raises:
+        ValueError: an option that gives candidates up, or one that `generate` refuses.
+    """
+    for name in PRUNING:
+        if name in grid or name in (generation or {}):
+            raise ValueError(f"{name} cannot be tuned, nor be on: every candidate is compared")
+    most = max(num_candidates)
+    every = {"num_length_candidates": most, "num_return_sequences": most}
+    sums = {"length_normalization": 0.0, "length_offset": 0.0, "consensus_weight": 0.0}
+    for setting in combinations(grid):
+        decoding = {**(generation or {}), **setting, **every, **sums}
+        translations = list(translate_lines(model, tokenizer, sources, total=len(sources), **options, **decoding))
+        for count in num_candidates:
+            tried = [tried_candidates(translation, count) for translation in translations]
+            for exponent, weight in itertools.product(exponents, weights):
+                chosen = {"num_length_candidates": count, "length_normalization": exponent, "length_offset": 0.0}
+                chosen["consensus_weight"] = weight
+                yield setting | chosen, [best_text(candidates, exponent, weight) for candidates in tried]
+
+
+def beam_settings(
+    model, tokenizer, sources: Sequence[str], grid: Mapping[str, Sequence], generation: dict | None = None, **options
+) -> Iterator[tuple[dict, list[str]]]:
+    """As `candidate_settings`, for an autoregressive model, which searches anew for each combination of `grid`."""
+    for setting in combinations(grid):
+        decoding = {**(generation or {}), **setting}
+        translations = translate_lines(model, tokenizer, sources, total=len(sources), **options, **decoding)
+        yield setting, [translation.text for translation in translations]
+
+
+def best_setting(rows: Sequence[dict]) -> dict:
+    """Of the settings, rows without "num_iterations", the one with the highest mean of "sacrebleu" over its rows.
+
+    Of equals, the first.
+    """
+    apart = ("num_iterations", "sacrebleu")
+    scores: dict[str, list[float]] = {}
+    for row in rows:
+        setting = json.dumps({name: value for name, value in row.items() if name not in apart})
+        scores.setdefault(setting, []).append(row["sacrebleu"])
+    return json.loads(max(scores, key=lambda setting: sum(scores[setting]) / len(scores[setting])))

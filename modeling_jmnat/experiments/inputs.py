@@ -1,0 +1,104 @@
+"""What a run of the experiments reads: its data and presets, which must stay the same, and the held-out text."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..data.preparation import load_prepared, tokenizer_hash
+from ..teacher.distillation import teacher_digest
+from ..training.presets import SECTIONS, load_preset
+from ..utils.atomic_files import write_json
+from .suites import SuiteSettings
+
+BEGUN_WITH = "begun_with.json"
+NUM_CASES, CASE_WORDS = 8, (10, 30)
+
+
+def held_out_text(data: Path) -> dict[str, list[str]]:
+    """Validation and test text of prepared data by the names of its files: validation.src, validation.tgt, ...
+
+    Raises:
+        ValueError: no finished preparation, or one without one of the two.
+    """
+    dataset, _ = load_prepared(data)
+    text = {}
+    for split in ("validation", "test"):
+        if split not in dataset:
+            raise ValueError(f"{data} has no {split} split: prepare_data.py takes --{split}_source and _target")
+        for column, ending in (("source", "src"), ("target", "tgt")):
+            text[f"{split}.{ending}"] = list(dataset[split][column])
+    return text
+
+
+def run_inputs(settings: SuiteSettings, text: Mapping[str, Sequence[str]]) -> dict[str, dict]:
+    """What makes a run another one, by the argument that chooses it."""
+    presets = {"preset": settings.preset, "teacher_preset": settings.teacher_preset or settings.preset}
+    teacher = {} if settings.teacher is None else {"teacher": {"weights": teacher_digest(settings.teacher)}}
+    return {
+        "data": {
+            "preparation": hashlib.sha256((settings.data / "preparation.json").read_bytes()).hexdigest(),
+            "tokenizer": tokenizer_hash(settings.data / "tokenizer"),
+            "held_out_text": hashlib.sha256(json.dumps(text).encode()).hexdigest(),
+        },
+        **{name: preset_contents(preset) for name, preset in presets.items()},
+        **teacher,
+    }
+
+
+def preset_contents(name: str) -> dict:
+    """Every field of a preset by its section and name."""
+    preset = load_preset(name)
+    return {
+        f"{section}.{name}": value for section in SECTIONS for name, value in sorted(getattr(preset, section).items())
+    }
+
+
+def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
+    """Refuse data, presets and a teacher other than those with which the run was begun.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    path = settings.output / BEGUN_WITH
+    if not path.is_file() or not any((settings.output / "logs").glob("*")):  # no stage has begun
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    for name in {**begun, **inputs}:
+        before, now = begun.get(name, {}), inputs.get(name, {})
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            given = getattr(settings, name) or (settings.preset if name == "teacher_preset" else None)
+            raise ValueError(
+                f"{name}={given} is not what the run in output={settings.output} was begun with ({', '.join(changed)} "
+                "differ): give that again or choose another --output"
+            )
+
+
+def begin_run(settings: SuiteSettings, inputs: Mapping[str, dict], text: Mapping[str, Sequence[str]]) -> None:
+    """Write what the run is begun with, and the text that its stages read."""
+    write_json(settings.output / BEGUN_WITH, inputs)
+    export_held_out_text(text, settings.output)
+
+
+def export_held_out_text(text: Mapping[str, Sequence[str]], output: Path) -> None:
+    """Write held-out text as line-aligned files, for the commands that read text.
+
+    `cases` are a few test sentences of middling length, spread over the file.
+    """
+    folder = output / "text"
+    folder.mkdir(parents=True, exist_ok=True)
+    (output / "results").mkdir(exist_ok=True)
+    for name, lines in text.items():
+        write_lines(folder / name, lines)
+    pairs = list(zip(text["test.src"], text["test.tgt"], strict=True))
+    shortest, longest = CASE_WORDS
+    fitting = [pair for pair in pairs if shortest <= len(pair[0].split()) <= longest] or pairs
+    count = min(NUM_CASES, len(fitting))
+    chosen = [fitting[position * len(fitting) // count] for position in range(count)]
+    for side, ending in enumerate(("src", "tgt")):
+        write_lines(folder / f"cases.{ending}", [pair[side] for pair in chosen])
+
+
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,141 @@
+"""The paper's data sets as recipes: where the text is, how it is prepared, which preset fits, which BLEU to expect.
+
+    python run_scripts/prepare_data.py --recipe iwslt14_de_en --output_dir runs/data/iwslt14_de_en
+
+Sizes of vocabularies, Moses tokenisation and lower-casing follow section 5.1 of the paper and the scripts of fairseq
+that it used. The scores are those of its Table 2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from transformers import HfArgumentParser
+
+from ..data.preparation import PreparationArguments
+from ..training.presets import load_preset
+
+WMT14 = {"dataset_name": "wmt/wmt14", "dataset_config": "de-en", "moses": True, "vocab_size": 32_000}
+WMT14 |= {"max_length_ratio": 1.5}  # fairseq's cleaning
+WMT16 = {"dataset_name": "wmt/wmt16", "dataset_config": "ro-en", "moses": True, "vocab_size": 32_000}
+# A copy of the text as fairseq's script leaves it: Moses tokens, lower-cased, 160,239 + 7,283 + 6,750 pairs, no BPE.
+IWSLT14 = {
+    "dataset_name": "bbaaaa/iwslt14-de-en-preprocess",
+    "dataset_config": "de-en",
+    "dataset_revision": "refs/convert/parquet",
+    "lowercase": True,
+    "vocab_size": 10_000,
+    "max_tokens_per_sentence": 175,
+    "max_length_ratio": 1.5,
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One data set of the paper.
+
+    Args:
+        title: corpus and direction.
+        preparation: fields of `PreparationArguments`.
+        preset: for the training commands.
+        num_length_candidates: C of the paper's decoding.
+        bleu: expected tokenised BLEU on the test set; passes k in the names, `teacher` is beam search.
+    """
+
+    title: str
+    preparation: dict
+    preset: str
+    num_length_candidates: int
+    bleu: dict[str, float]
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of an update of the preset on one device (the paper's B)."""
+        training = load_preset(self.preset).training
+        return training["max_tokens"] * training.get("gradient_accumulation_steps", 1)
+
+    def describe(self) -> str:
+        """What to do with the prepared data, for a person."""
+        return (
+            f"{self.title}: train and evaluate with\n"
+            f"    python run_scripts/reproduce.py --suite table2 --preset {self.preset} "
+            f"--num_length_candidates {self.num_length_candidates} --data DIR --output RUN\n"
+            f"({self.tokens_per_step} tokens a step). The paper's tokenised BLEU (tokenized_bleu in RUN/results): "
+            + ", ".join(f"{name} {score}" for name, score in self.bleu.items())
+        )
+
+
+def _scores(teacher: float, *others: float) -> dict[str, float]:
+    names = ("CM-NAT k=4", "CM-NAT k=10", "JM-NAT k=4", "JM-NAT k=10")
+    return {"teacher": teacher, **dict(zip(names, others, strict=True))}
+
+
+def _languages(source: str, target: str) -> dict[str, str]:
+    return {"source_lang": source, "target_lang": target}
+
+
+RECIPES = {
+    "iwslt14_de_en": Recipe(
+        "IWSLT14 German to English",
+        IWSLT14 | _languages("de", "en"),
+        "iwslt14",
+        4,
+        _scores(32.99, 30.42, 31.71, 31.27, 32.59),
+    ),
+    "wmt14_en_de": Recipe(
+        "WMT14 English to German",
+        WMT14 | _languages("en", "de"),
+        "wmt_base",
+        3,
+        _scores(28.04, 25.94, 27.03, 27.05, 27.69),
+    ),
+    "wmt14_de_en": Recipe(
+        "WMT14 German to English",
+        WMT14 | _languages("de", "en"),
+        "wmt_base",
+        3,
+        _scores(32.69, 29.90, 30.53, 31.51, 32.24),
+    ),
+    "wmt16_en_ro": Recipe(
+        "WMT16 English to Romanian",
+        WMT16 | _languages("en", "ro"),
+        "wmt_base",
+        3,
+        _scores(34.13, 32.53, 33.08, 32.97, 33.52),
+    ),
+    "wmt16_ro_en": Recipe(
+        "WMT16 Romanian to English",
+        WMT16 | _languages("ro", "en"),
+        "wmt_base",
+        3,
+        _scores(34.46, 33.23, 33.31, 33.21, 33.72),
+    ),
+}
+
+
+@dataclass
+class RecipeArguments:
+    """A data set of the paper; each of its settings can be overridden by the option of that name."""
+
+    recipe: str | None = field(
+        default=None,
+        metadata={"help": "; ".join(f"{name}: {recipe.title}" for name, recipe in RECIPES.items()) + "."},
+    )
+
+
+def parse_preparation(argv: Sequence[str] | None, description: str) -> tuple[PreparationArguments, Recipe | None]:
+    """Read the options of prepare_data.py over the defaults of its `--recipe`.
+
+    Raises:
+        ValueError: an unknown recipe, or options that do not fit together.
+    """
+    parser = HfArgumentParser((RecipeArguments, PreparationArguments), description=description, allow_abbrev=False)
+    first = HfArgumentParser(RecipeArguments, add_help=False, allow_abbrev=False)
+    chosen, *_ = first.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    recipe = None
+    if chosen.recipe is not None:
+        if chosen.recipe not in RECIPES:
+            raise ValueError(f"recipe={chosen.recipe!r} is not one of {', '.join(RECIPES)}")
+        recipe = RECIPES[chosen.recipe]
+        parser.set_defaults(**recipe.preparation)
+    _, preparation = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    return preparation, recipe

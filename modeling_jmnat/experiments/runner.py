@@ -1,0 +1,326 @@
+"""Named stages of an experiment, each a command: skipped when done, resumed when cut off, run side by side.
+
+A stage is done when its command ended with exit code 0 and its last line of JSON did not say `"finished": false`; a
+file in `OUTPUT/stages/` then tells so, with the command and the figures. A stage without that file is run again: the
+commands resume by themselves. Stages end with the process that started them.
+"""
+
+import ctypes
+import fcntl
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+from ..utils.atomic_files import same_path, write_json
+from ..utils.command_line import GPU_MEMORY_SHARE
+from ..utils.signals import received
+
+POLL_SECONDS = 0.5
+GRACE_SECONDS = 90  # what a stage has to write its checkpoint once it was asked to stop
+LOG_TAIL_LINES = 5
+ATTEMPTS = 2  # a stage that failed is begun once more, behind the others: memory of a GPU may be free again by then
+MEMORY_SHARE = 0.9  # of a GPU's memory, divided among the stages that share it
+LOCK, STAGES_LOCK = ".lock", ".stages.lock"
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Args:
+        name: also of its log and of its mark, unique in a run.
+        command: arguments after the Python interpreter, script first.
+        needs: names of the stages that must be done before.
+        trains: the command takes `--time_budget MINUTES` and stops by itself with a checkpoint.
+        alone: runs when nothing else does, because it takes times.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    trains: bool = False
+    alone: bool = False
+
+
+def chosen_stages(stages: Sequence[Stage], pattern: str) -> list[Stage]:
+    """The stages in whose names a regular expression is found, and all that they need, in their order.
+
+    Raises:
+        ValueError: no such stage, or no such expression.
+    """
+    try:
+        wanted = [stage.name for stage in stages if re.search(pattern, stage.name)]
+    except re.error as error:
+        raise ValueError(f"only={pattern!r} is not a regular expression: {error}") from None
+    if not wanted:
+        raise ValueError(f"only={pattern!r} is found in no stage, such as {', '.join(s.name for s in stages[:5])}")
+    by_name, chosen = {stage.name: stage for stage in stages}, set()
+    while wanted:
+        name = wanted.pop()
+        if name not in chosen:
+            chosen.add(name)
+            wanted += by_name[name].needs
+    return [stage for stage in stages if stage.name in chosen]
+
+
+@dataclass
+class Running:
+    stage: Stage
+    process: subprocess.Popen
+    since: float
+
+
+@dataclass
+class StageRunner:
+    """Runs stages in order, up to `jobs` at a time, until all are done or the time is over.
+
+    Args:
+        output_dir: holds `stages/` (marks) and `logs/`.
+        jobs: commands at a time.
+        time_budget: minutes, None for no limit. At the end running stages are asked to stop (SIGTERM).
+        threads: of each command; None leaves them to it.
+        pass_fds: file descriptors that the commands inherit, such as that of `exclusive`.
+    """
+
+    output_dir: Path
+    jobs: int = 1
+    time_budget: float | None = None
+    threads: int | None = None
+    pass_fds: tuple[int, ...] = ()
+    started: float = field(default_factory=time.monotonic)
+
+    def run(self, stages: Sequence[Stage]) -> dict[str, str]:
+        """Returns the state of each stage: done, stopped, failed or waiting.
+
+        SIGTERM and SIGINT stop all stages as the end of the time does, and then raise `KeyboardInterrupt`.
+
+        Raises:
+            ValueError: a stage was done by another command, or needs one that does not exist.
+        """
+        states = {stage.name: "done" if self.is_done(stage) else "waiting" for stage in stages}
+        for stage in stages:
+            unknown = [name for name in stage.needs if name not in states]
+            if unknown:
+                raise ValueError(f"stage {stage.name} needs {unknown[0]}, which is not a stage")
+        running: list[Running] = []
+        attempts = dict.fromkeys(states, 0)
+        initial = sum(state == "done" for state in states.values())
+        progress = tqdm(total=len(stages), initial=initial, desc="stages", unit="stage", disable=None)
+        with progress as bar:
+            try:
+                # Noted, not raised: an exception in the midst of starting or polling a process would lose it.
+                with received(signal.SIGINT, signal.SIGTERM) as signals:
+                    while not signals:
+                        for item in [item for item in running if item.process.poll() is not None]:
+                            running.remove(item)
+                            states[item.stage.name] = self.finish(item)
+                            if states[item.stage.name] == "failed" and attempts[item.stage.name] < ATTEMPTS:
+                                states[item.stage.name] = "waiting"
+                            bar.update(states[item.stage.name] == "done")
+                        if self.seconds_left() <= 0:
+                            break
+                        for stage in self.startable(stages, states, attempts, [item.stage for item in running]):
+                            running.append(self.start(stage))
+                            states[stage.name] = "running"
+                            attempts[stage.name] += 1
+                        if not running:
+                            break
+                        bar.set_postfix_str(", ".join(item.stage.name for item in running)[:60])
+                        time.sleep(POLL_SECONDS)
+                if signals:
+                    raise KeyboardInterrupt
+            finally:
+                for item, state in zip(running, self.stop(running), strict=True):
+                    states[item.stage.name] = state
+        return states
+
+    def startable(
+        self, stages: Sequence[Stage], states: dict[str, str], attempts: dict[str, int], running: Sequence[Stage]
+    ) -> list[Stage]:
+        """The stages to begin now: in order, those that failed before last, those that want to be alone then."""
+        ready = [
+            stage
+            for stage in stages
+            if states[stage.name] == "waiting" and all(states[name] == "done" for name in stage.needs)
+        ]
+        ready.sort(key=lambda stage: (stage.alone, attempts[stage.name]))  # stable: equals stay in order
+        together = [stage for stage in ready if not stage.alone]
+        if together or running:
+            return together[: self.jobs - len(running)]
+        return ready[:1]
+
+    def seconds_left(self) -> float:
+        if self.time_budget is None:
+            return float("inf")
+        return self.time_budget * 60 - (time.monotonic() - self.started)
+
+    def mark(self, stage: Stage) -> Path:
+        return self.output_dir / "stages" / f"{stage.name}.json"
+
+    def log(self, stage: Stage) -> Path:
+        return self.output_dir / "logs" / f"{stage.name}.log"
+
+    def is_done(self, stage: Stage) -> bool:
+        mark = self.mark(stage)
+        if not mark.is_file():
+            return False
+        written = json.loads(mark.read_text(encoding="utf-8"))
+        folders = (written["output_dir"], str(self.output_dir.resolve()))
+        if changed := changed_parts(written["command"], stage.command, *folders):
+            raise ValueError(
+                f"stage {stage.name} was done with other settings ({' '.join(changed)}): choose another --output "
+                f"or delete {mark} and the stage's folder"
+            )
+        return True
+
+    def start(self, stage: Stage) -> Running:
+        command = [sys.executable, *stage.command]
+        if stage.trains and self.time_budget is not None:
+            command += ["--time_budget", f"{max(self.seconds_left() / 60, 0.01):.2f}"]
+        environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
+        # Several trainings share a GPU: none may keep in its cache what another needs.
+        environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+        share = MEMORY_SHARE if stage.alone else MEMORY_SHARE / self.jobs
+        environment.setdefault(GPU_MEMORY_SHARE, f"{share:.3f}")
+        if self.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        log = self.log(stage)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a", encoding="utf-8") as file:
+            process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+                pass_fds=self.pass_fds,
+                preexec_fn=functools.partial(end_with_parent, os.getpid()),
+            )
+        return Running(stage, process, time.monotonic())
+
+    def finish(self, item: Running) -> str:
+        """Mark a stage that has ended and say how."""
+        lines = self.log(item.stage).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if item.process.returncode != 0:
+            tqdm.write(f"{item.stage.name} failed (exit code {item.process.returncode}), the end of its log:")
+            tqdm.write("\n".join(lines[-LOG_TAIL_LINES:]))
+            return "failed"
+        figures = last_json(lines)
+        if figures.get("finished") is False:
+            return "stopped"
+        seconds = round(time.monotonic() - item.since, 1)
+        mark = {
+            "stage": item.stage.name,
+            "command": list(item.stage.command),
+            "output_dir": str(self.output_dir.resolve()),
+            "seconds": seconds,
+            "figures": figures,
+        }
+        self.mark(item.stage).parent.mkdir(exist_ok=True)
+        write_json(self.mark(item.stage), mark)
+        tqdm.write(f"{item.stage.name}: done in {seconds / 60:.1f} minutes")
+        return "done"
+
+    def stop(self, running: Sequence[Running]) -> list[str]:
+        """Ask what still runs to stop, wait for its checkpoint, and return how each ended."""
+        for item in running:
+            item.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + GRACE_SECONDS
+        for item in running:
+            try:
+                item.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(item.process.pid, signal.SIGKILL)
+                item.process.wait()
+        return [self.finish(item) if item.process.returncode == 0 else "stopped" for item in running]
+
+
+def changed_parts(done_by: Sequence[str], command: Sequence[str], before: str, now: str) -> list[str]:
+    """What differs between two commands, of which the first was given when the run folder was `before`.
+
+    Where the scripts lie and how a path is spelled makes no difference.
+    """
+    then = [Path(done_by[0]).name, *(moved(part, before, now) for part in done_by[1:])]
+    command = [Path(command[0]).name, *command[1:]]
+    if len(then) == len(command) and all(map(same_path, then, command)):
+        return []
+    lost, new = (
+        [part for part in one if not any(same_path(part, candidate) for candidate in other)]
+        for one, other in ((then, command), (command, then))
+    )
+    return sorted({*lost, *new}) or ["in another order"]
+
+
+def moved(part: str, before: str, now: str) -> str:
+    """The path of something in a folder that has moved; any other part of a command stays as it is."""
+    inside = part == before or part.startswith(before + os.sep)
+    return now + part[len(before) :] if inside else part
+
+
+def end_with_parent(parent: int) -> None:
+    """In a process just forked: SIGTERM comes when the thread that forked it ends. Does nothing but on Linux."""
+    if LIBC is None:
+        return
+    LIBC.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
+    if os.getppid() != parent:  # it ended before
+        os._exit(1)
+
+
+@contextmanager
+def exclusive(output_dir: Path) -> Iterator[int]:
+    """Hold a run folder for this process; gives the file descriptor that its stages are to inherit.
+
+    Locks end with those who hold them: the first with this process, the second with its last stage, so that the next
+    call waits until the stages of a killed one have written their checkpoints.
+
+    Raises:
+        ValueError: another call has the folder, or stages of one have it even after `GRACE_SECONDS`.
+    """
+    with open(output_dir / LOCK, "a") as own, open(output_dir / STAGES_LOCK, "a") as stages:
+        if not locked(own):
+            raise ValueError(f"output={output_dir} is in use by another call: wait for its end or choose another")
+        if not locked(stages):
+            print("waiting for stages of an earlier call to end", file=sys.stderr, flush=True)
+            if not locked(stages, GRACE_SECONDS):
+                raise ValueError(
+                    f"output={output_dir} is in use by stages of an earlier call: wait for their end or choose another"
+                )
+        yield stages.fileno()
+
+
+def locked(file: TextIO, seconds: float = 0.0) -> bool:
+    """Lock a file, trying for some time; False if others hold it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+
+
+def last_json(lines: Sequence[str]) -> dict:
+    """The object in the last line that holds one; an empty one if there is none."""
+    for line in reversed(lines):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except json.JSONDecodeError:
+                continue
+    return {}

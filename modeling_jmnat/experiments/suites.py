@@ -1,0 +1,437 @@
+"""The paper's experiments as stages: what is trained with which settings, and decoded how."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..configuration_jmnat import JMNatConfig
+from ..data.preparation import load_prepared
+from ..teacher.model import can_start
+from ..teacher.run import teacher_defaults
+from ..training.presets import load_preset
+from .runner import Stage
+from .systems import (
+    ABLATIONS,
+    ADDITIONS,
+    CM,
+    DECODINGS,
+    DEEP_TEACHER,
+    DEEP_TEACHER_LAYERS,
+    DEEPER_NATS,
+    FROZEN_NATS,
+    INDEPENDENT_REMASKING,
+    JM,
+    MAIN_STUDENTS,
+    NAT,
+    NAT_SCRATCH,
+    STATE_NOISE_LEVELS,
+    WEAK_STUDENTS,
+    WORD_NOISE_LEVELS,
+    Student,
+)
+from .tables import BEAMS, teacher_of
+
+WEAK_TEACHER_SHARE = 0.25  # of the teacher's updates
+CASE_PASSES = 4
+# What is chosen on the validation text beside the exponent of the length.
+TUNED_OPTIONS = {"remask_adjacent": [True, False]}
+
+SUITES = {
+    "main": "teacher, distillation and JM-NAT: the shortest way to a good model",
+    "table1": "more encoder or decoder layers for the basic NAT",
+    "table2": "teacher, CM-NAT and JM-NAT at k = 1, 4, 10, weak teacher, reranking, tuned decoding, latency",
+    "table3": "repeated words of the same systems, without reranking, tuning, latency and weak teacher",
+    "table4": "one training for each part left out, added or changed",
+    "figure1": "basic NAT: convergence with a frozen half, and noise on its states",
+    "figure3": "noise on the source: CM-NAT beside JM-NAT and the teacher",
+    "case_study": "sentences with the canvas of every pass",
+}
+
+
+@dataclass
+class SuiteSettings:
+    """Where a suite reads and writes, and what every training and evaluation of it gets. Paths become absolute.
+
+    Args:
+        preset: name or file for the training commands.
+        data: folder that prepare_data.py wrote.
+        output: folder of the whole run.
+        scripts: folder of the commands.
+        teacher_steps, student_steps: updates; None leaves them to the preset.
+        training_options: further options of all trainings, such as {"bf16": True}.
+        teacher: folder or name on the Hub of the teacher that translates the training set; None trains one.
+        teacher_preset: for the one that is trained; None takes `preset`.
+        from_teacher: students start with a teacher's weights (one of their own size).
+        num_length_candidates: C.
+        latency_sentences: test sentences that are timed one by one.
+        batch_tokens: of evaluations; None leaves them to the commands.
+    """
+
+    preset: str
+    data: Path
+    output: Path
+    scripts: Path
+    teacher_steps: int | None = None
+    student_steps: int | None = None
+    teacher: str | None = None
+    training_options: dict = field(default_factory=dict)
+    teacher_preset: str | None = None
+    from_teacher: bool = True
+    num_length_candidates: int = 4
+    latency_sentences: int = 100
+    batch_tokens: int | None = None
+
+    def __post_init__(self):
+        self.data, self.output, self.scripts = (path.resolve() for path in (self.data, self.output, self.scripts))
+        if self.teacher is not None and Path(self.teacher).is_dir():
+            self.teacher = os.path.realpath(self.teacher)
+        for name in ("preset", "teacher_preset"):
+            if str(getattr(self, name)).endswith((".yaml", ".yml")):
+                setattr(self, name, os.path.realpath(getattr(self, name)))
+
+    def teacher_updates(self, preset: str) -> int:
+        return self.teacher_steps or self._updates(preset, teacher_defaults(load_preset(preset)))
+
+    def student_updates(self) -> int:
+        return self.student_steps or self._updates(self.preset, load_preset(self.preset).training)
+
+    @staticmethod
+    def _updates(preset: str, training: dict) -> int:
+        if training.get("max_steps", 0) < 1:
+            raise ValueError(f"preset {preset} has no max_steps: give --teacher_steps and --student_steps")
+        return int(training["max_steps"])
+
+
+def flags(options: dict) -> list[str]:
+    """Options as command-line arguments; a list gives several values to one option."""
+    return [
+        part
+        for name, value in options.items()
+        for part in (f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value]))
+    ]
+
+
+def layers_of(preset: str) -> dict[str, int]:
+    """Layers of each half of a preset's models."""
+    model = load_preset(preset).model
+    return {name: model.get(name, getattr(JMNatConfig(), name)) for name in ("encoder_layers", "decoder_layers")}
+
+
+class SuiteBuilder:
+    """Collects the stages of one or more suites; a stage that two suites share is there once."""
+
+    def __init__(self, settings: SuiteSettings):
+        self.settings = settings
+        self.stages: dict[str, Stage] = {}
+        preparation = json.loads((settings.data / "preparation.json").read_text(encoding="utf-8"))
+        self.lowercase = bool(preparation.get("lowercase"))
+        self.target_language = preparation.get("target_lang") or preparation.get("moses_target_lang") or "en"
+        self.first_teacher = self.teacher_to_start_with()
+
+    def build(self, suites: Sequence[str]) -> list[Stage]:
+        for suite in suites:
+            if suite not in SUITES:
+                raise ValueError(f"suite={suite!r} is not one of {', '.join(SUITES)}")
+            getattr(self, f"add_{suite}")()
+        return list(self.stages.values())
+
+    # Suites ----------------------------------------------------------------------------------------------------------
+
+    def add_main(self) -> None:
+        self.add_strong_teacher()
+        self.add_student(JM, seeds=1)
+
+    def add_table1(self) -> None:
+        self.add_strong_teacher()
+        for student in (NAT_SCRATCH, *DEEPER_NATS):
+            self.add_student(student)
+
+    def add_table2(self) -> None:
+        self.add_table3()
+        for student in MAIN_STUDENTS:
+            self.add_student(student)
+            for seed in range(1, student.seeds + 1):
+                name = f"{student.name}-{seed}"
+                self.add_reranked(student, seed)
+                self.add_tuned(name, name)
+                self.add_tuned(name, f"{name}.reranked", self.reranker(student))
+        self.add_tuned("teacher", "teacher", autoregressive=True)
+        preset = self.settings.preset
+        weak_steps = max(1, round(self.settings.teacher_updates(preset) * WEAK_TEACHER_SHARE))
+        self.add_teacher("weak_teacher", preset, weak_steps)
+        self.add_distillation("weak_teacher", "weak_distilled")
+        for student in WEAK_STUDENTS:
+            self.add_student(student)
+            for seed in range(1, student.seeds + 1):
+                self.add_reranked(student, seed)
+        self.add_teacher("teacher_on_distilled", preset, self.settings.teacher_steps, data="distilled")
+        self.add_teacher(DEEP_TEACHER, preset, self.settings.teacher_steps, layers=DEEP_TEACHER_LAYERS)
+        if self.settings.latency_sentences:
+            timed = {"latency_sentences": self.settings.latency_sentences}
+            for name in ("teacher", DEEP_TEACHER):
+                self.add_evaluation(name, f"{name}.latency", timed, autoregressive=True, alone=True)
+            for student in (JM, CM):
+                name = f"{student.name}-1"
+                self.add_evaluation(name, f"{name}.latency", timed | self.decoding(student), alone=True)
+
+    def add_table3(self) -> None:
+        self.add_strong_teacher()
+        for student in (JM, CM, NAT):
+            self.add_student(student)
+
+    def add_table4(self) -> None:
+        self.add_strong_teacher()
+        for student in (JM, CM):
+            self.add_student(student, seeds=1)
+        for name, _, options in DECODINGS:
+            self.add_evaluation("jm-1", f"jm-1.{name}", {"generation_options": json.dumps(options)})
+        for student in (JM, *ADDITIONS, *ABLATIONS):
+            if student.from_teacher or self.settings.from_teacher:
+                self.add_student(student, seeds=1)
+                self.add_decodings(student)
+                if student.data == "both":
+                    self.add_tuned(f"{student.name}-1", f"{student.name}-1")
+
+    def add_decodings(self, student: Student) -> None:
+        """What tells whether a training pays under another decoding than its own."""
+        name = f"{student.name}-1"
+        if student.decoding != INDEPENDENT_REMASKING:
+            independent = {"generation_options": json.dumps(INDEPENDENT_REMASKING), "num_iterations": [4, 10]}
+            self.add_evaluation(name, f"{name}.independent", independent)
+        if student.settings.get("correction_ratio"):
+            update_all = {"generation_options": json.dumps({"update_all": True}), "num_iterations": [4, 10]}
+            self.add_evaluation(name, f"{name}.update_all", update_all)
+
+    def add_figure1(self) -> None:
+        self.add_strong_teacher()
+        self.add_student(NAT_SCRATCH)
+        name = f"{NAT_SCRATCH.name}-1"
+        for place in ("encoder_input", "encoder_output", "decoder_input"):
+            noise = {"num_iterations": 1, "noise": place, "noise_levels": STATE_NOISE_LEVELS}
+            self.add_evaluation(name, f"{name}.{place}", noise)
+        for student in FROZEN_NATS:
+            self.add_student(student)
+
+    def add_figure3(self) -> None:
+        self.add_strong_teacher()
+        for student in (JM, CM):
+            self.add_student(student, seeds=1)
+        for noise in ("drop", "replace"):
+            options = {"noise": noise, "noise_levels": WORD_NOISE_LEVELS}
+            self.add_evaluation("teacher", f"teacher.{noise}", options | {"num_beams": 5}, autoregressive=True)
+            for student in (JM, CM):
+                name = f"{student.name}-1"
+                decoding = self.decoding(student) | {"num_iterations": 10}
+                self.add_evaluation(name, f"{name}.{noise}", options | decoding)
+
+    def add_case_study(self) -> None:
+        self.add_strong_teacher()
+        self.add_translation("teacher", {"num_beams": 5})
+        for student in (JM, CM):
+            self.add_student(student, seeds=1)
+            passes = {"num_iterations": CASE_PASSES, "show_passes": True}
+            passes["num_length_candidates"] = self.settings.num_length_candidates
+            self.add_translation(f"{student.name}-1", self.decoding(student) | passes)
+
+    def add_strong_teacher(self) -> None:
+        """The teacher whose translations all students learn from, and those translations."""
+        settings = self.settings
+        if settings.teacher is None:
+            self.add_teacher("teacher", settings.teacher_preset or settings.preset, settings.teacher_steps)
+        else:
+            self.add_evaluation("teacher", "teacher", {}, autoregressive=True)
+        if self.first_teacher != "teacher" and settings.from_teacher:
+            self.add_teacher(self.first_teacher, settings.preset, settings.teacher_steps)
+        self.add_distillation("teacher", "distilled")
+
+    def teacher_to_start_with(self) -> str:
+        """With whose weights students start: the teacher's, or those of one of their own size where its do not fit."""
+        settings = self.settings
+        if settings.teacher is None:
+            return "small_teacher" if settings.teacher_preset else "teacher"
+        _, tokenizer = load_prepared(settings.data)
+        fits = can_start(settings.teacher, load_preset(settings.preset).model, tokenizer)
+        return "teacher" if fits else "small_teacher"
+
+    # Stages ----------------------------------------------------------------------------------------------------------
+
+    def add(self, name: str, script: str, options: dict, needs: Sequence[str] = (), **fields) -> None:
+        command = (str(self.settings.scripts / script), *flags(options))
+        if self.settings.teacher is not None:
+            needs = [need for need in needs if need != "teacher"]
+        self.stages.setdefault(name, Stage(name, command, tuple(needs), **fields))
+
+    def model_of(self, system: str) -> Path | str:
+        """Folder of a system's model."""
+        if system == "teacher" and self.settings.teacher is not None:
+            return self.settings.teacher
+        return self.settings.output / system
+
+    def data_folder(self, data: str) -> tuple[Path, tuple[str, ...]]:
+        """Folder of a training set and the stages that make it."""
+        if data == "raw":
+            return self.settings.data, ()
+        return self.settings.output / data / "data", (f"prepare_{data}",)
+
+    def training_options(self) -> dict:
+        tokens = self.settings.batch_tokens
+        return ({} if tokens is None else {"eval_batch_tokens": tokens}) | self.settings.training_options
+
+    def add_teacher(
+        self, name: str, preset: str, steps: int | None = None, data: str = "raw", layers: dict[str, int] | None = None
+    ) -> None:
+        """Training and evaluation of a teacher; `layers` are options for what differs from the preset's depth."""
+        if steps is None:
+            self.settings.teacher_updates(preset)  # refuses a preset without an end
+        folder, needs = self.data_folder(data)
+        options = {
+            "preset": preset,
+            "data": folder,
+            "output_dir": self.settings.output / name,
+            **({} if steps is None else {"max_steps": steps}),
+            **self.training_options(),
+            **(layers or {}),
+        }
+        self.add(name, "train_teacher.py", options, needs, trains=True)
+        self.add_evaluation(name, name, {}, autoregressive=True)
+
+    def add_distillation(self, teacher: str, name: str) -> None:
+        text = self.settings.output / name
+        options = {"teacher": self.model_of(teacher), "data": self.settings.data, "output_dir": text}
+        options |= {"source_lang": "src", "target_lang": "tgt"}
+        if self.settings.batch_tokens is not None:
+            options["batch_tokens"] = 8 * self.settings.batch_tokens
+        self.add(f"distill_{name}", "distill.py", options, [teacher])
+        self.add_preparation(name, text)
+
+    def add_preparation(self, name: str, text: Path, more: dict | None = None) -> None:
+        """Training data OUTPUT/NAME/data of the distilled text in a folder."""
+        held_out = self.settings.output / "text"
+        options = {
+            "train_source": text / "distilled.src",
+            "train_target": text / "distilled.tgt",
+            "tokenizer": self.settings.data / "tokenizer",
+            "output_dir": self.settings.output / name / "data",
+            "overwrite": True,
+            **(more or {}),
+        }
+        for split in ("validation", "test"):
+            options |= {f"{split}_source": held_out / f"{split}.src", f"{split}_target": held_out / f"{split}.tgt"}
+        if self.lowercase:
+            options["lowercase"] = True
+        self.add(f"prepare_{name}", "prepare_data.py", options, [f"distill_{text.name}"])
+
+    def decoding(self, student: Student) -> dict:
+        """Options of evaluate.py and translate.py for a student."""
+        options = {"generation_options": json.dumps(student.decoding)} if student.decoding else {}
+        return options | ({"num_iterations": 1} if student.one_pass else {})
+
+    def add_student(self, student: Student, seeds: int | None = None) -> None:
+        """Trainings of a student, one for each seed, and the evaluation of each."""
+        settings = self.settings
+        if student.data == "both":
+            self.add_preparation("both", settings.output / "distilled", {"append_train_of": settings.data})
+        folder, needs = self.data_folder(student.data)
+        layers = layers_of(settings.preset)
+        deeper = {name: layers[name] + count for name, count in student.more_layers.items()}
+        updates = round(settings.student_updates() * student.more_steps)
+        for seed in range(1, (seeds or student.seeds) + 1):
+            name = f"{student.name}-{seed}"
+            start, waits_for = self.start_of(student)
+            options = {
+                "preset": settings.preset,
+                "data": folder,
+                "output_dir": settings.output / name,
+                "seed": seed,
+                **({} if settings.student_steps is None and student.more_steps == 1 else {"max_steps": updates}),
+                **self.training_options(),
+                **student.settings,
+                **deeper,
+                **start,
+                **({"eval_num_iterations": 1} if student.one_pass else {}),
+            }
+            self.add(name, "train_jmnat.py", options, (*needs, *waits_for), trains=True)
+            self.add_evaluation(name, name, self.decoding(student))
+
+    def start_of(self, student: Student) -> tuple[dict, tuple[str, ...]]:
+        """Options for the weights that a student's training begins with, and the stages it waits for."""
+        if student.start is not None:
+            start = f"{student.start}-1"
+            return {"init_from": self.model_of(start)}, (start,)
+        if not (student.from_teacher and self.settings.from_teacher):
+            return {}, ()
+        teacher = teacher_of(student)
+        if teacher == "teacher":
+            teacher = self.first_teacher
+        return {"init_from_teacher": self.model_of(teacher)}, (teacher,)
+
+    def add_tuned(self, system: str, name: str, more: dict | None = None, autoregressive: bool = False) -> None:
+        """The best decoding of the validation text, and an evaluation with it; `more` are options of both."""
+        text, chosen = self.settings.output / "text", self.settings.output / "results" / f"{name}.tuning.json"
+        candidates = {
+            "num_length_candidates": self.settings.num_length_candidates,
+            "grid": json.dumps(TUNED_OPTIONS),
+        }
+        options = {
+            "model": self.model_of(system),
+            "source": text / "validation.src",
+            "reference": text / "validation.tgt",
+            "output": chosen,
+            "lowercase": self.lowercase,
+            "save": False,
+            **({} if self.settings.batch_tokens is None else {"batch_tokens": self.settings.batch_tokens}),
+            **({} if autoregressive else candidates),
+            **(more or {}),
+        }
+        self.add(f"tune_{name}", "tune_decoding.py", options, [system, *self.reranker_stage(options)])
+        tuned = {"tuning": chosen, **({"num_beams": BEAMS[-1]} if autoregressive else {}), **(more or {})}
+        self.add_evaluation(system, f"{name}.tuned", tuned, autoregressive, needs=[f"tune_{name}"])
+
+    def add_evaluation(
+        self,
+        system: str,
+        name: str,
+        options: dict,
+        autoregressive: bool = False,
+        alone: bool = False,
+        needs: Sequence[str] = (),
+    ) -> None:
+        text = self.settings.output / "text"
+        options = {
+            "model": self.model_of(system),
+            "source": text / "test.src",
+            "reference": text / "test.tgt",
+            "output": self.settings.output / "results" / f"{name}.json",
+            "lowercase": self.lowercase,
+            "target_language": self.target_language,
+            **({} if self.settings.batch_tokens is None else {"batch_tokens": self.settings.batch_tokens}),
+            **({} if autoregressive else {"num_length_candidates": self.settings.num_length_candidates}),
+            **options,
+        }
+        if "num_length_candidates" in json.loads(options.get("generation_options", "{}")):
+            del options["num_length_candidates"]
+        needs = [system, *self.reranker_stage(options), *needs]
+        self.add(f"evaluate_{name}", "evaluate.py", options, needs, alone=alone)
+
+    def reranker(self, student: Student) -> dict:
+        return {"reranker": self.model_of(teacher_of(student))}
+
+    def reranker_stage(self, options: dict) -> list[str]:
+        """The stage that makes the reranker of an evaluation, if it has one."""
+        made = {self.model_of(name): name for name in ("teacher", "weak_teacher")}
+        return [made[options["reranker"]]] if "reranker" in options else []
+
+    def add_reranked(self, student: Student, seed: int) -> None:
+        name = f"{student.name}-{seed}"
+        self.add_evaluation(name, f"{name}.reranked", self.decoding(student) | self.reranker(student))
+
+    def add_translation(self, system: str, options: dict) -> None:
+        options = {
+            "model": self.model_of(system),
+            "input": self.settings.output / "text" / "cases.src",
+            "output": self.settings.output / "results" / f"{system}.cases.txt",
+            **options,
+        }
+        self.add(f"translate_{system}", "translate.py", options, [system])

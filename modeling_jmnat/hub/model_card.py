@@ -1,0 +1,266 @@
+"""The card of a published model: figures from the result files of `evaluate.py`, words from a file of facts.
+
+The card's metadata is what the Hub reads (languages, licence, scores as a `model-index`); its snippets show what the
+model really answered when the card was made.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..inference.onnx_runtime import GRAPHS_FOLDER
+from ..pipeline import JMNatTranslationPipeline
+from ..utils.markdown import markdown
+
+TEMPLATE = Path(__file__).resolve().parents[2] / "hub_card" / "model_card.md"
+PICTURE = "bleu_latency.png"
+TAGS = ["jmnat", "non-autoregressive", "custom_code"]
+EXAMPLE_PASSES = 4  # of the snippet that shows every pass
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A test set of the card.
+
+    Args:
+        name: for people, such as "Tatoeba German-English (2,000 held-out pairs)".
+        dataset: identifier in the metadata.
+        results: JSON file of `evaluate.py` with the model that is published.
+        latency: another such file with `latency_ms`, where `results` has none.
+        teacher: such a file of an autoregressive model, to stand beside.
+    """
+
+    __test__ = False  # no class of tests, whatever pytest thinks of its name
+
+    name: str
+    dataset: str
+    results: str
+    latency: str | None = None
+    teacher: str | None = None
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What no result file tells, read from YAML; paths in it are relative to that file.
+
+    Args:
+        name: of the model.
+        languages: source and target, two letters each.
+        language_names: the same for people.
+        license: of the weights, as the Hub calls it.
+        domain: what kind of text the model knows.
+        training_text: sources with name, license, license_name, url, pairs and by (whom to name).
+        training: how it was trained, a paragraph.
+        tests: see `TestSet`.
+        examples: sentences for the snippets, the first for the shortest one.
+        limits: sentences on what it does badly, beside those that the figures tell.
+    """
+
+    name: str
+    languages: list[str]
+    language_names: list[str]
+    license: str
+    domain: str
+    training_text: list[dict]
+    training: str
+    tests: list[TestSet]
+    examples: list[str]
+    limits: list[str] = field(default_factory=list)
+
+
+def read_facts(path: str | Path) -> CardFacts:
+    """The facts in a YAML file.
+
+    Raises:
+        ValueError: what is missing or unknown there, by name.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML ({str(error).splitlines()[0]})") from None
+    facts = _checked(CardFacts, content, str(path))
+    for number, source in enumerate(facts.training_text, start=1):
+        missing = {"name", "license", "license_name", "url", "pairs", "by"} - set(source)
+        if missing:
+            raise ValueError(f"{path}: training_text {number} lacks {', '.join(sorted(missing))}")
+    if len(facts.languages) != 2 or len(facts.language_names) != 2 or len(facts.examples) < 2 or not facts.tests:
+        raise ValueError(f"{path} needs two languages, two language_names, at least two examples and one of tests")
+    tests = [_checked(TestSet, test, f"{path}, tests {number}") for number, test in enumerate(facts.tests, start=1)]
+    return CardFacts(**{**vars(facts), "tests": tests})
+
+
+def _checked(cls, content, where: str):
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} must hold names and values")
+    unknown = set(content) - {option.name for option in fields(cls)}
+    needed = {option.name for option in fields(cls) if option.default is MISSING and option.default_factory is MISSING}
+    for problem, names in (("does not know", unknown), ("lacks", needed - set(content))):
+        if names:
+            raise ValueError(f"{where} {problem} {', '.join(sorted(map(str, names)))}")
+    return cls(**content)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The rows of a test set: by number of passes, and of the teacher by number of beams."""
+
+    test: TestSet
+    settings: dict
+    device: dict
+    by_passes: dict[int, dict]
+    teacher: dict[int, dict]
+
+    @property
+    def best(self) -> dict:
+        return self.by_passes[max(self.by_passes)]
+
+
+def read_scores(test: TestSet, folder: Path) -> Scores:
+    """All figures of a test set; ValueError for a file that `evaluate.py` has not written."""
+    report, rows = _read_report(folder / test.results, "num_iterations")
+    if test.latency:
+        _, timed = _read_report(folder / test.latency, "num_iterations")
+        for passes in rows:
+            if "latency_ms" in timed.get(passes, {}):
+                rows[passes]["latency_ms"] = timed[passes]["latency_ms"]
+    teacher = _read_report(folder / test.teacher, "num_beams")[1] if test.teacher else {}
+    return Scores(test, report["settings"], report["device"], rows, teacher)
+
+
+def _read_report(path: Path, key: str) -> tuple[dict, dict[int, dict]]:
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        rows = {row[key]: row for row in report["results"]}
+        for row in rows.values():
+            row["sacrebleu"], row["sacrebleu_signature"], row["chrf"], row["chrf_signature"]
+        report["settings"]["sentences"], report["settings"]["generation"], report["device"]["name"]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path} is no result file of evaluate.py with {key}, sacreBLEU and chrF in each row"
+        ) from None
+    if not rows:
+        raise ValueError(f"{path} holds no results")
+    return report, rows
+
+
+def score_table(scores: Scores) -> str:
+    """A Markdown table: a column per number of passes and per beam of the teacher, a row per figure."""
+    columns = [(f"k = {passes}", row) for passes, row in sorted(scores.by_passes.items())]
+    columns += [
+        (f"teacher, {'greedy' if beams == 1 else f'beam {beams}'}", row)
+        for beams, row in sorted(scores.teacher.items())
+    ]
+    figures = (
+        ("sacreBLEU", lambda row: f"{row['sacrebleu']:.1f}"),
+        ("chrF", lambda row: f"{row['chrf']:.1f}"),
+        ("repeated words per sentence", lambda row: f"{row['repeated_tokens_per_sentence']:.2f}"),
+        ("milliseconds per sentence, one at a time", lambda row: f"{row['latency_ms']['mean']:.0f}"),
+    )
+    lines = []
+    for name, show in figures:
+        cells = []
+        for _, row in columns:
+            try:
+                cells.append(show(row))
+            except KeyError:  # not measured
+                cells.append("")
+        if any(cells):
+            lines.append([name, *cells])
+    return markdown([scores.test.name, *(title for title, _ in columns)], lines).rstrip("\n")
+
+
+def card_metadata(facts: CardFacts, all_scores: Sequence[Scores]) -> ModelCardData:
+    """What the Hub reads: the scores with most passes of each test set."""
+    results = []
+    for scores in all_scores:
+        for metric, title in (("sacrebleu", "sacreBLEU"), ("chrf", "chrF")):
+            results.append(
+                EvalResult(
+                    task_type="translation",
+                    dataset_type=scores.test.dataset,
+                    dataset_name=scores.test.name,
+                    metric_type=metric,
+                    metric_name=f"{title}, k = {max(scores.by_passes)}",
+                    metric_value=round(scores.best[metric], 2),
+                    metric_config=scores.best[f"{metric}_signature"],
+                )
+            )
+    return ModelCardData(
+        language=facts.languages,
+        license=facts.license,
+        library_name="transformers",
+        pipeline_tag="translation",
+        tags=TAGS,
+        datasets=list(dict.fromkeys(source["name"] for source in facts.training_text)),
+        metrics=["sacrebleu", "chrf"],
+        model_name=facts.name,
+        eval_results=results,
+    )
+
+
+def latency_rows(all_scores: Sequence[Scores]) -> list[dict]:
+    """Rows for `plot_bleu_against_latency`: those that were timed one sentence at a time."""
+    rows = []
+    for scores in all_scores:
+        for system, by_setting, label in (
+            (scores.test.name, scores.by_passes, "k = {}"),
+            (f"teacher, {scores.test.name}", scores.teacher, "beam {}"),
+        ):
+            for setting, row in by_setting.items():
+                if "latency_ms" in row:
+                    point = {"bleu": row["sacrebleu"], "latency_ms": row["latency_ms"]["mean"]}
+                    rows.append({"system": system, "label": label.format(setting), **point})
+    return rows
+
+
+def quoted(text: str) -> str:
+    """A string as it stands in a snippet."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def write_card(
+    facts_file: str | Path, folder: str | Path, model_id: str, model, tokenizer, template: str | Path = TEMPLATE
+) -> None:
+    """Write `README.md` and, where latencies were measured, their picture into `folder`.
+
+    Args:
+        model_id: what the snippets load: a folder, or a name on the Hub.
+        model, tokenizer: what is published; they answer the examples of the snippets.
+
+    Raises:
+        ValueError: a file of facts or results that lacks something.
+        OSError: a file that is not there.
+    """
+    facts = read_facts(facts_file)
+    all_scores = [read_scores(test, Path(facts_file).parent) for test in facts.tests]
+    translate = JMNatTranslationPipeline(model, tokenizer, device="cpu")
+    rows = latency_rows(all_scores)
+    if rows:
+        from ..evaluation.plots import plot_bleu_against_latency
+
+        plot_bleu_against_latency(rows, Path(folder) / PICTURE)
+    first, *others = facts.examples
+    card = ModelCard.from_template(
+        card_metadata(facts, all_scores),
+        template_path=str(template),
+        facts=facts,
+        config=model.config,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        model_id=model_id,
+        picture=PICTURE if rows else None,
+        scores=all_scores,
+        tables=[score_table(scores) for scores in all_scores],
+        first=quoted(first),
+        first_answer=translate(first),
+        texts=[quoted(text) for text in others],
+        answers=[record["translation_text"] for record in translate(others)],
+        passes=EXAMPLE_PASSES,
+        onnx=(Path(folder) / GRAPHS_FOLDER).is_dir(),
+        history=translate(first, num_iterations=EXAMPLE_PASSES, return_history=True)[0]["history"],
+    )
+    card.save(Path(folder) / "README.md")

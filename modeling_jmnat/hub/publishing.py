@@ -1,0 +1,201 @@
+"""A folder that everyone can load with Transformers and PyTorch alone, and its way to the Hub.
+
+Beside weights and tokenizer it holds the files of this package that the model needs (`auto_map`), the pipeline
+(`custom_pipelines`) and a card.
+"""
+
+import contextlib
+import glob
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from transformers import PreTrainedTokenizerBase
+from transformers.dynamic_module_utils import get_relative_import_files
+
+from .. import pipeline as pipeline_module
+from ..configuration_jmnat import JMNatConfig
+from ..inference.onnx_runtime import GRAPHS_FOLDER, POSITIONS_FILE, exporter
+from ..inference.shortlist import SHORTLIST_FILE
+from ..inference.translation import is_jmnat, load_translator
+from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..pipeline import CUSTOM_PIPELINES
+from ..tokenization_jmnat import JMNatTokenizer
+from ..utils.atomic_files import write_json
+
+AUTO_CLASSES = {
+    JMNatConfig: "AutoConfig",
+    JMNatForConditionalGeneration: "AutoModelForSeq2SeqLM",
+    JMNatTokenizer: "AutoTokenizer",
+}
+AUTO_MAP = {"AutoModel": "modeling_jmnat.JMNatModel"}  # a save enters its own class alone
+# Files of an earlier build or push that must not stay beside new ones.
+WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+GRAPH_FILES = tuple(f"{GRAPHS_FOLDER}/{name}" for name in ("*.onnx", "output_weight*.safetensors", POSITIONS_FILE))
+REPLACED_FILES = (*WEIGHT_FILES, "*_jmnat.py", *GRAPH_FILES)
+# All that a published model is made of; a training leaves more in its folder.
+PUBLISHED_FILES = (
+    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+    *(*WEIGHT_FILES, "*_jmnat.py", Path(pipeline_module.__file__).name),
+    *("README.md", "[!.]*.png", f"{GRAPHS_FOLDER}/[!.]*", SHORTLIST_FILE),
+)
+# What loading leaves among a tokenizer's options and would be saved with it.
+LOADING_OPTIONS = ("is_local", "local_files_only", "name_or_path")
+
+
+@contextlib.contextmanager
+def carrying_code() -> Iterator[None]:
+    """What is saved inside takes its code along; `register_for_auto_class` would make every later save do so."""
+    before = {cls: cls._auto_class for cls in AUTO_CLASSES}
+    try:
+        for cls, auto_class in AUTO_CLASSES.items():
+            cls.register_for_auto_class(auto_class)
+        yield
+    finally:
+        for cls, auto_class in before.items():
+            cls._auto_class = auto_class
+
+
+@contextlib.contextmanager
+def replaced_folder(output: str | Path) -> Iterator[Path]:
+    """Give a temporary folder whose files replace those in `output` when the block ends well.
+
+    Other files in `output` stay, all but code, weights and graphs (`REPLACED_FILES`) that the new folder lacks.
+    """
+    output = Path(output)
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"{output} is a file: name a folder")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as temporary:
+        yield Path(temporary)
+        output.mkdir(exist_ok=True)
+        new = sorted(path.relative_to(temporary) for path in Path(temporary).rglob("*") if path.is_file())
+        for name in new:
+            (output / name).parent.mkdir(exist_ok=True)
+            (Path(temporary) / name).replace(output / name)
+    for pattern in REPLACED_FILES:
+        for path in output.glob(pattern):
+            if path.relative_to(output) not in new:
+                path.unlink()
+
+
+def load_for_publishing(source: str | Path) -> tuple[JMNatForConditionalGeneration, PreTrainedTokenizerBase]:
+    """Model (single precision, on the CPU) and tokenizer of a training's output folder, or of a published one.
+
+    Raises:
+        ValueError: nothing to load there, or no JM-NAT.
+    """
+    model, tokenizer = load_translator(source, device="cpu", dtype="float32")
+    if not is_jmnat(model):
+        raise ValueError(f"{source} holds a {model.config.model_type} model: only JM-NAT can be published")
+    return model, tokenizer
+
+
+def save_for_everyone(
+    model: JMNatForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    languages: Sequence[str] | None = None,
+    fp16: bool = False,
+    max_shard_size: str = "5GB",
+    onnx: bool = False,
+) -> None:
+    """Write weights, tokenizer, generation options and code into the new folder `folder`.
+
+    Args:
+        languages: source and target language; the pipeline asks the configuration for the first.
+        fp16: store weights in half precision; they are loaded in single precision unless `dtype` says otherwise. The
+            model given is left with rounded weights.
+        onnx: write ONNX graphs as well, float32 and int8, into the folder `onnx` inside.
+
+    Raises:
+        ValueError: weights beyond the range of half precision; graphs that cannot be written.
+    """
+    folder = Path(folder)
+    export_onnx = exporter() if onnx else None
+    config = model.config
+    if languages:
+        config.source_language, config.target_language = languages
+    config.custom_pipelines = CUSTOM_PIPELINES
+    config.auto_map = dict(AUTO_MAP)
+    for option in LOADING_OPTIONS:
+        tokenizer.init_kwargs.pop(option, None)
+    if fp16:
+        round_weights(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (pipeline_module.__file__, *get_relative_import_files(pipeline_module.__file__)):
+        shutil.copyfile(file, folder / Path(file).name)
+    with carrying_code():
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        tokenizer.save_pretrained(folder)
+    if fp16:
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        write_json(folder / "config.json", {**saved, "dtype": "float32"})
+        model.float()
+    if onnx:
+        export_onnx(model, folder / GRAPHS_FOLDER, int8=True, tokenizer=tokenizer)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)  # weights are written for the owner alone
+
+
+def round_weights(model: JMNatForConditionalGeneration) -> None:
+    """Turn the weights into half precision; ValueError where one is too large for it."""
+    limit = torch.finfo(torch.float16).max
+    for name, parameter in model.named_parameters():
+        largest = float(parameter.detach().abs().max())
+        if not math.isfinite(largest) or largest > limit:
+            raise ValueError(f"{name} has a weight of {largest:g}: half precision ends at {limit:g}, leave fp16 out")
+    model.half()
+
+
+def published_files(folder: str | Path) -> dict[str, int]:
+    """Size in bytes of each file of `folder` that belongs to a published model (`PUBLISHED_FILES`), by its name."""
+    folder = Path(folder)
+    files = sorted(path for pattern in PUBLISHED_FILES for path in folder.glob(pattern) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
+    """Create the repository `repo_id` if need be and bring `published_files` there in one commit; its address.
+
+    Raises:
+        ValueError: no token, one that the Hub refuses, a name that it does not accept, or no way to it. The folder
+            is left as it is.
+    """
+    token = get_token()
+    if token is None:
+        raise ValueError(f"there is no token for the Hub: 'hf auth login' or HF_TOKEN gives one; {folder} is complete")
+    api = HfApi(token=token)
+    try:
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=address.repo_id,
+            folder_path=folder,
+            commit_message="Upload model",
+            allow_patterns=[glob.escape(name) for name in published_files(folder)],
+            delete_patterns=list(REPLACED_FILES),
+        )
+    except (HTTPError, OSError, RuntimeError) as error:
+        raise ValueError(f"{explain(error, api.endpoint, repo_id)}; {folder} is complete, push it again") from error
+    return str(address)
+
+
+def explain(error: BaseException, endpoint: str, repo_id: str) -> str:
+    """One sentence on what went wrong on the way to the Hub; an upload wraps its reason in other errors."""
+    while error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
+        error = error.__cause__
+    reason = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__
+    reason = reason.strip().splitlines()[0]
+    if not isinstance(error, HfHubHTTPError):
+        return f"{endpoint} cannot be reached ({reason})"
+    status = error.response.status_code
+    if status in (401, 403):
+        return f"{endpoint} does not accept the token for {repo_id} ({status}: {reason})"
+    return f"{endpoint} answered {status} for {repo_id} ({reason})"

@@ -1,0 +1,441 @@
+"""JM-NAT on ONNX Runtime: the graphs of `onnx_export/export.py` under the same `generate` as the PyTorch model."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.utils import ModelOutput
+
+from ..configuration_jmnat import JMNatConfig, JMNatGenerationConfig, JMNatOptions
+from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
+from ..modeling_jmnat import decoder_attend_mask, token_mask
+from ..passes_jmnat import RestrictedVocabulary
+from ..utils.hub_folders import fetch_folder
+
+LOWEST = torch.finfo(torch.float32).min
+GRAPHS = ("encoder", "decoder")
+GRAPHS_FOLDER = "onnx"  # inside a model's
+TRANSLATOR = "translator"  # all in one graph, see `onnx_export/whole_translation.py`
+PASS = "pass"  # how the names of its nodes inside the passes begin
+# The options that the graph of a whole translation knows: with any other than its default, passes are run one by one.
+TRANSLATOR_OPTIONS = (
+    "num_iterations",
+    "num_length_candidates",
+    "remask_adjacent",
+    "suppress_tokens",
+    "length_normalization",
+    "length_offset",
+    "consensus_weight",
+    "prune_candidates",
+    "prune_to",
+    "num_return_sequences",
+    "return_dict_in_generate",
+    "max_length",
+)
+OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
+SLOWER_FUSION = "SkipLayerNormFusion"  # Add and LayerNormalization as one operator take longer, and lose their names
+POSITIONS_FILE = "positions.safetensors"  # see `PositionalAttention`
+DIGEST = "weights_sha256"  # metadata of every exported file: of which model it is
+STATES_DECODER = "decoder_states"  # the decoder without output projection, for shortlists
+VOCABULARY_BLOCK = 128  # the best token is looked for among the best of each block: faster than in one go
+CACHED_LENGTH = 64  # positional probabilities of targets up to this length are kept
+
+
+def graph_file(part: str, int8: bool) -> str:
+    return f"{part}_int8.onnx" if int8 else f"{part}.onnx"
+
+
+TRANSLATORS = tuple(graph_file(TRANSLATOR, int8) for int8 in (False, True))  # a folder's export is found by them
+
+
+def translators_in(folder: Path) -> list[Path]:
+    return [folder / name for name in TRANSLATORS if (folder / name).is_file()]
+
+
+def weight_file(int8: bool) -> str:
+    """Rows of the output projection, for shortlists: `weight` (V, D), with `scales` (V,) where it is int8."""
+    return "output_weight_int8.safetensors" if int8 else "output_weight.safetensors"
+
+
+def padded_vocabulary_size(vocab_size: int) -> int:
+    """Rounded up to whole blocks; ids beyond the vocabulary are never predicted."""
+    return -(-vocab_size // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
+
+
+def token_bias(vocab_size: int, suppressed: torch.Tensor | None) -> torch.Tensor:
+    """(V,), V rounded up to whole blocks: -inf at tokens that are none or `suppressed` (vocab_size,), else 0."""
+    bias = torch.zeros(padded_vocabulary_size(vocab_size))
+    bias[vocab_size:] = -torch.inf
+    if suppressed is not None:
+        bias[:vocab_size].masked_fill_(suppressed, -torch.inf)
+    return bias
+
+
+def other_options(options: JMNatOptions) -> list[str]:
+    """Those that are on and that the graph of a whole translation does not know."""
+    return [name for name, off in OFF.items() if getattr(options, name) != off]
+
+
+def find_graphs(directory: str | Path, int8: bool, **hub_options) -> Path:
+    """`directory` or its folder `onnx`, whichever holds the graphs; ValueError where neither does.
+
+    Of a repository on the Hub the files that these graphs need are fetched, see `fetch_folder`.
+    """
+    name = graph_file(TRANSLATOR, int8)
+    patterns = ("*.json", "*_int8.onnx" if int8 else "*[!8].onnx", f"*{weight_file(int8)}", f"*{POSITIONS_FILE}")
+    top = fetch_folder(directory, patterns, **hub_options)
+    for folder in (top, top / GRAPHS_FOLDER):
+        if (folder / name).is_file():
+            return folder
+    how = "run_scripts/export_onnx.py --int8" if int8 else "run_scripts/export_onnx.py"
+    raise ValueError(f"{directory} holds no {name}, neither itself nor in its folder {GRAPHS_FOLDER}: {how} writes it")
+
+
+def exporter():
+    """The function `export_onnx`; ValueError where the package onnx is not installed."""
+    try:
+        from ..onnx_export.export import export_onnx
+    except ImportError:
+        raise ValueError("the package onnx is not installed: pip install onnx onnxruntime") from None
+    return export_onnx
+
+
+def load_session(path: Path, num_threads: int | None, record: Path | None = None):
+    """An ONNX Runtime session on the CPU; ValueError for a damaged file, or where ONNX Runtime is not installed.
+
+    Args:
+        record: how the name of a file begins into which `end_profiling` writes the time of every operator.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ValueError("ONNX Runtime is not installed: pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the core to others
+    options.log_severity_level = 3  # errors: it warns of every input that has a default
+    if record is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(record)
+    try:
+        return onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOWER_FUSION]
+        )
+    except Exception as error:  # those of ONNX Runtime share no other class
+        raise cannot_be_loaded(path, error) from None
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
+    """The tensors of a file and the digest that it names; ValueError for a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(DIGEST)  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise cannot_be_loaded(path, error) from None
+
+
+def cannot_be_loaded(path: Path, error: Exception) -> ValueError:
+    reason = str(error).strip().splitlines()[0]
+    return ValueError(f"{path} cannot be loaded, run_scripts/export_onnx.py writes it anew: {reason}")
+
+
+def session_digest(session) -> str | None:
+    """None for a graph that names none."""
+    return session.get_modelmeta().custom_metadata_map.get(DIGEST)
+
+
+class ExportedGraphs:
+    """The files of one export, loaded as they are asked for.
+
+    Raises:
+        ValueError: a file that is missing, damaged, or of another model than the first one, which would translate into
+            nonsense without any error; ONNX Runtime is not installed.
+    """
+
+    def __init__(self, folder: Path, int8: bool, num_threads: int | None):
+        self.folder, self.int8, self.num_threads = folder, int8, num_threads
+        self.first: tuple[Path, str | None] | None = None  # the file that was loaded first, and its digest
+
+    def session(self, part: str):
+        """An ONNX Runtime session of a graph."""
+        path = self.folder / graph_file(part, self.int8)
+        session = load_session(path, self.num_threads)
+        self.check(path, session_digest(session))
+        return session
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        path = self.folder / name
+        tensors, digest = load_tensors(path)
+        self.check(path, digest)
+        return tensors
+
+    def shortlist_part(self):
+        """The session of the decoder without output projection, and that projection as in `weight_file`."""
+        for name in (graph_file(STATES_DECODER, self.int8), weight_file(self.int8)):
+            if not (self.folder / name).is_file():
+                raise ValueError(
+                    f"{self.folder / name} does not exist: run_scripts/export_onnx.py --shortlist writes it"
+                )
+        return self.session(STATES_DECODER), self.tensors(weight_file(self.int8))
+
+    def check(self, path: Path, digest: str | None) -> None:
+        if self.first is None:
+            self.first = path, digest
+        if digest != self.first[1]:
+            raise ValueError(
+                f"{path} and {self.first[0].name} do not belong to the same model: "
+                "run_scripts/export_onnx.py writes them anew"
+            )
+
+
+@dataclass
+class ORTEncoderOutput(ModelOutput):
+    """What the encoder graph returns: length logits, and what cross-attention needs in all and in each layer."""
+
+    length_logits: torch.FloatTensor | None = None  # (B, L)
+    source_bias: torch.FloatTensor | None = None  # (B, 1, 1, S)
+    keys: tuple[torch.FloatTensor, ...] | None = None  # (B, S, D)
+    values: tuple[torch.FloatTensor, ...] | None = None  # (B, S, D)
+
+
+@dataclass
+class ORTDecodingState:
+    """Inputs of the decoder graph that all passes share, by name.
+
+    Args:
+        of_rows: tensors with a row per canvas row.
+        token_bias: (V,) -inf at tokens that are never predicted, V rounded up to whole blocks.
+        vocabulary: what is predicted; None: all tokens.
+    """
+
+    of_rows: dict[str, torch.Tensor]
+    token_bias: torch.Tensor
+    vocabulary: RestrictedVocabulary | None = None
+
+    def __post_init__(self):
+        self.feeds = {name: value.contiguous().numpy() for name, value in self.of_rows.items()}
+
+    def select(self, rows: torch.Tensor, sources: torch.Tensor | None) -> "ORTDecodingState":
+        """As `JMNatDecodingState.select`; every row has its source with it."""
+        of_rows = {name: value[rows] for name, value in self.of_rows.items()}
+        return ORTDecodingState(of_rows, self.token_bias, self.vocabulary)
+
+
+class PositionalAttention:
+    """Probabilities of positional attention, which depend on the target length alone, for all layers.
+
+    Args:
+        query, key: (layers, H, longest target, D/H), queries scaled.
+    """
+
+    def __init__(self, query: torch.Tensor, key: torch.Tensor, exclude_self: bool):
+        self.query, self.key, self.exclude_self = query, key, exclude_self
+        self.known: dict[int, torch.Tensor] = {}
+
+    def of_length(self, length: int) -> torch.Tensor:
+        """(layers, H, length, length)."""
+        if length in self.known:
+            return self.known[length]
+        scores = self.query[:, :, :length] @ self.key[:, :, :length].transpose(2, 3)
+        attend = decoder_attend_mask(torch.ones(1, length, dtype=torch.bool), self.exclude_self)[0]
+        probs = scores.masked_fill(~attend, LOWEST).softmax(dim=-1)
+        if length <= CACHED_LENGTH:
+            self.known[length] = probs
+        return probs
+
+    def of_lengths(self, lengths: list[int]) -> torch.Tensor:
+        """(layers, R, H, T, T) with T the longest; rows and columns beyond a length are 0."""
+        longest = max(lengths)
+        tables = {length: self.of_length(length) for length in set(lengths)}
+        if len(tables) == 1:
+            (table,) = tables.values()
+            return table[:, None].expand(-1, len(lengths), -1, -1, -1)
+        probs = self.query.new_zeros(self.query.shape[0], len(lengths), self.query.shape[1], longest, longest)
+        for row, length in enumerate(lengths):
+            probs[:, row, :, :length, :length] = tables[length]
+        return probs
+
+
+class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
+    """`generate` on a CPU by ONNX Runtime, from a folder that `run_scripts/export_onnx.py` wrote."""
+
+    main_input_name = "input_ids"
+    input_modalities = ("text",)  # pipelines show them
+    generation_config_class = JMNatGenerationConfig
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self, config: JMNatConfig, generation_config: JMNatGenerationConfig, graphs: ExportedGraphs):
+        self.config = config
+        self.generation_config = generation_config
+        self.graphs = graphs
+        self.token_bias = functools.cache(self._token_bias)
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, int8: bool = False, num_threads: int | None = None, **hub_options
+    ) -> "ORTJMNatForConditionalGeneration":
+        """Load exported graphs from `directory`, or from its folder `onnx`; it may be a name on the Hub.
+
+        A whole translation is one call of ONNX Runtime where the options allow it; with those that let rows stop or
+        leave, with a reranker or a shortlist each pass is one, by graphs that are loaded when they are needed.
+
+        Args:
+            int8: the quantised graphs. They scale activations by the batch, so that a translation may depend on the
+                other sentences of its batch and on padding.
+            num_threads: of ONNX Runtime; None: as many as PyTorch uses.
+            hub_options: `revision`, `token`, `cache_dir` and others of `huggingface_hub.snapshot_download`.
+
+        Raises:
+            ValueError: no such graphs in the folder, damaged ones or those of two models, or ONNX Runtime is not
+                installed.
+        """
+        folder = find_graphs(directory, int8, **hub_options)
+        config, generation_config = JMNatConfig.from_pretrained(folder), JMNatGenerationConfig.from_pretrained(folder)
+        model = cls(config, generation_config, ExportedGraphs(folder, int8, num_threads))
+        model.translator  # noqa: B018 what is damaged shows now
+        return model
+
+    def _token_bias(self, suppress_tokens: Sequence[int] | None) -> np.ndarray:
+        suppressed = self._suppressed_tokens(JMNatOptions(suppress_tokens=suppress_tokens), "cpu")
+        return token_bias(self.config.vocab_size, suppressed).numpy()
+
+    @functools.cached_property
+    def translator(self):
+        return self.graphs.session(TRANSLATOR)
+
+    @functools.cached_property
+    def encoder(self):
+        return self.graphs.session("encoder")
+
+    @functools.cached_property
+    def decoder(self):
+        return self.graphs.session("decoder")
+
+    @functools.cached_property
+    def positions(self) -> PositionalAttention | None:
+        if not self.config.positional_attention:
+            return None
+        return PositionalAttention(
+            **self.graphs.tensors(POSITIONS_FILE), exclude_self=self.config.exclude_self_attention
+        )
+
+    @functools.cached_property
+    def shortlist_part(self):
+        return self.graphs.shortlist_part()
+
+    def can_generate(self) -> bool:
+        return True
+
+    def eval(self) -> "ORTJMNatForConditionalGeneration":
+        return self
+
+    def to(self, device) -> "ORTJMNatForConditionalGeneration":
+        if torch.device(device).type != "cpu":
+            raise ValueError(f"device={str(device)!r} is not supported: these graphs run on a CPU")
+        return self
+
+    def get_encoder(self):
+        return self.encode
+
+    def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> ORTEncoderOutput:
+        """Source ids and mask (B, S) -> length logits and all that cross-attention needs."""
+        outputs = self.encoder.run(None, self.source_feeds(input_ids, attention_mask))
+        length_logits, source_bias, *states = map(torch.from_numpy, outputs)
+        return ORTEncoderOutput(length_logits, source_bias, tuple(states[0::2]), tuple(states[1::2]))
+
+    def source_feeds(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, np.ndarray]:
+        vocab_size, ids = self.config.vocab_size, input_ids.long().contiguous().numpy()
+        unknown = ids[(ids < 0) | (ids >= vocab_size)]
+        if len(unknown):
+            raise ValueError(f"input_ids holds {unknown[0]}, ids must lie in [0, {vocab_size})")
+        mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id).long()
+        most = self.config.max_position_embeddings
+        if input_ids.shape[1] > most and (count := int(mask.sum(dim=1).max())) > most:
+            raise ValueError(f"input_ids has {count} tokens, max_position_embeddings={most} is the most")
+        return {"input_ids": ids, "attention_mask": mask.contiguous().numpy()}
+
+    def generate_at_once(
+        self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs
+    ) -> JMNatGenerateOutput | None:
+        if input_ids is None or inputs_embeds is not None or encoder_outputs is not None:
+            return None
+        if other_options(options):
+            return None
+        longest, target_lengths = self._check_lengths(len(input_ids), options, target_lengths)
+        suppressed = options.suppress_tokens
+        feeds = {
+            **self.source_feeds(input_ids, attention_mask),
+            "num_iterations": np.array(options.num_iterations),
+            "num_length_candidates": np.array([options.num_length_candidates]),
+            "max_length": np.array([longest]),
+            "length_offset": np.array(options.length_offset, dtype=np.float32),
+            "length_normalization": np.array(options.length_normalization, dtype=np.float32),
+            "consensus_weight": np.array(options.consensus_weight, dtype=np.float32),
+            "prune_candidates": np.array(options.prune_candidates or 0),
+            "prune_to": np.array([options.prune_to]),
+            "num_return_sequences": np.array([options.num_return_sequences]),
+            "token_bias": self.token_bias(suppressed if suppressed is None else tuple(suppressed)),
+        }
+        if target_lengths is not None:
+            feeds["target_lengths"] = target_lengths.numpy()
+        if self.config.ngram_size > 1:
+            feeds["remask_adjacent"] = np.array(options.remask_adjacent)
+        sequences, scores, token_scores, lengths, candidate_lengths, best = map(
+            torch.from_numpy, self.translator.run(None, feeds)
+        )
+        return JMNatGenerateOutput(
+            sequences=sequences.flatten(0, 1),
+            sequences_scores=scores.flatten(),
+            token_scores=token_scores.flatten(0, 1),
+            lengths=lengths.flatten(),
+            num_passes=torch.full((len(input_ids),), options.num_iterations),
+            candidate_lengths=candidate_lengths,
+            best_candidates=best,
+        )
+
+    def encode_for_generation(self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None):
+        """As the PyTorch model's; in place of encoder states, what `encode` returns."""
+        if inputs_embeds is not None or input_ids is None:
+            raise ValueError("input_ids are needed: the exported encoder reads nothing else")
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(input_ids, attention_mask)
+        source_mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id)
+        return encoder_outputs, source_mask, encoder_outputs.length_logits.log_softmax(dim=-1)
+
+    def prepare_decoding(self, encoder_outputs: ORTEncoderOutput, source_mask, target_mask) -> ORTDecodingState:
+        attend = decoder_attend_mask(target_mask, self.config.exclude_self_attention)
+        rows, length = target_mask.shape
+        attend = attend.expand(rows, 1, length, length)
+        of_rows = {"self_bias": torch.zeros(attend.shape).masked_fill_(~attend, LOWEST)}
+        if self.positions is not None:
+            probs = self.positions.of_lengths(target_mask.sum(dim=1).tolist())
+            of_rows.update({f"position_probs_{index}": layer for index, layer in enumerate(probs)})
+        per_source = rows // len(source_mask)
+        of_sources = {"source_bias": encoder_outputs.source_bias}
+        for index, (key, value) in enumerate(zip(encoder_outputs.keys, encoder_outputs.values, strict=True)):
+            of_sources |= {f"key_{index}": key, f"value_{index}": value}
+        of_rows |= {name: value.repeat_interleave(per_source, dim=0) for name, value in of_sources.items()}
+        return ORTDecodingState(of_rows, token_bias(self.config.vocab_size, None))
+
+    def output_weight(self, ids: torch.Tensor) -> torch.Tensor:
+        """As the PyTorch model's."""
+        _, projection = self.shortlist_part
+        weight = projection["weight"][ids]
+        return weight * projection["scales"][ids, None] if "scales" in projection else weight
+
+    def predict_tokens(
+        self, canvas: torch.Tensor, positions: torch.Tensor, state: ORTDecodingState, suppressed: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the PyTorch model's."""
+        feeds = {"canvas": canvas.contiguous().numpy(), "positions": positions.contiguous().numpy(), **state.feeds}
+        if state.vocabulary is not None:
+            decoder, _ = self.shortlist_part
+            return state.vocabulary.predict(torch.from_numpy(decoder.run(None, feeds)[0]), suppressed)
+        if suppressed is not None:
+            state.token_bias[: self.config.vocab_size].masked_fill_(suppressed, -torch.inf)
+        tokens, log_probs = self.decoder.run(None, {**feeds, "token_bias": state.token_bias.numpy()})
+        return torch.from_numpy(tokens), torch.from_numpy(log_probs)

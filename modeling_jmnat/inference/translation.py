@@ -1,0 +1,358 @@
+"""Text in, text out: lines are translated in token-budget batches and come back in their order, in bounded memory.
+
+Works for JM-NAT and, so that teacher and student are measured alike, for autoregressive models of Transformers.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from ..configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
+from ..generation_jmnat import VOCABULARY_PADDING
+from ..teacher.model import length_sorted_batches, max_source_length, max_target_length, pad_batch
+from ..tokenization_jmnat import LINE_BREAKS, show_canvas
+from ..utils.hub_folders import check_folder
+from .cuda_graphs import StaticShapeJMNat
+from .onnx_runtime import ORTJMNatForConditionalGeneration, find_graphs
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
+# Options of a beam search that count something, with the least that is allowed.
+COUNTS = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "max_length": 2,
+    "max_new_tokens": 1,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+}
+AUTOREGRESSIVE_OPTIONS = (
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+)
+WINDOW_LINES = 4096
+# Targets that need more than this multiple of the budget, which counts source tokens, are decoded in smaller pieces.
+LONGER_TARGETS = 2
+
+
+@dataclass
+class Translation:
+    """One translated line.
+
+    Args:
+        source: the line as it was read.
+        candidates: `num_return_sequences` pairs of text and score, best first. The score is the sum of
+            log-probabilities / (length + length_offset)**length_normalization, and the weighted consensus; of beam
+            search, which gives it where `num_return_sequences` is given, the sum / length**length_penalty; of greedy
+            search None.
+        token_ids: of the best candidate, without special tokens.
+        num_passes: decoder passes; None for autoregressive models, as all below.
+        candidate_lengths: the lengths that were tried, `</s>` counted, most probable first.
+        lengths: those of `candidates`.
+        canvases: with `output_history=True`, what the decoder read in each pass, as text.
+        candidate_ids: of all `candidates`, with special tokens, without padding.
+    """
+
+    source: str
+    candidates: list[tuple[str, float | None]]
+    token_ids: list[int] = field(default_factory=list)
+    num_passes: int | None = None
+    candidate_lengths: list[int] | None = None
+    lengths: list[int] | None = None
+    canvases: list[str] | None = None
+    candidate_ids: list[list[int]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return self.candidates[0][0]
+
+
+def is_jmnat(model: PreTrainedModel) -> bool:
+    return model.config.model_type == "jmnat"
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a CUDA device where there is one; any other name is taken as it is and must be usable here."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"device={name!r} cannot be used here: choose auto, cpu or cuda (with a CUDA device)"
+        ) from None
+    return device
+
+
+def load_translator(
+    directory: str | Path, device: str = "auto", dtype: str = "auto", backend: str = "torch"
+) -> tuple[PreTrainedModel | StaticShapeJMNat | ORTJMNatForConditionalGeneration, PreTrainedTokenizerBase]:
+    """Load a saved sequence-to-sequence model and its tokenizer, ready to translate.
+
+    Args:
+        directory: a folder written by `save_pretrained`, JM-NAT or autoregressive, or a name on the Hub.
+        device: `auto`, `cpu`, `cuda` or another device name of PyTorch.
+        dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
+        backend: `torch`; `cuda_graphs` for JM-NAT on a GPU without the time that Python takes to launch its kernels;
+            `onnx` or `onnx_int8` for a JM-NAT model that was exported, on a CPU.
+
+    Raises:
+        ValueError: no such folder, no such model or tokenizer in it, or a vocabulary that does not fit the model.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
+    check_folder(directory)
+    if backend.startswith("onnx"):
+        return _load_exported(directory, device, dtype, int8=backend == "onnx_int8")
+    torch_device = choose_device(device)
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        model = AutoModelForSeq2SeqLM.from_pretrained(directory, config=config, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"model {directory} cannot be loaded: {reason}") from None
+    check_vocabulary(model, tokenizer)
+    model = model.to(torch_device).eval()
+    return (StaticShapeJMNat(model) if backend == "cuda_graphs" else model), tokenizer
+
+
+def _load_exported(directory, device: str, dtype: str, int8: bool):
+    for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
+        if value not in ("auto", only):
+            raise ValueError(f"{name}={value!r} cannot be chosen: exported graphs take auto or {only}")
+    folder = find_graphs(directory, int8)
+    model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_vocabulary(model, tokenizer)
+    return model, tokenizer
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that is not the model's: it would translate into nonsense without any error."""
+    size = model.config.vocab_size
+    spare = size - len(tokenizer)  # rows of no token: any number in models of the Hub, in ours what rounding adds
+    rounded_up = spare >= 0 and (not is_jmnat(model) or (size % 8 == 0 and spare < VOCABULARY_PADDING))
+    if spare != 0 and not rounded_up:
+        raise ValueError(
+            f"the tokenizer has {len(tokenizer)} tokens and the model {size}: they do not belong together"
+        )
+    for name in ("pad_token_id", "eos_token_id", "mask_token_id"):
+        expected = getattr(model.config, name, None)
+        if expected is not None and getattr(tokenizer, name) != expected:
+            raise ValueError(
+                f"{name} is {getattr(tokenizer, name)} in the tokenizer and {expected} in the model: "
+                "they do not belong together"
+            )
+
+
+def parse_generation_options(text: str | None, argument: str = "generation_options") -> dict:
+    """Options of `generate` given as a JSON object on the command line; none for None."""
+    if text is None:
+        return {}
+    try:
+        options = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{argument}={text!r} is not JSON ({error})") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"""{argument}={text!r} must be a JSON object such as {{"early_stop": true}}""")
+    known = dict.fromkeys((*OPTION_NAMES, *AUTOREGRESSIVE_OPTIONS))
+    for name in options:
+        if name not in known:
+            raise ValueError(f"generation option {name!r} is not one of {', '.join(known)}")
+    return options
+
+
+def check_options(model: PreTrainedModel, generation: dict) -> None:
+    """Refuse values that decoding could not use, before any work.
+
+    Raises:
+        ValueError: naming the option, its value and what is allowed.
+    """
+    if is_jmnat(model):
+        beams = {"num_length_candidates": generation["num_beams"]} if generation.get("num_beams") is not None else {}
+        resolve_options(generation, beams, model.generation_config).check()
+        return
+    for name, value in generation.items():
+        if value is None:
+            continue
+        if name in COUNTS and not is_count(value, COUNTS[name]):
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {COUNTS[name]}")
+        if name in ("length_penalty", "repetition_penalty") and not is_number(value):
+            raise ValueError(f"{name}={value!r} must be a number")
+        if name in OPTION_NAMES and name not in (*AUTOREGRESSIVE_OPTIONS, "num_return_sequences"):
+            raise ValueError(f"{name} does not apply to an autoregressive model")
+
+
+def default_batch_tokens(device: torch.device) -> int:
+    """Budget that keeps a batch's vocabulary logits at about 0.1 GB for 6,000 tokens on a CPU, and fills a GPU."""
+    return 32_768 if device.type == "cuda" else 4_096
+
+
+def candidates_per_sentence(model: PreTrainedModel, generation: dict) -> int:
+    """Decoder rows of a sentence: length candidates, or beams of an autoregressive model."""
+    names = ("num_length_candidates", "num_beams") if is_jmnat(model) else ("num_beams",)
+    given = [generation.get(name) for name in names] + [getattr(model.generation_config, names[0], None)]
+    return next((value for value in given if value is not None), 1)
+
+
+def translate_lines(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    lines: Iterable[str],
+    *,
+    max_batch_tokens: int | None = None,
+    window_lines: int = WINDOW_LINES,
+    progress: bool = False,
+    total: int | None = None,
+    **generation,
+) -> Iterator[Translation]:
+    """Yield the translation of each line, in order, while `lines` is still being read.
+
+    `window_lines` lines at a time are sorted by length and translated in batches with sentences * candidates * longest
+    source <= `max_batch_tokens`, so memory does not grow with the number of lines. A blank line gives an empty text.
+
+    Args:
+        max_batch_tokens: padded source tokens of a batch, candidates counted. None: 4,096 on a CPU, 32,768 on a GPU.
+        progress: draw a progress bar on standard error; `total` is the number of lines, if known.
+        generation: options of `model.generate`, such as `num_iterations=4, num_length_candidates=4`.
+
+    Raises:
+        ValueError: a line longer than the model allows (named by its number), a budget below 1, or an option that
+            `generate` refuses.
+    """
+    for name, value in (("max_batch_tokens", max_batch_tokens), ("window_lines", window_lines)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    check_options(model, generation)
+    budget = max_batch_tokens or default_batch_tokens(model.device)
+    rows = candidates_per_sentence(model, generation)
+    lines = iter(lines)
+    first_number = 1
+    with tqdm(total=total, desc="translating", unit=" lines", disable=not progress) as bar:
+        while window := list(itertools.islice(lines, window_lines)):
+            encoded = encode_lines(model, tokenizer, window, first_number)
+            results = [Translation(source=line, candidates=_blank(model, generation)) for line in window]
+            translatable = [index for index, ids in enumerate(encoded) if ids]
+            bar.update(len(window) - len(translatable))
+            for batch in length_sorted_batches([len(encoded[index]) for index in translatable], budget, rows):
+                indices = [translatable[position] for position in batch]
+                sources = [encoded[index] for index in indices]
+                for index, output in zip(
+                    indices, _generate(model, tokenizer, sources, budget, generation), strict=True
+                ):
+                    for name, value in output.items():
+                        setattr(results[index], name, value)
+                bar.update(len(batch))
+            yield from results
+            first_number += len(window)
+
+
+def _blank(model: PreTrainedModel, generation: dict) -> list[tuple[str, float]]:
+    saved = model.generation_config.num_return_sequences if is_jmnat(model) else None
+    return [("", 0.0)] * (generation.get("num_return_sequences") or saved or 1)
+
+
+def encode_lines(model, tokenizer, lines: list[str], first_number: int = 1) -> list[list[int]]:
+    """Ids of each line, ending in `</s>`; an empty list for a blank line. Too long a line is refused by its number."""
+    encoded = tokenizer(lines, verbose=False)["input_ids"]
+    longest = max_source_length(model)
+    for number, ids in enumerate(encoded, start=first_number):
+        if len(ids) > longest:
+            raise ValueError(f"line {number} has {len(ids)} tokens: the model allows at most {longest}")
+    return [ids if line.strip() and len(ids) > 1 else [] for line, ids in zip(lines, encoded, strict=True)]
+
+
+def _generate(model, tokenizer, sources: list[list[int]], budget: int, generation: dict) -> list[dict]:
+    """Translate one batch of ids; the fields of `Translation` for each sentence."""
+    input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
+    options = {**generation, "return_dict_in_generate": True}
+    if not is_jmnat(model):
+        options = {**_autoregressive_options(model, input_ids.shape[1], generation), **options}
+    if not is_jmnat(model) or len(sources) == 1:  # nothing to be cut into pieces
+        output = model.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
+        return _read_output(tokenizer, output, len(sources))
+    # A model may expect much longer targets than sources: the predicted lengths decide how many sentences go together.
+    candidates = candidates_per_sentence(model, generation)
+    with torch.inference_mode():
+        encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
+    length_logits = encoder_outputs.length_logits
+    longest = length_logits.topk(min(candidates, length_logits.shape[1]), dim=1).indices.amax(dim=1).tolist()
+    results: list[dict] = [{}] * len(sources)
+    for piece in length_sorted_batches(longest, LONGER_TARGETS * budget, candidates):
+        rows = torch.tensor(piece, device=model.device)
+        output = model.generate(
+            input_ids=input_ids[rows],
+            attention_mask=attention_mask[rows],
+            encoder_outputs=_select_rows(encoder_outputs, rows),
+            **options,
+        )
+        for index, fields in zip(piece, _read_output(tokenizer, output, len(piece)), strict=True):
+            results[index] = fields
+    return results
+
+
+def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutput:
+    """Some sentences of what an encoder returned, in whichever order."""
+    return type(encoder_outputs)(
+        **{
+            name: value[rows] if torch.is_tensor(value) else tuple(layer[rows] for layer in value)
+            for name, value in encoder_outputs.items()
+        }
+    )
+
+
+def _autoregressive_options(model, source_length: int, generation: dict) -> dict:
+    """Search without sampling, at most 1.5 times the longest source plus 10 tokens."""
+    # The start token is counted.
+    options = {"max_length": max_target_length(model, source_length) + 1, "do_sample": False}
+    if candidates_per_sentence(model, generation) == 1:  # options of beam search in the folder would be warned about
+        options.update(early_stopping=False, length_penalty=1.0)
+    elif generation.get("num_return_sequences") is not None:  # the library copies all words' scores in each step
+        options.update(output_scores=True)
+    return options
+
+
+def _read_output(tokenizer, output, num_sentences: int) -> list[dict]:
+    returned = len(output.sequences) // num_sentences
+    special = set(tokenizer.all_special_ids)
+    ids = [[token for token in row if token != tokenizer.pad_token_id] for row in output.sequences.tolist()]
+    sequences = [[token for token in row if token not in special] for row in ids]
+    texts = [LINE_BREAKS.sub(" ", text) for text in tokenizer.batch_decode(sequences)]
+    scores = output.get("sequences_scores")
+    scores = [None] * len(texts) if scores is None else scores.tolist()
+    candidates = list(zip(texts, scores, strict=True))
+    results = []
+    for index in range(num_sentences):
+        first, end = index * returned, (index + 1) * returned
+        result = {"candidates": candidates[first:end], "candidate_ids": ids[first:end]}
+        results.append(result | {"token_ids": sequences[first]})
+    if output.get("lengths") is not None:
+        for result, lengths in zip(results, output.lengths.view(num_sentences, returned).tolist(), strict=True):
+            result["lengths"] = lengths
+    for name in ("num_passes", "candidate_lengths"):
+        if output.get(name) is not None:
+            for result, value in zip(results, output[name].tolist(), strict=True):
+                result[name] = value
+    if output.get("history") is not None:
+        for index, result in enumerate(results):
+            best = int(output.best_candidates[index, 0])
+            result["canvases"] = [show_canvas(tokenizer, turn.canvas[index, best].tolist()) for turn in output.history]
+    return results

@@ -1,0 +1,237 @@
+"""JM-NAT as ONNX files: an encoder and one decoder pass, and both with all that lies between them as one graph.
+
+B sources, C length candidates, R = B C canvas rows, S source tokens, T target tokens, M positions to predict, V
+vocabulary, D width, H heads. The graphs leave all but the last three open.
+"""
+
+import contextlib
+import copy
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import TensorProto, numpy_helper
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from ..configuration_jmnat import resolve_options
+from ..inference.onnx_runtime import (
+    DIGEST,
+    GRAPHS,
+    POSITIONS_FILE,
+    STATES_DECODER,
+    TRANSLATORS,
+    graph_file,
+    other_options,
+    padded_vocabulary_size,
+    translators_in,
+    weight_file,
+)
+from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..utils.atomic_files import atomic_file
+from .graph_writer import GraphWriter, quantise_rows
+from .network import DecoderWriter, EncoderWriter
+from .whole_translation import TranslatorWriter, translator_defaults
+
+logger = logging.getLogger(__name__)
+EXPORTED_FILES = (
+    *TRANSLATORS,
+    *(graph_file(part, int8) for part in (*GRAPHS, STATES_DECODER) for int8 in (False, True)),
+    *(weight_file(int8) for int8 in (False, True)),
+    POSITIONS_FILE,
+)
+UNFINISHED = ".unfinished_export"  # folder inside the output where an export is written
+
+
+def encoder_graph(model: JMNatForConditionalGeneration, int8: bool) -> GraphWriter:
+    """input_ids, attention_mask (B, S) -> length_logits (B, L), source_bias and per decoder layer key_i, value_i.
+
+    See `DecoderWriter`.
+    """
+    graph, shape = GraphWriter("encoder", int8), ("B", "S", model.config.d_model)
+    ids, mask = (graph.input(name, ("B", "S"), TensorProto.INT64) for name in ("input_ids", "attention_mask"))
+    encoder = EncoderWriter(graph, model, ids, mask)
+    length_logits, source_states = encoder.write()
+    graph.output("length_logits", length_logits, ("B", "L"))
+    graph.output("source_bias", encoder.source_bias(), ("B", 1, 1, "S"))
+    for index, (key, value) in enumerate(source_states):
+        graph.output(f"key_{index}", key, shape)
+        graph.output(f"value_{index}", value, shape)
+    return graph
+
+
+def decoder_graph(model: JMNatForConditionalGeneration, int8: bool, only_states: bool = False) -> GraphWriter:
+    """One pass: canvas (R, T), positions (R, M) to predict -> tokens (R, M) and their log_probs (R, M).
+
+    Constant over the passes of a batch are `self_bias` and per layer `position_probs_i`, see `DecoderWriter`, and the
+    encoder graph's outputs, repeated for the rows of each source; `token_bias` (V,) is -inf at suppressed tokens. With
+    `only_states` the results are the last layer's states (R, M, D), for a shortlist, and there is no `token_bias`.
+    """
+    config = model.config
+    graph = GraphWriter(STATES_DECODER if only_states else "decoder", int8)
+    canvas = graph.input("canvas", ("R", "T"), TensorProto.INT64)
+    positions = graph.input("positions", ("R", "M"), TensorProto.INT64)
+    self_bias = graph.input("self_bias", ("R", 1, "T", "T"))
+    layers = range(config.decoder_layers)
+    shape = ("R", config.decoder_attention_heads, "T", "T")
+    position_probs = [graph.input(f"position_probs_{i}", shape) for i in layers] if config.positional_attention else []
+    source_bias = graph.input("source_bias", ("R", 1, 1, "S"))
+    source_states = [
+        tuple(graph.input(f"{name}_{i}", ("R", "S", config.d_model)) for name in ("key", "value")) for i in layers
+    ]
+    decoder = DecoderWriter(graph, model, canvas, positions, self_bias, position_probs, source_states, source_bias)
+    states = decoder.write_states()
+    if only_states:
+        states = graph.reshape(states, decoder.rows, graph.size(positions, 1), config.d_model)
+        graph.output("states", states, ("R", "M", config.d_model))
+        return graph
+    token_bias = graph.input("token_bias", (padded_vocabulary_size(config.vocab_size),))
+    tokens, log_probs = decoder.write_tokens(states, token_bias)
+    graph.output("tokens", tokens, ("R", "M"), TensorProto.INT64)
+    graph.output("log_probs", log_probs, ("R", "M"))
+    return graph
+
+
+def positional_projections(model: JMNatForConditionalGeneration) -> dict[str, torch.Tensor]:
+    """Queries and keys of positional attention for every position: (layers, H, max_target_length, D/H) each."""
+    decoder = model.model.decoder
+    positions = decoder.position_embeddings(torch.arange(model.config.max_target_length), torch.float32)[None]
+    projected = [layer.position_attn.project_positions(positions) for layer in decoder.layers]
+    query = torch.cat(
+        [query * layer.position_attn.scaling for (query, _), layer in zip(projected, decoder.layers, strict=True)]
+    )
+    return {"query": query.contiguous(), "key": torch.cat([key for _, key in projected]).contiguous()}
+
+
+def pad_vocabulary(model: JMNatForConditionalGeneration) -> None:
+    """Round the vocabulary's tables up to whole blocks, in place; those that are one go on being one."""
+    padded: dict[int, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {}
+    for module in (model.lm_head, model.model.encoder.embed_tokens, model.model.decoder.embed_tokens):
+        weight = module.weight
+        if id(weight) not in padded:
+            missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]
+            padded[id(weight)] = weight, torch.nn.Parameter(torch.nn.functional.pad(weight, (0, 0, 0, missing)))
+        _, module.weight = padded[id(weight)]
+
+
+def output_projection(weight: torch.Tensor, int8: bool) -> dict[str, torch.Tensor]:
+    """What `weight_file` holds."""
+    if not int8:
+        return {"weight": weight.contiguous().clone()}
+    quantised, scales = quantise_rows(weight)
+    return {"weight": quantised.contiguous(), "scales": scales}
+
+
+def weights_digest(model: JMNatForConditionalGeneration) -> str:
+    """SHA-256 of all weights and their names."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode("utf-8"))
+        digest.update(weight.contiguous().numpy())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def unfinished_export(output: Path) -> Iterator[Path]:
+    """Give an empty folder; its files replace those of an earlier export in `output` when the block ends well."""
+    folder = output / UNFINISHED
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for name in EXPORTED_FILES:
+            (output / name).unlink(missing_ok=True)
+        for path in sorted(folder.iterdir(), key=lambda path: path.name in TRANSLATORS):
+            path.replace(output / path.name)
+    finally:
+        shutil.rmtree(folder)
+
+
+@torch.no_grad()
+def export_onnx(
+    model: JMNatForConditionalGeneration,
+    output: str | Path,
+    int8: bool = False,
+    shortlist: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, int]:
+    """Write graphs, configuration and generation configuration to the folder `output`, all of them or none.
+
+    An earlier export there is removed, other files stay.
+
+    Args:
+        int8: write the int8 graphs beside the float32 ones.
+        shortlist: also write the decoder without its output projection, and that by itself, for
+            `generate(..., shortlist=...)`.
+        tokenizer: is saved beside them.
+
+    Returns:
+        Size in bytes of each file of weights.
+
+    Raises:
+        ValueError: an architecture or activation that the graphs do not know.
+    """
+    if model.config.decoder_input != "mask":
+        raise ValueError(f"decoder_input={model.config.decoder_input!r} cannot be exported, only 'mask'")
+    model = copy.deepcopy(model).float().cpu().eval()
+    warn_of_other_options(model)
+    with unfinished_export(Path(output)) as folder:
+        sizes = write_weights(model, folder, int8, shortlist)
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    return sizes
+
+
+def warn_of_other_options(model: JMNatForConditionalGeneration) -> None:
+    """Whoever runs the graph of a whole translation by itself should know which options it does not follow."""
+    names = other_options(resolve_options(model.generation_config))
+    if names:
+        logger.warning("%s by itself does not know options of this model: %s", TRANSLATORS[0], ", ".join(names))
+
+
+def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:
+    """Give the graphs of a whole translation in `folder` the options that `model` has now, each file at once."""
+    warn_of_other_options(model)
+    defaults = translator_defaults(model)
+    for path in translators_in(folder):
+        whole = onnx.load(path)
+        for tensor in whole.graph.initializer:
+            if tensor.name in defaults:
+                tensor.CopyFrom(numpy_helper.from_array(defaults[tensor.name].numpy(), tensor.name))
+        with atomic_file(path) as file:
+            onnx.save_model(whole, str(file))
+
+
+def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool, shortlist: bool) -> dict[str, int]:
+    """Graphs and tables of a float32 model; the size in bytes of each file, all of which name the model's weights."""
+    metadata = {DIGEST: weights_digest(model)}
+    output_weight = model.lm_head.weight.detach()
+    pad_vocabulary(model)
+    positions = positional_projections(model) if model.config.positional_attention else {}
+    sizes = {}
+    for quantised in (False, True) if int8 else (False,):
+        graphs = [
+            TranslatorWriter(model, positions, quantised).write(),
+            encoder_graph(model, quantised),
+            decoder_graph(model, quantised),
+        ]
+        if shortlist:
+            graphs.append(decoder_graph(model, quantised, only_states=True))
+        for graph in graphs:
+            path = output / graph_file(graph.name, quantised)
+            onnx.save_model(graph.model(metadata), str(path))
+            sizes[path.name] = path.stat().st_size
+        if shortlist:
+            path = output / weight_file(quantised)
+            save_file(output_projection(output_weight, quantised), path, metadata)
+            sizes[path.name] = path.stat().st_size
+    if positions:
+        save_file(positions, output / POSITIONS_FILE, metadata)
+        sizes[POSITIONS_FILE] = (output / POSITIONS_FILE).stat().st_size
+    return sizes

@@ -1,0 +1,395 @@
+"""Sequence-level distillation: the training set translated by a teacher, as plain parallel text.
+
+The training split is cut into shards of consecutive sentences. A shard is decoded as a whole and its file appears by
+an atomic rename, so a run that is killed at any moment goes on with the shards that are missing, and the merged text
+is that of an uninterrupted run. The length filter works at merging: another ratio needs no new decoding.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from ..data.preparation import load_prepared
+from ..inference.translation import choose_device
+from ..utils.atomic_files import atomic_text_file, write_json
+from ..utils.command_line import check_counts
+from .backends import CTranslate2Decoder, TransformersDecoder, choose_backend, number_type
+from .model import (
+    check_languages,
+    length_penalty,
+    load_teacher,
+    same_tokenizer,
+    set_languages,
+    tokenizer_digest,
+)
+
+PLAN_NAME = "distillation_plan.json"
+SUMMARY_NAME = "distillation.json"
+SENTENCES_PER_SHARD = 4096
+LONGEST_WAIT = timedelta(days=7)  # of the processes for the one with most to do, instead of 10 or 30 minutes
+DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class DistillationArguments:
+    """Translate the training split of prepared data with a teacher into plain parallel text."""
+
+    teacher: str = field(
+        metadata={
+            "help": "Folder of the teacher (train_teacher.py), or any seq2seq model of the Hub such as an opus-mt."
+        }
+    )
+    data: str = field(metadata={"help": "Folder that prepare_data.py wrote. Only its training split is translated."})
+    output_dir: str = field(
+        metadata={"help": "Folder for the text. Run the same command again to go on after an interruption."}
+    )
+    teacher_languages: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "For a multilingual teacher: its codes of source and target language, such as deu_Latn eng_Latn "
+            "(NLLB), de en (M2M100) or de_DE en_XX (mBART)."
+        },
+    )
+    teacher_prefix: str | None = field(
+        default=None,
+        metadata={
+            "help": "Text before each source, where the teacher wants one, such as 'translate German to English: ' "
+            "(T5), '<2en> ' (MADLAD-400) or '>>eng<< ' (opus-mt of several target languages)."
+        },
+    )
+    num_beams: int = field(default=5, metadata={"help": "Beam size; 5 as in the paper, 1 is greedy and fastest."})
+    shards: int | None = field(
+        default=None,
+        metadata={
+            "help": "Parts that are saved one by one, at most one for each sentence; by default one for "
+            f"{SENTENCES_PER_SHARD} sentences."
+        },
+    )
+    backend: str = field(
+        default="auto",
+        metadata={
+            "help": "ctranslate2 (faster on a CPU), transformers, or auto: the former on a CPU where installed."
+        },
+    )
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Padded source tokens times beams in a batch; by default 131072 on a GPU, 16384 on a CPU."},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "Number type of the teacher: float32, float16 or bfloat16; auto is float16 on a GPU, else float32."
+        },
+    )
+    device: str = field(default="auto", metadata={"help": "auto (the GPU if there is one), cpu or cuda."})
+    max_length_ratio: float | None = field(
+        default=3.0,
+        metadata={
+            "help": "Leave out pairs with a side of more than this many times the tokens of the other; 0 keeps all."
+        },
+    )
+    append_raw: bool = field(
+        default=False, metadata={"help": "Append the original pairs behind the distilled ones (twice the data)."}
+    )
+    source_lang: str | None = field(
+        default=None, metadata={"help": "Ending of the source file; by default what prepare_data.py was told, or src."}
+    )
+    target_lang: str | None = field(
+        default=None, metadata={"help": "Ending of the target file; by default what prepare_data.py was told, or tgt."}
+    )
+
+    def __post_init__(self):
+        check_counts(self, ("num_beams", "shards", "batch_tokens"))
+        if self.max_length_ratio is not None and self.max_length_ratio != 0 and not self.max_length_ratio >= 1:
+            raise ValueError(f"max_length_ratio={self.max_length_ratio} must be 0 (off) or at least 1")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype={self.dtype!r} is not one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
+class DistillationPlan:
+    """What determines the decoded text. Shards of another plan are never mixed in.
+
+    Attributes:
+        teacher: digest of the teacher's weights and configuration.
+        data: digest of the source lines and the tokenizer.
+        backend: "transformers" or "ctranslate2".
+        num_beams: beam size.
+        shards: number of shards.
+        sentences: number of training sentences.
+        dtype: number type that the teacher computes in.
+        length_penalty: of the teacher's beam search; 1.0 for greedy search, which has none.
+        teacher_languages, teacher_prefix: as `DistillationArguments` has them.
+    """
+
+    teacher: str
+    data: str
+    backend: str
+    num_beams: int
+    shards: int
+    sentences: int
+    dtype: str
+    length_penalty: float
+    teacher_languages: list[str] | None
+    teacher_prefix: str | None
+
+    def shard_range(self, shard: int) -> range:
+        """The consecutive sentence numbers of a shard; sizes differ by one at most."""
+        return range(self.sentences * shard // self.shards, self.sentences * (shard + 1) // self.shards)
+
+
+def default_shards(sentences: int) -> int:
+    return max(1, -(-sentences // SENTENCES_PER_SHARD))
+
+
+def digest(parts: Sequence[str | bytes]) -> str:
+    """SHA-256 over the parts and their borders."""
+    state = hashlib.sha256()
+    for part in parts:
+        part = part.encode("utf-8") if isinstance(part, str) else part
+        state.update(len(part).to_bytes(8, "little"))
+        state.update(part)
+    return state.hexdigest()
+
+
+def settle_plan(output_dir: Path, plan: DistillationPlan) -> None:
+    """Write the plan of a new folder, or check that an earlier run in this folder had the same one.
+
+    Raises:
+        ValueError: the folder belongs to another plan, or holds other files.
+    """
+    path = output_dir / PLAN_NAME
+    if path.is_file():
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        for name, now in asdict(plan).items():
+            if earlier.get(name) != now:
+                raise ValueError(
+                    f"output_dir {output_dir} holds a distillation with {name}={earlier.get(name)}, now {name} is "
+                    f"{now}: choose another folder or delete this one"
+                )
+        return
+    if output_dir.is_dir() and any(not name.name.startswith(".") for name in output_dir.iterdir()):
+        raise ValueError(
+            f"output_dir {output_dir} exists and is no earlier distillation: choose a new or empty folder"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_json(path, asdict(plan))
+
+
+class ShardStore:
+    """The shard files of one plan: JSON lines `[source, hypothesis, source tokens, hypothesis tokens]` in data order.
+
+    A hypothesis is null where the source was too long for the teacher.
+    """
+
+    def __init__(self, output_dir: Path, plan: DistillationPlan):
+        self.folder = output_dir / "shards"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.plan = plan
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}-of-{self.plan.shards:05d}.jsonl"
+
+    def missing(self) -> list[int]:
+        return [shard for shard in range(self.plan.shards) if not self.path(shard).is_file()]
+
+    def write(self, shard: int, rows: Sequence[tuple]) -> None:
+        with atomic_text_file(self.path(shard)) as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def rows(self) -> Iterator[tuple]:
+        """Rows of all shards in data order.
+
+        Raises:
+            ValueError: a shard holds another number of rows than the plan says.
+        """
+        for shard in range(self.plan.shards):
+            count = 0
+            with open(self.path(shard), encoding="utf-8", newline="\n") as file:
+                for line in file:
+                    count += 1
+                    yield tuple(json.loads(line))
+            if count != len(self.plan.shard_range(shard)):
+                raise ValueError(
+                    f"{self.path(shard)} has {count} lines instead of {len(self.plan.shard_range(shard))}: delete it "
+                    "and run the same command again"
+                )
+
+
+def decode_shards(store: ShardStore, dataset, decoder, tokenizer, state: PartialState) -> dict:
+    """Decode the missing shards, this process every `num_processes`-th of them, and return the throughput.
+
+    Args:
+        dataset: the training split with columns `source` and `input_ids`.
+        decoder: see `teacher_backends`; `decode(sources, input_ids)` gives a text or None per sentence.
+        tokenizer: of the prepared data; counts the hypotheses' tokens for the length filter.
+    """
+    missing = store.missing()
+    state.wait_for_everyone()  # each process sees the same list before the first new shard appears
+    mine = missing[state.process_index :: state.num_processes]
+    start = time.perf_counter()
+    own_sentences = sum(len(store.plan.shard_range(shard)) for shard in mine)
+    with tqdm(total=own_sentences, desc="distilling", unit="sent", disable=not state.is_main_process) as bar:
+        for shard in mine:
+            part = dataset[store.plan.shard_range(shard).start : store.plan.shard_range(shard).stop]
+            texts = decoder.decode(part["source"], part["input_ids"], advance=bar.update)
+            store.write(shard, list(_shard_rows(part, texts, tokenizer)))
+    state.wait_for_everyone()
+    seconds = time.perf_counter() - start
+    decoded = sum(len(store.plan.shard_range(shard)) for shard in missing)
+    return {
+        "decoded_now": decoded,
+        "seconds": round(seconds, 2),
+        "sentences_per_second": round(decoded / seconds, 1) if decoded else None,
+    }
+
+
+def _shard_rows(part: dict, texts: Sequence[str | None], tokenizer) -> Iterator[tuple]:
+    one_line = [None if text is None else text.replace("\n", " ").replace("\r", " ").strip() for text in texts]
+    counts = [len(ids) for ids in tokenizer([text or "" for text in one_line])["input_ids"]]
+    for source, ids, text, count in zip(part["source"], part["input_ids"], one_line, counts, strict=True):
+        yield source, text, len(ids), count
+
+
+def keep_pair(text: str | None, source_tokens: int, target_tokens: int, max_length_ratio: float | None) -> str:
+    """The word "kept", or why a pair is left out: "too_long", "empty" or "length_ratio"."""
+    if text is None:
+        return "too_long"
+    if not text:
+        return "empty"
+    longer, shorter = max(source_tokens, target_tokens), min(source_tokens, target_tokens)
+    if max_length_ratio is not None and longer > max_length_ratio * shorter:
+        return "length_ratio"
+    return "kept"
+
+
+def merge(
+    store: ShardStore,
+    output_dir: Path,
+    source_lang: str,
+    target_lang: str,
+    max_length_ratio: float | None = None,
+    raw_pairs: Iterator[tuple[str, str]] | None = None,
+) -> dict:
+    """Write `distilled.SRC` and `distilled.TGT` from the complete shards and return the filter's counts.
+
+    Args:
+        max_length_ratio: pairs whose longer side has more than this many times the tokens of the shorter one are left
+            out; None keeps them. Tokens of the data's vocabulary, `</s>` included.
+        raw_pairs: appended behind the distilled ones.
+    """
+    counts = {"kept": 0, "length_ratio": 0, "empty": 0, "too_long": 0, "raw": 0}
+    pairs: list[tuple[str, str]] = []
+    for source, text, source_tokens, target_tokens in store.rows():
+        verdict = keep_pair(text, source_tokens, target_tokens, max_length_ratio)
+        counts[verdict] += 1
+        if verdict == "kept":
+            pairs.append((source, text))
+    for pair in raw_pairs or ():
+        counts["raw"] += 1
+        pairs.append(pair)
+    for language, side in ((source_lang, 0), (target_lang, 1)):
+        with atomic_text_file(output_dir / f"distilled.{language}") as file:
+            file.writelines(pair[side] + "\n" for pair in pairs)
+    return counts
+
+
+def distill(arguments: DistillationArguments) -> dict:
+    """Decode what is missing and merge; returns the filter's counts and the throughput.
+
+    Under `accelerate launch` the processes share the shards and the first one merges.
+
+    Raises:
+        ValueError: bad arguments, a teacher whose tokenizer is not the data's, or a folder of another distillation.
+    """
+    languages = languages_of(arguments)
+    state = PartialState(cpu=choose_device(arguments.device).type == "cpu", timeout=LONGEST_WAIT)
+    device = state.device if arguments.device == "auto" else choose_device(arguments.device)
+    splits, tokenizer = load_prepared(arguments.data)
+    if "train" not in splits:
+        raise ValueError(f"{arguments.data} has no training split: other splits are never distilled")
+    dataset = splits["train"]
+    dtype = DTYPES[arguments.dtype] or (torch.float16 if device.type == "cuda" else torch.float32)
+    model, teacher_tokenizer = load_teacher(arguments.teacher, device, dtype)
+    shares_vocabulary = same_tokenizer(teacher_tokenizer, tokenizer)
+    if shares_vocabulary and arguments.teacher_prefix:
+        raise ValueError(
+            f"teacher_prefix={arguments.teacher_prefix!r} is for teachers with a tokenizer of their own; this one has "
+            "the data's"
+        )
+    if arguments.teacher_languages is not None:
+        set_languages(model, teacher_tokenizer, arguments.teacher_languages)
+    check_languages(arguments.teacher, teacher_tokenizer, model.generation_config)
+    backend = choose_backend(arguments.backend, model, device)
+    plan = DistillationPlan(
+        teacher=teacher_digest(arguments.teacher),
+        data=digest([tokenizer_digest(tokenizer), *dataset["source"]]),
+        backend=backend,
+        num_beams=arguments.num_beams,
+        shards=min(arguments.shards or default_shards(len(dataset)), len(dataset)),
+        sentences=len(dataset),
+        dtype=number_type(model),
+        length_penalty=length_penalty(model.generation_config) if arguments.num_beams > 1 else 1.0,
+        teacher_languages=arguments.teacher_languages,
+        teacher_prefix=arguments.teacher_prefix,
+    )
+    output_dir = Path(arguments.output_dir)
+    if state.is_main_process:
+        settle_plan(output_dir, plan)
+    state.wait_for_everyone()
+    store = ShardStore(output_dir, plan)
+    decoder_class = CTranslate2Decoder if backend == "ctranslate2" else TransformersDecoder
+    decoder = decoder_class(
+        model,
+        teacher_tokenizer,
+        shares_vocabulary,
+        arguments.num_beams,
+        arguments.batch_tokens,
+        arguments.teacher_prefix or "",
+    )
+    figures = decode_shards(store, dataset, decoder, tokenizer, state)
+    if state.is_main_process:
+        raw_pairs = zip(dataset["source"], dataset["target"], strict=True) if arguments.append_raw else None
+        counts = merge(store, output_dir, *languages, arguments.max_length_ratio or None, raw_pairs)
+        files = [str(output_dir / f"distilled.{language}") for language in languages]
+        figures = {"sentences": len(dataset), **counts, **figures, "backend": backend, "files": files}
+        write_json(output_dir / SUMMARY_NAME, figures)
+    state.wait_for_everyone()
+    return figures
+
+
+def teacher_digest(teacher: str) -> str:
+    """Digest of a folder's configurations, tokenizer and weights; of the name for a model of the Hub."""
+    folder = Path(teacher)
+    if not folder.is_dir():
+        return digest([teacher])
+    parts = [(folder / "config.json").read_bytes()]
+    for path in sorted(folder.iterdir()):
+        if path.name in ("tokenizer.json", "tokenizer_config.json"):
+            parts.append(path.read_bytes())
+        if path.suffix == ".safetensors" or path.name.startswith("pytorch_model"):
+            state = hashlib.sha256()
+            with open(path, "rb") as file:
+                while block := file.read(2**20):
+                    state.update(block)
+            parts.append(state.digest())
+    return digest(parts)
+
+
+def languages_of(arguments: DistillationArguments) -> tuple[str, str]:
+    """Endings of the two files: as given, else as the preparation was told, else src and tgt."""
+    path = Path(arguments.data) / "preparation.json"
+    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    source = arguments.source_lang or written.get("source_lang") or written.get("moses_source_lang") or "src"
+    target = arguments.target_lang or written.get("target_lang") or written.get("moses_target_lang") or "tgt"
+    if source == target:
+        raise ValueError(f"source_lang and target_lang are both {source!r}: the two files need different names")
+    return source, target

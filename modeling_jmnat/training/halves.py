@@ -1,0 +1,32 @@
+"""Encoder or decoder on its own: frozen, or begun anew, to see which half learns what (section 3, Figure 1)."""
+
+from ..modeling_jmnat import JMNatForConditionalGeneration, JMNatStack
+
+HALVES = ("encoder", "decoder")
+
+
+def check_half(name: str, value: str | None) -> None:
+    """Raises ValueError unless the argument `name` is one of the halves, or None."""
+    if value is not None and value not in HALVES:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(HALVES)}")
+
+
+def half_of(model: JMNatForConditionalGeneration, half: str) -> JMNatStack:
+    check_half("half", half)
+    return model.get_encoder() if half == "encoder" else model.get_decoder()
+
+
+def freeze_half(model: JMNatForConditionalGeneration, half: str) -> None:
+    """Train the other half alone. The token embeddings, which belong to both, are frozen, too."""
+    half_of(model, half).requires_grad_(False)
+
+
+def restart_half(model: JMNatForConditionalGeneration, half: str) -> None:
+    """Give one half new random weights, all but the token embeddings, which belong to both."""
+    fresh = half_of(JMNatForConditionalGeneration(model.config), half).state_dict()
+    shared = [name for name in fresh if name.startswith("embed_tokens.")]
+    for name in shared:
+        del fresh[name]
+    missing, unexpected = half_of(model, half).load_state_dict(fresh, strict=False)
+    if missing != shared or unexpected:
+        raise RuntimeError(f"weights of the {half} do not fit: {missing} {unexpected}")

@@ -1,0 +1,537 @@
+"""Suites: every stage's options are taken by its command, reads what earlier stages write, and is shown in a table."""
+
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import HfArgumentParser, M2M100ForConditionalGeneration
+
+from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration
+from modeling_jmnat.configuration_jmnat import OPTION_NAMES
+from modeling_jmnat.data.preparation import load_prepared
+from modeling_jmnat.evaluation.plots import COLOURS
+from modeling_jmnat.experiments.inputs import export_held_out_text, held_out_text
+from modeling_jmnat.experiments.paper_data import parse_preparation
+from modeling_jmnat.experiments.pictures import PICTURES, write_pictures
+from modeling_jmnat.experiments.runner import Stage
+from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder, SuiteSettings, flags
+from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, DEEP_TEACHER
+from modeling_jmnat.experiments.tables import TABLES, cell, write_tables
+from modeling_jmnat.experiments.timing import Probe, duration, estimate, longest_way
+from modeling_jmnat.experiments.work import DISTILLING, STUDENT, TEACHER, Kind, options_of, work_of
+from modeling_jmnat.teacher.distillation import DistillationArguments
+from modeling_jmnat.teacher.model import build_teacher, can_start, load_teacher
+from modeling_jmnat.teacher.run import parse_teacher_command
+from modeling_jmnat.training.command import parse_command
+from modeling_jmnat.training.presets import load_preset
+from modeling_jmnat.utils.markdown import markdown
+from tests.helpers.tiny_runs import prepare_tiny_data
+from tests.helpers.translation_samples import SCRIPTS, load_script
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Prepared data with a test split of 12 sentences."""
+    folder = prepare_tiny_data(tmp_path_factory.mktemp("tiny"), num_train=30)
+    from datasets import load_from_disk
+
+    dataset = load_from_disk(str(folder / "dataset"))
+    dataset["test"] = dataset["train"].select(range(12))
+    dataset.save_to_disk(str(folder / "new"))
+    (folder / "dataset").rename(folder / "old")
+    (folder / "new").rename(folder / "dataset")
+    return folder
+
+
+def settings(data, output, **fields):
+    return SuiteSettings(**{"preset": "multi30k_tiny", "data": data, "output": output, "scripts": SCRIPTS, **fields})
+
+
+def parse(stage):
+    script, arguments = Path(stage.command[0]).name, list(stage.command[1:])
+    if script == "train_jmnat.py":
+        return parse_command(arguments, "")
+    if script == "train_teacher.py":
+        return parse_teacher_command(arguments, "")
+    if script == "prepare_data.py":
+        return parse_preparation(arguments, "")[0]
+    dataclass = {
+        "evaluate.py": lambda: load_script("evaluate").EvaluationArguments,
+        "tune_decoding.py": lambda: load_script("tune_decoding").TuningArguments,
+        "translate.py": lambda: load_script("translate").TranslationArguments,
+        "distill.py": lambda: DistillationArguments,
+    }[script]()
+    (parsed,) = HfArgumentParser(dataclass).parse_args_into_dataclasses(arguments)
+    return parsed
+
+
+SENTENCES = {"train": 1000, "validation": 100, "test": 50}
+VARIANTS = {
+    "cpu": {},
+    "gpu": {"training_options": {"tf32": False, "dataloader_num_workers": 1}, "batch_tokens": 8192},
+    "other teacher": {"teacher_preset": "multi30k_small", "teacher_steps": 40, "student_steps": 30},
+    "from scratch": {"from_teacher": False, "num_length_candidates": 3, "latency_sentences": 0},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_command_takes_its_options(data, tmp_path, variant):
+    output = tmp_path / "run"
+    JMNatConfig(vocab_size=320).save_pretrained(output / "nat_scratch-1")  # --init_from is read at once
+    builder = SuiteBuilder(settings(data, output, **VARIANTS[variant]))
+    stages = builder.build(list(SUITES))
+    assert len({stage.name for stage in stages}) == len(stages) > 100
+    work = work_of(stages, SENTENCES, "multi30k_tiny")
+    assert set(work) == {stage.name for stage in stages}
+    quick = {name for name, amounts in work.items() if not sum(amounts.values())}
+    assert all(name.startswith(("prepare_", "translate_")) for name in quick)
+    for stage in stages:
+        parsed = parse(stage)
+        options = options_of(stage)
+        if "generation_options" in options:
+            assert set(json.loads(*options["generation_options"])) <= set(OPTION_NAMES)
+        if stage.trains:
+            usual = not ("nat_" in stage.name or stage.name == DEEP_TEACHER)
+            updates = sum(amount for kind, amount in work[stage.name].items() if kind.update)
+            assert parsed.training.max_steps == updates or not usual
+            JMNatConfig(vocab_size=320, **parsed.model)
+
+
+def test_settings_reach_the_commands(data, tmp_path):
+    builder = SuiteBuilder(settings(data, tmp_path / "run", student_steps=30))
+    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "run" / "nat_scratch-1")
+    stages = {stage.name: stage for stage in builder.build(list(SUITES))}
+    cm = parse(stages["cm-2"])
+    assert (cm.masking["target_mask"], cm.masking["mask_token_prob"], cm.masking["source_mask_ratio"]) == (
+        "random",
+        1,
+        0,
+    )
+    assert (cm.model["ngram_loss_weight"], cm.training.seed, cm.training.max_steps) == (0, 2, 30)
+    assert json.loads(parse(stages["evaluate_cm-2.reranked"]).generation_options) == {"remask_adjacent": False}
+    tuning, tuned = parse(stages["tune_jm-2.reranked"]), parse(stages["evaluate_jm-2.reranked.tuned"])
+    assert (Path(tuning.source).name, tuning.save, tuning.grid) == (
+        "validation.src",
+        False,
+        '{"remask_adjacent": [true, false]}',
+    )
+    assert (tuned.tuning, tuned.reranker, Path(tuned.source).name) == (tuning.output, tuning.reranker, "test.src")
+    assert stages["evaluate_jm-2.reranked.tuned"].needs == ("jm-2", "teacher", "tune_jm-2.reranked")
+    assert parse(stages["evaluate_teacher.tuned"]).num_beams == [5]
+    assert "tune_cm_both-1" in stages
+    weak = parse(stages["evaluate_cm_weak-1.reranked"])
+    assert (Path(weak.reranker).name, Path(weak.model).name) == ("weak_teacher", "cm_weak-1")
+    assert json.loads(weak.generation_options) == {"remask_adjacent": False}
+    deeper = parse(stages["nat_encoder_15-1"])
+    assert (deeper.model["encoder_layers"], deeper.model["decoder_layers"]) == (18, 3)
+    assert deeper.run.init_from_teacher is None
+    assert parse(stages["jm_correction-1"]).masking["correction_ratio"] == 0.3
+    glancing = parse(stages["cm_glancing-1"]).masking
+    assert (glancing["glancing_ratio"], glancing["full_mask_ratio"], glancing["target_mask"]) == (0.5, 0.2, "random")
+    both = parse(stages["jm_both-1"])
+    assert (both.run.data, both.training.max_steps) == (str(tmp_path / "run" / "both" / "data"), 30)
+    preparation = parse(stages["prepare_both"])
+    assert (preparation.append_train_of, Path(preparation.output_dir)) == (str(data), Path(both.run.data))
+    assert Path(preparation.train_target) == tmp_path / "run" / "distilled" / "distilled.tgt"
+    assert parse(stages["jm_long-1"]).training.max_steps == 60
+    assert parse(stages["jm_weak-1"]).run.init_from_teacher == str(tmp_path / "run" / "weak_teacher")
+    frozen = parse(stages["nat_frozen_decoder-1"]).run
+    assert (frozen.freeze, frozen.restart, Path(frozen.init_from).name) == ("decoder", "encoder", "nat_scratch-1")
+    noise = parse(stages["evaluate_cm-1.drop"])
+    assert (noise.noise, noise.noise_levels[-1], noise.num_iterations) == ("drop", 0.1, [10])
+    assert parse(stages["evaluate_jm-1.candidates_8"]).num_length_candidates is None
+    assert stages["evaluate_jm-1.latency"].alone
+    deep = parse(stages["teacher_10_2"])
+    assert (deep.model["encoder_layers"], deep.model["decoder_layers"], deep.run.data) == (10, 2, str(data))
+    assert deep.training.max_steps == parse(stages["teacher"]).training.max_steps == 3600
+    assert stages["evaluate_teacher_10_2.latency"].needs == ("teacher_10_2",)
+
+
+def reads_and_writes(stage):
+    """Folders of models and data that a stage reads, and the one that it writes."""
+    options = options_of(stage)
+    names = ("model", "teacher", "reranker", "init_from", "init_from_teacher", "data", "train_source")
+    names += ("append_train_of",)
+    reads = {Path(options[name][0]) for name in names if name in options}
+    reads = {path.parent if path.name.startswith("distilled") else path for path in reads}
+    return reads, Path(options["output_dir"][0]) if "output_dir" in options else None
+
+
+def test_stages_need_what_they_read(data, tmp_path):
+    stages = {stage.name: stage for stage in SuiteBuilder(settings(data, tmp_path)).build(list(SUITES))}
+    writers = {reads_and_writes(stage)[1]: stage.name for stage in stages.values()}
+    position = {name: place for place, name in enumerate(stages)}
+    for stage in stages.values():
+        for path in reads_and_writes(stage)[0] - {data}:
+            assert writers[path] in stage.needs, (stage.name, path)
+        for need in stage.needs:
+            assert position[need] < position[stage.name]
+
+
+def save_teacher(data, folder, **sizes):
+    tokenizer = load_prepared(data)[1]
+    build_teacher({**load_preset("multi30k_tiny").model, **sizes}, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_teacher_that_is_there_is_not_trained(data, tmp_path, monkeypatch):
+    usual = {stage.name: stage for stage in SuiteBuilder(settings(data, tmp_path / "run")).build(list(SUITES))}
+    save_teacher(data, tmp_path / "mine", dropout=0.3)
+    monkeypatch.chdir(tmp_path)
+    builder = SuiteBuilder(settings(data, tmp_path / "run", teacher="mine"))
+    stages = {stage.name: stage for stage in builder.build(list(SUITES))}
+    assert set(usual) - set(stages) == {"teacher"}
+    before, now = str(tmp_path / "run" / "teacher"), str(tmp_path / "mine")
+    for name, stage in stages.items():
+        expected = [now if part == before else part for part in usual[name].command]
+        assert list(stage.command) == expected
+        assert stage.needs == tuple(need for need in usual[name].needs if need != "teacher")
+    assert options_of(stages["jm-1"])["init_from_teacher"] == [now]
+    assert options_of(stages["evaluate_jm-1.reranked"])["reranker"] == [now]
+
+
+def test_teacher_of_a_larger_vocabulary_does_not_fit(data, tmp_path):
+    save_teacher(data, tmp_path)
+    preset, tokenizer = load_preset("multi30k_tiny"), load_prepared(data)[1]
+    assert can_start(tmp_path, preset.model, tokenizer)
+    model, _ = load_teacher(tmp_path)
+    model.resize_token_embeddings(len(tokenizer) + 7)
+    model.save_pretrained(tmp_path)
+    assert not can_start(tmp_path, preset.model, tokenizer)
+
+
+@pytest.mark.parametrize("sizes", [{"encoder_layers": 4}, {"d_model": 64}, {"normalize_before": False}])
+def test_students_start_with_a_teacher_of_their_size(data, tmp_path, sizes):
+    save_teacher(data, tmp_path / "mine", **sizes)
+    builder = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine")))
+    stages = {stage.name: stage for stage in builder.build(["main"])}
+    assert {name for name, stage in stages.items() if stage.trains} == {"small_teacher", "jm-1"}
+    assert options_of(stages["distill_distilled"])["teacher"] == [str(tmp_path / "mine")]
+    assert options_of(stages["jm-1"])["init_from_teacher"] == [str(tmp_path / "run" / "small_teacher")]
+    assert stages["jm-1"].needs == ("prepare_distilled", "small_teacher")
+    scratch = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine"), from_teacher=False))
+    assert [stage.name for stage in scratch.build(["main"]) if stage.trains] == ["jm-1"]
+
+
+def test_unknown_suites_and_presets_without_steps_are_refused(data, tmp_path):
+    with pytest.raises(ValueError, match="suite='table9' is not one of main, table1"):
+        SuiteBuilder(settings(data, tmp_path)).build(["table9"])
+    preset = tmp_path / "endless.yaml"
+    preset.write_text("training: {num_train_epochs: 3}\n")
+    with pytest.raises(ValueError, match="has no max_steps: give --teacher_steps and --student_steps"):
+        SuiteBuilder(settings(data, tmp_path, preset=str(preset))).build(["main"])
+    assert SuiteBuilder(settings(data, tmp_path, preset=str(preset), teacher_steps=5, student_steps=5)).build(["main"])
+
+
+def test_paths_are_absolute(data, tmp_path, monkeypatch):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("training: {max_steps: 3}\n")
+    monkeypatch.chdir(tmp_path)
+    absolute = SuiteBuilder(settings(data, tmp_path / "run", preset=str(preset))).build(["main"])
+    relative = SuiteSettings("mine.yaml", Path(os.path.relpath(data)), Path("run"), Path(os.path.relpath(SCRIPTS)))
+    assert SuiteBuilder(relative).build(["main"]) == absolute
+
+
+def test_flags_give_lists_and_truth_values():
+    assert flags({"a": 1, "b": [1, 2], "c": True}) == ["--a", "1", "--b", "1", "2", "--c", "True"]
+
+
+def test_names_of_systems_differ():
+    names = [student.name for student in (*ADDITIONS, *ABLATIONS)]
+    labels = [student.label for student in (*ADDITIONS, *ABLATIONS)]
+    assert len(set(names)) == len(names)
+    assert len(set(labels)) == len(labels)
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def fake_results(builder, stages):
+    """A result for each evaluation; every BLEU is a number of its own."""
+    scores, number = {}, 1000
+    for stage in stages:
+        if not stage.name.startswith("evaluate_"):
+            continue
+        parsed = parse(stage)
+        teacher = "teacher" in Path(parsed.model).name
+        setting, default = ("num_beams", [1, 5]) if teacher else ("num_iterations", [1, 4, 10])
+        rows = []
+        for level in parsed.noise_levels if parsed.noise else [None]:
+            for value in getattr(parsed, setting) or default:
+                number += 1
+                row = {setting: value, "sacrebleu": number / 100, "chrf": 1.0, "sacrebleu_signature": "sig"}
+                row["repeated_tokens_per_sentence"] = number / 1000
+                if level is not None:
+                    row["noise_level"] = level
+                if parsed.latency_sentences:
+                    row["latency_ms"] = {"mean": number / 10, "p50": 1.0, "p99": 2.0}
+                rows.append(row)
+        scores[stage.name] = rows
+        path = Path(parsed.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"results": rows}))
+    return scores
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_evaluation_is_shown(data, tmp_path, suite):
+    export_held_out_text(held_out_text(data), tmp_path)
+    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
+    builder = SuiteBuilder(settings(data, tmp_path))
+    stages = builder.build([suite])
+    scores = fake_results(builder, stages)
+    (text,) = write_tables(tmp_path, [suite]).values()
+    assert (tmp_path / "results" / f"{suite}.md").read_text() == text
+    shown = set(re.findall(r"\d+\.\d+", text))
+    # What only prepares a suite is evaluated, too, but not shown by every suite.
+    preparing = {"evaluate_teacher", "evaluate_small_teacher"} | {f"evaluate_{name}" for name in ("jm-1", "cm-1")}
+    for name, rows in scores.items():
+        if suite not in ("main", "table2", "table3", "table4") and name in preparing:
+            continue
+        if suite == "table3" and "teacher" in name:
+            continue
+        if suite == "table4" and name in preparing - {"evaluate_jm-1", "evaluate_cm-1"}:
+            continue
+        for row in rows:
+            if "latency_ms" in row:
+                assert f"{row['latency_ms']['mean']:.1f}" in shown, (name, row)
+            elif suite == "table3":
+                assert f"{row['repeated_tokens_per_sentence']:.3f}" in shown, (name, row)
+            else:
+                assert f"{row['sacrebleu']:.2f}" in shown, (name, row)
+
+
+def test_table2_by_hand(tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+
+    def write(name, setting, bleu, **fields):
+        rows = [
+            {setting: value, "sacrebleu": score, "chrf": 50.0, "repeated_tokens_per_sentence": 0.1}
+            | {"sacrebleu_signature": "nrefs:1"}
+            | {key: values[value] for key, values in fields.items()}
+            for value, score in bleu.items()
+        ]
+        (results / f"{name}.json").write_text(json.dumps({"results": rows}))
+
+    write("teacher", "num_beams", {1: 39.11, 5: 40.23})
+    write("jm-1", "num_iterations", {1: 30.0, 4: 36.0, 10: 38.0})
+    write("jm-2", "num_iterations", {1: 31.0, 4: 37.0, 10: 38.5})
+    latency = {1: {"mean": 40.0, "p50": 38.0, "p99": 70.0}, 5: {"mean": 60.0, "p50": 55.0, "p99": 90.0}}
+    write("teacher.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
+    write("teacher_10_2", "num_beams", {1: 38.5, 5: 39.75})
+    latency = {1: {"mean": 20.0, "p50": 19.0, "p99": 35.0}, 5: {"mean": 30.0, "p50": 28.0, "p99": 45.0}}
+    write("teacher_10_2.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
+    write("jm-1.latency", "num_iterations", {4: 0.0}, latency_ms={4: {"mean": 8.0, "p50": 7.0, "p99": 9.0}})
+    write("nat-1", "num_iterations", {1: 20.0})
+    write("jm_weak-1.reranked", "num_iterations", {1: 25.0, 4: 26.0, 10: 27.0})
+    text = write_tables(tmp_path, ["table2"])["table2"]
+    assert "| basic NAT (section 3) | 20.00 | - | - | - | 0.100 at k=1 | 50.00 at k=1 |\n" in text
+    assert "| teacher | 39.11 | 40.23 | 0.100 |\n" in text
+    assert "| JM-NAT | 30.50 (30.00, 31.00) | 36.50 (36.00, 37.00) | 38.25 (38.00, 38.50) |" in text
+    assert "| JM-NAT, weak teacher, reranked by the weak teacher | 25.00 | 26.00 | 27.00 |" in text
+    assert "| JM-NAT, k = 4 | 8.0 | 7.0 | 9.0 | 7.5 |\n" in text
+    assert "| teacher, beam = 1 | 40.0 | 38.0 | 70.0 | 1.5 |\n" in text
+    assert "| teacher of 10 encoder and 2 decoder layers | 38.50 | 39.75 | 0.100 |\n" in text
+    assert "| teacher of 10 encoder and 2 decoder layers, beam = 5 | 30.0 | 28.0 | 45.0 | 2.0 |\n" in text
+    assert "CM-NAT" not in text
+    assert text.endswith("\nnrefs:1\n")
+
+
+def test_table4_puts_decodings_side_by_side(tmp_path):
+    (tmp_path / "results").mkdir()
+    for name, shift in (("random_mask-1", 0), ("random_mask-1.independent", 1), ("cm_correction-1", 2)):
+        rows = [
+            {"num_iterations": k, "sacrebleu": 30.0 + shift + k / 10, "repeated_tokens_per_sentence": shift / 10}
+            | {"sacrebleu_signature": "s", "chrf": 1.0}
+            for k in ((4, 10) if "." in name else (1, 4, 10))
+        ]
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps({"results": rows}))
+    text = write_tables(tmp_path, ["table4"])["table4"]
+    assert "| JM-NAT, without consecutive mask | 30.10 | 30.40 | 31.00 | 31.40 | 32.00 | 0.100 |" in text
+    assert "tokens corrected (not in the paper) | 32.10 | - | - | 32.40 | 33.00 | 0.200 |" in text
+
+
+def test_case_study_shows_every_pass(data, tmp_path):
+    export_held_out_text(held_out_text(data), tmp_path)
+    sources = (tmp_path / "text" / "cases.src").read_text().splitlines()
+    assert len(sources) == 8
+    (tmp_path / "results" / "teacher.cases.txt").write_text("".join(f"best {i}\n" for i in range(8)))
+    block = "source  {}\npass 1   __ __ </s>\npass 2  a|b __ </s>\nresult  a b\n\n"
+    (tmp_path / "results" / "jm-1.cases.txt").write_text("".join(block.format(source) for source in sources))
+    text = write_tables(tmp_path, ["case_study"])["case_study"]
+    assert text.count("Sentence ") == 8
+    assert "| teacher | best 7 |" in text
+    assert "| JM-NAT, pass 2 | a\\|b \\_\\_ &lt;/s> |" in text
+    assert text.count("| JM-NAT, result | a b |") == 8
+
+
+def test_cells_and_tables():
+    assert cell([]) == "-"
+    assert cell([1.0]) == "1.00"
+    assert cell([1.0, 2.0], 1) == "1.5 (1.0, 2.0)"
+    assert markdown(("a", "b"), [["1", "2"], None]) == "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    assert markdown(("a",), [None]) == "(no result yet)\n"
+
+
+def test_pictures_show_what_is_there(data, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    original = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: drawn.append(self) or original(self, *args, **kw))
+    (tmp_path / "results").mkdir()
+    assert write_pictures(tmp_path, list(SUITES)) == []
+    builder = SuiteBuilder(settings(data, tmp_path))
+    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
+    scores = fake_results(builder, builder.build(["figure1", "figure3"]))
+    history = [{"step": 10, "eval_bleu": 3.0}, {"step": 20, "eval_bleu": 5.0}]
+    for name in ("nat_scratch-1", "nat_frozen_encoder-1"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    written = write_pictures(tmp_path, ["figure1", "figure3", "table2"])
+    assert [path.name for path in written] == ["figure1.png", "figure3.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+    curves, states = drawn[0].axes
+    lines = {line.get_label(): line for line in curves.get_lines()}
+    assert lines["basic NAT"].get_ydata().tolist() == [3.0, 5.0]
+    assert len(lines) == 2
+    assert len(states.get_lines()) == 3
+    dropped, replaced = drawn[1].axes
+    jm = next(line for line in dropped.get_lines() if line.get_label().startswith("JM-NAT"))
+    assert jm.get_xdata().tolist() == pytest.approx([0, 2, 4, 6, 8, 10])
+    assert jm.get_ydata().tolist() == [row["sacrebleu"] for row in scores["evaluate_jm-1.drop"]]
+    assert len({line.get_color() for line in replaced.get_lines()} & set(COLOURS)) == 3
+
+
+def test_every_suite_has_a_table():
+    assert set(TABLES) == set(SUITES)
+    assert set(PICTURES) <= set(SUITES)
+
+
+# Time ----------------------------------------------------------------------------------------------------------------
+
+
+def test_longest_way_by_hand():
+    stages = [Stage("t", ()), Stage("d", (), ("t",)), *(Stage(name, (), ("d",)) for name in "abc")]
+    minutes = {"t": 10.0, "a": 5.0, "b": 5.0, "c": 2.0}
+    assert longest_way(stages, minutes, 1) == 22
+    assert longest_way(stages, minutes, 2) == 17
+    assert longest_way(stages, minutes, 3) == 15
+    assert longest_way([], minutes, 3) == 0
+
+
+def test_durations_read_well():
+    assert [duration(minutes) for minutes in (0.04, 119.9, 120, 2879, 2880, 42384)] == [
+        "0.0 minutes",
+        "119.9 minutes",
+        "2.0 hours",
+        "48.0 hours",
+        "2.0 days",
+        "29.4 days",
+    ]
+
+
+class FakeProbe:
+    def seconds(self, kind):
+        return {"student": 2.0, "teacher": 1.0}[kind.who] if kind.update else 0.1
+
+
+def test_estimate_counts_what_is_left():
+    stages = [Stage("t", (), trains=True)] + [Stage(name, (), ("t",), trains=True) for name in "ab"]
+    update, passing = Kind("p", STUDENT, True), Kind("p", STUDENT, False)
+    work = {"t": Counter({Kind("p", TEACHER, True): 60}), "a": Counter({update: 30}), "b": Counter({update: 60})}
+
+    def told(done, jobs):
+        return estimate(stages, work, set(done), FakeProbe(), jobs)
+
+    assert told("", 2).startswith(
+        "about 3.0 minutes for 3 trainings with 150 updates and 0 other stages (2 s for an u"
+    )
+    assert told("tb", 1).startswith("about 1.0 minutes for 1 trainings with 30 updates and 0 other stages (2 s for an")
+    assert told("tab", 1) == "nothing that takes long is left to do"
+    stages.append(Stage("evaluate_a", (), ("a",)))
+    work["evaluate_a"] = Counter({passing: 600})
+    assert told("tb", 1).startswith(
+        "about 2.0 minutes for 1 trainings with 30 updates and 1 other stages (0.1 s for a"
+    )
+    assert told("tab", 1).endswith(
+        "0 updates and 1 other stages (0.1 s for a candidate's pass of p), 1 at a time if "
+        "they do not slow each other down"
+    )
+
+
+def test_work_by_hand(data, tmp_path):
+    """multi30k_tiny evaluates every 400 steps, k = 4 and 10 with 3 candidates; its 3 + 3 layers count as 1."""
+    stages = SuiteBuilder(settings(data, tmp_path, num_length_candidates=4)).build(list(SUITES))
+    work = work_of(stages, SENTENCES, "multi30k_tiny")
+    train, validation, test = SENTENCES.values()
+    tiny = {
+        name: Kind("multi30k_tiny", who, update)
+        for name, who, update in (
+            ("update", STUDENT, True),
+            ("pass", STUDENT, False),
+            ("teacher", TEACHER, True),
+            ("beam", TEACHER, False),
+            ("distil", DISTILLING, False),
+        )
+    }
+    final = 10 * 3
+    assert work["jm-1"] == {tiny["update"]: 3200, tiny["pass"]: (8 * (4 + 10) * 3 + final) * validation}
+    assert work["nat_decoder_15-1"][tiny["update"]] == pytest.approx(3200 * 21 / 6)
+    assert work["nat-1"][tiny["pass"]] == (8 * 3 + 3) * validation
+    assert work["teacher"] == {tiny["teacher"]: 3600, tiny["beam"]: (9 * 1 + 1 + 5) * validation}
+    assert work["teacher_10_2"] == {kind: 2 * amount for kind, amount in work["teacher"].items()}
+    assert work["distill_distilled"] == {tiny["distil"]: 5 * train}
+    assert work["evaluate_teacher_10_2"] == {tiny["beam"]: 2 * (1 + 5) * test}
+    assert work["evaluate_jm-1"] == {tiny["pass"]: (1 + 4 + 10) * 4 * test}
+    assert work["evaluate_jm-1.reranked"] == {tiny["pass"]: (1 + 4 + 10 + 3) * 4 * test}
+    assert work["evaluate_jm-1.candidates_8"] == {tiny["pass"]: (1 + 4 + 10) * 8 * test}
+    assert work["evaluate_jm-1.drop"] == {tiny["pass"]: 6 * 10 * 4 * test}
+    assert work["tune_jm-1"] == {tiny["pass"]: 2 * (4 + 10) * 4 * validation}
+    assert work["tune_teacher"] == {tiny["beam"]: 7 * 5 * validation}
+
+
+def test_work_of_a_teacher_that_is_there(data, tmp_path):
+    save_teacher(data, tmp_path / "mine", encoder_layers=4)
+    stages = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine"))).build(["main"])
+    work = work_of(stages, SENTENCES, "multi30k_small")
+    assert work["evaluate_teacher"] == {Kind("multi30k_small", TEACHER, False): 6 * SENTENCES["test"]}
+    assert work["distill_distilled"] == {Kind("multi30k_small", DISTILLING, False): 5 * SENTENCES["train"]}
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_probe_measures_every_kind(data, bf16):
+    splits, tokenizer = load_prepared(data)
+    probe = Probe(splits, tokenizer, bf16)
+    kinds = [Kind("multi30k_tiny", who, update) for who in (STUDENT, TEACHER) for update in (True, False)]
+    seconds = {kind: probe.seconds(kind) for kind in (*kinds, Kind("multi30k_tiny", DISTILLING, False))}
+    assert all(0 < value < 60 for value in seconds.values())
+    assert seconds[kinds[1]] < seconds[kinds[0]]  # a pass over a candidate takes less than an update
+
+
+def test_presets_without_evaluations_and_of_the_basic_nat_are_estimated(data, tmp_path):
+    path = tmp_path / "nat.yaml"
+    model = {**load_preset("multi30k_tiny").model, "decoder_input": "source_copy"}
+    training = {"max_steps": 5, "eval_steps": None, "eval_sentences": None, "eval_num_iterations": []}
+    path.write_text(yaml.safe_dump({"model": model, "masking": {"target_mask": "all"}, "training": training}))
+    stages = SuiteBuilder(settings(data, tmp_path / "run", preset=str(path))).build(["main"])
+    work = work_of(stages, SENTENCES, str(path))
+    assert work["jm-1"] == {Kind(str(path), STUDENT, True): 5, Kind(str(path), STUDENT, False): 0}
+    assert estimate(stages, work, set(), Probe(*load_prepared(data)), 1).startswith("about ")
+
+
+def test_probe_passes_are_passes(data, monkeypatch):
+    """What is divided by the number of beams or passes was really done as often."""
+    probe, calls = Probe(*load_prepared(data)), []
+    for who, classes in ((STUDENT, JMNatForConditionalGeneration), (TEACHER, M2M100ForConditionalGeneration)):
+        generate = classes.generate
+        monkeypatch.setattr(classes, "generate", lambda self, *a, g=generate, **kw: calls.append(g(self, *a, **kw)))
+        probe.seconds(Kind("multi30k_tiny", who, False))
+    assert len(calls) == 4  # both warm up once
+    length = max(2, round(float(probe.lengths[1].mean())))
+    assert calls[2].shape == (min(32, len(probe.examples)), length + 1)

@@ -1,0 +1,196 @@
+"""The card of a published model: its figures are those of the result files, its metadata is what the Hub reads."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+import modeling_jmnat
+from modeling_jmnat import JMNatTranslationPipeline
+from modeling_jmnat.hub.model_card import PICTURE, read_facts, write_card
+from tests.helpers.teacher_samples import random_lines
+from tests.helpers.translation_samples import tiny_student, tiny_tokenizer
+
+HUB_CARD = Path(modeling_jmnat.__file__).parent.parent / "hub_card"
+FACTS = {
+    "name": "tiny",
+    "languages": ["de", "en"],
+    "language_names": ["German", "English"],
+    "license": "mit",
+    "domain": "numbers",
+    "training_text": [
+        {
+            "name": "counting",
+            "url": "https://example.org/counting",
+            "pairs": 12345,
+            "license": "cc0-1.0",
+            "license_name": "CC0",
+            "by": "nobody",
+        }
+    ],
+    "training": "In a minute.",
+    "tests": [{"name": "Numbers", "dataset": "counting", "results": "results.json"}],
+    "examples": [*random_lines(2, seed=1), 'sagt "eins"'],
+    "limits": ["It cannot subtract."],
+}
+
+
+def row(setting, value, bleu, **more):
+    return {
+        setting: value,
+        "sacrebleu": bleu,
+        "sacrebleu_signature": "nrefs:1|version:2",
+        "chrf": bleu + 20.04,
+        "chrf_signature": "nrefs:1|nc:6",
+        "repeated_tokens_per_sentence": 0.126,
+        **more,
+    }
+
+
+def report(*rows):
+    return {
+        "settings": {"sentences": 1500, "generation": {"num_length_candidates": 4}},
+        "device": {"name": "a processor", "threads": 2, "dtype": "float32"},
+        "results": list(rows),
+    }
+
+
+@pytest.fixture(scope="module")
+def translator():
+    tokenizer = tiny_tokenizer()
+    return tiny_student(tokenizer), tokenizer
+
+
+@pytest.fixture
+def write(tmp_path, translator):
+    """Write a card from facts and result files; its folder."""
+
+    def write_with(facts=None, **reports):
+        (tmp_path / "facts.yaml").write_text(yaml.safe_dump({**FACTS, **(facts or {})}), encoding="utf-8")
+        reports.setdefault("results", report(row("num_iterations", 1, 10.06), row("num_iterations", 4, 20.123)))
+        for name, content in reports.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        (tmp_path / "model").mkdir(exist_ok=True)
+        write_card(tmp_path / "facts.yaml", tmp_path / "model", "someone/tiny", *translator)
+        return tmp_path / "model"
+
+    return write_with
+
+
+def test_metadata_is_what_the_hub_reads(write):
+    data = ModelCard.load(write() / "README.md").data
+    assert data.language == ["de", "en"]
+    assert (data.license, data.pipeline_tag, data.library_name) == ("mit", "translation", "transformers")
+    assert {"jmnat", "custom_code"} <= set(data.tags)
+    assert data.datasets == ["counting"]
+    assert data.metrics == ["sacrebleu", "chrf"]
+    assert data.model_name == "tiny"
+    found = [
+        (r.dataset_type, r.metric_type, r.metric_value, r.metric_config, r.metric_name) for r in data.eval_results
+    ]
+    assert found == [
+        ("counting", "sacrebleu", 20.12, "nrefs:1|version:2", "sacreBLEU, k = 4"),
+        ("counting", "chrf", 40.16, "nrefs:1|nc:6", "chrF, k = 4"),
+    ]
+    assert all(r.task_type == "translation" and r.dataset_name == "Numbers" for r in data.eval_results)
+
+
+def test_text_tells_scores_sources_and_limits(write):
+    text = (write() / "README.md").read_text(encoding="utf-8")
+    assert (
+        "\n| Numbers | k = 1 | k = 4 |\n|---|---|---|\n| sacreBLEU | 10.1 | 20.1 |\n| chrF | 30.1 | 40.2 |\n" in text
+    )
+    assert "\n| repeated words per sentence | 0.13 | 0.13 |\n" in text
+    assert "milliseconds" not in text
+    assert "\n| [counting](https://example.org/counting) | 12,345 | CC0 | nobody |\n" in text
+    assert "1,500 pairs. `num_length_candidates=4`. a processor, 2\n  threads, float32" in text
+    assert "- It cannot subtract.\n" in text
+    assert "Numbers: 0.13 per sentence at k = 1, 0.13 per sentence at k = 4.\n" in text
+    assert "Guo, Junliang and Xu, Linli and Chen, Enhong" in text
+    assert "{{" not in text
+    assert "{%" not in text
+
+
+def test_snippets_show_what_the_model_answers(write, translator):
+    text = (write() / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        compile(block, "snippet", "exec")
+        assert '"someone/tiny", trust_remote_code=True' in block
+    translate = JMNatTranslationPipeline(*translator, device="cpu")
+    first, *others = FACTS["examples"]
+    assert f"# {translate(first)}\n" in blocks[0]
+    for record in translate(others):
+        assert f"# {record['translation_text']}\n" in blocks[0]
+    assert r'"sagt \"eins\""' in blocks[0]
+    for canvas in translate(first, num_iterations=4, return_history=True)[0]["history"]:
+        assert f"# {canvas}\n" in blocks[1]
+
+
+def test_latencies_get_a_row_and_a_picture(write):
+    """From the result file itself or, where another was timed, from that one."""
+    timed = report(*(row("num_iterations", k, 0.0, latency_ms={"mean": 12.4 * k}) for k in (1, 4)))
+    teacher = report(row("num_beams", 1, 30.0, latency_ms={"mean": 99.9}), row("num_beams", 5, 31.0))
+    test = {**FACTS["tests"][0], "latency": "timed.json", "teacher": "teacher.json"}
+    folder = write({"tests": [test]}, timed=timed, teacher=teacher)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| Numbers | k = 1 | k = 4 | teacher, greedy | teacher, beam 5 |\n" in text
+    assert "| sacreBLEU | 10.1 | 20.1 | 30.0 | 31.0 |\n" in text
+    assert "| milliseconds per sentence, one at a time | 12 | 50 | 100 |  |\n" in text
+    assert f"]({PICTURE})" in text
+    assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"licence": "mit"}, "facts.yaml does not know licence"),
+        ({"tests": [{"name": "Numbers", "results": "results.json"}]}, "tests 1 lacks dataset"),
+        ({"tests": []}, "one of tests"),
+        ({"examples": ["eins"]}, "at least two examples"),
+        ({"training_text": [{"name": "counting", "url": "x", "pairs": 1, "by": "y", "license": "z"}]}, "license_name"),
+        ({"tests": [{**FACTS["tests"][0], "teacher": "results.json"}]}, "with num_beams, sacreBLEU and chrF"),
+    ],
+)
+def test_facts_that_do_not_fit_are_named(write, facts, message):
+    with pytest.raises(ValueError, match=message):
+        write(facts)
+
+
+def test_files_that_do_not_fit_are_named(write, tmp_path):
+    with pytest.raises(ValueError, match=r"results.json is no result file of evaluate.py with num_iterations"):
+        write(results={"results": [{"num_iterations": 1}]})
+    with pytest.raises(ValueError, match=r"results.json holds no results"):
+        write(results=report())
+    with pytest.raises(FileNotFoundError, match=r"missing.json"):
+        write({"tests": [{**FACTS["tests"][0], "results": "missing.json"}]})
+    (tmp_path / "facts.yaml").write_text("- a list")
+    with pytest.raises(ValueError, match="must hold names and values"):
+        read_facts(tmp_path / "facts.yaml")
+    (tmp_path / "facts.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        read_facts(tmp_path / "facts.yaml")
+
+
+def test_shipped_card_holds_the_measured_figures():
+    """As `publish.py` makes it from the files beside it."""
+    facts = read_facts(HUB_CARD / "de-en.yaml")
+    card = ModelCard.load(HUB_CARD / "de-en" / "README.md")
+    values = {(result.dataset_type, result.metric_type): result for result in card.data.eval_results}
+    for test in facts.tests:
+        rows = json.loads((HUB_CARD / test.results).read_text())["results"]
+        best = max(rows, key=lambda row: row["num_iterations"])
+        for metric in ("sacrebleu", "chrf"):
+            result = values[test.dataset, metric]
+            assert result.metric_value == round(best[metric], 2)
+            assert result.metric_config == best[f"{metric}_signature"]
+            cells = [f"{row[metric]:.1f}" for row in sorted(rows, key=lambda row: row["num_iterations"])]
+            assert " | ".join(cells) in card.text
+    for source in facts.training_text:
+        assert source["license_name"] in card.text
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", card.text):
+        assert (HUB_CARD / "de-en" / picture).is_file()

@@ -1,0 +1,310 @@
+"""`JMNatTranslationPipeline`: forms of input and output, batches, splitting of long texts, history, errors."""
+
+import copy
+import json
+import random
+import re
+import sys
+import time
+import unicodedata
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from modeling_jmnat import JMNatGenerateOutput, JMNatTranslationPipeline, ORTJMNatForConditionalGeneration
+from modeling_jmnat.pipeline import LAST_SIGNS, sentences_of, split_line
+from modeling_jmnat.tokenization_jmnat import show_canvas
+from tests.helpers.teacher_samples import random_lines, random_teacher
+from tests.helpers.translation_samples import tiny_student, tiny_tokenizer
+
+TEXTS = random_lines(7, seed=11)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return tiny_student(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def translate(model, tokenizer):
+    return JMNatTranslationPipeline(model, tokenizer, device="cpu", split_sentences=False)
+
+
+def one_by_one(model, tokenizer, texts, **options):
+    """What `generate` makes of each text alone."""
+    outputs = [model.generate(**tokenizer([text], return_tensors="pt"), **options) for text in texts]
+    return [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in outputs]
+
+
+class Echo:
+    """A model that translates every sentence into itself, and remembers the sentences."""
+
+    def __init__(self, model, tokenizer):
+        self.config, self.device = copy.copy(model.config), torch.device("cpu")
+        self.config.max_position_embeddings = 1000
+        self.tokenizer, self.seen = tokenizer, []
+
+    def can_generate(self):
+        return True
+
+    def generate(self, input_ids, attention_mask, return_dict_in_generate):
+        self.seen += self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        return JMNatGenerateOutput(sequences=input_ids)
+
+
+@pytest.fixture
+def echo(model, tokenizer):
+    return Echo(model, tokenizer)
+
+
+@pytest.fixture
+def repeat(echo, tokenizer):
+    return JMNatTranslationPipeline(echo, tokenizer)
+
+
+def test_translations_are_those_of_generate_in_any_batch(model, tokenizer, translate):
+    expected = [{"translation_text": texts[0]} for texts in one_by_one(model, tokenizer, TEXTS)]
+    assert len({record["translation_text"] for record in expected}) > 3
+    for batch_size in (1, 2, 3, 16):
+        assert translate(TEXTS, batch_size=batch_size) == expected
+    assert translate(tuple(TEXTS), batch_size=4) == expected
+
+
+def test_text_list_generator_and_columns(translate):
+    expected = translate(TEXTS)
+    streamed = [[record] for record in expected]
+    column = Dataset.from_dict({"de": TEXTS})
+    assert translate(TEXTS[0]) == streamed[0]
+    for stream in ((text for text in TEXTS), column["de"], KeyDataset(column, "de"), iter(TEXTS)):
+        results = translate(stream, batch_size=3)
+        assert not isinstance(results, list)
+        assert list(results) == streamed
+    assert translate([]) == []
+    assert list(translate(iter([]))) == []
+
+
+def test_generators_are_read_as_they_are_translated(translate):
+    taken = []
+
+    def lines():
+        for text in TEXTS:
+            taken.append(text)
+            yield text
+
+    results = translate(lines(), batch_size=2)
+    next(iter(results))
+    assert 0 < len(taken) < len(TEXTS)
+
+
+def test_n_best_gives_a_list_per_text(model, tokenizer, translate):
+    found = translate(TEXTS, num_return_sequences=3, batch_size=4)
+    expected = one_by_one(model, tokenizer, TEXTS, num_return_sequences=3)
+    assert [[record["translation_text"] for record in records] for records in found] == expected
+    assert translate(TEXTS[0], num_return_sequences=3) == found[0]
+
+
+def test_options_go_to_generate_and_those_of_a_call_come_first(model, tokenizer):
+    translate = JMNatTranslationPipeline(model, tokenizer, num_iterations=1, num_length_candidates=2)
+    for given in ({}, {"num_iterations": 7}, {"num_length_candidates": 5, "remask_schedule": "cosine"}):
+        options = {"num_iterations": 1, "num_length_candidates": 2, **given}
+        expected = [{"translation_text": texts[0]} for texts in one_by_one(model, tokenizer, TEXTS, **options)]
+        assert translate(TEXTS, batch_size=3, **given) == expected
+
+
+def test_blank_texts_stay_as_they_are(translate):
+    found = translate(["", " \t\n", TEXTS[0]], batch_size=2, num_return_sequences=2)
+    assert found[:2] == [[{"translation_text": text}] * 2 for text in ("", " \t\n")]
+    assert found[2] == translate(TEXTS[0], num_return_sequences=2)
+    assert translate("", return_history=True)[0]["translation_text"] == ""
+
+
+def test_history_holds_the_canvas_of_each_pass(model, tokenizer, translate):
+    found = translate(TEXTS, batch_size=4, num_iterations=5, num_return_sequences=2, return_history=True)
+    for text, records in zip(TEXTS, found, strict=True):
+        inputs = tokenizer([text], return_tensors="pt")
+        output = model.generate(**inputs, num_iterations=5, num_return_sequences=2, output_history=True)
+        for rank, record in enumerate(records):
+            best = output.best_candidates[0, rank]
+            canvases = [show_canvas(tokenizer, turn.canvas[0, best].tolist()) for turn in output.history]
+            assert record["history"] == canvases
+            assert len(canvases) == 5
+            assert set(canvases[0].split()) == {"__"}
+
+
+def test_history_does_not_depend_on_the_batch(translate):
+    options = {"num_iterations": 8, "early_stop": True, "return_history": True}
+    alone = [translate(text, **options)[0] for text in TEXTS]
+    assert translate(TEXTS, batch_size=16, **options) == alone
+    assert len({len(record["history"]) for record in alone}) > 1, "some sentences stop early"
+
+
+def test_history_of_several_sentences(model, tokenizer):
+    translate = JMNatTranslationPipeline(model, tokenizer, num_iterations=8, early_stop=True, return_history=True)
+    parts = [f"{text}\n" for text in TEXTS]
+    (whole,) = translate("".join(parts), batch_size=3)
+    alone = [translate(part)[0] for part in parts]
+    assert whole["translation_text"] == "".join(record["translation_text"] for record in alone)
+    longest = max(len(record["history"]) for record in alone)
+    for turn, canvas in enumerate(whole["history"]):
+        shown = [
+            record["history"][turn] if turn < len(record["history"]) else record["translation_text"]
+            for record in alone
+        ]
+        assert canvas == "".join(shown)
+    assert len(whole["history"]) == longest
+
+
+def test_texts_come_together_again_with_their_white_space(repeat):
+    """With a model that repeats its input, whatever the text is split into."""
+    generator = random.Random(5)
+    signs = [
+        *"ab .!?\n\tÄöZ„“»'()…1-",
+        "\u00a0",
+        "\u202f",
+        "\u2028",
+        "\x85",
+        "\r\n",
+        "z.\u00a0B. ",
+        "Dr. ",
+        "日。",
+        "😀",
+    ]
+    texts = ["".join(generator.choices(signs, k=generator.randrange(60))) for _ in range(400)]
+    results = repeat(texts, batch_size=8, src_lang="de")
+    for text, record in zip(texts, results, strict=True):
+        assert record["translation_text"] == unicodedata.normalize("NFC", text)
+
+
+def test_sentences_are_translated_one_by_one(repeat, echo):
+    text = " Dr. Ahn kam am 3. Oktober z.\u00a0B. mit dem Zug.  „Was?“, fragte er!\n\n- Gut\n- Schlecht  \n\nEnde. "
+    assert repeat(text, src_lang="de") == [{"translation_text": text}]
+    assert echo.seen == [
+        "Dr. Ahn kam am 3. Oktober z.\u00a0B. mit dem Zug.",
+        "„Was?“, fragte er!",
+        "- Gut",
+        "- Schlecht",
+        "Ende.",
+    ]
+    echo.seen.clear()
+    repeat(text, split_sentences=False)
+    assert echo.seen == [text.strip()]
+
+
+def test_language_of_the_sentences(repeat, echo):
+    text = "Er kam am 3. Oktober an. Dann ging er."
+    repeat(text, src_lang="de")
+    assert len(echo.seen) == 2
+    echo.seen.clear()
+    repeat(text, src_lang="en")
+    assert len(echo.seen) == 3
+    echo.config.source_language = "de"
+    echo.seen.clear()
+    repeat(text)
+    assert len(echo.seen) == 2
+
+
+def test_sentences_of_different_texts_share_batches(model, tokenizer):
+    sizes = []
+
+    class Counting(Echo):
+        def generate(self, input_ids, **kwargs):
+            sizes.append(len(input_ids))
+            return super().generate(input_ids, **kwargs)
+
+    texts = ["Eins. Zwei. Drei.", "Vier.", "", "Sechs! Sieben?"]
+    results = JMNatTranslationPipeline(Counting(model, tokenizer), tokenizer)(texts, batch_size=4)
+    assert sizes == [4, 3]
+    assert [record["translation_text"] for record in results] == texts
+
+
+def test_the_library_is_asked_wherever_it_would_split():
+    """`sentences_of` decides by itself that a line is one sentence; the rules of sentencex must agree."""
+    generator = random.Random(6)
+    signs = [*"abcäß ,:;'()-", *" .!?…“", "Wort ", "Haus. ", "Ja! "]
+    split = 0
+    for _ in range(3000):
+        line = "".join(generator.choices(signs, k=generator.randrange(1, 25)))
+        pieces = split_line(line, "de")
+        ends = [number for number, piece in enumerate(pieces) if piece[-1] == " " and piece.strip()]
+        if any(re.search(r"\w", "".join(pieces[end + 1 :])) for end in ends):
+            split += 1
+            assert len(sentences_of(line, "de")) > 1, line
+    assert split > 500
+
+
+def test_signs_at_the_end_of_a_line_are_found_in_linear_time():
+    generator = random.Random(7)
+    for _ in range(300):
+        line = "".join(generator.choices("aö ._!\n", k=generator.randrange(12)))
+        assert LAST_SIGNS.sub("", line) == re.sub(r"\W+$", "", line)
+    start = time.perf_counter()
+    assert sentences_of("." * 60_000 + "a", "de") == ["." * 60_000 + "a"]
+    assert time.perf_counter() - start < 1
+
+
+def test_without_the_library(repeat, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sentencex", None)
+    for text in ("Ein Satz.", "Ein Satz, der weitergeht: ja!", "Ein 3.5 langer Satz?!", "Zeile\nZeile.\n"):
+        assert repeat(text) == [{"translation_text": text}]
+    with pytest.raises(ImportError, match="needs sentencex: pip install sentencex, or give split_sentences=False"):
+        repeat("Ein Satz. Noch einer.")
+    assert repeat("Ein Satz. Noch einer.", split_sentences=False)
+
+
+def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
+    for bad in (3, b"Ja.", {"de": "Ja."}, [TEXTS[0], None], (text for text in [{"de": "Ja."}])):
+        with pytest.raises(ValueError, match="a text to translate must be a string, not"):
+            list(translate(bad))
+    long = "wort " * model.config.max_position_embeddings
+    longest = model.config.max_position_embeddings
+    with pytest.raises(ValueError, match=rf"beginning 'wort wort.*the model allows at most {longest}"):
+        translate([TEXTS[0], long])
+    with pytest.raises(ValueError, match="generate got num_iteration, which it does not know"):
+        translate(TEXTS, num_iteration=3)
+    with pytest.raises(ValueError, match="src_lang=5 must be a two-letter language"):
+        translate(TEXTS, src_lang=5)
+    with pytest.raises(ValueError, match="num_iterations=0 must be a whole number"):
+        translate(TEXTS, num_iterations=0)
+    with pytest.raises(ValueError, match="translates with JM-NAT, not with a"):
+        JMNatTranslationPipeline(random_teacher(tokenizer), tokenizer)
+
+
+def test_task_of_our_own(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    translate = pipeline("nat-translation", model=str(tmp_path), device="cpu", num_iterations=2)
+    assert type(translate) is JMNatTranslationPipeline
+    expected = [{"translation_text": texts[0]} for texts in one_by_one(model, tokenizer, TEXTS, num_iterations=2)]
+    assert translate(TEXTS, split_sentences=False) == expected
+
+
+def test_saved_pipeline_answers_to_translation_again(tmp_path, tokenizer):
+    translate = JMNatTranslationPipeline(tiny_student(tokenizer), tokenizer, device="cpu")
+    translate.save_pretrained(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert list(config["custom_pipelines"]) == ["translation"]
+    assert {"pipeline.py", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "saved").iterdir()}
+    # With the package no trust is needed under the task's own name.
+    again = pipeline("nat-translation", model=str(tmp_path / "saved"), device="cpu")
+    assert again(TEXTS) == translate(TEXTS)
+
+
+def test_exported_model(model, tokenizer, tmp_path):
+    pytest.importorskip("onnx", reason="the extra `bench` is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
+    from modeling_jmnat.onnx_export.export import export_onnx
+
+    export_onnx(model, tmp_path, int8=False)
+    exported = ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+    options = {"batch_size": 3, "return_history": True, "num_return_sequences": 2}
+    translate = pipeline("nat-translation", model=exported, tokenizer=tokenizer)
+    assert "ORTJMNat" in repr(translate)
+    assert translate(TEXTS, **options) == JMNatTranslationPipeline(model, tokenizer, device="cpu")(TEXTS, **options)

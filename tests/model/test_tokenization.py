@@ -1,0 +1,266 @@
+"""The tokenizer: exact text back, stable ids, saving in every way Transformers knows, Moses as an option."""
+
+import copy
+import gzip
+import json
+import pickle
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+
+from modeling_jmnat.tokenization_jmnat import (
+    BYTE_TOKENS,
+    SPECIAL_TOKENS,
+    JMNatTokenizer,
+    moses_tool,
+    show_canvas,
+    train_joint_tokenizer,
+)
+
+CORPUS = Path(__file__).resolve().parents[2] / "run_scripts" / "demo_data" / "libreoffice-help"
+ODD_TEXTS = [
+    "",
+    " ",
+    "  zwei  Leerzeichen   am Ende ",
+    "Zeile\tmit\tTabulator\nund Umbruch\r\n",
+    "Über Größe, Maß und ÄÖÜ äöüß",
+    "cafe\u0301 und Zu\u0308rich",  # decomposed accents: NFC composes them
+    "🤗 👩‍👩‍👧 🇩🇪",
+    "日本語 العربية ქართული",
+    "\u00a0geschützt\u202fschmal\u2028Zeile",
+    "</s><s> <mask> <pad> <unk> <0x41> ▁ Ġ @@",
+    "a\x00b\x7f\ufeff",
+    "3.141,59 % – „Zitat“ (z. B. E-Mail@example.org)…",
+]
+
+
+def lines_of(split, language, count):
+    with gzip.open(CORPUS / f"{split}.{language}.gz", "rt", encoding="utf-8", newline="\n") as file:
+        return [line.rstrip("\n") for line, _ in zip(file, range(count), strict=False)]
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return lines_of("train", "de", 1500) + lines_of("train", "en", 1500)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts):
+    return train_joint_tokenizer(texts, vocab_size=1500)
+
+
+@pytest.fixture(scope="module")
+def moses(texts):
+    german, english = moses_tool("tokenizer", "de"), moses_tool("tokenizer", "en")
+    split = [german(text) for text in texts[:1500]] + [english(text) for text in texts[1500:]]
+    return train_joint_tokenizer(split, 1500, lowercase=True, moses_source_lang="de", moses_target_lang="en")
+
+
+def test_ids_are_those_of_fairseq(tokenizer):
+    assert (
+        tokenizer.convert_ids_to_tokens(range(5))
+        == list(SPECIAL_TOKENS)
+        == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    )
+    named = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id)
+    assert (*named, tokenizer.mask_token_id) == (0, 1, 2, 3, 4)
+    assert sorted(tokenizer.get_vocab().values()) == list(range(1500))
+    assert tokenizer.vocab_size == len(tokenizer) == 1500
+
+
+def test_raw_text_comes_back_exactly(tokenizer):
+    held_out = lines_of("test", "de", 2000) + lines_of("test", "en", 2000) + ODD_TEXTS
+    ids = tokenizer(held_out)["input_ids"]
+    assert tokenizer.batch_decode(ids, skip_special_tokens=True) == [
+        unicodedata.normalize("NFC", text) for text in held_out
+    ]
+    for row in ids:
+        assert row[-1] == 2
+        assert not set(row[:-1]) & set(range(5))  # never <unk>, and special tokens in the text are plain text
+        assert max(row) < 1500
+
+
+def test_first_word_has_the_same_piece_as_elsewhere(tokenizer):
+    once, twice = tokenizer("Text")["input_ids"][:-1], tokenizer("Text Text")["input_ids"][:-1]
+    assert twice == once + once
+
+
+def test_pieces_join_no_two_words_and_no_word_with_its_punctuation(tokenizer):
+    ordinary = set(tokenizer.get_vocab()) - set(SPECIAL_TOKENS) - set(BYTE_TOKENS)
+    assert any(piece.startswith(" ") and len(piece) > 4 for piece in ordinary)
+    for piece in ordinary:
+        assert " " not in piece[1:]
+        letters = sum(character.isalpha() for character in piece)
+        assert letters in (0, len(piece.strip(" ")))
+
+
+def test_canvases_are_shown_as_the_text_stands(tokenizer):
+    ids = tokenizer("Die Datei öffnen.")["input_ids"]
+    assert show_canvas(tokenizer, ids) == "Die Datei öffnen. </s>"
+    assert show_canvas(tokenizer, [4, *ids[-2:], 1]) == "__. </s>"
+
+
+def test_text_target_gives_labels(tokenizer):
+    both = tokenizer(["Datei öffnen", "Ja"], text_target=["Open a file", "Yes"])
+    assert set(both) == {"input_ids", "attention_mask", "labels"}
+    assert both["labels"] == tokenizer(["Open a file", "Yes"])["input_ids"]
+    assert tokenizer("a", text_target="b")["labels"] == tokenizer("b")["input_ids"]
+    padded = tokenizer(["Datei öffnen", "Ja"], padding=True, return_tensors="pt")
+    assert padded["input_ids"][1, -1] == 1  # padding stands on the right
+    assert padded["attention_mask"].sum(1).tolist() == [len(row) for row in both["input_ids"]]
+
+
+def test_lowercase_is_part_of_the_tokenizer(texts):
+    lower = train_joint_tokenizer(texts, vocab_size=1000, lowercase=True)
+    assert lower.lowercase
+    assert lower("ÜBER Größe")["input_ids"] == lower("über größe")["input_ids"]
+    for text in [*texts[:200], *ODD_TEXTS]:
+        decoded = lower.decode(lower(text)["input_ids"], skip_special_tokens=True)
+        assert decoded == lower.normalize_text(text)
+    assert lower.normalize_text("E\u0301") == "é"
+
+
+def test_training_is_reproducible(tokenizer, texts):
+    again = train_joint_tokenizer(iter(texts), 1500)
+    for part in ("normalizer", "pre_tokenizer", "decoder", "model", "added_tokens", "post_processor"):
+        first, second = (json.loads(one.backend_tokenizer.to_str())[part] for one in (tokenizer, again))
+        assert first == second
+
+
+def test_padding_of_the_last_batch_is_not_saved(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "before")
+    tokenizer(["eins", "eins zwei drei"], padding=True, truncation=True, max_length=3)
+    tokenizer.save_pretrained(tmp_path / "after")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "moses"])
+def test_copies_give_the_same_ids(kind, request, tmp_path):
+    """A subclass that Transformers rebuilds from its vocabulary would lose normalizer and pre-tokenizer, silently."""
+    original = request.getfixturevalue(kind)
+    assert "__init__" not in JMNatTokenizer.__dict__
+    samples = lines_of("test", "de", 50) + ODD_TEXTS
+    expected = original(samples, text_target=samples)
+    original.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    loaded = JMNatTokenizer.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+    again = JMNatTokenizer.from_pretrained(tmp_path / "again")
+    for other in (loaded, again, copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert type(other) is JMNatTokenizer
+        assert dict(other(samples, text_target=samples)) == dict(expected)
+        assert (other.lowercase, other.moses_source_lang, other.moses_target_lang) == (
+            original.lowercase,
+            original.moses_source_lang,
+            original.moses_target_lang,
+        )
+        assert other.batch_decode(expected["labels"]) == original.batch_decode(expected["labels"])
+        assert other.model_max_length == 512
+        assert other("<mask>")["input_ids"][0] != other.mask_token_id
+
+
+READ_BACK = """
+import json, os, sys
+os.environ["HF_HOME"] = sys.argv[3]
+from transformers import AutoTokenizer
+
+def read(folder, **kwargs):
+    tokenizer = AutoTokenizer.from_pretrained(folder, **kwargs)
+    encoded = tokenizer(samples, text_target=samples)
+    decoded = tokenizer.batch_decode(encoded["labels"], skip_special_tokens=True)
+    print(json.dumps([type(tokenizer).__module__, type(tokenizer).__name__, *encoded.data.values(), decoded]))
+
+samples = json.load(sys.stdin)
+sys.modules["modeling_jmnat"] = None  # as if the package were not installed
+read(sys.argv[1], trust_remote_code=True)
+del sys.modules["modeling_jmnat"]
+import modeling_jmnat
+read(sys.argv[2])
+"""
+
+
+def test_auto_tokenizer_in_a_new_process(moses, tmp_path, monkeypatch):
+    """Loaded by its copied code alone, as from the Hub, and by the registration of the package."""
+    moses.save_pretrained(tmp_path / "plain")
+    monkeypatch.setattr(JMNatTokenizer, "_auto_class", "AutoTokenizer")
+    moses.save_pretrained(tmp_path / "shared")
+    assert (tmp_path / "shared" / "tokenization_jmnat.py").is_file()
+    samples = lines_of("test", "de", 20) + ODD_TEXTS + ["Das ist z.B. ein 'Test', usw. und so."]
+    run = subprocess.run(
+        [sys.executable, "-c", READ_BACK, tmp_path / "shared", tmp_path / "plain", tmp_path / "home"],
+        input=json.dumps(samples),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
+    remote, registered = (json.loads(line) for line in run.stdout.splitlines()[-2:])
+    assert remote[0].startswith("transformers_modules.")
+    assert registered[0] == "modeling_jmnat.tokenization_jmnat"
+    encoded = moses(samples, text_target=samples)
+    decoded = moses.batch_decode(encoded["labels"], skip_special_tokens=True)
+    assert remote[1:] == registered[1:] == ["JMNatTokenizer", *encoded.data.values(), decoded]
+
+
+def test_moses_tokenises_each_side_in_its_language(moses):
+    text = "Von 3 Mio. Menschen, Feb. Mai"  # each language knows one of the two abbreviations
+    encoded = moses(text, text_target=text)
+    source = moses.backend_tokenizer.decode(encoded["input_ids"])
+    target = moses.backend_tokenizer.decode(encoded["labels"])
+    assert source == moses_tool("tokenizer", "de")(text).lower()
+    assert target == moses_tool("tokenizer", "en")(text).lower()
+    assert (source, target) == ("von 3 mio. menschen , feb . mai", "von 3 mio . menschen , feb. mai")
+    assert moses(text)["input_ids"] == encoded["input_ids"]  # back to the source side after text_target
+    assert moses.encode(text) == encoded["input_ids"]
+
+
+def test_moses_text_comes_back_detokenised(moses):
+    text = "He said: \"don't & can't\" (the U.S. army's 3,000 e-mails), 50% of it."
+    labels = moses(text_target=text)["input_ids"]
+    assert "do n't" not in moses.decode(labels)
+    assert moses.decode(labels, skip_special_tokens=True) == text.lower()
+    english = lines_of("test", "en", 300)
+    decoded = moses.batch_decode(moses(text_target=english)["input_ids"], skip_special_tokens=True)
+    same = sum(a == b.lower() for a, b in zip(decoded, english, strict=True))
+    assert same >= 240  # Moses guesses at quotes, slashes and the like
+
+
+def test_moses_of_split_words_batches_and_pairs(moses):
+    words = moses_tool("tokenizer", "de")("Gehen wir, usw. oder?").split()
+    assert moses(words, is_split_into_words=True)["input_ids"] == moses("Gehen wir, usw. oder?")["input_ids"]
+    pair = moses([("Gut.", "Ja!")])["input_ids"][0]
+    assert pair == moses("Gut.")["input_ids"] + moses("Ja!")["input_ids"]
+    assert moses("Gut.", "Ja!")["input_ids"] == pair
+    with pytest.raises(ValueError, match="text input must be"):
+        moses(3)
+
+
+def test_plain_tokenizer_needs_no_sacremoses(tokenizer, moses, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sacremoses", None)
+    tokenizer.decode(tokenizer("Ein Satz.")["input_ids"])
+    with pytest.raises(ImportError, match="pip install sacremoses"):
+        copy.deepcopy(moses)("Ein Satz.")
+
+
+def test_a_vocabulary_may_be_asked_for_larger_than_the_texts_give():
+    texts = ["a small text", "another small text"]
+    assert train_joint_tokenizer(texts, 10**20).get_vocab() == train_joint_tokenizer(texts, 10**4).get_vocab()
+
+
+def test_refusals(texts):
+    with pytest.raises(ValueError, match="vocab_size=300 is too small: these texts need at least 3"):
+        train_joint_tokenizer(texts, vocab_size=300)
+    for nothing in ([], ["", ""]):
+        with pytest.raises(ValueError, match="no text to train a tokenizer on"):
+            train_joint_tokenizer(nothing, vocab_size=300)
+    with pytest.raises(ValueError, match="moses_source_lang='de' and moses_target_lang=None"):
+        train_joint_tokenizer(texts, 1000, moses_source_lang="de")
+    for language in ("german", "de_DE", "", "D"):
+        with pytest.raises(ValueError, match=f"Moses language '{language}' must be a code such as"):
+            moses_tool("tokenizer", language)

@@ -1,0 +1,391 @@
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate import PartialState
+from transformers import GenerationConfig, MarianConfig, MarianMTModel, NllbTokenizer, PreTrainedTokenizerFast
+
+from modeling_jmnat.data.preparation import load_prepared
+from modeling_jmnat.teacher.backends import TransformersDecoder
+from modeling_jmnat.teacher.distillation import (
+    DistillationArguments,
+    DistillationPlan,
+    ShardStore,
+    decode_shards,
+    default_shards,
+    digest,
+    distill,
+    keep_pair,
+    merge,
+    teacher_digest,
+)
+from modeling_jmnat.teacher.model import decode, set_languages
+from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
+from modeling_jmnat.utils.text_files import read_lines
+from tests.helpers.teacher_samples import TINY, prepare_words, random_teacher, write_text
+from tests.helpers.translation_samples import load_script
+
+PAIRS = 25  # training pairs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`data` (prepared) and `teacher`."""
+    folder = tmp_path_factory.mktemp("distillation")
+    data = prepare_words(folder, train=PAIRS)
+    tokenizer = load_prepared(data)[1]
+    random_teacher(tokenizer).save_pretrained(folder / "teacher")
+    tokenizer.save_pretrained(folder / "teacher")
+    return folder
+
+
+def arguments(folder, output_dir, **options):
+    defaults = {
+        "teacher": str(folder / "teacher"),
+        "data": str(folder / "data"),
+        "num_beams": 2,
+        "shards": 4,
+        "backend": "transformers",
+        "device": "cpu",
+        "max_length_ratio": 0,
+    }
+    return DistillationArguments(output_dir=str(output_dir), **{**defaults, **options})
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("distilled.*")}
+
+
+def test_every_training_line_once_and_in_order(folder, tmp_path):
+    figures = distill(arguments(folder, tmp_path))
+    splits, tokenizer = load_prepared(folder / "data")
+    assert read_lines(tmp_path / "distilled.src") == splits["train"]["source"][:]
+    expected = decode(random_teacher(tokenizer), splits["train"]["input_ids"][:], 2, batch_tokens=1)
+    texts = [text.strip() for text in tokenizer.batch_decode(expected, skip_special_tokens=True)]
+    found = (tmp_path / "distilled.tgt").read_text(encoding="utf-8").split("\n")[:-1]
+    assert found == [text.replace("\n", " ").replace("\r", " ").strip() for text in texts]
+    assert figures["sentences"] == figures["kept"] == figures["decoded_now"] == PAIRS
+    assert figures["sentences_per_second"] > 0
+    assert json.loads((tmp_path / "distillation.json").read_text()) == figures
+
+
+def run_and_die(options, calls, before):
+    """Distil in a child process that kills itself with SIGKILL around the `calls`-th file that gets its name."""
+    child = os.fork()
+    if child == 0:
+        counter, rename = 0, Path.replace
+
+        def replace(self, target):
+            nonlocal counter
+            counter += 1
+            if counter == calls and before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            rename(self, target)
+            if counter == calls:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        Path.replace = replace
+        torch.set_num_threads(1)
+        distill(options)
+        os._exit(7)  # not reached
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_five_kills_do_not_change_the_text(folder, tmp_path):
+    distill(arguments(folder, tmp_path / "whole"))
+    options = arguments(folder, tmp_path / "killed")
+    # Renames of one run: plan, 4 shards, 2 texts, summary. Each run begins where the last one died.
+    run_and_die(options, calls=1, before=True)  # nothing is written
+    run_and_die(options, calls=3, before=True)  # plan and shard 0 are there, shard 1 is half written
+    run_and_die(options, calls=1, before=False)  # shard 1 as well
+    run_and_die(options, calls=3, before=True)  # all shards, no text
+    run_and_die(options, calls=2, before=True)  # one text of two
+    assert len(files_of(tmp_path / "killed")) == 1
+    figures = distill(options)
+    assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
+    assert (figures["kept"], figures["decoded_now"]) == (PAIRS, 0)
+
+
+def test_number_of_shards_does_not_matter(folder, tmp_path):
+    distill(arguments(folder, tmp_path / "one", shards=1))
+    for shards in (PAIRS, 5000):
+        distill(arguments(folder, tmp_path / str(shards), shards=shards))
+        assert files_of(tmp_path / "one") == files_of(tmp_path / str(shards))
+        assert len(list((tmp_path / str(shards) / "shards").iterdir())) == PAIRS
+
+
+def test_processes_share_the_shards(folder, tmp_path):
+    """Three processes by fork, each with its own rank, write what one process writes."""
+    distill(arguments(folder, tmp_path / "one"))
+
+    class State:
+        num_processes = 3
+        device = torch.device("cpu")
+
+        def __init__(self, rank):
+            self.process_index = rank
+            self.is_main_process = rank == 0
+
+        def wait_for_everyone(self):
+            pass
+
+    splits, tokenizer = load_prepared(folder / "data")
+    plan = DistillationPlan("t", "d", "transformers", 2, 4, PAIRS, "float32", 1.0, None, None)
+    store = ShardStore(tmp_path / "three", plan)
+    decoder = TransformersDecoder(random_teacher(tokenizer), tokenizer, True, 2)
+    written = []
+    missing = store.missing()
+    for rank in range(3):
+        store.missing = lambda: missing  # as all processes saw it at the start
+        decode_shards(store, splits["train"], decoder, tokenizer, State(rank))
+        written.append(len(list(store.folder.iterdir())))
+    assert written == [2, 3, 4]
+    merge(store, tmp_path / "three", "src", "tgt")
+    assert files_of(tmp_path / "three") == files_of(tmp_path / "one")
+
+
+def test_no_other_split_can_be_asked_for(folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        load_script("distill").main(
+            ["--teacher", "t", "--data", str(folder / "data"), "--output_dir", str(tmp_path), "--split", "test"]
+        )
+    assert stop.value.code != 0
+    assert "--split" in capsys.readouterr().err
+
+
+def test_length_filter_and_raw_pairs_need_no_new_decoding(folder, tmp_path):
+    all_pairs = distill(arguments(folder, tmp_path))
+    text = read_lines(tmp_path / "distilled.tgt")
+    splits, tokenizer = load_prepared(folder / "data")
+    lengths = [len(ids) for ids in tokenizer(text)["input_ids"]]
+    pairs = list(zip([len(ids) for ids in splits["train"]["input_ids"]], lengths, strict=True))
+    ratio = sorted(max(pair) / min(pair) for pair in pairs)[PAIRS // 2]
+    figures = distill(arguments(folder, tmp_path, max_length_ratio=ratio, append_raw=True))
+    kept = [max(pair) / min(pair) <= ratio for pair in pairs]
+    assert 0 < sum(kept) < PAIRS == all_pairs["kept"]
+    assert (figures["kept"], figures["length_ratio"], figures["raw"]) == (sum(kept), PAIRS - sum(kept), PAIRS)
+    assert figures["decoded_now"] == 0
+    expected = [line for line, keep in zip(text, kept, strict=True) if keep] + splits["train"]["target"][:]
+    assert read_lines(tmp_path / "distilled.tgt") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "target", "ratio", "verdict"),
+    [
+        (None, 5, 0, 3.0, "too_long"),
+        ("", 5, 1, 3.0, "empty"),
+        ("a", 2, 6, 3.0, "kept"),
+        ("a", 2, 7, 3.0, "length_ratio"),
+        ("a", 7, 2, 3.0, "length_ratio"),
+        ("a", 70, 2, None, "kept"),
+    ],
+)
+def test_keep_pair(text, source, target, ratio, verdict):
+    assert keep_pair(text, source, target, ratio) == verdict
+
+
+def test_shard_ranges_cover_everything_once():
+    for sentences, shards in ((PAIRS, 4), (3, 5), (8192, 2), (1, 1)):
+        plan = DistillationPlan("t", "d", "transformers", 5, shards, sentences, "float32", 1.0, None, None)
+        assert [n for shard in range(shards) for n in plan.shard_range(shard)] == list(range(sentences))
+    assert (default_shards(1), default_shards(4096), default_shards(4097)) == (1, 1, 2)
+    assert digest(["ab", "c"]) != digest(["a", "bc"])
+
+
+def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path):
+    distill(arguments(folder, tmp_path))
+    with pytest.raises(ValueError, match="num_beams=2, now num_beams is 3"):
+        distill(arguments(folder, tmp_path, num_beams=3))
+    (tmp_path / "other").mkdir()
+    write_text(tmp_path / "other", "mine.txt", ["text"])
+    with pytest.raises(ValueError, match="no earlier distillation"):
+        distill(arguments(folder, tmp_path / "other"))
+
+
+def test_number_type_and_length_penalty_belong_to_the_plan(folder, tmp_path):
+    teacher, output = tmp_path / "teacher", tmp_path / "out"
+    shutil.copytree(folder / "teacher", teacher)
+    options = {"teacher": str(teacher)}
+    distill(arguments(folder, output, dtype="float32", **options))
+    next((output / "shards").iterdir()).unlink()  # as after a kill
+    with pytest.raises(ValueError, match="dtype=float32, now dtype is bfloat16"):
+        distill(arguments(folder, output, dtype="bfloat16", **options))
+    distill(arguments(folder, output, **options))  # auto is float32 on a CPU
+    generation = GenerationConfig.from_pretrained(teacher)
+    generation.length_penalty = 1.5
+    generation.save_pretrained(teacher)
+    with pytest.raises(ValueError, match="length_penalty=1.0, now length_penalty is 1.5"):
+        distill(arguments(folder, output, **options))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_device_that_is_not_there(folder, tmp_path, device):
+    with pytest.raises(ValueError, match=f"^device='{device}' cannot be used here: choose auto, cpu or cuda"):
+        distill(arguments(folder, tmp_path / "out", device=device))
+    assert not (tmp_path / "out").exists()
+
+
+def test_cut_shard_is_named(folder, tmp_path):
+    distill(arguments(folder, tmp_path))
+    shard = sorted((tmp_path / "shards").iterdir())[1]
+    shard.write_text("".join(shard.read_text(encoding="utf-8").splitlines(True)[:-1]), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"{shard.name} has {PAIRS // 4 - 1} lines instead of {PAIRS // 4}"):
+        distill(arguments(folder, tmp_path))
+
+
+def test_teacher_of_other_data_is_refused(folder, tmp_path, capsys):
+    other = prepare_words(tmp_path, train=30, vocab_size=320)
+    with pytest.raises(SystemExit) as stop:
+        load_script("distill").main(
+            ["--teacher", str(folder / "teacher"), "--data", str(other), "--output_dir", str(tmp_path / "out")]
+            + ["--device", "cpu"]
+        )
+    assert stop.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.fullmatch(r"error: the teacher's tokenizer \(hash \w+\) is not the data's \(hash \w+\): .*", message)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def stranger(folder, tmp_path_factory):
+    """A teacher with a tokenizer of its own, and both of them."""
+    splits = load_prepared(folder / "data")[0]
+    ours = train_joint_tokenizer([*splits["train"]["source"], *splits["train"]["target"]], vocab_size=300)
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=ours.backend_tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+    torch.manual_seed(1)
+    sizes = {name: value for name, value in TINY.items() if name != "max_target_length"}
+    config = MarianConfig(
+        vocab_size=len(own),
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        forced_eos_token_id=None,
+        **{**sizes, "max_position_embeddings": 12},
+    )
+    model = MarianMTModel(config).eval()
+    assert len(own) < len(load_prepared(folder / "data")[1])
+    path = tmp_path_factory.mktemp("stranger")
+    model.save_pretrained(path)
+    own.save_pretrained(path)
+    return path, model, own
+
+
+@pytest.mark.parametrize("prefix", [None, "ba de "])
+def test_teacher_with_a_tokenizer_of_its_own(folder, stranger, tmp_path, prefix):
+    """Text goes in and text comes out: nothing of the data's token ids reaches such a teacher."""
+    path, model, own = stranger
+    sources = load_prepared(folder / "data")[0]["train"]["source"][:]
+    figures = distill(arguments(folder, tmp_path, teacher=str(path), teacher_prefix=prefix))
+    read = [own((prefix or "") + line)["input_ids"] for line in sources]
+    assert figures["too_long"] == sum(len(ids) > 12 for ids in read) > 0
+    assert figures["kept"] + figures["too_long"] + figures["empty"] == PAIRS
+    fitting = [(line, ids) for line, ids in zip(sources, read, strict=True) if len(ids) <= 12]
+    texts = own.batch_decode(decode(model, [ids for _, ids in fitting], 2), skip_special_tokens=True)
+    pairs = [(line, text.strip()) for (line, _), text in zip(fitting, texts, strict=True) if text.strip()]
+    assert read_lines(tmp_path / "distilled.src") == [line for line, _ in pairs]
+    assert read_lines(tmp_path / "distilled.tgt") == [text for _, text in pairs]
+
+
+def test_multilingual_teacher_is_told_its_languages(folder, tmp_path):
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    own = NllbTokenizer(vocab={token: index for index, token in enumerate(letters)}, merges=[])
+    random_teacher(own, seed=3).save_pretrained(tmp_path / "teacher")
+    own.save_pretrained(tmp_path / "teacher")
+    options = {"teacher": str(tmp_path / "teacher"), "teacher_languages": ["deu_Latn", "eng_Latn"], "num_beams": 1}
+    distill(arguments(folder, tmp_path / "out", **options))
+    own.src_lang = "deu_Latn"
+    sources = load_prepared(folder / "data")[0]["train"]["source"][:]
+    english = own.convert_tokens_to_ids("eng_Latn")
+    found = decode(random_teacher(own, seed=3), own(sources)["input_ids"], 1, forced_bos_token_id=english)
+    assert {ids[0] for ids in found} == {english}
+    texts = [text.strip() for text in own.batch_decode(found, skip_special_tokens=True)]
+    pairs = [(line, text) for line, text in zip(sources, texts, strict=True) if text]
+    assert len({tuple(ids) for ids in found}) > 5
+    assert read_lines(tmp_path / "out" / "distilled.src") == [line for line, _ in pairs]
+    assert read_lines(tmp_path / "out" / "distilled.tgt") == [text for _, text in pairs]
+    with pytest.raises(ValueError, match=r"holds a distillation with teacher_languages=\['deu_Latn', 'eng_Latn'\]"):
+        distill(arguments(folder, tmp_path / "out", **options | {"teacher_languages": ["deu_Latn", "fra_Latn"]}))
+    for wrong, reason in (
+        (["</s>", "eng_Latn"], "='</s> eng_Latn' are not languages of the teacher's NllbTokenizer"),
+        (["deu_Latn"], "='deu_Latn' must be two codes, of source and target"),
+        (["de", "eng_Latn"], "='de eng_Latn' are not languages of the teacher's NllbTokenizer"),
+    ):
+        with pytest.raises(ValueError, match=f"teacher_languages{reason}"):
+            distill(arguments(folder, tmp_path / "wrong", **options | {"teacher_languages": wrong}))
+    with pytest.raises(ValueError, match="teacher is multilingual: tell it its languages"):
+        distill(arguments(folder, tmp_path / "wrong", teacher=options["teacher"]))
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_codes_of_m2m100_lose_their_underscores():
+    class M2M100:
+        all_special_tokens = ["</s>", "__de__", "__en__"]
+        special_tokens_map = {"eos_token": "</s>"}
+        set_src_lang_special_tokens = src_lang = None
+        convert_tokens_to_ids = {"__de__": 7, "__en__": 8}.__getitem__
+
+    for codes in (["de", "en"], ["__de__", "__en__"]):
+        tokenizer, model = M2M100(), SimpleNamespace(generation_config=GenerationConfig())
+        set_languages(model, tokenizer, codes)
+        assert (tokenizer.src_lang, model.generation_config.forced_bos_token_id) == ("de", 8)
+
+
+def test_prefix_cannot_come_later(folder, stranger, tmp_path):
+    options = {"teacher": str(stranger[0])}
+    distill(arguments(folder, tmp_path, **options))
+    with pytest.raises(ValueError, match="with teacher_prefix=None, now teacher_prefix is ba: choose another folder"):
+        distill(arguments(folder, tmp_path, teacher_prefix="ba", **options))
+
+
+def test_changed_tokenizer_is_another_teacher(folder, stranger, tmp_path):
+    path = shutil.copytree(stranger[0], tmp_path / "teacher")
+    before = teacher_digest(path)
+    (path / "notes.txt").write_text("mine")
+    assert teacher_digest(path) == before
+    (path / "tokenizer_config.json").write_text("{}")
+    assert teacher_digest(path) != before
+
+
+def test_teacher_that_reads_token_ids_takes_neither_prefix_nor_languages(folder, tmp_path):
+    with pytest.raises(ValueError, match="teacher_prefix='x ' is for teachers with a tokenizer of their own"):
+        distill(arguments(folder, tmp_path / "out", teacher_prefix="x "))
+    with pytest.raises(ValueError, match="teacher_languages='de en' are not languages of the teacher's JMNatTok"):
+        distill(arguments(folder, tmp_path / "out", teacher_languages=["de", "en"]))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 0}, "num_beams=0 must be at least 1"),
+        ({"shards": 0}, "shards=0 must be at least 1"),
+        ({"max_length_ratio": 0.5}, "max_length_ratio=0.5 must be 0"),
+        ({"dtype": "int8"}, "dtype='int8' is not one of auto, float32"),
+    ],
+)
+def test_bad_arguments(folder, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(folder, tmp_path, **options)
+
+
+def test_equal_language_endings(folder, tmp_path):
+    with pytest.raises(ValueError, match="both 'en'"):
+        distill(arguments(folder, tmp_path, source_lang="en", target_lang="en"))
+
+
+def test_script_prints_json_last(folder, tmp_path, capsys):
+    load_script("distill").main(
+        ["--teacher", str(folder / "teacher"), "--data", str(folder / "data"), "--output_dir", str(tmp_path)]
+        + ["--device", "cpu", "--num_beams", "1", "--source_lang", "de", "--target_lang", "en"]
+    )
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [Path(name).name for name in figures["files"]] == ["distilled.de", "distilled.en"]
+    assert PartialState().num_processes == 1

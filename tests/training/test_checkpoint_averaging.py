@@ -1,0 +1,172 @@
+"""The average of checkpoints: values, files, refusals, and nothing half-written when the disk is full."""
+
+import importlib.util
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from modeling_jmnat.training.checkpoint_averaging import average_checkpoints
+
+SCRIPT = Path(__file__).resolve().parents[2] / "run_scripts" / "average_checkpoints.py"
+
+
+def write_checkpoint(folder, tensors, tokenizer="{}", **config):
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"d_model": 4, **config}))
+    (folder / "generation_config.json").write_text('{"num_iterations": 7}')
+    (folder / "tokenizer.json").write_text(tokenizer)
+    (folder / "optimizer.pt").write_text("not to be copied")
+    return folder
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    """Three folders with random tensors, an integer tensor that is the same in all, and one in bfloat16."""
+    generator = torch.Generator().manual_seed(1)
+    folders = []
+    for number in range(3):
+        tensors = {
+            "model.shared.weight": torch.randn(5, 4, generator=generator),
+            "bias": torch.randn(5, generator=generator).bfloat16(),
+            "positions": torch.arange(3),
+        }
+        folders.append(write_checkpoint(tmp_path / f"checkpoint-{number}", tensors))
+    return folders
+
+
+def test_mean_of_every_tensor_and_files_of_the_first(checkpoints, tmp_path):
+    output = average_checkpoints(checkpoints, tmp_path / "deep" / "average")
+    averaged = load_file(output / "model.safetensors")
+    inputs = [load_file(folder / "model.safetensors") for folder in checkpoints]
+    assert set(averaged) == set(inputs[0])
+    for key in ("model.shared.weight", "bias"):
+        mean = torch.stack([tensors[key].double() for tensors in inputs]).mean(0)
+        assert averaged[key].dtype == inputs[0][key].dtype
+        torch.testing.assert_close(averaged[key], mean.to(averaged[key].dtype), rtol=0, atol=0)
+    assert torch.equal(averaged["positions"], torch.arange(3))
+    assert sorted(path.name for path in output.iterdir()) == [
+        "averaging.json",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
+    names = json.loads((output / "averaging.json").read_text())["checkpoints"]
+    assert names == ["checkpoint-0", "checkpoint-1", "checkpoint-2"]
+    assert [path.name for path in output.parent.iterdir()] == ["average"]
+
+
+def test_sums_do_not_lose_small_values(tmp_path):
+    values = [2.0**24, 1.0, 1.0, -(2.0**24)]  # in float32 the two ones would vanish
+    folders = [write_checkpoint(tmp_path / str(i), {"w": torch.tensor([value])}) for i, value in enumerate(values)]
+    output = average_checkpoints(folders, tmp_path / "average")
+    assert load_file(output / "model.safetensors")["w"].item() == 0.5
+
+
+def test_sharded_checkpoint_equals_a_single_file(checkpoints, tmp_path):
+    expected = load_file(average_checkpoints(checkpoints, tmp_path / "single") / "model.safetensors")
+    tensors = load_file(checkpoints[1] / "model.safetensors")
+    (checkpoints[1] / "model.safetensors").unlink()
+    weight_map = {}
+    for number, (key, tensor) in enumerate(tensors.items()):
+        weight_map[key] = f"model-{number}.safetensors"
+        save_file({key: tensor}, checkpoints[1] / weight_map[key])
+    (checkpoints[1] / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    actual = load_file(average_checkpoints(checkpoints, tmp_path / "sharded") / "model.safetensors")
+    assert all(torch.equal(actual[key], expected[key]) for key in expected)
+
+
+def test_an_earlier_average_is_replaced_and_anything_else_is_not(checkpoints, tmp_path):
+    output = average_checkpoints(checkpoints, tmp_path / "average")
+    average_checkpoints(checkpoints[:1], output)
+    assert torch.equal(
+        load_file(output / "model.safetensors")["model.shared.weight"],
+        load_file(checkpoints[0] / "model.safetensors")["model.shared.weight"],
+    )
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(ValueError, match="mine exists and is no earlier average"):
+        average_checkpoints(checkpoints, tmp_path / "mine")
+    assert not list(tmp_path.glob(".*"))
+
+
+def other(name, value):
+    tensors = {
+        "model.shared.weight": torch.zeros(5, 4),
+        "bias": torch.zeros(5).bfloat16(),
+        "positions": torch.arange(3),
+    }
+    return {**tensors, name: value}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "options", "sentence"),
+    [
+        (other("extra", torch.zeros(1)), {}, "checkpoint-0 lacks the tensor extra"),
+        ({"bias": torch.zeros(5)}, {}, "other lacks the tensor model.shared.weight"),
+        (other("bias", torch.zeros(6)), {}, r"tensor bias has shape \[6\].*and \[5\]"),
+        (other("positions", torch.arange(3) + 1), {}, "tensor positions holds torch.int64 values that differ"),
+        (other("bias", torch.zeros(5)), {"encoder_attention_heads": 2}, "config field encoder_attention_heads is 2"),
+        (other("bias", torch.zeros(5)), {"tokenizer": "[]"}, "checkpoints must share one tokenizer"),
+    ],
+)
+def test_what_cannot_be_averaged_is_named(checkpoints, tmp_path, tensors, options, sentence):
+    folder = write_checkpoint(tmp_path / "other", tensors, **options)
+    with pytest.raises(ValueError, match=sentence):
+        average_checkpoints([checkpoints[0], folder], tmp_path / "average")
+    assert not (tmp_path / "average").exists()
+
+
+def test_bad_folders_are_named(checkpoints, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "cut").mkdir()
+    (tmp_path / "cut" / "model.safetensors").write_bytes((checkpoints[0] / "model.safetensors").read_bytes()[:-8])
+    for folders, sentence in (
+        ([], "directories is empty"),
+        ([checkpoints[0], checkpoints[0]], "checkpoint-0 is given twice"),
+        ([checkpoints[0], tmp_path / "absent"], "absent is not a folder"),
+        ([checkpoints[0], tmp_path / "empty"], "empty holds no model.safetensors"),
+        ([checkpoints[0], tmp_path / "cut"], "cut/model.safetensors is not a complete safetensors file"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            average_checkpoints(folders, tmp_path / "average")
+    with pytest.raises(ValueError, match="is one of the checkpoints"):
+        average_checkpoints(checkpoints, checkpoints[0])
+
+
+def test_full_disk_leaves_the_earlier_average_whole(checkpoints, tmp_path):
+    """A limit on the file size stands for the full disk; a child process, because the limit cannot be raised again."""
+    output = average_checkpoints(checkpoints[:1], tmp_path / "average")
+    before = {path.name: path.read_bytes() for path in output.iterdir()}
+    command = [sys.executable, SCRIPT, "--checkpoints", *checkpoints, "--output", output]
+    limit = (output / "model.safetensors").stat().st_size - 64
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1
+    assert "cannot write model.safetensors" in done.stderr.splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_command_prints_one_line_of_json(checkpoints, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("average_checkpoints_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(["--checkpoints", *map(str, checkpoints), "--output", str(tmp_path / "average")])
+    assert json.loads(capsys.readouterr().out) == {"checkpoints": 3, "output": str(tmp_path / "average")}
+    with pytest.raises(SystemExit) as stopped:
+        script.main(["--checkpoints", "absent", "--output", str(tmp_path / "other")])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith("error: absent is not a folder")

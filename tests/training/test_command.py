@@ -1,0 +1,421 @@
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration
+from modeling_jmnat.data.preparation import load_prepared
+from modeling_jmnat.teacher.model import build_teacher
+from modeling_jmnat.teacher.run import teacher_defaults
+from modeling_jmnat.teacher.weights import copy_teacher_weights
+from modeling_jmnat.training import checkpoints
+from modeling_jmnat.training.arguments import TeacherTrainingArguments
+from modeling_jmnat.training.command import parse_command
+from modeling_jmnat.training.data_collator import DataCollatorForJMNat
+from modeling_jmnat.training.presets import load_preset, preset_names
+from modeling_jmnat.training.run import compare_settings
+from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "run_scripts"
+TRAINING = {
+    "max_steps": 24,
+    "max_tokens": 100,
+    "learning_rate": 0.01,
+    "warmup_steps": 2,
+    "ema_decay": 0.9,
+    "logging_steps": 4,
+    "eval_strategy": "steps",
+    "eval_steps": 8,
+    "eval_num_iterations": [1, 2],
+    "eval_num_length_candidates": 2,
+    "save_steps": 3,
+    "keep_best": 2,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "dataloader_pin_memory": False,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return prepare_tiny_data(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    path = tmp_path_factory.mktemp("preset") / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"model": MODEL, "masking": {"source_mask_ratio": 0.2}, "training": TRAINING}))
+    return path
+
+
+def train(*arguments):
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import train_jmnat
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    train_jmnat.main([str(argument) for argument in arguments])
+
+
+def last_json(text: str) -> dict:
+    return json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
+
+
+@pytest.fixture(scope="module")
+def through(data, preset, tmp_path_factory):
+    """Folder of the run without interruption."""
+    output_dir = tmp_path_factory.mktemp("through") / "run"
+    train("--preset", preset, "--data", data, "--output_dir", output_dir)
+    return output_dir
+
+
+def assert_same_model(first: Path, second: Path):
+    weights = [load_file(folder / "model.safetensors") for folder in (first, second)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.equal(tensor, weights[1][name]), name
+
+
+def test_run_folder_is_complete(through, data):
+    names = {path.name for path in through.iterdir()}
+    assert names >= {"config.json", "model.safetensors", "generation_config.json", "tokenizer.json", "results.json"}
+    assert not any("bin" in name for name in names)
+    results = json.loads((through / "results.json").read_text())
+    assert results["finished"]
+    assert results["steps"] == 24
+    assert results["average_bleu"] is not None
+    log = json.loads((through / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "eval_bleu_k1" in entry] == [8, 16, 24]
+    model = AutoModelForSeq2SeqLM.from_pretrained(through)
+    tokenizer = AutoTokenizer.from_pretrained(through)
+    assert model.config.vocab_size == len(tokenizer) == len(load_prepared(data)[1])
+    assert model.config.d_model == MODEL["d_model"]
+
+
+def test_finished_run_is_left_alone(through, data, preset, capfd):
+    before = {path: path.stat().st_mtime_ns for path in through.rglob("*") if path.name != ".lock"}
+    train("--preset", preset, "--data", data, "--output_dir", through)
+    output = capfd.readouterr()
+    assert last_json(output.out)["finished"]
+    assert "nothing is left to do" in output.err
+    assert before == {path: path.stat().st_mtime_ns for path in through.rglob("*") if path.name != ".lock"}
+
+
+def wait_for_checkpoint(run: Path, child: Child, step: int = 1) -> None:
+    deadline = time.monotonic() + 60
+    while not any(checkpoints.checkpoint_step(path) >= step for path in checkpoints.list_checkpoints(run)):
+        assert child.process.is_alive(), child.log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_killed_at_random_moments_and_started_again_ends_alike(through, data, preset, tmp_path):
+    run = tmp_path / "run"
+    arguments = ("--preset", preset, "--data", data, "--output_dir", run)
+    rng = random.Random()
+    for attempt in range(3):
+        child = Child(tmp_path / f"log{attempt}", train, *arguments)
+        if attempt == 0:
+            wait_for_checkpoint(run, child, step=rng.randint(1, 15))
+        time.sleep(rng.uniform(0.0, 0.1 + attempt))
+        child.signal(signal.SIGKILL)
+        code = child.join()
+        assert attempt or code == -signal.SIGKILL
+    last = Child(tmp_path / "log", train, *arguments)
+    assert last.join() == 0, last.log.read_text()
+    assert_same_model(run, through)
+    assert checkpoints.list_checkpoints(run)
+    assert not (run / checkpoints.UNFINISHED).exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_stop_with_a_checkpoint(through, data, preset, tmp_path, number):
+    run = tmp_path / "run"
+    arguments = ("--preset", preset, "--data", data, "--output_dir", run)
+    child = Child(tmp_path / "log", train, *arguments)
+    wait_for_checkpoint(run, child)
+    child.signal(number)
+    assert child.join() == 0, child.log.read_text()
+    figures = last_json(child.log.read_text())
+    assert not figures["finished"]
+    assert 3 <= figures["step"] < 24
+    assert checkpoints.newest_whole(run).name == f"checkpoint-{figures['step']}"
+    assert not (run / "results.json").exists()
+    train(*arguments)
+    assert_same_model(run, through)
+
+
+def in_own_group(function, *arguments):
+    os.setpgrp()
+    function(*arguments)
+
+
+def test_signal_to_the_group_spares_the_workers(through, data, preset, tmp_path):
+    """As Ctrl-C in a terminal: the data loader's processes must go on until the step is done."""
+    run = tmp_path / "run"
+    arguments = ("--preset", preset, "--data", data, "--output_dir", run, "--dataloader_num_workers", 2)
+    child = Child(tmp_path / "log", in_own_group, train, *arguments)
+    wait_for_checkpoint(run, child)
+    os.killpg(child.process.pid, signal.SIGINT)
+    assert child.join() == 0, child.log.read_text()
+    assert not last_json(child.log.read_text())["finished"]
+    train(*arguments[:-2])
+    assert_same_model(run, through)
+
+
+def test_time_budget_stops_and_goes_on(through, data, preset, tmp_path, capfd):
+    run = tmp_path / "run"
+    arguments = ("--preset", preset, "--data", data, "--output_dir", run)
+    train(*arguments, "--time_budget", "0.00001")
+    figures = last_json(capfd.readouterr().out)
+    assert (figures["finished"], figures["step"], figures["max_steps"]) == (False, 1, 24)
+    train(*arguments)
+    assert last_json(capfd.readouterr().out)["finished"]
+    assert_same_model(run, through)
+
+
+def expect_error(capfd, message: str, *arguments) -> None:
+    with pytest.raises(SystemExit) as end:
+        train(*arguments)
+    assert end.value.code == 1
+    error = capfd.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_other_settings_and_a_second_process_are_refused(through, data, preset, tmp_path, capfd):
+    base = ("--preset", preset, "--data", data, "--output_dir")
+    expect_error(capfd, "learning_rate=0.01, and now it is 0.5", *base, through, "--learning_rate", "0.5")
+    expect_error(capfd, "d_model=16, and now it is 32", *base, through, "--d_model", "32")
+    with checkpoints.run_lock(tmp_path / "locked"):
+        child = Child(tmp_path / "log", train, *base, tmp_path / "locked")
+        assert child.join() == 1
+    assert "another process" in child.log.read_text()
+
+
+def test_start_may_be_spelled_otherwise(through, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = json.loads((through / "run_settings.json").read_text())
+    settings["start"]["init_from"] = str(tmp_path / "model")
+    (tmp_path / "run_settings.json").write_text(json.dumps(settings))
+    settings["start"]["init_from"] = "model"
+    compare_settings(tmp_path, settings)
+    for other in ("other", None):
+        settings["start"]["init_from"] = other
+        with pytest.raises(ValueError, match=f"start init_from={tmp_path / 'model'}, and now it is {other}"):
+            compare_settings(tmp_path, settings)
+
+
+def test_another_number_of_processes_is_refused(through, tmp_path):
+    settings = json.loads((through / "run_settings.json").read_text())
+    assert settings["training"]["world_size"] == 1
+    settings["training"]["world_size"] = 2
+    (tmp_path / "run_settings.json").write_text(json.dumps(settings))
+    compare_settings(tmp_path, settings)
+    settings["training"]["world_size"] = 1
+    with pytest.raises(ValueError, match="training world_size=2, and now it is 1"):
+        compare_settings(tmp_path, settings)
+
+
+def test_bad_input_is_named(data, preset, tmp_path, capfd):
+    output = ("--output_dir", tmp_path / "run")
+    expect_error(capfd, "preset 'nonsense' is not one of", "--preset", "nonsense", "--data", data, *output)
+    expect_error(capfd, "output_dir is missing", "--preset", preset, "--data", data)
+    expect_error(capfd, "prepare_data.py", "--preset", preset, "--data", tmp_path, *output)
+    expect_error(
+        capfd, "max_target_length is 4", "--preset", preset, "--data", data, *output, "--max_target_length", 4
+    )
+    padded = ("--max_target_length", 63, "--max_position_embeddings", 64, "--pad_to_multiple_of", 64)
+    message = "padded to 64, and max_target_length is 63"
+    expect_error(capfd, message, "--preset", preset, "--data", data, *output, *padded)
+    expect_error(capfd, "is not the folder of a saved model", "--data", data, "--init_from", tmp_path, *output)
+    for option, message in (
+        (("--max_steps", 0), "max_steps=0 must be at least 1, or -1"),
+        (("--gradient_accumulation_steps", 0), "gradient_accumulation_steps=0 must be at least 1"),
+        (("--learning_rate", "nan"), "learning_rate=nan must be a finite number"),
+        (("--init_std", -1), "init_std=-1.0 must be None or above 0"),
+    ):
+        expect_error(capfd, message, "--preset", preset, "--data", data, *output, *option)
+    (tmp_path / "marian").mkdir()
+    (tmp_path / "marian" / "config.json").write_text('{"model_type": "marian"}')
+    message = "is a model of the kind marian, it must be a JM-NAT: --init_from_teacher"
+    expect_error(capfd, message, "--data", data, "--init_from", tmp_path / "marian", *output)
+    both = ("--init_from", tmp_path, "--init_from_teacher", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "jmnat"}')
+    expect_error(capfd, "give one of them", "--data", data, *both, *output)
+    (tmp_path / "file").write_text("")
+    expect_error(capfd, "file", "--preset", preset, "--data", data, "--output_dir", tmp_path / "file" / "run")
+
+
+def test_another_tokenizer_is_refused(through, preset, tmp_path, capfd):
+    (tmp_path / "other").mkdir()
+    other = prepare_tiny_data(tmp_path / "other", num_train=20)
+    output = ("--data", other, "--output_dir", tmp_path / "run", "--use_cpu", "true")
+    expect_error(capfd, "prepare the data with --tokenizer", "--init_from", through, *output)
+    assert not checkpoints.list_checkpoints(tmp_path / "run")
+
+
+def test_goes_on_from_another_model(through, data, tmp_path, capfd):
+    """With a learning rate of 0 the weights are those of the start; the sizes need no preset."""
+    start = ("--data", data, "--init_from", through, "--output_dir", tmp_path / "run", "--max_steps", 1)
+    train(*start, "--learning_rate", 0, "--dropout", 0.3, "--max_tokens", 100, "--use_cpu", "true")
+    assert last_json(capfd.readouterr().out)["final_model"] == "step 1"
+    assert_same_model(tmp_path / "run", through)
+    assert JMNatConfig.from_pretrained(tmp_path / "run").dropout == 0.3
+    assert "dropout" not in json.loads((tmp_path / "run" / "generation_config.json").read_text())
+    expect_error(capfd, "d_model is 16", *start[:-4], "--output_dir", tmp_path / "x", "--d_model", 32)
+
+
+def test_sizes_come_with_the_weights_and_the_rest_from_the_preset(through, tmp_path):
+    start = ["--preset", "wmt_base", "--init_from", str(through), "--data", "any", "--output_dir", str(tmp_path)]
+    model = parse_command(start, "").model
+    assert (model["d_model"], model["dropout"]) == (16, load_preset("wmt_base").model["dropout"])
+
+
+@pytest.mark.parametrize("normalize_before", [True, False])
+def test_teacher_gives_what_fits(data, normalize_before):
+    """M2M100 (layer norm before) and Marian (after): shared blocks are copied, positional attention adds nothing."""
+    tokenizer = load_prepared(data)[1]
+    fields = {**MODEL, "normalize_before": normalize_before}
+    torch.manual_seed(1)
+    teacher = build_teacher(fields, tokenizer)
+    student = tiny_model(tokenizer, normalize_before=normalize_before)
+    report = copy_teacher_weights(student, teacher)
+    theirs = dict(teacher.named_parameters())
+    for name, parameter in student.named_parameters():
+        own = "position_attn" in name or "embed_lengths" in name
+        assert (name in report.left) == own, name
+        assert own or torch.equal(parameter, theirs[name])
+    assert len(report.copied) > 30
+    assert "position_attn.out_proj.weight: set to zero" in report.describe()
+    if normalize_before:  # the block is a residual that is zero: the same as a decoder without it
+        plain = tiny_model(tokenizer, normalize_before=True, positional_attention=False, dropout=0.0).eval()
+        plain.load_state_dict(student.state_dict(), strict=False)
+        inputs = {"input_ids": torch.tensor([[7, 8, 9, 2]]), "decoder_input_ids": torch.tensor([[4, 9, 4]])}
+        torch.testing.assert_close(student.eval()(**inputs).logits, plain(**inputs).logits)
+
+
+def test_teacher_of_another_size_is_refused(data):
+    tokenizer = load_prepared(data)[1]
+    teacher = build_teacher({**MODEL, "d_model": 32}, tokenizer)
+    with pytest.raises(ValueError, match="fit this teacher"):
+        copy_teacher_weights(tiny_model(tokenizer), teacher)
+    shallow = build_teacher({**MODEL, "encoder_ffn_dim": 64}, tokenizer)
+    report = copy_teacher_weights(tiny_model(tokenizer), shallow)
+    assert report.left["model.encoder.layers.0.fc1.weight"] == "is (64, 16) there and (32, 16) here"
+
+
+def test_start_from_a_teacher_by_the_command(data, preset, tmp_path, capfd):
+    tokenizer = load_prepared(data)[1]
+    teacher = build_teacher(MODEL, tokenizer)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    train(
+        *("--preset", preset, "--data", data, "--init_from_teacher", tmp_path / "teacher"),
+        *("--output_dir", tmp_path / "run", "--max_steps", 1, "--learning_rate", 0, "--eval_strategy", "no"),
+        *("--keep_best", 0),
+    )
+    output = capfd.readouterr()
+    assert "set to zero" in output.err
+    assert last_json(output.out)["finished"]
+    student = JMNatForConditionalGeneration.from_pretrained(tmp_path / "run")
+    fc1 = "model.decoder.layers.0.fc1.weight"
+    torch.testing.assert_close(student.state_dict()[fc1], teacher.state_dict()[fc1], rtol=1e-6, atol=1e-7)
+
+
+def test_every_preset_makes_a_model_a_collator_and_arguments(data, tmp_path):
+    tokenizer = load_prepared(data)[1]
+    assert set(preset_names()) >= {"deep_shallow", "demo", "iwslt14", "multi30k_tiny", "wmt_base"}
+    for name in preset_names():
+        preset = load_preset(name)
+        config = JMNatConfig(vocab_size=len(tokenizer), **preset.model)
+        DataCollatorForJMNat(tokenizer, **preset.masking)
+        command = parse_command(["--preset", name, "--data", "x", "--output_dir", str(tmp_path)], "")
+        assert command.model["d_model"] == config.d_model == preset.model["d_model"]
+        assert command.masking == {**command.masking, **preset.masking}
+        for field, value in preset.training.items():
+            assert getattr(command.training, field) == value, (name, field)
+        teacher = TeacherTrainingArguments(**teacher_defaults(preset), output_dir=str(tmp_path))
+        assert all(getattr(teacher, field) == value for field, value in preset.teacher.items())
+    for name, encoder, decoder, width, inner, heads, dropout in (
+        ("iwslt14", 5, 5, 256, 512, 4, 0.3),
+        ("wmt_base", 6, 6, 512, 2048, 8, 0.1),
+        ("deep_shallow", 10, 2, 512, 2048, 8, 0.1),
+    ):
+        model = load_preset(name).model
+        assert (model["encoder_layers"], model["decoder_layers"]) == (encoder, decoder)
+        assert model["d_model"] == width
+        assert model["encoder_ffn_dim"] == model["decoder_ffn_dim"] == inner
+        assert model["encoder_attention_heads"] == model["decoder_attention_heads"] == heads
+        assert model["dropout"] == dropout
+
+
+def test_options_override_the_preset(preset, tmp_path):
+    options = ["--d_model", "8", "--target_mask", "random", "--eval_num_iterations", "3", "--no_positional_attention"]
+    command = parse_command(["--preset", str(preset), "--data", "x", "--output_dir", str(tmp_path), *options], "")
+    assert command.model["d_model"] == 8
+    assert command.model["encoder_ffn_dim"] == MODEL["encoder_ffn_dim"]
+    assert not command.model["positional_attention"]
+    assert command.masking["target_mask"] == "random"
+    assert command.masking["source_mask_ratio"] == 0.2
+    assert command.training.eval_num_iterations == [3]
+    assert command.training.learning_rate == 0.01
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("models: {}", "section 'models' is not one of"),
+        ("model: {d_modle: 3}", "'d_modle' is no field of section model"),
+        ("training: {output_dir: x}", "'output_dir' is no field"),
+        ("model: 3", "section model must hold fields"),
+        ("model: {d_model: 32.5}", "model.d_model=32.5 is not of the type int"),
+        ("model: {normalize_before: 1}", "model.normalize_before=1 is not of the type bool"),
+        ("masking: {source_mask_ratio: much}", "masking.source_mask_ratio='much' is not of the type float"),
+        ("training: {eval_num_iterations: 2}", r"training.eval_num_iterations=2 is not of the type list\[int\]"),
+        ("training: {max_tokens: [600]}", r"training.max_tokens=\[600\] is not of the type int \| None"),
+        ("training: {learning_rate: }", "training.learning_rate=None is not of the type float"),
+        ("- a", "holds no sections"),
+        ("{", "is not a YAML file"),
+    ],
+)
+def test_bad_presets_are_named(tmp_path, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_preset(path)
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("training: {learning_rate: 1e-3, lr_scheduler_type: linear}")
+    assert load_preset(path).training == {"learning_rate": 0.001, "lr_scheduler_type": "linear"}
+
+
+def test_the_basic_nat_is_evaluated_and_saved_with_one_pass():
+    nat = ["--preset", "multi30k_tiny", "--data", "data", "--output_dir", "run", "--decoder_input", "source_copy"]
+    command = parse_command(nat, "")
+    assert command.training.eval_num_iterations == [1]
+    assert parse_command([*nat, "--eval_num_iterations", "1"], "").training.eval_num_iterations == [1]
+    with pytest.raises(ValueError, match=r"eval_num_iterations=\[1, 4\] must be 1 with decoder_input=source_copy"):
+        parse_command([*nat, "--eval_num_iterations", "1", "4"], "")
+    model = JMNatForConditionalGeneration(JMNatConfig(**{**MODEL, "vocab_size": 30, "decoder_input": "source_copy"}))
+    assert model.generation_config.num_iterations == 1
+    assert model.generate(torch.tensor([[7, 8, 2]])).shape[0] == 1

@@ -1,0 +1,84 @@
+"""Line-aligned files: what a line is, and one clear sentence for each kind of file that cannot be used."""
+
+import gzip
+
+import pytest
+
+from modeling_jmnat.utils.text_files import iterate_lines, read_lines, read_parallel
+
+TEXT = "eins\nzwei drei\r\n\n  vier\u2028fünf\x0b\x85 \n"
+LINES = ["eins", "zwei drei", "", "  vier\u2028fünf\x0b\x85 "]
+
+
+@pytest.mark.parametrize("name", ["text.de", "text.de.gz"])
+def test_only_line_feeds_end_a_line(tmp_path, name):
+    path = tmp_path / name
+    data = TEXT.encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert list(iterate_lines(path)) == LINES
+    assert read_lines(str(path)) == LINES
+
+
+@pytest.mark.parametrize("name", ["windows.de", "windows.de.gz"])
+def test_a_byte_order_mark_before_the_first_line_is_no_text(tmp_path, name):
+    data = "\ufeffeins\r\n\ufeffzwei\r\n".encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert read_lines(tmp_path / name) == ["eins", "\ufeffzwei"]
+
+
+def test_last_line_without_line_end(tmp_path):
+    (tmp_path / "a").write_bytes(b"one\ntwo")
+    assert read_lines(tmp_path / "a") == ["one", "two"]
+
+
+def test_lines_are_read_one_at_a_time(tmp_path):
+    (tmp_path / "a").write_bytes(b"good\n\xff\n")
+    lines = iterate_lines(tmp_path / "a")
+    assert next(lines) == "good"  # the bad second line has not been looked at
+    with pytest.raises(ValueError, match="line 2 is not valid UTF-8"):
+        next(lines)
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"gr\xfcn", b"\xed\xa0\x80", "grün".encode("utf-16")])
+def test_invalid_utf8_names_file_and_line(tmp_path, bad):
+    path = tmp_path / "bad.de"
+    path.write_bytes("gut\ngrün\n".encode() + bad + b"\nmore\n")
+    with pytest.raises(ValueError, match=r"bad\.de: line 3 is not valid UTF-8"):
+        read_lines(path)
+
+
+def test_empty_file_is_refused(tmp_path):
+    (tmp_path / "empty.de").write_bytes(b"")
+    (tmp_path / "empty.de.gz").write_bytes(gzip.compress(b""))
+    for name in ("empty.de", "empty.de.gz"):
+        with pytest.raises(ValueError, match=f"{name}: the file is empty"):
+            read_lines(tmp_path / name)
+
+
+def test_damaged_gzip_names_the_file(tmp_path):
+    whole = gzip.compress("".join(f"line {i * i}\n" for i in range(5000)).encode())
+    flipped = bytearray(whole)
+    for position in range(len(whole) // 2, len(whole) // 2 + 40):
+        flipped[position] ^= 0xFF
+    damaged = {"cut": whole[: len(whole) // 2], "flipped": bytes(flipped), "plain": b"no gzip at all\n"}
+    for name, data in damaged.items():
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=rf"{name}\.gz: (not a complete gzip file|line \d+ is not valid UTF-8)"):
+            read_lines(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.de"):
+        read_lines(tmp_path / "nowhere.de")
+    with pytest.raises(IsADirectoryError):
+        read_lines(tmp_path)
+
+
+def test_parallel_files_need_the_same_number_of_lines(tmp_path):
+    (tmp_path / "a.de").write_text("eins\nzwei\n")
+    (tmp_path / "a.en").write_text("one\ntwo\nthree\n")
+    with pytest.raises(ValueError, match=r"a\.de has 2 lines and .*a\.en has 3"):
+        read_parallel(tmp_path / "a.de", tmp_path / "a.en")
+    (tmp_path / "b.en").write_text("one\n\n")
+    assert read_parallel(tmp_path / "a.de", tmp_path / "b.en") == (["eins", "zwei"], ["one", ""])
