@@ -1,31 +1,4 @@
-"""Average several checkpoints of one training run into one model, which often translates better than each of them."""
-
-import json
-from dataclasses import dataclass, field
-
-from transformers import HfArgumentParser
-
-from modeling_jmnat.training.checkpoint_averaging import average_checkpoints
-from modeling_jmnat.utils.command_line import command
-
-
-@dataclass
-class AveragingArguments:
-    """Which checkpoints to average and where to write the result."""
-
-    checkpoints: list[str] = field(
-        metadata={"help": "Folders to average, such as runs/demo/checkpoint-800 runs/demo/checkpoint-1000."}
-    )
-    output: str = field(metadata={"help": "New folder for the averaged model; load it like any other model folder."})
-
-
-@command
-def main(argv=None):
-    parser = HfArgumentParser(AveragingArguments, description=__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
-    output = average_checkpoints(arguments.checkpoints, arguments.output)
-    print(json.dumps({"checkpoints": len(arguments.checkpoints), "output": str(output)}))
-
+from modeling_jmnat.commands.average_checkpoints import main
 
 if __name__ == "__main__":
     main()

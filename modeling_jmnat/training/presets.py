@@ -1,4 +1,4 @@
-"""Recipes as files: `run_scripts/presets/NAME.yaml` with the sections model, masking, training and teacher."""
+"""Recipes as files: `presets/NAME.yaml` with the sections model, masking, training and teacher."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from ..configuration_jmnat import JMNatConfig
 from .arguments import JMNatTrainingArguments, TeacherTrainingArguments
 from .data_collator import DataCollatorForJMNat
 
-PRESETS = Path(__file__).resolve().parents[2] / "run_scripts" / "presets"
+PRESETS = Path(__file__).with_name("presets")
 PLAIN_TYPES = (bool, int, float, str, NoneType)
 SECTIONS = ("model", "masking", "training", "teacher")
 # What a recipe may set of `JMNatConfig` (the vocabulary's size comes from the data) and of `DataCollatorForJMNat`.

@@ -1,7 +1,6 @@
 """From text files to a data set: every pair accounted for, held-out lines never dropped, one sentence on bad input."""
 
 import gzip
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,8 +11,8 @@ import pytest
 
 from modeling_jmnat.data.preparation import PreparationArguments, load_prepared, prepare, tokenizer_hash
 from modeling_jmnat.utils.text_files import read_parallel
+from tests.helpers.translation_samples import SCRIPTS, load_script
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "run_scripts"
 CORPUS = SCRIPTS / "demo_data" / "libreoffice-help"
 LONG = "sehr " * 60
 
@@ -25,10 +24,7 @@ def corpus_lines(split, count):
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_data", SCRIPTS / "prepare_data.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("prepare_data")
 
 
 @pytest.fixture

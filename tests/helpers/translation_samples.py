@@ -1,6 +1,7 @@
 """A tiny vocabulary and random models whose translations depend on the source, for tests that decode whole files."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -43,8 +44,8 @@ def command_line(options):
 
 
 def load_script(name):
-    """A command of `run_scripts/` as a module, so that its `main` runs in this process."""
+    """The module whose `main` the command `run_scripts/NAME.py` calls, to run it in this process."""
     spec = importlib.util.spec_from_file_location(f"{name}_script", SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return sys.modules[script.main.__module__]

@@ -1,19 +1,16 @@
 """The average of checkpoints: values, files, refusals, and nothing half-written when the disk is full."""
 
-import importlib.util
 import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_jmnat.training.checkpoint_averaging import average_checkpoints
-
-SCRIPT = Path(__file__).resolve().parents[2] / "run_scripts" / "average_checkpoints.py"
+from tests.helpers.translation_samples import SCRIPTS, load_script
 
 
 def write_checkpoint(folder, tensors, tokenizer="{}", **config):
@@ -145,7 +142,7 @@ def test_full_disk_leaves_the_earlier_average_whole(checkpoints, tmp_path):
     """A limit on the file size stands for the full disk; a child process, because the limit cannot be raised again."""
     output = average_checkpoints(checkpoints[:1], tmp_path / "average")
     before = {path.name: path.read_bytes() for path in output.iterdir()}
-    command = [sys.executable, SCRIPT, "--checkpoints", *checkpoints, "--output", output]
+    command = [sys.executable, SCRIPTS / "average_checkpoints.py", "--checkpoints", *checkpoints, "--output", output]
     limit = (output / "model.safetensors").stat().st_size - 64
     done = subprocess.run(
         command,
@@ -161,9 +158,7 @@ def test_full_disk_leaves_the_earlier_average_whole(checkpoints, tmp_path):
 
 
 def test_command_prints_one_line_of_json(checkpoints, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("average_checkpoints_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("average_checkpoints")
     script.main(["--checkpoints", *map(str, checkpoints), "--output", str(tmp_path / "average")])
     assert json.loads(capsys.readouterr().out) == {"checkpoints": 3, "output": str(tmp_path / "average")}
     with pytest.raises(SystemExit) as stopped:

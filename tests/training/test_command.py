@@ -2,7 +2,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -24,8 +23,8 @@ from modeling_jmnat.training.data_collator import DataCollatorForJMNat
 from modeling_jmnat.training.presets import load_preset, preset_names
 from modeling_jmnat.training.run import compare_settings
 from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
+from tests.helpers.translation_samples import load_script
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "run_scripts"
 TRAINING = {
     "max_steps": 24,
     "max_tokens": 100,
@@ -66,12 +65,7 @@ def preset(tmp_path_factory):
 
 
 def train(*arguments):
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import train_jmnat
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    train_jmnat.main([str(argument) for argument in arguments])
+    load_script("train_jmnat").main([str(argument) for argument in arguments])
 
 
 def last_json(text: str) -> dict:

@@ -1,7 +1,6 @@
 """Frozen and restarted halves: what must stay stays bit by bit, the rest moves."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 from modeling_jmnat.training.command import parse_command
 from modeling_jmnat.training.halves import HALVES, freeze_half, restart_half
 from tests.helpers.tiny_runs import MODEL, prepare_tiny_data, tiny_model
-from tests.helpers.translation_samples import SCRIPTS, tiny_tokenizer
+from tests.helpers.translation_samples import load_script, tiny_tokenizer
 
 OTHER = {"encoder": "decoder", "decoder": "encoder"}
 
@@ -53,12 +52,7 @@ def test_options_are_checked(tmp_path):
 
 
 def train(*arguments):
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import train_jmnat
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    train_jmnat.main([str(argument) for argument in arguments])
+    load_script("train_jmnat").main([str(argument) for argument in arguments])
 
 
 def test_training_moves_the_restarted_half_alone(tmp_path, capsys):

@@ -1,0 +1,248 @@
+"""Time JM-NAT against its autoregressive teacher in Transformers and CTranslate2, by the sentence and by the batch.
+
+Give a trained student and teacher with a test set, or --random_weights for the speed of models of a given size.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+# Before any library starts its threads: those without work must not keep a core busy.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from transformers import HfArgumentParser  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+from ..benchmark.bars import bars_table  # noqa: E402
+from ..benchmark.models import check_models, copy_models  # noqa: E402
+from ..benchmark.onnx_profile import profile_table  # noqa: E402
+from ..benchmark.run import Benchmark, Plan  # noqa: E402
+from ..benchmark.systems import (  # noqa: E402
+    SIZES,
+    installed,
+    prepare_student,
+    prepare_teacher,
+    random_models,
+    random_shortlist,
+    student_systems,
+    teacher_systems,
+)
+from ..benchmark.text import FIXED_LENGTH, random_sources, scored_text  # noqa: E402
+from ..benchmark.timing import environment, length_table, markdown_table  # noqa: E402
+from ..evaluation.plots import plot_bleu_against_latency  # noqa: E402
+from ..utils.atomic_files import atomic_text_file, write_json  # noqa: E402
+from ..utils.command_line import check_counts, command  # noqa: E402
+from ..utils.signals import terminated_as_interrupted  # noqa: E402
+
+CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
+MODELS = ("student", "teacher", "deep_teacher")
+COUNTS = ("passes", "candidates", "sentences", "rounds", "threads")
+COUNTS += ("batch_size", "batch_lines", "batch_rounds", "batch_sizes")
+PROFILED_SENTENCES = 20
+HASHED = ("model*.safetensors", "generation_config.json", "tokenizer.json")  # of every model
+PRUNED = {"prune_candidates": 1, "prune_to": 2}  # the two best candidates go on after the first pass
+
+
+@dataclass
+class BenchmarkArguments:
+    """What to measure, and how long."""
+
+    output: str = field(
+        metadata={
+            "help": "Folder for measurements.json, rows.json, environment.json, four tables (.md) and the picture. "
+            "A run that was stopped goes on when it is started again with the same arguments."
+        }
+    )
+    student: str | None = field(default=None, metadata={"help": "Folder of a trained JM-NAT model."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "Folder of the autoregressive model, with the same tokenizer."}
+    )
+    deep_teacher: str | None = field(
+        default=None,
+        metadata={"help": "Folder of another autoregressive model, with a deep encoder and a shallow decoder."},
+    )
+    shortlist: str | None = field(
+        default=None, metadata={"help": "shortlist.safetensors of the student: measure it, too, with int8."}
+    )
+    source: str | None = field(default=None, metadata={"help": "Text to translate, one sentence a line; .gz works."})
+    reference: str | None = field(default=None, metadata={"help": "Its translation, for BLEU beside the times."})
+    random_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "small or base: untrained models of that size at 25 tokens; no BLEU, nothing adaptive or pruned."
+        },
+    )
+    passes: list[int] = field(default_factory=lambda: [1, 4, 10], metadata={"help": "Decoder passes k to measure."})
+    candidates: list[int] = field(default_factory=lambda: [1, 4], metadata={"help": "Length candidates C to measure."})
+    only: str | None = field(
+        default=None, metadata={"help": "Regular expression: measure only systems whose title has a match."}
+    )
+    sentences: int = field(default=100, metadata={"help": "Sentences for latency, spread over the test set."})
+    rounds: int = field(default=5, metadata={"help": "How often each sentence is timed on each system."})
+    batch_size: int = field(default=32, metadata={"help": "Sentences of a batch for throughput."})
+    batch_lines: int | None = field(
+        default=None,
+        metadata={"help": "Lines for throughput, from the first on; BLEU is of all lines. Default: all."},
+    )
+    batch_rounds: int = field(default=3, metadata={"help": "How often each batch is timed on each system."})
+    batch_sizes: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Other sizes of batches, timed once each: the best of them is reported. Default: none."},
+    )
+    size: str = field(default="small", metadata={"help": "Which goals the table of bars holds: small or base."})
+    threads: int = field(
+        default=1,
+        metadata={"help": "Threads of every engine; in CTranslate2, workers of one thread each that share a batch."},
+    )
+
+
+def settings(arguments: BenchmarkArguments, trained: bool, shortlist: str | Path | None = None) -> dict[str, dict]:
+    """Named options of `generate`. Rules that read probabilities mean nothing with random weights.
+
+    "k = 4" passes all candidates through all passes, "k = 4, pruned" only the two best through all but the first.
+    """
+    shortlist = None if shortlist is None else {"shortlist": str(shortlist)}
+    plain = {f"k = {passes}": {"num_iterations": passes} for passes in arguments.passes}
+    named = {}
+    for label, options in plain.items():
+        named[label] = options
+        if trained and options["num_iterations"] > 1:
+            named[f"{label}, pruned"] = options | PRUNED
+        if shortlist:
+            named[f"{label}, shortlist"] = options | shortlist
+    if trained:
+        most = max(arguments.passes)
+        named[f"k = {most}, adaptive"] = {"num_iterations": most, "confidence_threshold": CONFIDENCE}
+    return named
+
+
+def trained_work(arguments: BenchmarkArguments, work: Path):
+    """Systems, source ids and a score function for trained models."""
+    for name in copy_models(arguments, work, MODELS):
+        if name == "student":
+            prepare_student(work / name, shortlist=arguments.shortlist is not None)
+        else:
+            prepare_teacher(work / name)
+    sources, score = scored_text(work / "student", arguments.source, arguments.reference)
+    systems = teacher_systems(str(work / "teacher"))
+    if arguments.deep_teacher is not None:
+        systems += teacher_systems(str(work / "deep_teacher"), suffix=" deep encoder")
+    systems += student_systems(
+        str(work / "student"), settings(arguments, True, arguments.shortlist), arguments.candidates
+    )
+    return systems, sources, score
+
+
+def random_work(arguments: BenchmarkArguments, work: Path):
+    """Systems and source ids for models with random weights; one teacher has a deep encoder and a shallow decoder."""
+    config = random_models(arguments.random_weights, work)
+    layers = SIZES[arguments.random_weights]["layers"]
+    random_models(arguments.random_weights, work / "deep", (2 * layers, 2))
+    prepare_student(work / "student", shortlist=True)
+    systems = []
+    for folder, suffix in ((work / "teacher", ""), (work / "deep" / "teacher", f" {2 * layers}+2 layers")):
+        prepare_teacher(folder)
+        systems += teacher_systems(str(folder), FIXED_LENGTH, suffix)
+    named = settings(arguments, False, random_shortlist(config.vocab_size, work))
+    systems += student_systems(str(work / "student"), named, arguments.candidates, FIXED_LENGTH)
+    return systems, random_sources(config, arguments.batch_lines or 96), None
+
+
+def input_hashes(folder: Path, *texts: str | None) -> dict[str, str]:
+    """So that measurements are not gone on with after models, their decoding or the text have changed."""
+    files = {str(path.relative_to(folder)): path for kind in HASHED for path in sorted(folder.glob(f"**/{kind}"))}
+    files |= {text: Path(text) for text in texts if text is not None}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
+
+
+def is_plain(label: str) -> bool:
+    """Whether a system has no rule that saves work, such as "k = 4, pruned"."""
+    return "," not in label
+
+
+def points(rows: list[dict]) -> list[dict]:
+    """Rows for the picture, which rules that save work would crowd."""
+    return [row for row in rows if is_plain(row["label"])]
+
+
+def write_figures(benchmark: Benchmark, surroundings: dict, size: str, output: Path) -> tuple[list[dict], list[str]]:
+    """What has been measured so far, as files."""
+    rows, refused = benchmark.rows()
+    write_json(output / "rows.json", rows)
+    write_json(output / "environment.json", {**surroundings, "refused_ratios": refused})
+    tables = {"table.md": markdown_table(rows), "lengths.md": length_table(rows), "bars.md": bars_table(rows, size)}
+    for name, table in tables.items():
+        with atomic_text_file(output / name) as file:
+            file.write(table)
+    if rows and all("bleu" in row for row in rows):
+        plot_bleu_against_latency(points(rows), output / "bleu_latency.png")
+    return rows, refused
+
+
+def write_profile(benchmark: Benchmark, num_threads: int, output: Path) -> None:
+    """Which parts of our graphs the time goes to, for the systems of ONNX Runtime that are in the picture."""
+    ours = [system for system in benchmark.systems if system.engine == "onnx" and is_plain(system.label)]
+    with atomic_text_file(output / "profile.md") as file:
+        file.write(profile_table(ours, benchmark.chosen[:PROFILED_SENTENCES], num_threads))
+
+
+def check(arguments: BenchmarkArguments) -> None:
+    check_counts(arguments, COUNTS)
+    try:
+        re.compile(arguments.only or "")
+    except re.error as error:
+        raise ValueError(f"only={arguments.only!r} must be a regular expression: {error}") from None
+    if arguments.size not in SIZES:
+        raise ValueError(f"size={arguments.size!r} is not one of {', '.join(SIZES)}")
+    if arguments.random_weights is None:
+        check_models(arguments, MODELS)
+
+
+@command(resumes=True)
+def main(argv=None):
+    (arguments,) = HfArgumentParser(BenchmarkArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    check(arguments)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    surroundings = environment(arguments.threads)
+    print(json.dumps(surroundings))
+    plan = Plan(
+        num_threads=arguments.threads,
+        num_sentences=arguments.sentences,
+        num_rounds=arguments.rounds,
+        batch_size=arguments.batch_size,
+        batch_lines=arguments.batch_lines,
+        batch_rounds=arguments.batch_rounds,
+        batch_sizes=tuple(arguments.batch_sizes),
+    )
+    with terminated_as_interrupted(), tempfile.TemporaryDirectory() as folder:
+        work = random_work if arguments.random_weights is not None else trained_work
+        systems, sources, score = work(arguments, Path(folder))
+        if arguments.only is not None:
+            systems = [system for system in systems if re.search(arguments.only, system.title)]
+        if not systems:
+            raise ValueError(f"only={arguments.only!r} matches no system")
+        systems, missing = installed(systems)
+        for package in missing:
+            print(f"{package} is not installed: its systems are left out")
+        measured = {name: value for name, value in asdict(arguments).items() if name != "output"}
+        texts = (arguments.source, arguments.reference, arguments.shortlist)
+        measured["inputs"] = input_hashes(Path(folder), *texts)
+        benchmark = Benchmark(systems, sources, plan, output / "measurements.json", measured, score, progress=True)
+        for stage in benchmark.run():
+            if stage != "loading":
+                write_figures(benchmark, surroundings, arguments.random_weights or arguments.size, output)
+        rows, refused = write_figures(benchmark, surroundings, arguments.random_weights or arguments.size, output)
+        write_profile(benchmark, arguments.threads, output)
+    print((output / "table.md").read_text())
+    print((output / "bars.md").read_text())
+    print((output / "profile.md").read_text())
+    for reason in refused:
+        print(f"no ratio: {reason}")
+    print(json.dumps({"output": str(output), "systems": len(rows), "refused_ratios": len(refused)}))

@@ -1,0 +1,231 @@
+"""Translate a test set and score it: BLEU, chrF, repeated words, length recall and speed, per number of passes."""
+
+import json
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from ..evaluation.noise import NOISES, STATE_NOISES, WORD_NOISES, disturbed
+from ..evaluation.scores import describe_environment, evaluate_model
+from ..inference.translation import check_options, is_jmnat, load_translator, parse_generation_options
+from ..teacher.reranking import load_reranker
+from ..utils.atomic_files import atomic_text_file, check_writable, write_json
+from ..utils.command_line import check_counts, command
+from ..utils.text_files import read_parallel
+
+DEFAULT_ITERATIONS = [1, 4, 10]
+DEFAULT_BEAMS = [1, 5]
+
+
+@dataclass
+class EvaluationArguments:
+    """What to evaluate, on which text, with which decoding options."""
+
+    model: str = field(
+        metadata={"help": "A trained model: JM-NAT, or an autoregressive teacher. A folder, or a name on the Hub."}
+    )
+    source: str = field(metadata={"help": "Text to translate, one sentence a line; .gz is read as is."})
+    reference: str = field(metadata={"help": "Reference translations, line by line; .gz is read as is."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for all figures and settings."})
+    num_iterations: list[int] | None = field(
+        default=None, metadata={"help": "JM-NAT: numbers of decoder passes to evaluate. Default: 1 4 10."}
+    )
+    num_beams: list[int] | None = field(
+        default=None, metadata={"help": "Autoregressive models: beam sizes to evaluate, 1 is greedy. Default: 1 5."}
+    )
+    num_length_candidates: int | None = field(
+        default=None, metadata={"help": "JM-NAT: target lengths tried per sentence. Default: as saved with the model."}
+    )
+    generation_options: str | None = field(
+        default=None, metadata={"help": """Further decoding options as JSON, such as '{"early_stop": true}'."""}
+    )
+    tuning: str | None = field(
+        default=None, metadata={"help": "JSON file of tune_decoding.py: decode with the options that it found best."}
+    )
+    reranker: str | None = field(
+        default=None,
+        metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
+    )
+    target_language: str = field(
+        default="en", metadata={"help": "Two-letter language of the references, for Moses tokenisation."}
+    )
+    lowercase: bool = field(default=False, metadata={"help": "Ignore case in all scores, as the paper on IWSLT14."})
+    noise: str | None = field(
+        default=None,
+        metadata={
+            "help": "Disturb the translation, a row for each of --noise_levels: drop or replace words of the source, "
+            "or add normal noise to encoder_input, encoder_output or decoder_input."
+        },
+    )
+    noise_levels: list[float] = field(
+        default_factory=lambda: [0.0, 0.02, 0.04, 0.06, 0.08, 0.1],
+        metadata={"help": "Shares of the words, or standard deviations relative to the size of the states."},
+    )
+    latency_sentences: int = field(
+        default=0, metadata={"help": "Also time this many sentences one at a time (milliseconds: mean, p50, p99)."}
+    )
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768."},
+    )
+    translations: str | None = field(
+        default=None, metadata={"help": "Folder for the translations themselves, one file per row of the table."}
+    )
+    backend: str = field(
+        default="torch",
+        metadata={
+            "help": "torch; cuda_graphs, faster on a GPU; onnx or onnx_int8, faster on a CPU, for a model that "
+            "export_onnx.py has written."
+        },
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
+    dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
+
+    def __post_init__(self):
+        if self.noise is not None and self.noise not in NOISES:
+            raise ValueError(f"noise={self.noise!r} is not one of {', '.join(NOISES)}")
+        largest = 1.0 if self.noise in WORD_NOISES else sys.float_info.max
+        if not self.noise_levels or not all(0 <= level <= largest for level in self.noise_levels):
+            raise ValueError(
+                f"noise_levels={self.noise_levels} must hold at least one level, shares of words from 0 to 1, "
+                "standard deviations of at least 0"
+            )
+        if self.latency_sentences < 0:
+            raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
+
+
+def decoding_settings(arguments: EvaluationArguments, model) -> tuple[list[dict], dict]:
+    """The options that differ from row to row, and those that all rows share."""
+    jmnat = is_jmnat(model)
+    varied, other = ("num_iterations", "num_beams") if jmnat else ("num_beams", "num_iterations")
+    if getattr(arguments, other) is not None:
+        kind = "JM-NAT" if jmnat else "an autoregressive model"
+        raise ValueError(f"--{other} does not apply to {kind}: use --{varied}")
+    defaults = DEFAULT_ITERATIONS if jmnat else DEFAULT_BEAMS
+    if jmnat and model.config.decoder_input == "source_copy":
+        defaults = [1]  # the basic NAT has no masks to refine
+    values = getattr(arguments, varied) or defaults
+    tuned, given = tuned_options(arguments.tuning), parse_generation_options(arguments.generation_options)
+    if varied in given:
+        raise ValueError(f"generation_options: {varied} is chosen by --{varied}")
+    tuned.pop(varied, None)
+    shared = tuned | given
+    if arguments.num_length_candidates is not None:
+        if not jmnat:
+            raise ValueError("--num_length_candidates does not apply to an autoregressive model: use --num_beams")
+        shared["num_length_candidates"] = arguments.num_length_candidates
+    return [{varied: value} for value in values], shared
+
+
+def tuned_options(path: str | None) -> dict:
+    """What tune_decoding.py chose; none for None."""
+    if path is None:
+        return {}
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8"))["best"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"tuning={path} is not a file of tune_decoding.py") from None
+
+
+def run_evaluation(arguments: EvaluationArguments) -> dict:
+    """Everything that goes into the JSON file; one printed line per row as soon as it is known.
+
+    The file is written even where an interruption or an error ends it early, with the rows that were done.
+    """
+    sources, references = read_parallel(arguments.source, arguments.reference)
+    if arguments.backend != "torch" and arguments.noise in STATE_NOISES:
+        raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends show no states")
+    model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
+    varied, shared = decoding_settings(arguments, model)
+    for setting in varied:
+        check_options(model, shared | setting)
+    report = {
+        "settings": {
+            "model": Path(arguments.model).resolve().name,
+            "model_type": model.config.model_type,
+            "backend": arguments.backend,
+            "source": Path(arguments.source).name,
+            "reference": Path(arguments.reference).name,
+            "sentences": len(sources),
+            "lowercase": arguments.lowercase,
+            "target_language": arguments.target_language,
+            "batch_tokens": arguments.batch_tokens,
+            "noise": arguments.noise,
+            "generation": shared,
+            "reranker": Path(arguments.reranker).resolve().name if arguments.reranker else None,
+        },
+        **describe_environment(model),
+        "results": [],
+    }
+    if arguments.reranker is not None:
+        if not is_jmnat(model):
+            raise ValueError("--reranker does not apply to an autoregressive model: its beam search chooses already")
+        shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
+    try:
+        for at_level, setting, figures, texts in evaluated(
+            arguments, model, tokenizer, sources, references, varied, shared
+        ):
+            report["results"].append(at_level | figures)
+            print(describe_row(report["results"][-1]), flush=True)
+            if arguments.translations:
+                name = "-".join(f"{key}-{value}" for key, value in (at_level | setting).items())
+                with atomic_text_file(Path(arguments.translations) / f"{name}.txt") as file:
+                    file.writelines(f"{text}\n" for text in texts)
+    finally:
+        if arguments.output and report["results"]:
+            write_json(arguments.output, report)
+    return report
+
+
+def evaluated(arguments: EvaluationArguments, model, tokenizer, sources, references, varied, shared):
+    """Noise level, setting, figures and translations of each row."""
+    for level in arguments.noise_levels if arguments.noise else [None]:
+        with nullcontext(sources) if level is None else disturbed(model, sources, arguments.noise, level) as lines:
+            rows = evaluate_model(
+                model,
+                tokenizer,
+                lines,
+                references,
+                varied,
+                generation=shared,
+                target_language=arguments.target_language,
+                lowercase=arguments.lowercase,
+                batch_tokens=arguments.batch_tokens,
+                latency_sentences=arguments.latency_sentences,
+                progress=sys.stderr.isatty(),
+            )
+            for setting, (figures, texts) in zip(varied, rows, strict=True):
+                yield {} if level is None else {"noise_level": level}, setting, figures, texts
+
+
+def describe_row(figures: dict) -> str:
+    """One row for a person: the setting, the scores, and the speed."""
+    setting = next(f"{name} {figures[name]}" for name in ("num_iterations", "num_beams") if name in figures)
+    if "noise_level" in figures:
+        setting = f"noise {figures['noise_level']:g}, {setting}"
+    line = (
+        f"{setting}: sacreBLEU {figures['sacrebleu']:.2f}, chrF {figures['chrf']:.2f}, "
+        f"tokenised BLEU {figures['tokenized_bleu']:.2f}, "
+        f"{figures['repeated_tokens_per_sentence']:.2f} repeated words and "
+        f"{figures['sentences_per_second']:.1f} sentences/s"
+    )
+    if "latency_ms" in figures:
+        line += f", {figures['latency_ms']['mean']:.1f} ms per sentence at batch 1"
+    return line
+
+
+@command
+def main(argv=None):
+    (arguments,) = HfArgumentParser(EvaluationArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    check_counts(arguments, ["batch_tokens"])
+    logging.disable_progress_bar()
+    if arguments.output:
+        check_writable(arguments.output)
+    if arguments.translations:
+        Path(arguments.translations).mkdir(parents=True, exist_ok=True)
+    report = run_evaluation(arguments)
+    print(json.dumps(report, ensure_ascii=False))

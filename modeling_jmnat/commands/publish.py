@@ -1,0 +1,79 @@
+"""Build a folder that loads with Transformers alone, with a card made from measured results; push it to the Hub."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from ..hub.model_card import read_facts, write_card
+from ..hub.publishing import (
+    load_for_publishing,
+    published_files,
+    push,
+    replaced_folder,
+    save_for_everyone,
+)
+from ..utils.command_line import command
+
+
+@dataclass
+class PublishArguments:
+    """Which model to publish, how, and where to."""
+
+    model: str = field(
+        metadata={"help": "A trained JM-NAT model: a training's output folder, a published one, or a name on the Hub."}
+    )
+    output: str = field(
+        metadata={
+            "help": "Folder to build, or to renew: files of the same name are replaced. It may be --model itself."
+        }
+    )
+    card: str | None = field(
+        default=None,
+        metadata={
+            "help": "YAML file with what the card says beside measured figures, and with the result files of "
+            "evaluate.py that it takes them from; see hub_card/de-en.yaml. Without it no card is written."
+        },
+    )
+    fp16: bool = field(
+        default=False,
+        metadata={"help": "Store weights in half precision, which halves the file; they load in single precision."},
+    )
+    onnx: bool = field(
+        default=False,
+        metadata={
+            "help": "Write ONNX graphs as well, float32 and int8, into the folder onnx. Without it those of an "
+            "earlier build are removed."
+        },
+    )
+    max_shard_size: str = field(default="5GB", metadata={"help": "Split weights into files of at most this size."})
+    push: str | None = field(
+        default=None,
+        metadata={
+            "help": "Push the model in the folder to this repository of the Hub, such as you/jmnat-de-en, and create "
+            "it if need be. Needs a token: 'hf auth login', or HF_TOKEN."
+        },
+    )
+    private: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
+
+
+@command
+def main(argv=None):
+    (arguments,) = HfArgumentParser(PublishArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    logging.disable_progress_bar()
+    languages = read_facts(arguments.card).languages if arguments.card else None
+    model, tokenizer = load_for_publishing(arguments.model)
+    output = Path(arguments.output)
+    with replaced_folder(output) as folder:
+        save_for_everyone(
+            model, tokenizer, folder, languages, arguments.fp16, arguments.max_shard_size, arguments.onnx
+        )
+        if arguments.card:
+            write_card(arguments.card, folder, arguments.push or str(output), model, tokenizer)
+    sizes = published_files(output)
+    report = {"output": str(output), "megabytes": round(sum(sizes.values()) / 1e6, 2), "files": list(sizes)}
+    if arguments.push:
+        report["pushed_to"] = push(output, arguments.push, arguments.private)
+    print(json.dumps(report))

@@ -1,0 +1,167 @@
+"""Run the paper's experiments as one resumable command: teacher, distillation, every system, every evaluation.
+
+    python run_scripts/reproduce.py --suite table2 --preset multi30k_tiny --data runs/data/mine --output runs/table2
+
+Give the same command again after an interruption: what is done is skipped, what was cut off goes on, other data or
+presets are refused (OUTPUT/begun_with.json tells which). Tables stand in OUTPUT/results at any time. Trainings share a
+GPU; a stage that failed is tried once more. Standard output ends with one line of JSON: how many stages are done.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Read when torch is loaded: idle threads must not spin, here (the estimate) and in every stage.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
+from transformers import HfArgumentParser  # noqa: E402
+
+from ..data.preparation import load_prepared  # noqa: E402
+from ..experiments.inputs import begin_run, check_inputs, held_out_text, run_inputs  # noqa: E402
+from ..experiments.pictures import write_pictures  # noqa: E402
+from ..experiments.runner import StageRunner, chosen_stages, exclusive  # noqa: E402
+from ..experiments.suites import SUITES, SuiteBuilder, SuiteSettings  # noqa: E402
+from ..experiments.tables import write_tables  # noqa: E402
+from ..experiments.timing import Probe, estimate  # noqa: E402
+from ..experiments.work import work_of  # noqa: E402
+from ..utils.command_line import check_counts, command  # noqa: E402
+
+SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a quarter of what fills a GPU
+
+
+@dataclass
+class ReproduceArguments:
+    """Which experiments, on which data, within which time."""
+
+    data: str = field(metadata={"help": "Folder that prepare_data.py wrote, with validation and test text."})
+    output: str = field(metadata={"help": "Folder for models, logs and results."})
+    suite: list[str] = field(
+        default_factory=lambda: ["main"],
+        metadata={"help": "One or more of: " + "; ".join(f"{name} ({text})" for name, text in SUITES.items())},
+    )
+    only: str | None = field(
+        default=None,
+        metadata={
+            "help": "Regular expression: run only stages in whose names it is found, such as 'jm-1|cm-1', and what "
+            "they need. Default: all."
+        },
+    )
+    preset: str = field(default="multi30k_tiny", metadata={"help": "Preset of all trainings, a name or a file."})
+    teacher: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder, or name on the Hub, of a teacher that is there already. Students start with its weights "
+            "if it has their tokenizer and sizes, else with those of a small teacher that is trained for that. "
+            "Default: train one."
+        },
+    )
+    teacher_preset: str | None = field(
+        default=None, metadata={"help": "Another preset for the teacher, such as a larger one. Default: the same."}
+    )
+    time_budget: float | None = field(
+        default=None, metadata={"help": "Minutes; then everything stops with a checkpoint. Default: no limit."}
+    )
+    jobs: int | None = field(
+        default=None, metadata={"help": "Stages at a time. Default: 1 on a CPU, one for two cores beside a GPU."}
+    )
+    teacher_steps: int | None = field(default=None, metadata={"help": "Updates of the teacher, if not the preset's."})
+    student_steps: int | None = field(default=None, metadata={"help": "Updates of each student, likewise."})
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Do not start the students with the teacher's weights."}
+    )
+    num_length_candidates: int = field(
+        default=4, metadata={"help": "Target lengths tried per sentence; the paper has 4 for IWSLT14 and 3 for WMT."}
+    )
+    latency_sentences: int = field(
+        default=100,
+        metadata={"help": "table2: time so many test sentences one by one, nothing else running; 0 leaves it out."},
+    )
+    bf16: bool = field(
+        default=False,
+        metadata={
+            "help": "Train in bf16 by autocast. It pays on a CPU with AMX or AVX512-BF16, on a GPU for wide models."
+        },
+    )
+    estimate: bool = field(default=True, metadata={"help": "Tell beforehand how long all will take (a few seconds)."})
+
+    def __post_init__(self):
+        check_counts(self, ("jobs", "teacher_steps", "student_steps", "num_length_candidates"))
+        if self.teacher is not None and self.teacher_preset is not None:
+            raise ValueError(
+                f"teacher_preset={self.teacher_preset} is for training a teacher, but teacher={self.teacher} is there "
+                "already: give one of them"
+            )
+        if self.latency_sentences < 0:
+            raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
+        if self.time_budget is not None and not self.time_budget > 0:
+            raise ValueError(f"time_budget={self.time_budget} must be above 0 minutes")
+
+
+def training_options(gpu: bool, bf16: bool) -> dict:
+    """Options of all trainings; they are compared with those of finished stages in this order."""
+    if gpu:  # without bf16, products of float32 in TF32: small models wait for launches, and bf16's casts add to them
+        return {"bf16" if bf16 else "tf32": True, "dataloader_num_workers": 1}
+    return {"bf16": True, "use_cpu": True} if bf16 else {}
+
+
+def run_reproduction(arguments: ReproduceArguments) -> dict:
+    """Build the stages, run them, write the tables."""
+    gpu = torch.cuda.is_available()
+    cores = os.cpu_count() or 1
+    jobs = arguments.jobs or (max(1, cores // 2) if gpu else 1)
+    settings = SuiteSettings(
+        preset=arguments.preset,
+        data=Path(arguments.data),
+        output=Path(arguments.output),
+        scripts=Path(__file__).resolve().parents[2] / "run_scripts",
+        teacher_steps=arguments.teacher_steps,
+        student_steps=arguments.student_steps,
+        teacher=arguments.teacher,
+        teacher_preset=arguments.teacher_preset,
+        training_options=training_options(gpu, arguments.bf16),
+        from_teacher=not arguments.from_scratch,
+        num_length_candidates=arguments.num_length_candidates,
+        latency_sentences=arguments.latency_sentences,
+        batch_tokens=SHARED_GPU_BATCH_TOKENS if gpu and jobs > 1 else None,
+    )
+    # Everything that may be refused is read before the folder is made, and then before anything in it is replaced.
+    text = held_out_text(settings.data)
+    inputs = run_inputs(settings, text)
+    stages = SuiteBuilder(settings).build(arguments.suite)
+    if arguments.only is not None:
+        stages = chosen_stages(stages, arguments.only)
+    settings.output.mkdir(parents=True, exist_ok=True)
+    with exclusive(settings.output) as lock:
+        check_inputs(settings, inputs)
+        threads = max(1, cores // jobs)
+        runner = StageRunner(settings.output, jobs, arguments.time_budget, threads, pass_fds=(lock,))
+        done = {stage.name for stage in stages if runner.is_done(stage)}
+        begin_run(settings, inputs, text)
+        machine = torch.cuda.get_device_name() if gpu else f"{cores} CPU cores"
+        print(f"{len(stages)} stages, {len(done)} of them done, {jobs} at a time, on {machine}", flush=True)
+        if arguments.estimate:
+            splits, tokenizer = load_prepared(settings.data)
+            sizes = {name: len(split) for name, split in splits.items()}
+            work, probe = work_of(stages, sizes, settings.preset), Probe(splits, tokenizer, arguments.bf16)
+            print(estimate(stages, work, done, probe, jobs), flush=True)
+        return summary(arguments.suite, settings.output, runner.run(stages))
+
+
+def summary(suites: list[str], output: Path, states: dict[str, str]) -> dict:
+    """Write tables and pictures and tell how the stages ended."""
+    for suite, text in write_tables(output, suites).items():
+        print(f"\n{suite}\n\n{text}")
+    write_pictures(output, suites)
+    counts = {state: sum(value == state for value in states.values()) for state in sorted(set(states.values()))}
+    if counts.get("failed"):
+        failed = ", ".join(name for name, state in states.items() if state == "failed")
+        raise ValueError(f"these stages failed: {failed}; their logs are in {output / 'logs'}")
+    return {"finished": counts.get("done", 0) == len(states), "stages": counts}
+
+
+@command(resumes=True)
+def main(argv=None):
+    (arguments,) = HfArgumentParser(ReproduceArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    print(json.dumps(run_reproduction(arguments)))

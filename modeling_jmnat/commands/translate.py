@@ -1,0 +1,184 @@
+"""Translate a file or standard input line by line. Figures come as the last line of standard error, in JSON."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from transformers import HfArgumentParser, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..inference.shortlist import Shortlist
+from ..inference.translation import (
+    WINDOW_LINES,
+    Translation,
+    is_jmnat,
+    load_translator,
+    parse_generation_options,
+    translate_lines,
+)
+from ..teacher.reranking import load_reranker
+from ..utils.atomic_files import atomic_text_file
+from ..utils.command_line import check_counts, command
+from ..utils.text_files import decode_lines, iterate_lines
+
+SHIPPED_MODEL = str(Path(__file__).resolve().parents[2] / "hub_card" / "de-en")
+
+
+@dataclass
+class TranslationArguments:
+    """What to translate, with which model and decoding options."""
+
+    model: str = field(
+        default=SHIPPED_MODEL,
+        metadata={
+            "help": "A trained model: a folder, or a name on the Hub. Default: hub_card/de-en, German to English."
+        },
+    )
+    input: str = field(
+        default="-", metadata={"help": "Text to translate, one sentence a line; .gz is read as is. -: standard input."}
+    )
+    output: str = field(
+        default="-", metadata={"help": "File for the translations, complete or not there at all. -: standard output."}
+    )
+    num_iterations: int | None = field(
+        default=None, metadata={"help": "Decoder passes: fewer are faster. Default: as saved with the model."}
+    )
+    num_length_candidates: int | None = field(
+        default=None, metadata={"help": "Target lengths tried per sentence. Default: as saved with the model."}
+    )
+    num_beams: int | None = field(default=None, metadata={"help": "Beam size of an autoregressive model."})
+    generation_options: str | None = field(
+        default=None, metadata={"help": """Further decoding options as JSON, such as '{"early_stop": true}'."""}
+    )
+    n_best: int | None = field(
+        default=None,
+        metadata={
+            "help": "Write the N best translations of each line, at most num_length_candidates: line number, score "
+            "(sum of log-probabilities / (length + length_offset)**length_normalization, and the weighted consensus; "
+            "of a beam search / length**length_penalty) and text, separated by tabs."
+        },
+    )
+    show_passes: bool = field(
+        default=False,
+        metadata={"help": "Show for each line how the translation arises, pass by pass, instead of the text alone."},
+    )
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768."},
+    )
+    backend: str = field(
+        default="torch",
+        metadata={
+            "help": "torch; cuda_graphs, faster on a GPU; onnx or onnx_int8, faster on a CPU, for a model that "
+            "export_onnx.py has written."
+        },
+    )
+    shortlist: str | None = field(
+        default=None,
+        metadata={
+            "help": "shortlist.safetensors that build_shortlist.py wrote: predict the likely words alone, faster."
+        },
+    )
+    reranker: str | None = field(
+        default=None,
+        metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
+    dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
+
+
+def generation_options(arguments: TranslationArguments, model, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """Options for `model.generate` from what was given on the command line."""
+    jmnat = is_jmnat(model)
+    options = parse_generation_options(arguments.generation_options)
+    if arguments.show_passes and not jmnat:
+        raise ValueError("--show_passes does not apply to an autoregressive model: it makes no passes")
+    if arguments.show_passes and arguments.n_best is not None:
+        raise ValueError("--show_passes shows the best translation: leave --n_best out")
+    for name in ("shortlist", "reranker"):
+        if getattr(arguments, name) is not None and not jmnat:
+            raise ValueError(f"--{name} does not apply to an autoregressive model")
+    reranker = arguments.reranker
+    given = {
+        "reranker": None if reranker is None else load_reranker(reranker, tokenizer, model.device),
+        "shortlist": None if arguments.shortlist is None else Shortlist.load(arguments.shortlist, tokenizer),
+        "num_iterations": arguments.num_iterations,
+        "num_length_candidates": arguments.num_length_candidates,
+        "num_beams": arguments.num_beams,
+        "num_return_sequences": arguments.n_best,
+        "output_history": arguments.show_passes or None,
+    }
+    return options | {name: value for name, value in given.items() if value is not None}
+
+
+def write_translation(file: TextIO, number: int, translation: Translation, arguments: TranslationArguments) -> None:
+    if arguments.show_passes:
+        rows = [("source", translation.source)]
+        rows += [(f"pass {turn}", canvas) for turn, canvas in enumerate(translation.canvases or [], start=1)]
+        rows += [("result", translation.text)]
+        file.writelines(f"{name:8}{text}\n" for name, text in rows)
+        file.write("\n")
+    elif arguments.n_best is not None:
+        for text, score in translation.candidates:
+            file.write(f"{number}\t{'' if score is None else format(score, '.4f')}\t{text}\n")
+    else:
+        file.write(f"{translation.text}\n")
+
+
+def run_translation(arguments: TranslationArguments, lines: Iterator[str], file: TextIO, window_lines: int) -> dict:
+    """Translate `lines` into `file` and return the figures."""
+    model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
+    translations = translate_lines(
+        model,
+        tokenizer,
+        lines,
+        max_batch_tokens=arguments.batch_tokens,
+        window_lines=window_lines,
+        progress=sys.stderr.isatty() and window_lines > 1,
+        **generation_options(arguments, model, tokenizer),
+    )
+    sentences = tokens = passes = 0
+    start = time.perf_counter()
+    for translation in translations:
+        sentences += 1
+        tokens += len(translation.token_ids)
+        passes += translation.num_passes or 0
+        write_translation(file, sentences, translation, arguments)
+        if window_lines == 1:
+            file.flush()
+    seconds = time.perf_counter() - start
+    if not sentences:
+        raise ValueError(f"{arguments.input}: the input is empty, at least one line is needed")
+    return {
+        "sentences": sentences,
+        "tokens": tokens,
+        "seconds": round(seconds, 3),
+        "sentences_per_second": round(sentences / seconds, 2),
+        "tokens_per_second": round(tokens / seconds, 1),
+        "mean_passes": round(passes / sentences, 3) if is_jmnat(model) else None,
+        "device": str(model.device),
+    }
+
+
+@command
+def main(argv=None):
+    (arguments,) = HfArgumentParser(TranslationArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    check_counts(arguments, ("n_best", "batch_tokens"))
+    logging.disable_progress_bar()
+    from_stdin = arguments.input == "-"
+    lines = decode_lines(sys.stdin.buffer, "standard input") if from_stdin else iterate_lines(arguments.input)
+    window_lines = 1 if from_stdin and sys.stdin.isatty() else WINDOW_LINES  # a person wants an answer to each line
+    with ExitStack() as stack:
+        if arguments.output == "-":
+            file = sys.stdout
+            file.reconfigure(encoding="utf-8", newline="\n")
+        else:
+            file = stack.enter_context(atomic_text_file(arguments.output))
+        figures = run_translation(arguments, lines, file, window_lines)
+        file.flush()
+    print(json.dumps(figures), file=sys.stderr)
