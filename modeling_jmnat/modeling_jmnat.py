@@ -738,10 +738,6 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         """All that the passes share, see `JMNatDecoder.prepare_state`."""
         return self.model.decoder.prepare_state(target_mask, source_mask, encoder_hidden_states)
 
-    def output_weight(self, ids: torch.Tensor) -> torch.Tensor:
-        """Rows (N, D) of the output projection."""
-        return self.lm_head.weight[ids]
-
     def predict_tokens(
         self, canvas: torch.Tensor, positions: torch.Tensor, state: JMNatDecodingState, suppressed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -752,8 +748,6 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         hidden_states = self.model.decoder(canvas, state=state).last_hidden_state
         index = positions[:, :, None].expand(-1, -1, hidden_states.shape[-1])
         hidden_states = hidden_states.gather(1, index)
-        if state.vocabulary is not None:
-            return state.vocabulary.predict(hidden_states, suppressed)
         logits = self.lm_head(hidden_states)  # (R, M, V)
         if suppressed is not None:
             logits = logits.masked_fill(suppressed, -math.inf)

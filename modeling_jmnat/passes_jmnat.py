@@ -1,8 +1,7 @@
 """The passes of decoding (section 4.4): what is masked again, which rows go on, what all passes share.
 
-The loop asks two methods of its model, `prepare_decoding` and `predict_tokens` (for a shortlist also `output_weight`),
-so that every backend shares it. B sentences, C length candidates, R = B C rows (less when rows have stopped), T
-positions.
+The loop asks two methods of its model, `prepare_decoding` and `predict_tokens`, so that every backend shares it. B
+sentences, C length candidates, R = B C rows (less when rows have stopped), T positions.
 """
 
 import copy
@@ -25,21 +24,6 @@ class JMNatPass(NamedTuple):
     log_probs: torch.FloatTensor  # (B, C, T) of these tokens
 
 
-class RestrictedVocabulary(NamedTuple):
-    """The part of the vocabulary that is predicted with a shortlist."""
-
-    ids: torch.LongTensor  # (N,)
-    weight: torch.Tensor  # (N, D) rows of the output projection
-
-    def predict(self, states: torch.Tensor, suppressed: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decoder states (.., D) -> most probable ids (..) and their log-probabilities among `ids`."""
-        logits = states @ self.weight.T
-        if suppressed is not None:
-            logits = logits.masked_fill(suppressed[self.ids], -math.inf)
-        best, index = logits.max(dim=-1)
-        return self.ids[index], best.float() - logits.float().logsumexp(dim=-1)
-
-
 @dataclass
 class JMNatDecodingState:
     """What all passes share. Tensors over sources have B rows, each serving R/B consecutive canvas rows.
@@ -50,7 +34,6 @@ class JMNatDecodingState:
         key_values: per layer, keys and values of cross-attention, (B, H, S, D/H) each.
         position_probs: per layer, probabilities of positional attention (R, H, T, T).
         positions: their embeddings (1, T, D).
-        vocabulary: what is predicted; None: all tokens.
     """
 
     attend_mask: torch.Tensor
@@ -58,7 +41,6 @@ class JMNatDecodingState:
     key_values: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     position_probs: list[torch.Tensor] | None = None
     positions: torch.Tensor | None = None
-    vocabulary: RestrictedVocabulary | None = None
 
     def select(self, rows: torch.Tensor, sources: torch.Tensor | None) -> "JMNatDecodingState":
         """Keep canvas rows `rows`; `sources` are the source rows that then serve them, evenly and in order.
@@ -75,7 +57,6 @@ class JMNatDecodingState:
             key_values=key_values,
             position_probs=None if self.position_probs is None else [probs[rows] for probs in self.position_probs],
             positions=self.positions,
-            vocabulary=self.vocabulary,
         )
 
 
@@ -142,19 +123,6 @@ class RemaskOrder:
         return keys.argsort(dim=1, stable=True)
 
 
-def unlikely_lengths(log_probs: torch.Tensor, options: JMNatOptions) -> torch.Tensor | None:
-    """Which of C lengths, of log_probs (B, C) falling, are less probable than `length_threshold` times the first.
-
-    Returns:
-        (B, C) bool, None where every length is tried. As many as are to be returned are never unlikely.
-    """
-    if options.length_threshold == 0.0 or log_probs.shape[1] <= options.num_return_sequences:
-        return None
-    unlikely = log_probs < log_probs[:, :1] + math.log(options.length_threshold)
-    unlikely[:, : options.num_return_sequences] = False
-    return unlikely
-
-
 class MaskPredict:
     """The passes over one batch of canvases. Rows that stop leave the batch: `rows` are those that still go on.
 
@@ -165,8 +133,6 @@ class MaskPredict:
         suppressed: (V,) bool, True at ids that are never predicted, or None.
         num_positions: T, at least the longest length; None asks the device for that length. With it, candidates that
             are given up stay in the batch, so that no step waits for the device.
-        unlikely: (B, C) bool, True at lengths that are not tried, or None.
-        vocabulary: (N,) the only ids that are predicted, or None.
 
     After `run`, `tokens` and `log_probs` are (B, C, T), `num_passes` and `pruned` (B, C).
     """
@@ -178,24 +144,19 @@ class MaskPredict:
         lengths: torch.Tensor,
         suppressed: torch.Tensor | None,
         num_positions: int | None = None,
-        unlikely: torch.Tensor | None = None,
-        vocabulary: torch.Tensor | None = None,
     ):
         self.model = model
         self.options = options
         self.suppressed = suppressed
-        self.vocabulary = vocabulary
         self.mask_token_id = model.config.mask_token_id
         self.shape = lengths.shape
         self.lengths = lengths.flatten()  # (R,)
         self.rows = torch.arange(self.lengths.shape[0], device=lengths.device)
         self.rows_leave = num_positions is None
         self.idle_rows = False  # whether some of `rows` may have been given up and stay nonetheless
-        self.pruned = torch.zeros_like(self.lengths, dtype=torch.bool) if unlikely is None else unlikely.flatten()
-        if unlikely is not None and self.rows_leave:
-            self.rows = self.rows[~self.pruned]
+        self.pruned = torch.zeros_like(self.lengths, dtype=torch.bool)
         if num_positions is None:
-            shortest, self.longest = torch.stack(self.lengths[self.rows].aminmax()).tolist()
+            shortest, self.longest = torch.stack(self.lengths.aminmax()).tolist()
         else:
             shortest, self.longest = 0, num_positions
         self.positions = torch.arange(self.longest, device=lengths.device)[None]
@@ -209,9 +170,9 @@ class MaskPredict:
         # All positions that `choose` returns are really chosen: nothing has to be kept where they are predicted.
         self.all_chosen = shortest == self.longest and options.confidence_threshold is None
         set_size = model.config.ngram_size if options.remask_adjacent else 1
-        self.order = RemaskOrder(self.lengths[self.rows], self.longest, set_size)
+        self.order = RemaskOrder(self.lengths, self.longest, set_size)
         # Of the rows that still go on; written back when they leave.
-        self.now = (self.tokens[self.rows], self.log_probs[self.rows])
+        self.now = (self.tokens.clone(), self.log_probs.clone())
 
     def run(self, states: torch.Tensor, source_mask: torch.Tensor, first_canvas: torch.Tensor | None = None) -> None:
         """Decode from encoder states (B, S, D); `first_canvas` (R, T) takes the place of `<mask>` everywhere."""
@@ -253,15 +214,7 @@ class MaskPredict:
 
     def prepare(self, states: torch.Tensor, source_mask: torch.Tensor) -> None:
         """What all passes share, for the rows there are."""
-        num_sources = self.shape[0]
-        if num_sources == 1 or self.rows.numel() == self.lengths.numel():
-            self.state = self.model.prepare_decoding(states, source_mask, self.target_mask[self.rows])
-        else:
-            self.state = self.model.prepare_decoding(states, source_mask, self.target_mask)
-            self.select(self.rows)
-        if self.vocabulary is not None:
-            weight = self.model.output_weight(self.vocabulary)
-            self.state.vocabulary = RestrictedVocabulary(self.vocabulary, weight)
+        self.state = self.model.prepare_decoding(states, source_mask, self.target_mask)
 
     def everywhere(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         chosen = self.target_mask[self.rows]
@@ -329,20 +282,15 @@ class MaskPredict:
         return torch.stack(rules).all(dim=0) if rules else None
 
     def prune(self, iteration: int) -> bool:
-        """Give up candidates that are too far behind after pass `iteration` + 1; False where nothing was looked at."""
+        """Give up all but the best candidates where pass `iteration` + 1 is `prune_candidates`; False elsewhere."""
         options = self.options
-        only_best = options.prune_candidates == iteration + 1
-        num_kept = options.num_return_sequences
-        if only_best:
-            num_kept = max(num_kept, min(options.prune_to, options.num_length_candidates))
-        if not only_best and (options.prune_threshold == 0.0 or self.nothing_left_to_prune()):
+        if options.prune_candidates != iteration + 1:
             return False
+        num_kept = max(options.num_return_sequences, min(options.prune_to, options.num_length_candidates))
         self.write_back(iteration)
         scores = self.scores()
-        ranked, best = scores.sort(dim=1, descending=True, stable=True)  # of equal ones the more probable length
+        best = scores.sort(dim=1, descending=True, stable=True).indices  # of equal ones the more probable length
         pruned = torch.ones_like(scores, dtype=torch.bool)
-        if not only_best:
-            pruned = scores < ranked[:, :1] + math.log(options.prune_threshold)
         self.pruned = pruned.scatter(1, best[:, :num_kept], False).flatten() | self.pruned
         return True
 
@@ -360,11 +308,6 @@ class MaskPredict:
             ends = first_end(tokens, lengths, self.model.config.eos_token_id)
             scores = scores + options.consensus_weight * consensus(tokens, ends, ~pruned)
         return scores.masked_fill(pruned, -math.inf)
-
-    def nothing_left_to_prune(self) -> bool:
-        """Whether every sentence is known to be down to the candidates that are to be returned."""
-        stops = self.options.early_stop or self.options.confidence_threshold is not None  # by other rules than pruning
-        return not stops and self.rows.numel() <= self.options.num_return_sequences * self.shape[0]
 
     def keep(self, going_on: torch.Tensor, iteration: int) -> None:
         """Let rows leave. Sources stay shared where each has as many rows left, else each row gets its own."""

@@ -4,6 +4,7 @@ How masks are drawn belongs to the data collator.
 """
 
 import copy
+import logging
 import math
 import os
 import shutil
@@ -16,6 +17,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+
+logger = logging.getLogger(__name__)
 
 REMASK_SCHEDULES = ("linear", "cosine")
 LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows; and weight of a consensus
@@ -195,10 +198,8 @@ class JMNatOptions:
     length_offset: float = 0.0
     consensus_weight: float = 0.0
     num_return_sequences: int = 1
-    length_threshold: float = 0.0
     prune_candidates: int | None = None
     prune_to: int = 1
-    prune_threshold: float = 0.0
     confidence_threshold: float | None = None
     update_all: bool = False
     output_history: bool = False
@@ -225,10 +226,6 @@ class JMNatOptions:
         threshold = self.confidence_threshold
         if threshold is not None and not (is_number(threshold) and 0 < threshold <= 1):
             raise ValueError(f"confidence_threshold={threshold!r} must be None or in (0, 1]")
-        for name in ("length_threshold", "prune_threshold"):
-            value = getattr(self, name)
-            if not (is_number(value) and 0 <= value <= 1):
-                raise ValueError(f"{name}={value!r} must be in [0, 1]")
         for name in ("length_normalization", "length_offset", "consensus_weight"):
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value <= LARGEST_EXPONENT):
@@ -254,6 +251,7 @@ def is_number(value: Any) -> bool:
 
 OPTION_NAMES = tuple(option.name for option in fields(JMNatOptions))
 OFF_AT_NONE = ("prune_candidates", "confidence_threshold")
+REMOVED_OPTIONS = ("length_threshold", "prune_threshold")  # still in folders that were saved when there were any
 
 
 class JMNatGenerationConfig(GenerationConfig):
@@ -274,13 +272,8 @@ class JMNatGenerationConfig(GenerationConfig):
             chosen and others given up, and costs no pass. 0.5 to 2 help, more the more candidates there are (0.0).
         num_return_sequences: n-best, at most C; as many candidates stay to the end, and one of them may win that
             a search for a single one gives up (1).
-        length_threshold: lengths less probable than this share of the best one's probability are not tried; 0 tries
-            all C; neither this nor `prune_threshold` applies with a reranker, which chooses among all (0.0).
         prune_candidates: the pass after which only the best candidates go on (None).
         prune_to: how many of them, or `num_return_sequences` if that is more; a reranker chooses among these (1).
-        prune_threshold: a candidate is given up after a pass where the exponential of its score (the geometric mean of
-            its tokens' probabilities with `length_normalization=1`) is less than this share of the best one's; 0 gives
-            up none (0.0).
         confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None);
             with `update_all` it only decides which rows stop.
         update_all: each pass refreshes every position, not the masked ones alone (False).
@@ -289,6 +282,9 @@ class JMNatGenerationConfig(GenerationConfig):
 
     def __init__(self, **kwargs):
         options = {name: kwargs.pop(name, None) for name in OPTION_NAMES}
+        for name in REMOVED_OPTIONS:
+            if kwargs.pop(name, None):
+                logger.warning("%s is no longer an option of decoding and is ignored", name)
         self._set_options(options)
         super().__init__(**kwargs)
         self._set_options(options)

@@ -5,7 +5,7 @@ computes it. B sentences, C length candidates, T positions.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput
 
 from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options
-from .passes_jmnat import JMNatPass, MaskPredict, first_end, length_divisors, unlikely_lengths
+from .passes_jmnat import JMNatPass, MaskPredict, first_end, length_divisors
 
 # What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
 IGNORED_ARGUMENTS = (
@@ -146,7 +146,7 @@ def check_generation_config(generation_config: GenerationConfig) -> None:
         says_nothing = value is None or value is False or any(value == values.get(name) for values in usual)
         if says_nothing or name in UNDERSTOOD_FIELDS:
             continue
-        if name in ("target_lengths", "reranker", "shortlist"):
+        if name in ("target_lengths", "reranker"):
             raise ValueError(f"{name} in generation_config has no effect: give it to generate itself")
         raise ValueError(f"{name}={value!r} in generation_config has no effect: options are {', '.join(OPTION_NAMES)}")
 
@@ -200,7 +200,6 @@ class JMNatGenerationMixin(GenerationMixin):
         streamer=None,
         target_lengths: torch.Tensor | None = None,
         reranker=None,
-        shortlist=None,
         **kwargs,
     ) -> torch.LongTensor | JMNatGenerateOutput:
         """Translate in exactly `num_iterations` passes over the candidates of the most probable lengths.
@@ -213,8 +212,6 @@ class JMNatGenerationMixin(GenerationMixin):
             inputs: (B, S) source ids, also as `input_ids`; or `inputs_embeds`, or `encoder_outputs`.
             target_lengths: (B,) lengths to use instead of the predicted ones; C candidates form a window around them.
             reranker: an autoregressive seq2seq model that chooses among the candidates (noisy parallel decoding).
-            shortlist: an object whose `ids(input_ids)` gives the only tokens (N,) that are predicted for a batch, such
-                as `shortlist.Shortlist`. These depend on all its sentences, and so may a translation.
 
         Returns:
             (B num_return_sequences, L) ids padded on the right, or a `JMNatGenerateOutput` with
@@ -243,27 +240,15 @@ class JMNatGenerationMixin(GenerationMixin):
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
         if reranker is not None and not hasattr(reranker, "score"):
             check_same_vocabulary(reranker.config.vocab_size, self.config.vocab_size)
-        if input_ids is None and shortlist is not None:
-            raise ValueError("shortlist needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
 
-        if reranker is None and shortlist is None:
+        if reranker is None:
             output = self.generate_at_once(options, input_ids, target_lengths, **source)
             if output is not None:
                 return output if options.return_dict_in_generate else output.sequences
 
         states, source_mask, length_log_probs = self.encode_for_generation(input_ids, **source)
-        if reranker is not None:  # it chooses among all candidates
-            options = replace(options, length_threshold=0.0, prune_threshold=0.0)
-        lengths, unlikely = self._choose_lengths(length_log_probs, options, target_lengths)
-        vocabulary = None if shortlist is None else shortlist.ids(input_ids)
-        if vocabulary is not None and int(vocabulary.max()) >= self.config.vocab_size:
-            raise ValueError(
-                f"shortlist gives token {int(vocabulary.max())}, the model has {self.config.vocab_size}: they do not "
-                "belong together"
-            )
-        output, ends = self._decode(
-            options, lengths, states, source_mask, input_ids, reranker, unlikely=unlikely, vocabulary=vocabulary
-        )
+        lengths = self._choose_lengths(length_log_probs, options, target_lengths)
+        output, ends = self._decode(options, lengths, states, source_mask, input_ids, reranker)
         width = int(ends.max())
         if not (options.return_dict_in_generate or options.output_history):
             return output.sequences[:, :width]
@@ -285,15 +270,13 @@ class JMNatGenerationMixin(GenerationMixin):
         input_ids: torch.Tensor | None = None,
         reranker=None,
         num_positions: int | None = None,
-        unlikely: torch.Tensor | None = None,
-        vocabulary: torch.Tensor | None = None,
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
         """All passes and the choice: the output, T wide, and the numbers (R,) of tokens in its sequences.
 
         With `num_positions` = T and no rule that stops rows, no step waits for the device.
         """
         suppressed = self._suppressed_tokens(options, lengths.device)
-        decoding = MaskPredict(self, options, lengths, suppressed, num_positions, unlikely, vocabulary)
+        decoding = MaskPredict(self, options, lengths, suppressed, num_positions)
         copied = None
         if self.config.decoder_input == "source_copy":
             copied = self.copy_source(input_ids, source_mask, decoding.target_mask)
@@ -343,7 +326,7 @@ class JMNatGenerationMixin(GenerationMixin):
         if unknown:
             raise ValueError(
                 f"generate got {', '.join(sorted(unknown))}, which it does not know; options are "
-                f"{', '.join(OPTION_NAMES)}, target_lengths, reranker and shortlist"
+                f"{', '.join(OPTION_NAMES)}, target_lengths and reranker"
             )
         sources = [kwargs]
         if generation_config is not None:
@@ -360,22 +343,18 @@ class JMNatGenerationMixin(GenerationMixin):
             )
         return options
 
-    def _choose_lengths(
-        self, length_log_probs, options: JMNatOptions, target_lengths
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(B, C) candidate lengths, from 2 (one token and `</s>`) to the longest allowed, and which are unlikely."""
-        unlikely = None
+    def _choose_lengths(self, length_log_probs, options: JMNatOptions, target_lengths) -> torch.Tensor:
+        """(B, C) candidate lengths, from 2 (one token and `</s>`) to the longest allowed."""
         num_candidates = options.num_length_candidates
         longest, target_lengths = self._check_lengths(len(length_log_probs), options, target_lengths)
         if target_lengths is None:
-            best = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1)
-            lengths, unlikely = best.indices, unlikely_lengths(best.values, options)
+            lengths = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1).indices
         else:
             target_lengths = target_lengths.to(length_log_probs.device)
             # The length itself first, then its neighbours: +1, -1, +2, -2, ...
             steps = [(i + 1) // 2 * (1 if i % 2 else -1) for i in range(num_candidates)]
             lengths = target_lengths[:, None] + torch.tensor(steps, device=target_lengths.device)
-        return lengths.clamp(min=2, max=max(longest, 2)), unlikely
+        return lengths.clamp(min=2, max=max(longest, 2))
 
     def _check_lengths(
         self, num_sentences: int, options: JMNatOptions, target_lengths

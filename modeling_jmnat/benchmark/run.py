@@ -149,10 +149,7 @@ class Benchmark:
         for system in self.systems:
             if not found["latency"].get(system.title):
                 continue
-            options = dict(system.options)
-            if "shortlist" in options:  # the file, wherever it lies
-                options["shortlist"] = Path(options["shortlist"]).name
-            row = {"system": system.name, "label": system.label, "title": system.title, "options": options}
+            row = {"system": system.name, "label": system.label, "title": system.title, "options": system.options}
             row |= latency_figures(found["latency"][system.title], [len(source) for source in self.chosen])
             if system.title in found["throughput"]:
                 row |= throughput_figures(found["throughput"][system.title], len(self.lines), self.plan.batch_size)

@@ -19,7 +19,6 @@ from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedToke
 
 from ..configuration_jmnat import JMNatConfig, resolve_options
 from ..inference.onnx_runtime import ORTJMNatForConditionalGeneration, other_options
-from ..inference.shortlist import Shortlist
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..teacher.backends import ctranslate2_converter
 from ..teacher.model import (
@@ -74,8 +73,6 @@ class System:
         """Of an exported model: what decoding with these options loads beside the graph of a whole translation."""
         if self.engine != "onnx":
             return ()
-        if "shortlist" in self.options:
-            return "encoder", "positions", "shortlist_part"
         return ("encoder", "decoder", "positions") if other_options(resolve_options(self.options)) else ()
 
     @property
@@ -162,13 +159,8 @@ class CTranslate2Engine:
         return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in output]
 
 
-@functools.cache
-def load_shortlist(path: str) -> Shortlist:
-    return Shortlist.load(path)
-
-
 class JMNatEngine:
-    """Ours in PyTorch. Options: those of `generate`, `length` for a canvas of so many tokens, the file `shortlist`."""
+    """Ours in PyTorch. Options: those of `generate`, and `length` for a canvas of so many tokens."""
 
     def __init__(self, folder: str, int8: bool, num_threads: int):
         self.model = JMNatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -179,8 +171,6 @@ class JMNatEngine:
     def translate(self, batch, options: dict):
         input_ids, attention_mask = batch
         options = dict(options)
-        if "shortlist" in options:
-            options["shortlist"] = load_shortlist(options["shortlist"])
         length = options.pop("length", None)
         if length is not None:
             options["target_lengths"] = torch.full((len(input_ids),), length)
@@ -203,8 +193,6 @@ def load_engine(system: System, num_threads: int):
     engine = classes[system.engine](system.folder, system.int8, num_threads)
     for part in system.parts:
         getattr(engine.model, part)
-    if "shortlist" in system.options:
-        load_shortlist(system.options["shortlist"])
     return engine
 
 
@@ -234,15 +222,13 @@ def student_systems(
 ) -> list[System]:
     """Ours in PyTorch and ONNX Runtime; `settings` are named options of `generate`, such as k = 4.
 
-    A single candidate cannot be pruned; shortlists are measured with int8 alone.
+    A single candidate cannot be pruned.
     """
     systems = []
     for engine, int8, backend in (("torch", False, "PyTorch"), ("onnx", False, "ONNX"), ("onnx", True, "ONNX int8")):
         for candidates in num_candidates:
             for label, options in settings.items():
                 if candidates == 1 and label.endswith("pruned"):
-                    continue
-                if "shortlist" in options and not int8:
                     continue
                 options = {**options, "num_length_candidates": candidates} | (
                     {} if length is None else {"length": length}
@@ -261,14 +247,14 @@ def prepare_teacher(folder: str | Path) -> None:
     converter.convert(str(Path(folder) / "ctranslate2"), force=True)
 
 
-def prepare_student(folder: str | Path, shortlist: bool = False) -> None:
+def prepare_student(folder: str | Path) -> None:
     """Write `folder`/onnx, float32 and int8, from the JM-NAT model in `folder`, where onnx is installed."""
     if importlib.util.find_spec("onnx") is None:
         return
     from ..onnx_export.export import export_onnx
 
     model = JMNatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    export_onnx(model, Path(folder) / "onnx", int8=True, shortlist=shortlist)
+    export_onnx(model, Path(folder) / "onnx", int8=True)
 
 
 def random_tokenizer(vocab_size: int) -> JMNatTokenizer:
@@ -278,13 +264,6 @@ def random_tokenizer(vocab_size: int) -> JMNatTokenizer:
     backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
     return JMNatTokenizer(tokenizer_object=backend, **dict(zip(names, special, strict=True)))
-
-
-def random_shortlist(vocab_size: int, folder: str | Path) -> Path:
-    """A table with as many tokens for a source as one from data gives: about 20 for each token, and 200."""
-    generator = torch.Generator().manual_seed(0)
-    table = torch.randint(5, vocab_size, (vocab_size, 20), generator=generator)
-    return Shortlist(table, torch.arange(200)).save(folder)
 
 
 def sized_config(

@@ -27,7 +27,6 @@ from ..benchmark.systems import (  # noqa: E402
     prepare_student,
     prepare_teacher,
     random_models,
-    random_shortlist,
     student_systems,
     teacher_systems,
 )
@@ -65,9 +64,6 @@ class BenchmarkArguments:
         default=None,
         metadata={"help": "Folder of another autoregressive model, with a deep encoder and a shallow decoder."},
     )
-    shortlist: str | None = field(
-        default=None, metadata={"help": "shortlist.safetensors of the student: measure it, too, with int8."}
-    )
     source: str | None = field(default=None, metadata={"help": "Text to translate, one sentence a line; .gz works."})
     reference: str | None = field(default=None, metadata={"help": "Its translation, for BLEU beside the times."})
     random_weights: str | None = field(
@@ -100,20 +96,17 @@ class BenchmarkArguments:
     )
 
 
-def settings(arguments: BenchmarkArguments, trained: bool, shortlist: str | Path | None = None) -> dict[str, dict]:
+def settings(arguments: BenchmarkArguments, trained: bool) -> dict[str, dict]:
     """Named options of `generate`. Rules that read probabilities mean nothing with random weights.
 
     "k = 4" passes all candidates through all passes, "k = 4, pruned" only the two best through all but the first.
     """
-    shortlist = None if shortlist is None else {"shortlist": str(shortlist)}
     plain = {f"k = {passes}": {"num_iterations": passes} for passes in arguments.passes}
     named = {}
     for label, options in plain.items():
         named[label] = options
         if trained and options["num_iterations"] > 1:
             named[f"{label}, pruned"] = options | PRUNED
-        if shortlist:
-            named[f"{label}, shortlist"] = options | shortlist
     if trained:
         most = max(arguments.passes)
         named[f"k = {most}, adaptive"] = {"num_iterations": most, "confidence_threshold": CONFIDENCE}
@@ -124,16 +117,14 @@ def trained_work(arguments: BenchmarkArguments, work: Path):
     """Systems, source ids and a score function for trained models."""
     for name in copy_models(arguments, work, MODELS):
         if name == "student":
-            prepare_student(work / name, shortlist=arguments.shortlist is not None)
+            prepare_student(work / name)
         else:
             prepare_teacher(work / name)
     sources, score = scored_text(work / "student", arguments.source, arguments.reference)
     systems = teacher_systems(str(work / "teacher"))
     if arguments.deep_teacher is not None:
         systems += teacher_systems(str(work / "deep_teacher"), suffix=" deep encoder")
-    systems += student_systems(
-        str(work / "student"), settings(arguments, True, arguments.shortlist), arguments.candidates
-    )
+    systems += student_systems(str(work / "student"), settings(arguments, True), arguments.candidates)
     return systems, sources, score
 
 
@@ -142,13 +133,12 @@ def random_work(arguments: BenchmarkArguments, work: Path):
     config = random_models(arguments.random_weights, work)
     layers = SIZES[arguments.random_weights]["layers"]
     random_models(arguments.random_weights, work / "deep", (2 * layers, 2))
-    prepare_student(work / "student", shortlist=True)
+    prepare_student(work / "student")
     systems = []
     for folder, suffix in ((work / "teacher", ""), (work / "deep" / "teacher", f" {2 * layers}+2 layers")):
         prepare_teacher(folder)
         systems += teacher_systems(str(folder), FIXED_LENGTH, suffix)
-    named = settings(arguments, False, random_shortlist(config.vocab_size, work))
-    systems += student_systems(str(work / "student"), named, arguments.candidates, FIXED_LENGTH)
+    systems += student_systems(str(work / "student"), settings(arguments, False), arguments.candidates, FIXED_LENGTH)
     return systems, random_sources(config, arguments.batch_lines or 96), None
 
 
@@ -232,8 +222,7 @@ def main(argv=None):
         for package in missing:
             print(f"{package} is not installed: its systems are left out")
         measured = {name: value for name, value in asdict(arguments).items() if name != "output"}
-        texts = (arguments.source, arguments.reference, arguments.shortlist)
-        measured["inputs"] = input_hashes(Path(folder), *texts)
+        measured["inputs"] = input_hashes(Path(folder), arguments.source, arguments.reference)
         benchmark = Benchmark(systems, sources, plan, output / "measurements.json", measured, score, progress=True)
         for stage in benchmark.run():
             if stage != "loading":

@@ -32,9 +32,6 @@ class ExportArguments:
             "With them a translation may depend on the other sentences of its batch and on padding."
         },
     )
-    shortlist: bool = field(
-        default=False, metadata={"help": "Also write what decoding with a shortlist needs, half as much again."}
-    )
 
 
 @command
@@ -51,7 +48,7 @@ def main(argv=None):
     if not is_jmnat(model):
         raise ValueError(f"{arguments.model} holds a {model.config.model_type} model: only JM-NAT can be exported")
     output = Path(arguments.output or Path(arguments.model) / GRAPHS_FOLDER)
-    sizes = export_onnx(model, output, arguments.int8, arguments.shortlist, tokenizer)
+    sizes = export_onnx(model, output, arguments.int8, tokenizer)
     print(
         json.dumps({"output": str(output), "megabytes": {name: round(size / 1e6, 2) for name, size in sizes.items()}})
     )

@@ -12,7 +12,6 @@ from typing import TextIO
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..inference.shortlist import Shortlist
 from ..inference.translation import (
     WINDOW_LINES,
     Translation,
@@ -78,12 +77,6 @@ class TranslationArguments:
             "export_onnx.py has written."
         },
     )
-    shortlist: str | None = field(
-        default=None,
-        metadata={
-            "help": "shortlist.safetensors that build_shortlist.py wrote: predict the likely words alone, faster."
-        },
-    )
     reranker: str | None = field(
         default=None,
         metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
@@ -100,13 +93,11 @@ def generation_options(arguments: TranslationArguments, model, tokenizer: PreTra
         raise ValueError("--show_passes does not apply to an autoregressive model: it makes no passes")
     if arguments.show_passes and arguments.n_best is not None:
         raise ValueError("--show_passes shows the best translation: leave --n_best out")
-    for name in ("shortlist", "reranker"):
-        if getattr(arguments, name) is not None and not jmnat:
-            raise ValueError(f"--{name} does not apply to an autoregressive model")
     reranker = arguments.reranker
+    if reranker is not None and not jmnat:
+        raise ValueError("--reranker does not apply to an autoregressive model")
     given = {
         "reranker": None if reranker is None else load_reranker(reranker, tokenizer, model.device),
-        "shortlist": None if arguments.shortlist is None else Shortlist.load(arguments.shortlist, tokenizer),
         "num_iterations": arguments.num_iterations,
         "num_length_candidates": arguments.num_length_candidates,
         "num_beams": arguments.num_beams,

@@ -19,7 +19,7 @@ from ..passes_jmnat import consensus
 EXPONENTS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
 CONSENSUS_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
 # They give candidates up by scores that the exponent changes.
-PRUNING = ("length_threshold", "prune_candidates", "prune_to", "prune_threshold")
+PRUNING = ("prune_candidates", "prune_to")
 
 
 def combinations(grid: Mapping[str, Sequence]) -> list[dict]:

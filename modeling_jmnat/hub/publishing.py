@@ -22,7 +22,6 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .. import pipeline as pipeline_module
 from ..configuration_jmnat import JMNatConfig
 from ..inference.onnx_runtime import GRAPHS_FOLDER, POSITIONS_FILE, exporter
-from ..inference.shortlist import SHORTLIST_FILE
 from ..inference.translation import is_jmnat, load_translator
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..pipeline import CUSTOM_PIPELINES
@@ -43,7 +42,7 @@ REPLACED_FILES = (*WEIGHT_FILES, "*_jmnat.py", *GRAPH_FILES)
 PUBLISHED_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *(*WEIGHT_FILES, "*_jmnat.py", Path(pipeline_module.__file__).name),
-    *("README.md", "[!.]*.png", f"{GRAPHS_FOLDER}/[!.]*", SHORTLIST_FILE),
+    *("README.md", "[!.]*.png", f"{GRAPHS_FOLDER}/[!.]*"),
 )
 # What loading leaves among a tokenizer's options and would be saved with it.
 LOADING_OPTIONS = ("is_local", "local_files_only", "name_or_path")

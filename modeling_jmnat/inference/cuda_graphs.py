@@ -85,13 +85,13 @@ class CapturedGraph:
 class FixedRows(MaskPredict):
     """Passes in which rows that stop keep their places and their tokens: all have the same shapes.
 
-    `stopped` (R,) is True at these rows. What the end needs is written in place, so that passes may be left out.
+    `stopped` (R,) is True at these rows, from the beginning at those of the sentences that are `unused` (B,) because
+    they fill up a batch. What the end needs is written in place, so that passes may be left out.
     """
 
-    def __init__(self, *args):
+    def __init__(self, *args, unused: torch.Tensor):
         super().__init__(*args)
-        self.pruned = self.pruned.clone()
-        self.stopped = self.pruned.clone()
+        self.stopped = unused.repeat_interleave(self.shape[1])
 
     def predict(self, canvas, positions, chosen):
         super().predict(canvas, positions, chosen & ~self.stopped[:, None])
@@ -205,8 +205,8 @@ class StaticShapeJMNat(JMNatGenerationMixin):
     """A JM-NAT model with the same `generate`, in fixed shapes and CUDA graphs.
 
     Decoding waits for the GPU twice: for the longest candidate length and for the longest text; and with `early_stop`
-    or `confidence_threshold` before each pass. `output_history`, a reranker, a shortlist and decoders that copy the
-    source run as the model runs them.
+    or `confidence_threshold` before each pass. `output_history`, a reranker and decoders that copy the source
+    run as the model runs them.
 
     Args:
         model: on its final device and in its final dtype; its weights may change in place, but must not be moved.
@@ -289,30 +289,25 @@ class StaticShapeJMNat(JMNatGenerationMixin):
         source_mask: torch.Tensor,
         input_ids: torch.Tensor | None = None,
         reranker=None,
-        unlikely: torch.Tensor | None = None,
-        vocabulary: torch.Tensor | None = None,
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
         """As the model's, in graphs for each (B, S, T) rounded up and each set of options."""
-        others = reranker is not None or vocabulary is not None or self.config.decoder_input != "mask"
+        others = reranker is not None or self.config.decoder_input != "mask"
         if others or options.output_history:
             source_mask = source_mask if input_ids is None else source_mask[:, : input_ids.shape[1]]
             states = states[:, : source_mask.shape[1]]
-            return self.model._decode(
-                options, lengths, states, source_mask, input_ids, reranker, unlikely=unlikely, vocabulary=vocabulary
-            )
+            return self.model._decode(options, lengths, states, source_mask, input_ids, reranker)
         num_positions = length_bucket(int(lengths.max()), self.config.max_target_length)
         rows, num_rows = lengths.shape[0], coarse_bucket(lengths.shape[0])
         sources = (num_rows, length_bucket(states.shape[1], self.config.max_position_embeddings))
-        if unlikely is None and rows_may_stop(options):
-            unlikely = torch.zeros_like(lengths, dtype=torch.bool)
         inputs = [
             pad_to(lengths, (num_rows,), SHORTEST_TARGET),
             pad_to(states, sources),
             pad_to(source_mask, sources, False),
         ]
-        if unlikely is not None:
-            inputs.append(pad_to(unlikely, (num_rows,), True))  # nobody waits for rows that fill up a batch
-        key = ("decode", sources, num_positions, len(inputs), repr(options))
+        if rows_may_stop(options):
+            unused = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
+            inputs.append(pad_to(unused, (num_rows,), True))  # nobody waits for rows that fill up a batch
+        key = ("decode", sources, num_positions, repr(options))
         with torch.inference_mode(False), torch.no_grad():
             output, ends = self._run(key, options, num_positions, inputs)
             rows_of = dict.fromkeys(("num_passes", "candidate_lengths", "best_candidates"), rows)
@@ -323,9 +318,9 @@ class StaticShapeJMNat(JMNatGenerationMixin):
     def _run(self, key: Hashable, options: JMNatOptions, num_positions: int, inputs: Sequence[torch.Tensor]):
         """All passes: in one graph, or in one for each where a rule may make some of them needless."""
 
-        def start(lengths, states, source_mask, unlikely=None):
+        def start(lengths, states, source_mask, unused):
             suppressed = self.model._suppressed_tokens(options, lengths.device)
-            decoding = FixedRows(self.model, options, lengths, suppressed, num_positions, unlikely)
+            decoding = FixedRows(self.model, options, lengths, suppressed, num_positions, unused=unused)
             decoding.prepare(states, source_mask)
             return decoding
 
@@ -336,10 +331,8 @@ class StaticShapeJMNat(JMNatGenerationMixin):
             done.by_sentence()
             return self.model._finish_decoding(done, done.lengths.view(done.shape))
 
-        def decode(lengths, states, source_mask, unlikely=None):
-            return self.model._decode(
-                options, lengths, states, source_mask, num_positions=num_positions, unlikely=unlikely
-            )
+        def decode(lengths, states, source_mask):
+            return self.model._decode(options, lengths, states, source_mask, num_positions=num_positions)
 
         if not rows_may_stop(options):
             return self.graphs(key, decode, *inputs)

@@ -13,7 +13,6 @@ from transformers.utils import ModelOutput
 from ..configuration_jmnat import JMNatConfig, JMNatGenerationConfig, JMNatOptions
 from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
 from ..modeling_jmnat import decoder_attend_mask, token_mask
-from ..passes_jmnat import RestrictedVocabulary
 from ..utils.hub_folders import fetch_folder
 
 LOWEST = torch.finfo(torch.float32).min
@@ -40,7 +39,6 @@ OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not
 SLOWER_FUSION = "SkipLayerNormFusion"  # Add and LayerNormalization as one operator take longer, and lose their names
 POSITIONS_FILE = "positions.safetensors"  # see `PositionalAttention`
 DIGEST = "weights_sha256"  # metadata of every exported file: of which model it is
-STATES_DECODER = "decoder_states"  # the decoder without output projection, for shortlists
 VOCABULARY_BLOCK = 128  # the best token is looked for among the best of each block: faster than in one go
 CACHED_LENGTH = 64  # positional probabilities of targets up to this length are kept
 
@@ -54,11 +52,6 @@ TRANSLATORS = tuple(graph_file(TRANSLATOR, int8) for int8 in (False, True))  # a
 
 def translators_in(folder: Path) -> list[Path]:
     return [folder / name for name in TRANSLATORS if (folder / name).is_file()]
-
-
-def weight_file(int8: bool) -> str:
-    """Rows of the output projection, for shortlists: `weight` (V, D), with `scales` (V,) where it is int8."""
-    return "output_weight_int8.safetensors" if int8 else "output_weight.safetensors"
 
 
 def padded_vocabulary_size(vocab_size: int) -> int:
@@ -86,7 +79,7 @@ def find_graphs(directory: str | Path, int8: bool, **hub_options) -> Path:
     Of a repository on the Hub the files that these graphs need are fetched, see `fetch_folder`.
     """
     name = graph_file(TRANSLATOR, int8)
-    patterns = ("*.json", "*_int8.onnx" if int8 else "*[!8].onnx", f"*{weight_file(int8)}", f"*{POSITIONS_FILE}")
+    patterns = ("*.json", "*_int8.onnx" if int8 else "*[!8].onnx", f"*{POSITIONS_FILE}")
     top = fetch_folder(directory, patterns, **hub_options)
     for folder in (top, top / GRAPHS_FOLDER):
         if (folder / name).is_file():
@@ -172,15 +165,6 @@ class ExportedGraphs:
         self.check(path, digest)
         return tensors
 
-    def shortlist_part(self):
-        """The session of the decoder without output projection, and that projection as in `weight_file`."""
-        for name in (graph_file(STATES_DECODER, self.int8), weight_file(self.int8)):
-            if not (self.folder / name).is_file():
-                raise ValueError(
-                    f"{self.folder / name} does not exist: run_scripts/export_onnx.py --shortlist writes it"
-                )
-        return self.session(STATES_DECODER), self.tensors(weight_file(self.int8))
-
     def check(self, path: Path, digest: str | None) -> None:
         if self.first is None:
             self.first = path, digest
@@ -208,12 +192,10 @@ class ORTDecodingState:
     Args:
         of_rows: tensors with a row per canvas row.
         token_bias: (V,) -inf at tokens that are never predicted, V rounded up to whole blocks.
-        vocabulary: what is predicted; None: all tokens.
     """
 
     of_rows: dict[str, torch.Tensor]
     token_bias: torch.Tensor
-    vocabulary: RestrictedVocabulary | None = None
 
     def __post_init__(self):
         self.feeds = {name: value.contiguous().numpy() for name, value in self.of_rows.items()}
@@ -221,7 +203,7 @@ class ORTDecodingState:
     def select(self, rows: torch.Tensor, sources: torch.Tensor | None) -> "ORTDecodingState":
         """As `JMNatDecodingState.select`; every row has its source with it."""
         of_rows = {name: value[rows] for name, value in self.of_rows.items()}
-        return ORTDecodingState(of_rows, self.token_bias, self.vocabulary)
+        return ORTDecodingState(of_rows, self.token_bias)
 
 
 class PositionalAttention:
@@ -281,7 +263,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         """Load exported graphs from `directory`, or from its folder `onnx`; it may be a name on the Hub.
 
         A whole translation is one call of ONNX Runtime where the options allow it; with those that let rows stop or
-        leave, with a reranker or a shortlist each pass is one, by graphs that are loaded when they are needed.
+        leave and with a reranker each pass is one, by graphs that are loaded when they are needed.
 
         Args:
             int8: the quantised graphs. They scale activations by the batch, so that a translation may depend on the
@@ -322,10 +304,6 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         return PositionalAttention(
             **self.graphs.tensors(POSITIONS_FILE), exclude_self=self.config.exclude_self_attention
         )
-
-    @functools.cached_property
-    def shortlist_part(self):
-        return self.graphs.shortlist_part()
 
     def can_generate(self) -> bool:
         return True
@@ -421,20 +399,11 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         of_rows |= {name: value.repeat_interleave(per_source, dim=0) for name, value in of_sources.items()}
         return ORTDecodingState(of_rows, token_bias(self.config.vocab_size, None))
 
-    def output_weight(self, ids: torch.Tensor) -> torch.Tensor:
-        """As the PyTorch model's."""
-        _, projection = self.shortlist_part
-        weight = projection["weight"][ids]
-        return weight * projection["scales"][ids, None] if "scales" in projection else weight
-
     def predict_tokens(
         self, canvas: torch.Tensor, positions: torch.Tensor, state: ORTDecodingState, suppressed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As the PyTorch model's."""
         feeds = {"canvas": canvas.contiguous().numpy(), "positions": positions.contiguous().numpy(), **state.feeds}
-        if state.vocabulary is not None:
-            decoder, _ = self.shortlist_part
-            return state.vocabulary.predict(torch.from_numpy(decoder.run(None, feeds)[0]), suppressed)
         if suppressed is not None:
             state.token_bias[: self.config.vocab_size].masked_fill_(suppressed, -torch.inf)
         tokens, log_probs = self.decoder.run(None, {**feeds, "token_bias": state.token_bias.numpy()})

@@ -23,25 +23,22 @@ from ..inference.onnx_runtime import (
     DIGEST,
     GRAPHS,
     POSITIONS_FILE,
-    STATES_DECODER,
     TRANSLATORS,
     graph_file,
     other_options,
     padded_vocabulary_size,
     translators_in,
-    weight_file,
 )
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..utils.atomic_files import atomic_file
-from .graph_writer import GraphWriter, quantise_rows
+from .graph_writer import GraphWriter
 from .network import DecoderWriter, EncoderWriter
 from .whole_translation import TranslatorWriter, translator_defaults
 
 logger = logging.getLogger(__name__)
 EXPORTED_FILES = (
     *TRANSLATORS,
-    *(graph_file(part, int8) for part in (*GRAPHS, STATES_DECODER) for int8 in (False, True)),
-    *(weight_file(int8) for int8 in (False, True)),
+    *(graph_file(part, int8) for part in GRAPHS for int8 in (False, True)),
     POSITIONS_FILE,
 )
 UNFINISHED = ".unfinished_export"  # folder inside the output where an export is written
@@ -64,15 +61,14 @@ def encoder_graph(model: JMNatForConditionalGeneration, int8: bool) -> GraphWrit
     return graph
 
 
-def decoder_graph(model: JMNatForConditionalGeneration, int8: bool, only_states: bool = False) -> GraphWriter:
+def decoder_graph(model: JMNatForConditionalGeneration, int8: bool) -> GraphWriter:
     """One pass: canvas (R, T), positions (R, M) to predict -> tokens (R, M) and their log_probs (R, M).
 
     Constant over the passes of a batch are `self_bias` and per layer `position_probs_i`, see `DecoderWriter`, and the
-    encoder graph's outputs, repeated for the rows of each source; `token_bias` (V,) is -inf at suppressed tokens. With
-    `only_states` the results are the last layer's states (R, M, D), for a shortlist, and there is no `token_bias`.
+    encoder graph's outputs, repeated for the rows of each source; `token_bias` (V,) is -inf at suppressed tokens.
     """
     config = model.config
-    graph = GraphWriter(STATES_DECODER if only_states else "decoder", int8)
+    graph = GraphWriter("decoder", int8)
     canvas = graph.input("canvas", ("R", "T"), TensorProto.INT64)
     positions = graph.input("positions", ("R", "M"), TensorProto.INT64)
     self_bias = graph.input("self_bias", ("R", 1, "T", "T"))
@@ -84,13 +80,8 @@ def decoder_graph(model: JMNatForConditionalGeneration, int8: bool, only_states:
         tuple(graph.input(f"{name}_{i}", ("R", "S", config.d_model)) for name in ("key", "value")) for i in layers
     ]
     decoder = DecoderWriter(graph, model, canvas, positions, self_bias, position_probs, source_states, source_bias)
-    states = decoder.write_states()
-    if only_states:
-        states = graph.reshape(states, decoder.rows, graph.size(positions, 1), config.d_model)
-        graph.output("states", states, ("R", "M", config.d_model))
-        return graph
     token_bias = graph.input("token_bias", (padded_vocabulary_size(config.vocab_size),))
-    tokens, log_probs = decoder.write_tokens(states, token_bias)
+    tokens, log_probs = decoder.write_tokens(decoder.write_states(), token_bias)
     graph.output("tokens", tokens, ("R", "M"), TensorProto.INT64)
     graph.output("log_probs", log_probs, ("R", "M"))
     return graph
@@ -116,14 +107,6 @@ def pad_vocabulary(model: JMNatForConditionalGeneration) -> None:
             missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]
             padded[id(weight)] = weight, torch.nn.Parameter(torch.nn.functional.pad(weight, (0, 0, 0, missing)))
         _, module.weight = padded[id(weight)]
-
-
-def output_projection(weight: torch.Tensor, int8: bool) -> dict[str, torch.Tensor]:
-    """What `weight_file` holds."""
-    if not int8:
-        return {"weight": weight.contiguous().clone()}
-    quantised, scales = quantise_rows(weight)
-    return {"weight": quantised.contiguous(), "scales": scales}
 
 
 def weights_digest(model: JMNatForConditionalGeneration) -> str:
@@ -156,7 +139,6 @@ def export_onnx(
     model: JMNatForConditionalGeneration,
     output: str | Path,
     int8: bool = False,
-    shortlist: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> dict[str, int]:
     """Write graphs, configuration and generation configuration to the folder `output`, all of them or none.
@@ -165,8 +147,6 @@ def export_onnx(
 
     Args:
         int8: write the int8 graphs beside the float32 ones.
-        shortlist: also write the decoder without its output projection, and that by itself, for
-            `generate(..., shortlist=...)`.
         tokenizer: is saved beside them.
 
     Returns:
@@ -180,7 +160,7 @@ def export_onnx(
     model = copy.deepcopy(model).float().cpu().eval()
     warn_of_other_options(model)
     with unfinished_export(Path(output)) as folder:
-        sizes = write_weights(model, folder, int8, shortlist)
+        sizes = write_weights(model, folder, int8)
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         if tokenizer is not None:
@@ -208,10 +188,9 @@ def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:
             onnx.save_model(whole, str(file))
 
 
-def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool, shortlist: bool) -> dict[str, int]:
+def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool) -> dict[str, int]:
     """Graphs and tables of a float32 model; the size in bytes of each file, all of which name the model's weights."""
     metadata = {DIGEST: weights_digest(model)}
-    output_weight = model.lm_head.weight.detach()
     pad_vocabulary(model)
     positions = positional_projections(model) if model.config.positional_attention else {}
     sizes = {}
@@ -221,15 +200,9 @@ def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool
             encoder_graph(model, quantised),
             decoder_graph(model, quantised),
         ]
-        if shortlist:
-            graphs.append(decoder_graph(model, quantised, only_states=True))
         for graph in graphs:
             path = output / graph_file(graph.name, quantised)
             onnx.save_model(graph.model(metadata), str(path))
-            sizes[path.name] = path.stat().st_size
-        if shortlist:
-            path = output / weight_file(quantised)
-            save_file(output_projection(output_weight, quantised), path, metadata)
             sizes[path.name] = path.stat().st_size
     if positions:
         save_file(positions, output / POSITIONS_FILE, metadata)

@@ -39,7 +39,6 @@ from modeling_jmnat.benchmark.systems import (  # noqa: E402
     prepare_student,
     prepare_teacher,
     random_models,
-    random_shortlist,
     student_systems,
     teacher_systems,
 )
@@ -367,22 +366,20 @@ def test_engines_translate_alike(folder):
         assert one == other
 
 
-def test_figures_of_loading_are_those_of_what_is_loaded(folder, tmp_path):
+def test_figures_of_loading_are_those_of_what_is_loaded(folder):
     settings = {"k = 1": {"num_iterations": 1}, "k = 4": {"num_iterations": 4}}
     settings["k = 4, pruned"] = {"num_iterations": 4, "prune_candidates": 1, "prune_to": 2}
     settings["k = 4, adaptive"] = {"num_iterations": 4, "confidence_threshold": 0.7}
-    settings["k = 4, shortlist"] = {"num_iterations": 4, "shortlist": str(random_shortlist(300, tmp_path))}
     systems = student_systems(str(folder / "student"), settings, [1, 4])
     loaded = {system.title: system.loaded for system in systems}
     assert set(loaded.values()) == {
         *("JM-NAT PyTorch", "JM-NAT ONNX", "JM-NAT ONNX, encoder, decoder, positions"),
         *("JM-NAT ONNX int8", "JM-NAT ONNX int8, encoder, decoder, positions"),
-        "JM-NAT ONNX int8, encoder, positions, shortlist_part",
     }
     assert loaded["JM-NAT ONNX int8, C = 4, k = 4"] == loaded["JM-NAT ONNX int8, C = 1, k = 1"] == "JM-NAT ONNX int8"
     assert loaded["JM-NAT ONNX int8, C = 4, k = 4, pruned"] == "JM-NAT ONNX int8"
     assert loaded["JM-NAT ONNX int8, C = 1, k = 4, adaptive"] == "JM-NAT ONNX int8, encoder, decoder, positions"
-    prepare_student(folder / "student", shortlist=True)
+    prepare_student(folder / "student")
     for system in systems:
         if system.engine == "onnx":  # nothing is left that the first translation loads
             engine = load_engine(system, 1)
@@ -435,13 +432,11 @@ def test_threads_of_ctranslate2_share_a_batch(folder):
 def test_random_weights_run_at_a_fixed_length(tmp_path, monkeypatch):
     monkeypatch.setitem(SIZES, "tiny", {"d_model": 16, "ffn": 32, "layers": 1, "heads": 2, "vocab_size": 200})
     config = random_models("tiny", tmp_path)
-    prepare_student(tmp_path / "student", shortlist=True)
+    prepare_student(tmp_path / "student")
     prepare_teacher(tmp_path / "teacher")
     systems = teacher_systems(str(tmp_path / "teacher"), length=6)
-    shortlist = {"num_iterations": 2, "shortlist": str(random_shortlist(config.vocab_size, tmp_path))}
-    settings = {"k = 2": {"num_iterations": 2}, "k = 2, shortlist": shortlist}
-    systems += student_systems(str(tmp_path / "student"), settings, [1], length=6)
-    assert len(systems) == 6 + 4
+    systems += student_systems(str(tmp_path / "student"), {"k = 2": {"num_iterations": 2}}, [1], length=6)
+    assert len(systems) == 6 + 3
     sources = [[7, 8, 9, config.eos_token_id]] * 2
     for system in systems:
         engine = load_engine(system, 1)
@@ -511,10 +506,6 @@ def test_rules_that_read_probabilities_need_trained_weights(tmp_path):
         "k = 10, pruned": {"num_iterations": 10, "prune_candidates": 1, "prune_to": 2},
         "k = 10, adaptive": {"num_iterations": 10, "confidence_threshold": 0.7},
     }
-    with_shortlist = script.settings(arguments, trained=False, shortlist="x")
-    assert with_shortlist == plain | {f"{label}, shortlist": plain[label] | {"shortlist": "x"} for label in plain}
-    systems = student_systems("x", with_shortlist, [1])
-    assert [system.name for system in systems if "shortlist" in system.label] == ["JM-NAT ONNX int8, C = 1"] * 3
     systems = student_systems("x", script.settings(arguments, trained=True), [1, 4])
     assert (
         sum("pruned" in system.label for system in systems) == 2 * 3

@@ -235,7 +235,7 @@ def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tun
         ("student", ["--grid", '{"num_iterations": 4}'], "num_iterations must have a list of values, at least one"),
         ("student", ["--grid", '{"num_iterations": []}'], "num_iterations must have a list of values, at least one"),
         ("student", ["--grid", '{"prune_candidates": [1]}'], "prune_candidates cannot be tuned, nor be on"),
-        ("student", ["--generation_options", '{"prune_threshold": 0.5}'], "prune_threshold cannot be tuned"),
+        ("student", ["--generation_options", '{"prune_to": 2}'], "prune_to cannot be tuned"),
         ("student", ["--grid", '{"num_length_candidates": [3]}'], "--num_length_candidates decides on it"),
         ("student", ["--generation_options", '{"length_offset": 5}'], "length_offset cannot be given in --grid or"),
         ("student", ["--grid", '{"length_normalization": [1]}'], "--exponents decides on it"),

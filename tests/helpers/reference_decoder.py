@@ -269,10 +269,8 @@ DEFAULTS = {
     "length_offset": 0.0,
     "consensus_weight": 0.0,
     "num_return_sequences": 1,
-    "length_threshold": 0.0,
     "prune_candidates": None,
     "prune_to": 1,
-    "prune_threshold": 0.0,
     "confidence_threshold": None,
     "update_all": False,
 }
@@ -287,30 +285,19 @@ def slow_decode(model, source, target_length=None, **options):
         length_logits = model.model.encoder(input_ids=torch.tensor([source])).length_logits[0].tolist()
         ranking = sorted(range(1, len(length_logits)), key=lambda length: -length_logits[length])
         lengths = ranking[:num_candidates]
-        probs = torch.tensor(length_logits).double().softmax(dim=0).tolist()
-        tried = [probs[length] >= options["length_threshold"] * probs[lengths[0]] for length in lengths]
-        tried[: options["num_return_sequences"]] = [True] * options["num_return_sequences"]
     else:
-        lengths, tried = [target_length], [True] * num_candidates
+        lengths = [target_length]
         while len(lengths) < num_candidates:  # one longer, one shorter, two longer, ...
             step = (len(lengths) + 1) // 2
             lengths.append(target_length + step if len(lengths) % 2 else target_length - step)
     longest = model.config.max_target_length
     candidates = [SlowCandidate(model, source, min(max(2, length), longest), options) for length in lengths]
-    going_on = [candidate for candidate, wanted in zip(candidates, tried, strict=True) if wanted]
+    going_on = candidates
     for iteration in range(options["num_iterations"]):
         for candidate in going_on:
             if not candidate.done:
                 candidate.step(iteration)
-        last = iteration + 1 == options["num_iterations"]
-        if last and options["prune_candidates"] != iteration + 1:
-            break
-        ranked = slow_ranking(going_on)
-        limit, kept = options["prune_threshold"] * math.exp(ranked[0].final_score), options["num_return_sequences"]
         if options["prune_candidates"] == iteration + 1:
-            limit, kept = math.inf, max(kept, options["prune_to"])
-        going_on = ranked[:kept] + [
-            candidate for candidate in ranked[kept:] if math.exp(candidate.final_score) >= limit
-        ]
+            going_on = slow_ranking(going_on)[: max(options["num_return_sequences"], options["prune_to"])]
     ranked = slow_ranking(going_on)
     return ranked[: options["num_return_sequences"]], candidates

@@ -191,7 +191,7 @@ def test_rebuilding_replaces_weights_and_code_and_leaves_other_files(trained, tm
     whole = JMNatForConditionalGeneration.from_pretrained(trained)
     for (name, value), other in zip(sharded.state_dict().items(), whole.state_dict().values(), strict=True):
         assert torch.equal(value, other), name
-    own = ("picture.png", "shortlist.safetensors", "handler.py", "onnx/shortlist.safetensors")
+    own = ("picture.png", "lexicon.safetensors", "handler.py", "onnx/lexicon.safetensors")
     (folder / "onnx").mkdir()
     for name in own:
         (folder / name).write_bytes(b"kept")
@@ -288,7 +288,7 @@ def test_a_push_takes_what_belongs_to_the_model_alone(published, trained, hub, t
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     training = ("training_args.bin", "run_settings.json", ".hidden.png", "checkpoint-1/optimizer.pt")
-    belonging = ("README.md", "bleu [1].png", "onnx/config.json", "shortlist.safetensors")
+    belonging = ("README.md", "bleu [1].png", "onnx/config.json")
     more = ("checkpoint-1/model.safetensors", "checkpoint-1/modeling_jmnat.py", "checkpoint-1/curve.png")
     for name in (*training, *belonging, *more):
         (folder / name).parent.mkdir(exist_ok=True)

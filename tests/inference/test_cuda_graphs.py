@@ -62,11 +62,11 @@ def test_of_every_architecture_and_option(name):
         {"confidence_threshold": 0.6},
         {"confidence_threshold": 0.5, "early_stop": True, "num_iterations": 8, "num_return_sequences": 2},
         {"early_stop": True, "prune_candidates": 2, "update_all": True},
-        {"confidence_threshold": 0.4, "prune_threshold": 0.8, "length_threshold": 0.3, "num_iterations": 6},
+        {"confidence_threshold": 0.4, "prune_candidates": 3, "prune_to": 2, "num_iterations": 6},
         {"prune_candidates": 2, "num_iterations": 5},
         {"consensus_weight": 5.0, "num_return_sequences": 2},
         {"consensus_weight": 5.0, "prune_candidates": 3, "prune_to": 2, "num_iterations": 3, "early_stop": True},
-        {"prune_threshold": 0.9, "length_threshold": 0.5, "num_iterations": 5},
+        {"prune_candidates": 1, "prune_to": 3, "num_iterations": 5},
         {"max_length": 5},
     ):
         assert_same(translate(static, sources, **dict(options)), translate(model, sources, **dict(options)))
@@ -314,7 +314,7 @@ def test_graphs_equal_plain_decoding_on_a_gpu(rules):
     assert static.graphs.captures
 
 
-@pytest.mark.parametrize("rules", [{}, {"prune_candidates": 2}, {"prune_threshold": 0.5}, {"update_all": True}])
+@pytest.mark.parametrize("rules", [{}, {"prune_candidates": 2}, {"update_all": True}])
 def test_no_pass_asks_the_device_for_a_value(rules):
     """Tensors of the meta device have no values: whatever wanted one, as a graph cannot, would fail."""
     model = random_model(10).to("meta")
@@ -328,8 +328,8 @@ def test_no_pass_asks_the_device_for_a_value(rules):
     assert ends.shape == (4,)
     for stopping in ({"early_stop": True}, {"confidence_threshold": 0.5}):
         suppressed = model._suppressed_tokens(options, lengths.device)
-        unlikely = torch.zeros_like(lengths, dtype=torch.bool)
-        decoding = FixedRows(model, replace(options, **stopping), lengths, suppressed, 8, unlikely)
+        unused = torch.zeros_like(lengths[:, 0], dtype=torch.bool)
+        decoding = FixedRows(model, replace(options, **stopping), lengths, suppressed, 8, unused=unused)
         decoding.prepare(states, source_mask)
         for iteration in range(4):
             decoding.one_pass(iteration)

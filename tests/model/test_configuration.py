@@ -1,10 +1,12 @@
 """What a configuration accepts, keeps and refuses."""
 
+import json
+
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
-from modeling_jmnat import JMNatConfig
+from modeling_jmnat import JMNatConfig, JMNatGenerationConfig
 from tests.helpers.random_models import CMLM, random_config
 
 
@@ -105,3 +107,15 @@ def test_types_are_enforced_when_made_and_when_set(name, value):
 def test_what_does_not_fit_is_named(overrides, sentence):
     with pytest.raises(ValueError, match=sentence):
         random_config(**overrides)
+
+
+def test_options_that_are_gone_are_read_from_old_folders(tmp_path, caplog):
+    saved = {"num_iterations": 4, "length_threshold": 0.0, "prune_threshold": None}
+    (tmp_path / "generation_config.json").write_text(json.dumps(saved))
+    config = JMNatGenerationConfig.from_pretrained(tmp_path)
+    assert config.num_iterations == 4
+    assert not hasattr(config, "length_threshold")
+    assert not caplog.records
+    (tmp_path / "generation_config.json").write_text(json.dumps(saved | {"prune_threshold": 0.5}))
+    JMNatGenerationConfig.from_pretrained(tmp_path)
+    assert "prune_threshold is no longer an option of decoding" in caplog.text

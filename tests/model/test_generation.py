@@ -36,16 +36,7 @@ OPTIONS = {
     "prune_to_more_than_there_are": {"prune_candidates": 2, "prune_to": 9},
     "prune_n_best": {"prune_candidates": 1, "num_return_sequences": 2, "early_stop": True},
     "prune_after_the_last": {"prune_candidates": 4, "num_iterations": 4},
-    "likely_lengths": {"length_threshold": 0.9, "num_length_candidates": 6},
-    "likely_lengths_n_best": {"length_threshold": 1.0, "num_return_sequences": 2},
-    "prune_far_behind": {"prune_threshold": 0.97, "num_iterations": 5, "num_length_candidates": 6},
-    "prune_far_behind_n_best": {"prune_threshold": 1.0, "num_return_sequences": 2, "early_stop": True},
-    "all_rules": {
-        "length_threshold": 0.9,
-        "prune_threshold": 0.95,
-        "confidence_threshold": 0.9,
-        "prune_candidates": 4,
-    },
+    "all_rules": {"early_stop": True, "confidence_threshold": 0.9, "prune_candidates": 2, "prune_to": 2},
     "update_all": {"update_all": True, "num_iterations": 5},
     "update_all_early_stop": {"update_all": True, "early_stop": True},
     "nothing_suppressed": {"suppress_tokens": []},
@@ -56,15 +47,10 @@ OPTIONS = {
     "consensus": {"consensus_weight": 5.0, "num_length_candidates": 6},
     "consensus_n_best": {"consensus_weight": 5.0, "num_return_sequences": 3, "length_normalization": 1.5},
     "consensus_pruned": {"consensus_weight": 5.0, "prune_candidates": 1, "prune_to": 3, "num_length_candidates": 6},
-    "consensus_far_behind": {"consensus_weight": 5.0, "prune_threshold": 0.9, "length_threshold": 0.8},
     "consensus_of_one": {"consensus_weight": 5.0, "num_length_candidates": 1},
     "one_candidate": {"num_length_candidates": 1},
     "many_candidates": {"num_length_candidates": 11, "num_iterations": 3, "num_return_sequences": 2},
 }
-
-
-# No rule that saves work at the risk of another translation.
-ALL_CANDIDATES = {"length_threshold": 0.0, "prune_threshold": 0.0}
 
 
 def generate(model, sources, side="right", extra=0, **options):
@@ -136,8 +122,6 @@ def test_random_options_equal_the_slow_decoder(seed):
             "confidence_threshold": draw(None, 0.3, 0.7, 0.95),
             "prune_candidates": draw(None, 1, 3),
             "prune_to": draw(1, 2),
-            "length_threshold": draw(0.0, 0.9, 0.98),
-            "prune_threshold": draw(0.0, 0.9, 0.98),
             "update_all": draw(True, False),
             "length_normalization": draw(0.0, 0.7, 1.0, 1.5),
             "consensus_weight": draw(0.0, 1.0, 10.0),
@@ -187,7 +171,7 @@ def test_models_are_decided_enough_for_these_tests():
     """Repeats, equal lengths or a text that never changes between passes would let many mistakes pass."""
     model = random_model(11)
     sources = random_sources(model, 32, 11)
-    output = generate(model, sources, output_history=True, **ALL_CANDIDATES)
+    output = generate(model, sources, output_history=True)
     assert len({tuple(text) for text in texts(output)}) > 15
     candidates = output.history[-1].tokens.flatten(0, 1).tolist()
     assert sum(len({*candidate} - {1}) for candidate in candidates) > 2.2 * len(candidates)
@@ -210,7 +194,7 @@ def test_models_are_decided_enough_for_these_tests():
         {"early_stop": True, "num_return_sequences": 2},
         {"confidence_threshold": 0.7, "remask_schedule": "cosine"},
         {"prune_candidates": 3, "remask_adjacent": False},
-        {"length_threshold": 0.93, "prune_threshold": 0.93},
+        {"prune_candidates": 2, "prune_to": 2, "early_stop": True},
         {"update_all": True, "num_iterations": 4},
     ],
 )
@@ -291,7 +275,7 @@ def test_exactly_k_passes_and_nothing_twice(num_iterations):
     model = random_model(17)
     sources = random_sources(model, 6, 17)
     counter = Counter(model)
-    output = generate(model, sources, num_iterations=num_iterations, num_length_candidates=3, **ALL_CANDIDATES)
+    output = generate(model, sources, num_iterations=num_iterations, num_length_candidates=3)
     assert counter.decoder == num_iterations
     assert counter.encoder == 1
     assert output.num_passes.tolist() == [num_iterations] * 6
@@ -328,50 +312,30 @@ def test_stopped_rows_leave_the_batch():
     model = random_model(18)
     sources = random_sources(model, 16, 18)
     counter = Counter(model)
-    output = generate(model, sources, early_stop=True, **ALL_CANDIDATES)
+    output = generate(model, sources, early_stop=True)
     assert counter.rows[0] == 64
     assert counter.rows == sorted(counter.rows, reverse=True)
     assert counter.rows[-1] < 40
     assert output.num_passes.min() < 10
     assert sum(counter.rows) < 64 * 10 * 0.8
     pruned = Counter(model)
-    generate(model, sources, prune_candidates=3, num_return_sequences=2, num_iterations=5, **ALL_CANDIDATES)
+    generate(model, sources, prune_candidates=3, num_return_sequences=2, num_iterations=5)
     assert pruned.rows == [64, 64, 64, 32, 32]
-
-
-def test_unlikely_lengths_and_candidates_far_behind_take_no_work():
-    model = random_model(18)
-    sources = random_sources(model, 16, 18)
-    probs = model.get_encoder()(*pad(sources)).length_logits.softmax(dim=-1)
-    likely = probs.topk(4, dim=1).values / probs.max(dim=1, keepdim=True).values >= 0.9
-    assert 16 < likely.sum() < 64  # otherwise nothing is tested
-    lengths = Counter(model)
-    options = {"length_threshold": 0.9, "prune_threshold": 0.0}
-    output = generate(model, sources, num_iterations=3, output_history=True, **options)
-    assert lengths.rows == [likely.sum().item()] * 3
-    tokens = output.history[-1].tokens
-    assert ((tokens == model.config.mask_token_id).any(dim=2) == ~likely).all()  # never predicted
-    assert (output.history[-1].log_probs[~likely] == 0).all()
-    scores = Counter(model)
-    generate(model, sources, length_threshold=0.0, prune_threshold=0.95)
-    assert scores.rows[0] == 64
-    assert scores.rows == sorted(scores.rows, reverse=True)
-    assert 16 <= scores.rows[-1] < 48
 
 
 def test_rules_apply_without_rows_that_leave():
     """Where no step may wait for the device, what is given up stays in the batch and changes nothing."""
     model = random_model(19)
     sources = random_sources(model, 8, 19)
-    options = {"length_threshold": 0.9, "prune_threshold": 0.95, "num_iterations": 5}
+    options = {"prune_candidates": 2, "prune_to": 2, "num_iterations": 5}
     expected = generate(model, sources, **options)
-    whole = generate(model, sources, num_iterations=5, **ALL_CANDIDATES)
+    whole = generate(model, sources, num_iterations=5)
     assert texts(whole) != texts(expected)
     states, source_mask, log_probs = model.encode_for_generation(*pad(sources))
     resolved = model._resolve_generation_options(None, {**options, "return_dict_in_generate": True})
-    lengths, unlikely = model._choose_lengths(log_probs, resolved, None)
+    lengths = model._choose_lengths(log_probs, resolved, None)
     counter = Counter(model)
-    output, _ = model._decode(resolved, lengths, states, source_mask, num_positions=12, unlikely=unlikely)
+    output, _ = model._decode(resolved, lengths, states, source_mask, num_positions=12)
     assert counter.rows == [32] * 5
     assert texts(output) == texts(expected)
 
@@ -386,7 +350,7 @@ def test_a_reranker_chooses_among_all_candidates():
             seen.append(candidates)
             return torch.arange(16.0)  # the last candidate is the best
 
-    output = generate(model, sources, reranker=Reranker(), length_threshold=1.0, prune_threshold=1.0)
+    output = generate(model, sources, reranker=Reranker())
     assert output.best_candidates.flatten().tolist() == [3] * 4
     assert not (seen[0] == model.config.mask_token_id).any()
 
@@ -497,7 +461,7 @@ def test_history_tells_what_happened():
     model = random_model(20)
     mask, pad_token_id = model.config.mask_token_id, model.config.pad_token_id
     sources = random_sources(model, 5, 20)
-    output = generate(model, sources, num_iterations=4, num_length_candidates=3, output_history=True, **ALL_CANDIDATES)
+    output = generate(model, sources, num_iterations=4, num_length_candidates=3, output_history=True)
     lengths = output.candidate_lengths
     longest = int(lengths.max())
     inside = torch.arange(longest) < lengths[..., None]
@@ -612,8 +576,6 @@ def test_suppressed_tokens_never_come():
         ({"length_offset": -5}, r"length_offset=-5 must be in \[0, 100\]"),
         ({"max_length": 3.5}, "max_length=3.5 must be a whole number of at least 2"),
         ({"suppress_tokens": 5}, "suppress_tokens=5 must be None or a list of token ids"),
-        ({"length_threshold": 1.5}, r"length_threshold=1.5 must be in \[0, 1\]"),
-        ({"prune_threshold": -0.2}, r"prune_threshold=-0.2 must be in \[0, 1\]"),
         ({"early_stop": "yes"}, "early_stop='yes' must be True or False"),
         ({"suppress_tokens": [23]}, r"suppress_tokens=\[23\] must lie in \[0, 23\)"),
         (
@@ -778,10 +740,8 @@ FIRST = {
     "length_offset": 5.0,
     "consensus_weight": 2.0,
     "num_return_sequences": 2,
-    "length_threshold": 0.5,
     "prune_candidates": 3,
     "prune_to": 2,
-    "prune_threshold": 0.7,
     "confidence_threshold": 0.5,
     "update_all": True,
     "output_history": True,
@@ -799,10 +759,8 @@ SECOND = {
     "length_offset": 0.0,
     "consensus_weight": 0.0,
     "num_return_sequences": 1,
-    "length_threshold": 0.0,
     "prune_candidates": None,
     "prune_to": 1,
-    "prune_threshold": 0.0,
     "confidence_threshold": None,
     "update_all": False,
     "output_history": False,
@@ -992,7 +950,7 @@ def test_a_reranker_with_a_score_method_chooses():
     ends = torch.tensor([len(text) for text in texts(sums)])
     assert torch.equal(sums.sequences_scores, -(ends * sums.lengths).float())
     pruned = generate(model, sources, reranker=ShortestFirst(), prune_candidates=2)
-    survivors = generate(model, sources, prune_candidates=2, **ALL_CANDIDATES)
+    survivors = generate(model, sources, prune_candidates=2)
     assert texts(pruned) == texts(survivors)
     # All candidates of a sentence may stop before that pass, or no pass may follow it: the reranker sees as few.
     for options in (

@@ -32,7 +32,6 @@ from modeling_jmnat.inference.onnx_runtime import (  # noqa: E402
     VOCABULARY_BLOCK,
     graph_file,
     load_session,
-    weight_file,
 )
 from modeling_jmnat.onnx_export.export import export_onnx  # noqa: E402
 from modeling_jmnat.onnx_export.graph_writer import GraphWriter, quantise_rows  # noqa: E402
@@ -46,7 +45,7 @@ OPTIONS = {
     "pruned": {"prune_candidates": 2},
     "rows_leave": {"early_stop": True, "confidence_threshold": 0.9},
     "n_best": {"num_return_sequences": 3, "remask_adjacent": False},
-    "far_behind": {"length_threshold": 0.9, "prune_threshold": 0.95},
+    "rows_leave_pruned": {"early_stop": True, "prune_candidates": 1, "prune_to": 2},
     "update_all": {"update_all": True, "remask_schedule": "cosine"},
     "all_tokens": {"suppress_tokens": []},
     "suppressed": {"suppress_tokens": [0, 1, 4, 7, 11, 15]},
@@ -81,11 +80,9 @@ def pass_by_pass(folder, int8=False):
 
 
 def use_all_files(folder):
-    """Decode with an option that makes passes run one by one, and load what a shortlist needs."""
+    """Decode with an option that makes passes run one by one."""
     exported = ORTJMNatForConditionalGeneration.from_pretrained(folder)
     decode(exported, [[5, 6, 2]], early_stop=True)
-    if (folder / "decoder_states.onnx").is_file():
-        exported.output_weight(torch.tensor([3]))
 
 
 def assert_same(expected, found):
@@ -165,10 +162,10 @@ def test_options_that_the_graph_of_a_whole_translation_does_not_know_are_named(t
     model.generation_config.update(num_iterations=3, remask_adjacent=False)
     export_onnx(model, tmp_path, int8=True)
     assert caplog.messages == []
-    model.generation_config.update(early_stop=True, remask_schedule="cosine", prune_threshold=0.5)
+    model.generation_config.update(early_stop=True, remask_schedule="cosine", update_all=True)
     export_onnx(model, tmp_path, int8=True)
     (message,) = caplog.messages
-    assert message.endswith("does not know options of this model: remask_schedule, early_stop, prune_threshold")
+    assert message.endswith("does not know options of this model: remask_schedule, early_stop, update_all")
 
 
 def test_it_translates_text_without_pytorch(tmp_path):
@@ -447,7 +444,7 @@ def names(folder):
 def test_an_export_removes_the_one_before_and_nothing_else(tmp_path):
     export_onnx(random_model(42), tmp_path / "once")
     folder = tmp_path / "twice"
-    export_onnx(random_model(43), folder, int8=True, shortlist=True)
+    export_onnx(random_model(43), folder, int8=True)
     (folder / "notes.txt").write_text("mine")
     (folder / "other.onnx").write_text("mine")
     export_onnx(random_model(42), folder)
@@ -496,13 +493,10 @@ def test_an_export_stopped_while_moving_is_not_found(tmp_path, monkeypatch):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["translator.onnx", "encoder.onnx", "decoder.onnx", POSITIONS_FILE, "decoder_states.onnx", weight_file(False)],
-)
+@pytest.mark.parametrize("name", ["translator.onnx", "encoder.onnx", "decoder.onnx", POSITIONS_FILE])
 def test_files_of_two_models_are_refused(name, tmp_path):
     for seed, folder in ((46, tmp_path / "a"), (47, tmp_path / "b")):
-        export_onnx(random_model(seed), folder, shortlist=True)
+        export_onnx(random_model(seed), folder)
     shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
     with pytest.raises(ValueError, match="do not belong to the same model"):
         use_all_files(tmp_path / "a")
