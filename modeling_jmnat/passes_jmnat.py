@@ -1,10 +1,17 @@
-"""The passes of decoding (section 4.4): what is masked again, which rows go on, what all passes share.
+"""Mask-predict decoding (section 4.4 of the paper): k decoder passes over the length candidates of a batch.
 
-The loop asks two methods of its model, `prepare_decoding` and `predict_tokens`, so that every backend shares it. B
-sentences, C length candidates, R = B C rows (less when rows have stopped), T positions.
+`MaskPredict.run` is the algorithm. The objects that it uses each answer one question:
+
+- `Canvas`: which tokens stand in the candidates, and how probable are they?
+- `Remasking`, with `RemaskOrder`: which positions are masked again before a pass?
+- `StoppingRules`: which rows need no further pass?
+- `ActiveRows`: which rows are still in the batch, and what do all their passes share?
+
+The algorithm asks two methods of its model, `prepare_decoding` and `predict_tokens`, so that every backend shares it.
+Shapes: B sentences, C length candidates, R = B C rows, A <= R active rows, S source tokens, T target positions, M
+positions to predict, V vocabulary, D width, H heads.
 """
 
-import copy
 import math
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,8 +19,6 @@ from typing import NamedTuple
 import torch
 
 from .configuration_jmnat import JMNatOptions
-
-MOST_KEPT = 0.75  # candidates given up leave a batch of several sentences when at most so many of its rows stay
 
 
 class JMNatPass(NamedTuple):
@@ -26,13 +31,13 @@ class JMNatPass(NamedTuple):
 
 @dataclass
 class JMNatDecodingState:
-    """What all passes share. Tensors over sources have B rows, each serving R/B consecutive canvas rows.
+    """What all passes share. Tensors over sources have B' rows, each of which serves A / B' consecutive canvas rows.
 
     Args:
-        attend_mask: (R, 1, 1 or T, T) bool for self- and positional attention.
-        encoder_attend_mask: (B, 1, 1, S) bool.
-        key_values: per layer, keys and values of cross-attention, (B, H, S, D/H) each.
-        position_probs: per layer, probabilities of positional attention (R, H, T, T).
+        attend_mask: (A, 1, 1 or T, T) bool for self- and positional attention.
+        encoder_attend_mask: (B', 1, 1, S) bool.
+        key_values: per layer, keys and values of cross-attention, (B', H, S, D/H) each.
+        position_probs: per layer, probabilities of positional attention (A, H, T, T).
         positions: their embeddings (1, T, D).
     """
 
@@ -42,13 +47,18 @@ class JMNatDecodingState:
     position_probs: list[torch.Tensor] | None = None
     positions: torch.Tensor | None = None
 
-    def select(self, rows: torch.Tensor, sources: torch.Tensor | None) -> "JMNatDecodingState":
-        """Keep canvas rows `rows`; `sources` are the source rows that then serve them, evenly and in order.
+    def select(self, rows: torch.Tensor) -> "JMNatDecodingState":
+        """Keep the canvas rows `rows` (A',), which rise.
 
-        None: the same as before.
+        Sources stay shared where each then serves as many rows as the others; else every row gets a copy of its own.
         """
         encoder_attend_mask, key_values = self.encoder_attend_mask, self.key_values
-        if sources is not None:
+        num_sources = len(encoder_attend_mask)
+        source_of_row = rows // (len(self.attend_mask) // num_sources)
+        sources, counts = source_of_row.unique_consecutive(return_counts=True)
+        if not bool((counts == counts[0]).all()):
+            sources = source_of_row
+        if not torch.equal(sources, torch.arange(num_sources, device=sources.device)):
             encoder_attend_mask = encoder_attend_mask[sources]
             key_values = [(key[sources], value[sources]) for key, value in key_values]
         return JMNatDecodingState(
@@ -58,6 +68,57 @@ class JMNatDecodingState:
             position_probs=None if self.position_probs is None else [probs[rows] for probs in self.position_probs],
             positions=self.positions,
         )
+
+
+# What stands in the candidates ---------------------------------------------------------------------------------------
+
+
+class Positions(NamedTuple):
+    """Positions in rows of a canvas. `valid` is False where a row has fewer than M; None: all are valid."""
+
+    index: torch.LongTensor  # (A, M)
+    valid: torch.BoolTensor | None  # (A, M)
+
+    def put(self, values: torch.Tensor, new: torch.Tensor | int) -> torch.Tensor:
+        """`values` (A, T) with `new`, (A, M) or one number, at these positions."""
+        if self.valid is not None:
+            new = torch.where(self.valid, new, values.gather(1, self.index))
+        return values.scatter(1, self.index, new)
+
+    def without(self, rows: torch.Tensor) -> "Positions":
+        """No position in the rows where `rows` (A,) is True."""
+        others = ~rows[:, None]
+        return Positions(self.index, others.expand_as(self.index) if self.valid is None else self.valid & others)
+
+
+class Canvas(NamedTuple):
+    """Rows of candidates; positions beyond a row's length hold `<pad>` with the log-probability 0."""
+
+    tokens: torch.LongTensor  # (A, T)
+    log_probs: torch.FloatTensor  # (A, T) of these tokens
+    num_passes: torch.LongTensor  # (A,) decoder passes that the row has taken
+
+    @classmethod
+    def of_masks(cls, target_mask: torch.Tensor, mask_token_id: int, pad_token_id: int) -> "Canvas":
+        """`<mask>` at every position where target_mask (A, T) is True."""
+        tokens = torch.where(target_mask, mask_token_id, pad_token_id)
+        return cls(tokens, torch.zeros_like(tokens, dtype=torch.float32), torch.zeros_like(tokens[:, 0]))
+
+    def updated(self, positions: Positions, tokens: torch.Tensor, log_probs: torch.Tensor) -> "Canvas":
+        """After a pass that predicted `tokens` with `log_probs` (A, M)."""
+        return Canvas(
+            positions.put(self.tokens, tokens), positions.put(self.log_probs, log_probs), self.num_passes + 1
+        )
+
+    def select(self, rows: torch.Tensor) -> "Canvas":
+        return Canvas(*(values[rows] for values in self))
+
+    def with_rows(self, rows: torch.Tensor, others: "Canvas") -> "Canvas":
+        """The rows numbered `rows` (A,) replaced by `others`, which has A rows."""
+        return Canvas(*(values.index_copy(0, rows, new) for values, new in zip(self, others, strict=True)))
+
+
+# What is masked again ------------------------------------------------------------------------------------------------
 
 
 def remasked_share(iteration: int, num_iterations: int, schedule: str) -> tuple[int, int]:
@@ -82,38 +143,32 @@ def num_remasked(lengths, iteration: int, num_iterations: int, schedule: str):
 
 
 class RemaskOrder:
-    """In which order the positions of rows are masked again; what does not change between passes is kept.
+    """In which order the positions of rows are masked again.
 
-    With `set_size` n = 1 that is by rising probability. With n > 1 each token takes along the n consecutive tokens
-    that begin with it (the last n of the row, where it stands closer to the end): first itself, then its nearest.
+    With `set_size` n = 1 that is by rising probability. With n > 1 (adjacent re-masking) each token takes along the n
+    consecutive tokens that begin with it (the last n of the row, where it stands closer to the end): first itself,
+    then its nearest. What does not change between passes is computed once.
 
     Args:
-        lengths: (R,) numbers of tokens.
+        lengths: (A,) numbers of tokens.
         num_positions: T.
     """
 
     def __init__(self, lengths: torch.Tensor, num_positions: int, set_size: int = 1):
         positions = torch.arange(num_positions, device=lengths.device)[None]
-        self.set_size = set_size
+        self.lengths, self.num_positions, self.set_size = lengths, num_positions, set_size
         self.positions = positions.expand(lengths.shape[0], -1)
         self.padding = positions >= lengths[:, None]
         if set_size > 1:
             begin = torch.minimum(positions, lengths[:, None] - set_size).clamp(min=0)
-            members = begin[:, :, None] + torch.arange(set_size, device=lengths.device)  # (R, T, n)
+            members = begin[:, :, None] + torch.arange(set_size, device=lengths.device)  # (A, T, n)
             inside = (members < lengths[:, None, None]) & ~self.padding[:, :, None]
             self.never = num_positions * set_size
             self.distances = (members - positions[:, :, None]).abs().masked_fill(~inside, self.never).flatten(1)
-            self.members = members.clamp(max=num_positions - 1).flatten(1)  # (R, T n)
-
-    def select(self, rows: torch.Tensor) -> "RemaskOrder":
-        kept = copy.copy(self)
-        for name in ("positions", "padding", "distances", "members"):
-            if hasattr(self, name):
-                setattr(kept, name, getattr(self, name)[rows])
-        return kept
+            self.members = members.clamp(max=num_positions - 1).flatten(1)  # (A, T n)
 
     def __call__(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the present tokens (R, T) -> positions (R, T), padding last."""
+        """Log-probabilities of the present tokens (A, T) -> positions (A, T), padding last."""
         order = log_probs.masked_fill(self.padding, math.inf).argsort(dim=1, stable=True)
         if self.set_size == 1:
             return order
@@ -123,18 +178,125 @@ class RemaskOrder:
         return keys.argsort(dim=1, stable=True)
 
 
+class Remasking:
+    """Which positions each pass predicts: all of them in the first, then the least probable ones.
+
+    Args:
+        lengths: (A,) numbers of tokens.
+        num_positions: T.
+        set_size: n of adjacent re-masking, 1 without it.
+        equal_lengths: whether all lengths are known to be T; then no row has fewer positions to predict than another.
+    """
+
+    def __init__(
+        self, options: JMNatOptions, lengths: torch.Tensor, num_positions: int, set_size: int, equal_lengths: bool
+    ):
+        self.options, self.lengths, self.set_size = options, lengths, set_size
+        self.order = RemaskOrder(lengths, num_positions, set_size)
+        self.all_valid = equal_lengths and options.confidence_threshold is None
+
+    def select(self, rows: torch.Tensor) -> "Remasking":
+        """Of the rows `rows` (A',)."""
+        num_positions = self.order.num_positions
+        return Remasking(self.options, self.lengths[rows], num_positions, self.set_size, self.all_valid)
+
+    def every_position(self) -> Positions:
+        return Positions(self.order.positions, None if self.all_valid else ~self.order.padding)
+
+    def __call__(self, iteration: int, log_probs: torch.Tensor) -> Positions:
+        """What pass `iteration` + 1 predicts, by the log-probabilities (A, T) after the one before."""
+        if iteration == 0:
+            return self.every_position()
+        options = self.options
+        schedule = (iteration, options.num_iterations, options.remask_schedule)
+        most = num_remasked(self.order.num_positions, *schedule)
+        index = self.order(log_probs)[:, :most]
+        if self.all_valid:
+            return Positions(index, None)
+        valid = self.order.positions[:, :most] < num_remasked(self.lengths, *schedule)[:, None]
+        if options.confidence_threshold is not None:  # tokens at or above it are final
+            valid = valid & (log_probs.gather(1, index) < math.log(options.confidence_threshold))
+        return Positions(index, valid)
+
+
+# Which rows go on ----------------------------------------------------------------------------------------------------
+
+
+class StoppingRules:
+    """Which rows need no further pass: `early_stop` and `confidence_threshold`."""
+
+    def __init__(self, options: JMNatOptions):
+        self.early_stop = options.early_stop
+        self.threshold = options.confidence_threshold
+
+    def going_on(self, iteration: int, before: Canvas, after: Canvas) -> torch.Tensor | None:
+        """(A,) bool, False at rows that stop after pass `iteration` + 1, which led from `before` to `after`.
+
+        None where no rule applies.
+        """
+        going_on = []
+        if self.early_stop and iteration > 0:
+            going_on.append((after.tokens != before.tokens).any(dim=1))
+        if self.threshold is not None:
+            going_on.append((after.log_probs < math.log(self.threshold)).any(dim=1))
+        return torch.stack(going_on).all(dim=0) if going_on else None
+
+
+class ActiveRows:
+    """The rows that still take passes; the others have left the batch, and what they came to is kept.
+
+    Args:
+        canvas: of all R rows.
+        remasking: for the same rows.
+        state: what `prepare_decoding` gave for them.
+    """
+
+    def __init__(self, canvas: Canvas, remasking: Remasking, state):
+        self.canvas, self.remasking, self.state = canvas, remasking, state  # of the active rows
+        self.numbers: torch.Tensor | None = None  # (A,) of the active rows among all; None: all are active
+        self.left = canvas  # R rows, those of active ones are out of date
+
+    @property
+    def any_left(self) -> bool:
+        return self.canvas.tokens.shape[0] > 0
+
+    def active(self, values: torch.Tensor) -> torch.Tensor:
+        """Of values (R,) those of the active rows (A,)."""
+        return values if self.numbers is None else values[self.numbers]
+
+    def all_rows(self, canvas: Canvas | None = None) -> Canvas:
+        """R rows: the active ones as they are now, or as in `canvas`, and the others as they left."""
+        canvas = self.canvas if canvas is None else canvas
+        return canvas if self.numbers is None else self.left.with_rows(self.numbers, canvas)
+
+    def keep(self, going_on: torch.Tensor) -> None:
+        """Let the rows leave where `going_on` (A,) is False."""
+        kept = going_on.nonzero().flatten()
+        if len(kept) == len(going_on):
+            return
+        self.left = self.all_rows()
+        self.numbers = kept if self.numbers is None else self.numbers[kept]
+        self.canvas = self.canvas.select(kept)
+        if self.any_left:
+            self.remasking, self.state = self.remasking.select(kept), self.state.select(kept)
+
+
+# The algorithm -------------------------------------------------------------------------------------------------------
+
+
 class MaskPredict:
-    """The passes over one batch of canvases. Rows that stop leave the batch: `rows` are those that still go on.
+    """k passes over one batch of canvases, which begin as `<mask>` everywhere.
 
     Args:
         model: anything with `config`, `prepare_decoding` and `predict_tokens`.
         options: resolved options.
         lengths: (B, C) target lengths.
+        states, source_mask: what the encoder made of the sources, (B, S, D) and (B, S).
         suppressed: (V,) bool, True at ids that are never predicted, or None.
-        num_positions: T, at least the longest length; None asks the device for that length. With it, candidates that
-            are given up stay in the batch, so that no step waits for the device.
+        num_positions: T, at least the longest length; None asks the device for that length. With it no row leaves the
+            batch, so that no step waits for the device.
 
-    After `run`, `tokens` and `log_probs` are (B, C, T), `num_passes` and `pruned` (B, C).
+    `candidates` are all R rows; `given_up` (B, C) is True at those that `prune_candidates` has left behind.
     """
 
     def __init__(
@@ -142,196 +304,107 @@ class MaskPredict:
         model,
         options: JMNatOptions,
         lengths: torch.Tensor,
+        states,
+        source_mask: torch.Tensor,
         suppressed: torch.Tensor | None,
         num_positions: int | None = None,
     ):
-        self.model = model
-        self.options = options
-        self.suppressed = suppressed
-        self.mask_token_id = model.config.mask_token_id
-        self.shape = lengths.shape
-        self.lengths = lengths.flatten()  # (R,)
-        self.rows = torch.arange(self.lengths.shape[0], device=lengths.device)
+        self.model, self.options, self.lengths, self.suppressed = model, options, lengths, suppressed
         self.rows_leave = num_positions is None
-        self.idle_rows = False  # whether some of `rows` may have been given up and stay nonetheless
-        self.pruned = torch.zeros_like(self.lengths, dtype=torch.bool)
-        if num_positions is None:
-            shortest, self.longest = torch.stack(self.lengths.aminmax()).tolist()
-        else:
-            shortest, self.longest = 0, num_positions
-        self.positions = torch.arange(self.longest, device=lengths.device)[None]
-        self.target_mask = self.positions < self.lengths[:, None]  # (R, T)
-        self.tokens = torch.where(self.target_mask, self.mask_token_id, model.config.pad_token_id)
-        self.log_probs = torch.zeros(self.tokens.shape, dtype=torch.float32, device=lengths.device)
-        self.num_passes = torch.zeros_like(self.lengths)
+        shortest, longest = torch.stack(lengths.aminmax()).tolist() if self.rows_leave else (0, num_positions)
+        self.positions = torch.arange(longest, device=lengths.device)  # (T,)
+        self.target_mask = self.positions < lengths.flatten()[:, None]  # (R, T)
+        self.given_up = torch.zeros_like(lengths, dtype=torch.bool)
+        self.rules = StoppingRules(options)
         self.history: list[JMNatPass] = []
-        self.source_of_row = torch.arange(self.shape[0], device=lengths.device).repeat_interleave(self.shape[1])
-        self.served_by = torch.arange(self.shape[0], device=lengths.device)  # the source in each row of the state
-        # All positions that `choose` returns are really chosen: nothing has to be kept where they are predicted.
-        self.all_chosen = shortest == self.longest and options.confidence_threshold is None
+        canvas = Canvas.of_masks(self.target_mask, model.config.mask_token_id, model.config.pad_token_id)
         set_size = model.config.ngram_size if options.remask_adjacent else 1
-        self.order = RemaskOrder(self.lengths, self.longest, set_size)
-        # Of the rows that still go on; written back when they leave.
-        self.now = (self.tokens.clone(), self.log_probs.clone())
+        remasking = Remasking(options, lengths.flatten(), longest, set_size, shortest == longest)
+        self.rows = ActiveRows(canvas, remasking, model.prepare_decoding(states, source_mask, self.target_mask))
 
-    def run(self, states: torch.Tensor, source_mask: torch.Tensor, first_canvas: torch.Tensor | None = None) -> None:
-        """Decode from encoder states (B, S, D); `first_canvas` (R, T) takes the place of `<mask>` everywhere."""
-        self.prepare(states, source_mask)
+    def run(self, first_tokens: torch.Tensor | None = None) -> None:
+        """All passes; `first_tokens` (R, T) take the place of `<mask>` in the first one."""
         for iteration in range(self.options.num_iterations):
-            before, _ = self.now
-            self.one_pass(iteration, first_canvas)
-            if iteration + 1 == self.options.num_iterations:
+            self.one_pass(iteration, first_tokens)
+            if not self.rows.any_left:
                 break
-            going_on = self.going_on(iteration, before)
-            if going_on is not None and not bool(going_on.all()):
-                self.keep(going_on, iteration)
-                if self.rows.numel() == 0:
-                    break
-        self.write_back(iteration)
-        only_best_after = self.options.prune_candidates
-        if only_best_after is not None and iteration < only_best_after <= self.options.num_iterations:
-            self.prune(only_best_after - 1)  # all rows had stopped before, or no pass follows
-        self.by_sentence()
+        self.finish(iteration)
 
-    def one_pass(self, iteration: int, first_canvas: torch.Tensor | None = None) -> None:
-        """Mask again what pass `iteration` + 1 is to predict, and predict it."""
-        before, _ = self.now
-        positions, chosen = self.choose(iteration)
-        if iteration == 0:
-            canvas = before if first_canvas is None else first_canvas[self.rows]
-        else:
-            canvas = before.scatter(1, positions, self.where(chosen, self.mask_token_id, before, positions))
-        if self.options.update_all:
-            positions, chosen = self.everywhere()
-        self.predict(canvas, positions, chosen)
+    def one_pass(self, iteration: int, first_tokens: torch.Tensor | None = None) -> None:
+        """Mask the least probable tokens, predict them, and let rows go that need no further pass."""
+        rows, before = self.rows, self.rows.canvas
+        positions = rows.remasking(iteration, before.log_probs)
+        masked = positions.put(before.tokens, self.model.config.mask_token_id)
+        if first_tokens is not None and iteration == 0:
+            masked = first_tokens
+        if self.options.update_all:  # every position is predicted, whichever are masked
+            positions = rows.remasking.every_position()
+        rows.canvas = self.predict(masked, positions)
         if self.options.output_history:
-            self.record(canvas)
+            self.record(masked)
+        if iteration + 1 < self.options.num_iterations:
+            self.stop_rows(iteration, before)
 
-    def by_sentence(self) -> None:
-        """After the last pass: results (R, ..) -> (B, C, ..)."""
-        for name in ("tokens", "log_probs", "num_passes", "pruned"):
-            setattr(self, name, getattr(self, name).unflatten(0, self.shape))
+    def predict(self, masked: torch.Tensor, positions: Positions) -> Canvas:
+        """One decoder pass over the canvas `masked` (A, T)."""
+        predicted = self.model.predict_tokens(masked, positions.index, self.rows.state, self.suppressed)
+        return self.rows.canvas.updated(positions, *predicted)
 
-    def prepare(self, states: torch.Tensor, source_mask: torch.Tensor) -> None:
-        """What all passes share, for the rows there are."""
-        self.state = self.model.prepare_decoding(states, source_mask, self.target_mask)
+    def stop_rows(self, iteration: int, before: Canvas) -> None:
+        """Let rows go that a rule stops, and candidates that are given up, after pass `iteration` + 1."""
+        going_on = self.rules.going_on(iteration, before, self.rows.canvas)
+        if self.options.prune_candidates == iteration + 1:
+            self.give_up_candidates()
+            kept = self.rows.active(~self.given_up.flatten())
+            going_on = kept if going_on is None else going_on & kept
+        if going_on is not None:
+            self.keep(going_on)
 
-    def everywhere(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        chosen = self.target_mask[self.rows]
-        return self.positions.expand_as(chosen), None if self.all_chosen else chosen
+    def keep(self, going_on: torch.Tensor) -> None:
+        if self.rows_leave:
+            self.rows.keep(going_on)
 
-    def choose(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Positions (R, M) to be masked before pass `iteration` + 1, and which of them really are; None: all."""
-        if iteration == 0:
-            return self.everywhere()
-        options, (_, log_probs) = self.options, self.now
-        most = num_remasked(self.longest, iteration, options.num_iterations, options.remask_schedule)
-        order = self.order(log_probs)[:, :most]
-        if self.all_chosen:
-            return order, None
-        counts = num_remasked(self.lengths[self.rows], iteration, options.num_iterations, options.remask_schedule)
-        chosen = self.positions[:, :most] < counts[:, None]
-        if options.confidence_threshold is not None:
-            chosen = chosen & (log_probs.gather(1, order) < math.log(options.confidence_threshold))
-        return order, chosen
-
-    def where(self, chosen: torch.Tensor | None, new, old: torch.Tensor, positions: torch.Tensor):
-        """`new` where `chosen` (R, M), else what `old` (R, T) holds at `positions`."""
-        return new if chosen is None else torch.where(chosen, new, old.gather(1, positions))
-
-    def predict(self, canvas: torch.Tensor, positions: torch.Tensor, chosen: torch.Tensor | None) -> None:
-        """One decoder pass over canvas (R, T); the tokens `chosen` among `positions` are replaced."""
-        predicted = self.model.predict_tokens(canvas, positions, self.state, self.suppressed)
-        self.now = tuple(
-            old.scatter(1, positions, self.where(chosen, new, old, positions))
-            for old, new in zip(self.now, predicted, strict=True)
-        )
-
-    def write_back(self, iteration: int) -> None:
-        """Store what the rows that still go on have come to after pass `iteration` + 1."""
-        rows, now = self.rows, self.now
-        if self.idle_rows:
-            active = (~self.pruned[rows]).nonzero().flatten()
-            rows, now = rows[active], tuple(value[active] for value in now)
-        if rows.numel():
-            self.tokens[rows], self.log_probs[rows] = now
-            self.num_passes.index_fill_(0, rows, iteration + 1)  # assigning would wait for the device
-
-    def record(self, canvas: torch.Tensor) -> None:
-        """Append a pass to the history; rows that have stopped stay as they were."""
-        self.write_back(len(self.history))
-        seen = self.tokens.clone()
-        seen[self.rows] = canvas
-        entries = (seen, self.tokens.clone(), self.log_probs.clone())
-        self.history.append(JMNatPass(*(entry.unflatten(0, self.shape) for entry in entries)))
-
-    def going_on(self, iteration: int, before: torch.Tensor) -> torch.Tensor | None:
-        """(R,) bool, False for rows that stop after this pass; None when no rule can stop one."""
-        options, (tokens, log_probs), rules = self.options, self.now, []
-        if options.early_stop and iteration > 0:
-            rules.append((tokens != before).any(dim=1))
-        if options.confidence_threshold is not None:  # log_probs are 0 at padding
-            rules.append((log_probs < math.log(options.confidence_threshold)).any(dim=1))
-        if self.prune(iteration) and self.rows_leave:
-            kept = ~self.pruned[self.rows]
-            # Of several sentences, rows that stay have to be moved, which pays where enough of them leave.
-            if self.shape[0] == 1 or int(kept.sum()) <= MOST_KEPT * kept.numel():
-                rules.append(kept)
-            else:
-                self.idle_rows = True
-        return torch.stack(rules).all(dim=0) if rules else None
-
-    def prune(self, iteration: int) -> bool:
-        """Give up all but the best candidates where pass `iteration` + 1 is `prune_candidates`; False elsewhere."""
+    def give_up_candidates(self) -> None:
+        """Give up all but the `prune_to` best candidates of each sentence."""
         options = self.options
-        if options.prune_candidates != iteration + 1:
-            return False
         num_kept = max(options.num_return_sequences, min(options.prune_to, options.num_length_candidates))
-        self.write_back(iteration)
-        scores = self.scores()
-        best = scores.sort(dim=1, descending=True, stable=True).indices  # of equal ones the more probable length
-        pruned = torch.ones_like(scores, dtype=torch.bool)
-        self.pruned = pruned.scatter(1, best[:, :num_kept], False).flatten() | self.pruned
-        return True
+        best = self.scores().sort(dim=1, descending=True, stable=True).indices  # of equals the more probable length
+        self.given_up.logical_or_(torch.ones_like(self.given_up).scatter(1, best[:, :num_kept], False))
+
+    def finish(self, iteration: int) -> None:
+        """After the last pass, `iteration` + 1: give candidates up where that was still to come."""
+        prune_after = self.options.prune_candidates
+        if prune_after is not None and iteration < prune_after <= self.options.num_iterations:
+            self.give_up_candidates()
+
+    @property
+    def candidates(self) -> Canvas:
+        """All R rows as they are now."""
+        return self.rows.all_rows()
+
+    def record(self, masked: torch.Tensor) -> None:
+        """Append a pass to the history; rows that have stopped stay as they were."""
+        read = self.rows.all_rows(self.rows.canvas._replace(tokens=masked))
+        after = self.candidates
+        entries = (values.unflatten(0, self.lengths.shape) for values in (read.tokens, after.tokens, after.log_probs))
+        self.history.append(JMNatPass(*entries))
 
     def scores(self, scores: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, C) by which candidates are compared: `candidate_scores`, or what is given, and the weighted consensus.
+        """(B, C) by which candidates are compared; -inf at those given up.
 
-        -inf at those given up.
+        Their `candidate_scores`, or `scores` in their place, and the weighted consensus.
         """
-        options, pruned = self.options, self.pruned.view(self.shape)
-        lengths = self.lengths.view(self.shape)
+        options, shape, candidates = self.options, self.lengths.shape, self.candidates
         if scores is None:
-            scores = candidate_scores(self.log_probs.reshape(*self.shape, -1), lengths, options)
+            scores = candidate_scores(candidates.log_probs.unflatten(0, shape), self.lengths, options)
         if options.consensus_weight and options.num_length_candidates > 1:
-            tokens = self.tokens.reshape(*self.shape, -1)
-            ends = first_end(tokens, lengths, self.model.config.eos_token_id)
-            scores = scores + options.consensus_weight * consensus(tokens, ends, ~pruned)
-        return scores.masked_fill(pruned, -math.inf)
+            tokens = candidates.tokens.unflatten(0, shape)
+            ends = first_end(tokens, self.lengths, self.model.config.eos_token_id)
+            scores = scores + options.consensus_weight * consensus(tokens, ends, ~self.given_up)
+        return scores.masked_fill(self.given_up, -math.inf)
 
-    def keep(self, going_on: torch.Tensor, iteration: int) -> None:
-        """Let rows leave. Sources stay shared where each has as many rows left, else each row gets its own."""
-        self.write_back(iteration)
-        kept = going_on.nonzero().flatten()
-        self.rows = self.rows[kept]
-        self.now = tuple(value[kept] for value in self.now)
-        self.order = self.order.select(kept)
-        if self.rows.numel():
-            self.select(kept)
 
-    def select(self, kept: torch.Tensor) -> None:
-        """Reduce the state to its canvas rows `kept`, which are `rows` now."""
-        needed, counts = self.source_of_row[self.rows].unique_consecutive(return_counts=True)
-        if not bool((counts == counts[0]).all()):
-            needed = self.source_of_row[self.rows]
-        if torch.equal(needed, self.served_by):
-            self.state = self.state.select(kept, None)
-            return
-        # Any row of the state that holds the source does.
-        holder = torch.zeros_like(self.source_of_row)
-        holder[self.served_by] = torch.arange(self.served_by.shape[0], device=holder.device)
-        self.state = self.state.select(kept, holder[needed])
-        self.served_by = needed
+# How candidates are compared -----------------------------------------------------------------------------------------
 
 
 def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
@@ -352,10 +425,9 @@ def candidate_scores(log_probs: torch.Tensor, lengths: torch.Tensor, options: JM
 
 
 def consensus(tokens: torch.Tensor, ends: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
-    """How much candidates say the same, as in minimum Bayes risk decoding (Kumar and Byrne, 2004).
+    """Agreement of each candidate with the others, as in minimum Bayes risk decoding (Kumar and Byrne, 2004).
 
-    Of two candidates the share of their tokens that the other has, too, the same of their pairs of neighbouring
-    tokens, and the mean of both; of this the mean over the other candidates.
+    Mean, over the other candidates, of the unigram and bigram overlap (Dice coefficient) with this one.
 
     Args:
         tokens: (B, C, T).

@@ -234,6 +234,15 @@ class JMNatGenerationMixin(GenerationMixin):
         source = {name: kwargs.pop(name, None) for name in ("inputs_embeds", "encoder_outputs")}
         source["attention_mask"] = attention_mask
         options = self._resolve_generation_options(generation_config, kwargs)
+        self._check_inputs(input_ids, reranker)
+        output = None
+        if reranker is None:
+            output = self.generate_at_once(options, input_ids, target_lengths, **source)
+        if output is None:
+            output = self._generate_by_passes(options, input_ids, target_lengths, reranker, **source)
+        return output if options.return_dict_in_generate or options.output_history else output.sequences
+
+    def _check_inputs(self, input_ids: torch.Tensor | None, reranker) -> None:
         if input_ids is not None and not input_ids.numel():
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: at least one token is needed")
         if input_ids is None and reranker is not None:
@@ -241,25 +250,22 @@ class JMNatGenerationMixin(GenerationMixin):
         if reranker is not None and not hasattr(reranker, "score"):
             check_same_vocabulary(reranker.config.vocab_size, self.config.vocab_size)
 
-        if reranker is None:
-            output = self.generate_at_once(options, input_ids, target_lengths, **source)
-            if output is not None:
-                return output if options.return_dict_in_generate else output.sequences
-
-        states, source_mask, length_log_probs = self.encode_for_generation(input_ids, **source)
-        lengths = self._choose_lengths(length_log_probs, options, target_lengths)
-        output, ends = self._decode(options, lengths, states, source_mask, input_ids, reranker)
-        width = int(ends.max())
-        if not (options.return_dict_in_generate or options.output_history):
-            return output.sequences[:, :width]
-        output.sequences, output.token_scores = output.sequences[:, :width], output.token_scores[:, :width]
-        return output
-
     def generate_at_once(
         self, options: JMNatOptions, input_ids, target_lengths, **source
     ) -> JMNatGenerateOutput | None:
         """The whole translation, by a backend that can do it in one go; None: pass by pass."""
         return None
+
+    def _generate_by_passes(
+        self, options: JMNatOptions, input_ids, target_lengths, reranker, **source
+    ) -> JMNatGenerateOutput:
+        """Encode once, choose lengths, make the passes, choose among the candidates."""
+        states, source_mask, length_log_probs = self.encode_for_generation(input_ids, **source)
+        lengths = self._choose_lengths(length_log_probs, options, target_lengths)
+        output, ends = self._decode(options, lengths, states, source_mask, input_ids, reranker)
+        width = int(ends.max())
+        output.sequences, output.token_scores = output.sequences[:, :width], output.token_scores[:, :width]
+        return output
 
     def _decode(
         self,
@@ -276,36 +282,36 @@ class JMNatGenerationMixin(GenerationMixin):
         With `num_positions` = T and no rule that stops rows, no step waits for the device.
         """
         suppressed = self._suppressed_tokens(options, lengths.device)
-        decoding = MaskPredict(self, options, lengths, suppressed, num_positions)
+        decoding = MaskPredict(self, options, lengths, states, source_mask, suppressed, num_positions)
         copied = None
         if self.config.decoder_input == "source_copy":
             copied = self.copy_source(input_ids, source_mask, decoding.target_mask)
-        decoding.run(states, source_mask, copied)
-        return self._finish_decoding(decoding, lengths, source_mask, input_ids, reranker)
+        decoding.run(copied)
+        return self._choose_candidates(decoding, source_mask, input_ids, reranker)
 
-    def _finish_decoding(
-        self, decoding: MaskPredict, lengths: torch.Tensor, source_mask=None, input_ids=None, reranker=None
+    def _choose_candidates(
+        self, decoding: MaskPredict, source_mask=None, input_ids=None, reranker=None
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
         """The `num_return_sequences` best candidates of each sentence, best first, see `_decode`."""
-        options = decoding.options
-        ends = first_end(decoding.tokens, lengths, self.config.eos_token_id)  # (B, C)
-        texts = decoding.tokens.masked_fill(decoding.positions >= ends[..., None], self.config.pad_token_id)
+        options, lengths, pad = decoding.options, decoding.lengths, self.config.pad_token_id
+        tokens, log_probs, num_passes = (values.unflatten(0, lengths.shape) for values in decoding.candidates)
+        ends = first_end(tokens, lengths, self.config.eos_token_id)  # (B, C)
+        texts = tokens.masked_fill(decoding.positions >= ends[..., None], pad)  # (B, C, T)
         scores = None
         if reranker is not None:
-            means = reranker_scores(reranker, input_ids, source_mask.long(), texts, self.config.pad_token_id)
+            means = reranker_scores(reranker, input_ids, source_mask.long(), texts, pad)
             scores = (means * (lengths / length_divisors(lengths, options)).to(means)).to(lengths.device)
-        scores = decoding.scores(scores)
-        scores, best = scores.sort(dim=1, descending=True, stable=True)  # of equal ones the more probable length
-        scores, best = (value[:, : options.num_return_sequences] for value in (scores, best))
+        scores, best = decoding.scores(scores).sort(dim=1, descending=True, stable=True)  # ties: more probable length
+        scores, best = (values[:, : options.num_return_sequences] for values in (scores, best))
         sentence = torch.arange(best.shape[0], device=best.device)[:, None]
         ends = ends[sentence, best].flatten()
-        token_scores = decoding.log_probs[sentence, best].flatten(0, 1)
+        token_scores = log_probs[sentence, best].flatten(0, 1)
         output = JMNatGenerateOutput(
             sequences=texts[sentence, best].flatten(0, 1),
             sequences_scores=scores.flatten(),
             token_scores=token_scores.masked_fill(decoding.positions >= ends[:, None], 0.0),
             lengths=lengths[sentence, best].flatten(),
-            num_passes=decoding.num_passes.amax(dim=1),
+            num_passes=num_passes.amax(dim=1),
             history=tuple(decoding.history) if options.output_history else None,
             candidate_lengths=lengths,
             best_candidates=best,
@@ -314,20 +320,7 @@ class JMNatGenerationMixin(GenerationMixin):
 
     def _resolve_generation_options(self, generation_config, kwargs: dict[str, Any]) -> JMNatOptions:
         """Merge and check; whatever is left in `kwargs` is a mistake and is named."""
-        kwargs = dict(kwargs)
-        num_beams = kwargs.pop("num_beams", None)
-        if kwargs.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines call the width of the search so
-            kwargs["num_length_candidates"] = num_beams
-        max_new_tokens = kwargs.pop("max_new_tokens", None)
-        if max_new_tokens is not None:  # nothing comes before the new tokens
-            kwargs["max_length"] = max_new_tokens
-        unset = (None, False)
-        unknown = [name for name in kwargs if name not in OPTION_NAMES and not any(kwargs[name] is x for x in unset)]
-        if unknown:
-            raise ValueError(
-                f"generate got {', '.join(sorted(unknown))}, which it does not know; options are "
-                f"{', '.join(OPTION_NAMES)}, target_lengths and reranker"
-            )
+        kwargs = self._translate_arguments(kwargs)
         sources = [kwargs]
         if generation_config is not None:
             check_generation_config(generation_config)
@@ -342,6 +335,25 @@ class JMNatGenerationMixin(GenerationMixin):
                 "the basic NAT has no masks to refine"
             )
         return options
+
+    @staticmethod
+    def _translate_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `generate` under our own names; ValueError for those that it does not know."""
+        kwargs = dict(kwargs)
+        num_beams = kwargs.pop("num_beams", None)
+        if kwargs.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines call the width of the search so
+            kwargs["num_length_candidates"] = num_beams
+        max_new_tokens = kwargs.pop("max_new_tokens", None)
+        if max_new_tokens is not None:  # nothing comes before the new tokens
+            kwargs["max_length"] = max_new_tokens
+        unset = (None, False)
+        unknown = [name for name in kwargs if name not in OPTION_NAMES and not any(kwargs[name] is x for x in unset)]
+        if unknown:
+            raise ValueError(
+                f"generate got {', '.join(sorted(unknown))}, which it does not know; options are "
+                f"{', '.join(OPTION_NAMES)}, target_lengths and reranker"
+            )
+        return kwargs
 
     def _choose_lengths(self, length_log_probs, options: JMNatOptions, target_lengths) -> torch.Tensor:
         """(B, C) candidate lengths, from 2 (one token and `</s>`) to the longest allowed."""

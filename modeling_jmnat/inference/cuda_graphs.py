@@ -6,7 +6,6 @@ shape first occurs and kept in a bounded cache. On a CPU, or where capturing fai
 graphs. B sentences, C candidates, S source and T target tokens.
 """
 
-import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from ..configuration_jmnat import JMNatGenerationConfig, JMNatOptions
 from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
 from ..modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, as_encoder_output, token_mask
-from ..passes_jmnat import MaskPredict
+from ..passes_jmnat import Canvas, MaskPredict, Positions
 
 MAX_GRAPHS = 256
 WARM_UP_CALLS = 2  # before capturing: libraries set themselves up in their first calls
@@ -83,7 +82,7 @@ class CapturedGraph:
 
 
 class FixedRows(MaskPredict):
-    """Passes in which rows that stop keep their places and their tokens: all have the same shapes.
+    """Passes in which rows that stop keep their places and their tokens, so that all passes have the same shapes.
 
     `stopped` (R,) is True at these rows, from the beginning at those of the sentences that are `unused` (B,) because
     they fill up a batch. What the end needs is written in place, so that passes may be left out.
@@ -91,31 +90,22 @@ class FixedRows(MaskPredict):
 
     def __init__(self, *args, unused: torch.Tensor):
         super().__init__(*args)
-        self.stopped = unused.repeat_interleave(self.shape[1])
+        self.stopped = unused.repeat_interleave(self.lengths.shape[1])
+        self.written = Canvas(*(values.clone() for values in self.rows.canvas))
 
-    def predict(self, canvas, positions, chosen):
-        super().predict(canvas, positions, chosen & ~self.stopped[:, None])
+    @property
+    def candidates(self) -> Canvas:
+        return self.written
 
-    def one_pass(self, iteration, first_canvas=None):
-        before, _ = self.now
-        super().one_pass(iteration, first_canvas)
-        self.num_passes.add_(~self.stopped)
-        self.write_back(iteration)
-        if iteration + 1 < self.options.num_iterations:
-            going_on = self.going_on(iteration, before)
-            if going_on is not None:
-                self.stopped.logical_or_(~going_on)
-            self.stopped.logical_or_(self.pruned)
+    def predict(self, masked: torch.Tensor, positions: Positions) -> Canvas:
+        num_passes = self.rows.canvas.num_passes + ~self.stopped
+        canvas = super().predict(masked, positions.without(self.stopped))._replace(num_passes=num_passes)
+        for values, new in zip(self.written, canvas, strict=True):
+            values.copy_(new)
+        return canvas
 
-    def write_back(self, iteration):
-        for kept, now in zip((self.tokens, self.log_probs), self.now, strict=True):
-            kept.copy_(now)
-
-    def prune(self, iteration):
-        pruned = self.pruned
-        looked = super().prune(iteration)
-        self.pruned = pruned.copy_(self.pruned)
-        return looked
+    def keep(self, going_on: torch.Tensor) -> None:
+        self.stopped.logical_or_(~going_on)
 
 
 class CapturedPasses:
@@ -320,16 +310,12 @@ class StaticShapeJMNat(JMNatGenerationMixin):
 
         def start(lengths, states, source_mask, unused):
             suppressed = self.model._suppressed_tokens(options, lengths.device)
-            decoding = FixedRows(self.model, options, lengths, suppressed, num_positions, unused=unused)
-            decoding.prepare(states, source_mask)
-            return decoding
+            shared = (lengths, states, source_mask, suppressed, num_positions)
+            return FixedRows(self.model, options, *shared, unused=unused)
 
         def finish(decoding):
-            done = copy.copy(decoding)
-            if options.prune_candidates is not None and options.prune_candidates <= options.num_iterations:
-                done.prune(options.prune_candidates - 1)  # nothing new, unless all rows had stopped before
-            done.by_sentence()
-            return self.model._finish_decoding(done, done.lengths.view(done.shape))
+            decoding.finish(0)  # gives nothing up that was not given up before, unless all rows had stopped by then
+            return self.model._choose_candidates(decoding)
 
         def decode(lengths, states, source_mask):
             return self.model._decode(options, lengths, states, source_mask, num_positions=num_positions)

@@ -200,7 +200,7 @@ class ORTDecodingState:
     def __post_init__(self):
         self.feeds = {name: value.contiguous().numpy() for name, value in self.of_rows.items()}
 
-    def select(self, rows: torch.Tensor, sources: torch.Tensor | None) -> "ORTDecodingState":
+    def select(self, rows: torch.Tensor) -> "ORTDecodingState":
         """As `JMNatDecodingState.select`; every row has its source with it."""
         of_rows = {name: value[rows] for name, value in self.of_rows.items()}
         return ORTDecodingState(of_rows, self.token_bias)

@@ -329,8 +329,8 @@ def test_no_pass_asks_the_device_for_a_value(rules):
     for stopping in ({"early_stop": True}, {"confidence_threshold": 0.5}):
         suppressed = model._suppressed_tokens(options, lengths.device)
         unused = torch.zeros_like(lengths[:, 0], dtype=torch.bool)
-        decoding = FixedRows(model, replace(options, **stopping), lengths, suppressed, 8, unused=unused)
-        decoding.prepare(states, source_mask)
+        options = replace(options, **stopping)
+        decoding = FixedRows(model, options, lengths, states, source_mask, suppressed, 8, unused=unused)
         for iteration in range(4):
             decoding.one_pass(iteration)
         assert decoding.stopped.shape == (6,)

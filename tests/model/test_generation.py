@@ -355,6 +355,18 @@ def test_a_reranker_chooses_among_all_candidates():
     assert not (seen[0] == model.config.mask_token_id).any()
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_that_leave_take_the_right_sources_along(seed):
+    """Few sentences, of which any may have more rows left than another, and as many rows left as there were sources."""
+    model = random_model(11)
+    sources = random_sources(model, 3, seed)
+    options = {"early_stop": True, "num_iterations": 12, "num_length_candidates": 2}
+    whole = generate(model, sources, **options)
+    alone = [generate(model, [source], **options) for source in sources]
+    assert texts(whole) == [text for output in alone for text in texts(output)]
+    assert whole.num_passes.tolist() == [int(output.num_passes) for output in alone]
+
+
 def test_no_gradients_are_kept():
     model = random_model(17)
     output = generate(model, random_sources(model, 2))
