@@ -12,20 +12,17 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Read when torch is loaded: idle threads must not spin, here (the estimate) and in every stage.
+# Read when torch is loaded, in every stage, too: idle threads must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 from transformers import HfArgumentParser  # noqa: E402
 
-from ..data.preparation import load_prepared  # noqa: E402
 from ..experiments.inputs import begin_run, check_inputs, held_out_text, run_inputs  # noqa: E402
 from ..experiments.pictures import write_pictures  # noqa: E402
 from ..experiments.runner import StageRunner, chosen_stages, exclusive  # noqa: E402
 from ..experiments.suites import SUITES, SuiteBuilder, SuiteSettings  # noqa: E402
 from ..experiments.tables import write_tables  # noqa: E402
-from ..experiments.timing import Probe, estimate  # noqa: E402
-from ..experiments.work import work_of  # noqa: E402
 from ..utils.command_line import check_counts, command  # noqa: E402
 
 SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a quarter of what fills a GPU
@@ -84,7 +81,6 @@ class ReproduceArguments:
             "help": "Train in bf16 by autocast. It pays on a CPU with AMX or AVX512-BF16, on a GPU for wide models."
         },
     )
-    estimate: bool = field(default=True, metadata={"help": "Tell beforehand how long all will take (a few seconds)."})
 
     def __post_init__(self):
         check_counts(self, ("jobs", "teacher_steps", "student_steps", "num_length_candidates"))
@@ -137,15 +133,12 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         check_inputs(settings, inputs)
         threads = max(1, cores // jobs)
         runner = StageRunner(settings.output, jobs, arguments.time_budget, threads, pass_fds=(lock,))
-        done = {stage.name for stage in stages if runner.is_done(stage)}
+        done = sum(runner.is_done(stage) for stage in stages)
         begin_run(settings, inputs, text)
         machine = torch.cuda.get_device_name() if gpu else f"{cores} CPU cores"
-        print(f"{len(stages)} stages, {len(done)} of them done, {jobs} at a time, on {machine}", flush=True)
-        if arguments.estimate:
-            splits, tokenizer = load_prepared(settings.data)
-            sizes = {name: len(split) for name, split in splits.items()}
-            work, probe = work_of(stages, sizes, settings.preset), Probe(splits, tokenizer, arguments.bf16)
-            print(estimate(stages, work, done, probe, jobs), flush=True)
+        print(f"{len(stages)} stages, {done} of them done, {jobs} at a time, on {machine}", flush=True)
+        if done:
+            print(f"the last ones took: {runner.last_times(stages)}", flush=True)
         return summary(arguments.suite, settings.output, runner.run(stages))
 
 

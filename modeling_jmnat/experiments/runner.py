@@ -15,7 +15,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ GRACE_SECONDS = 90  # what a stage has to write its checkpoint once it was asked
 LOG_TAIL_LINES = 5
 ATTEMPTS = 2  # a stage that failed is begun once more, behind the others: memory of a GPU may be free again by then
 MEMORY_SHARE = 0.9  # of a GPU's memory, divided among the stages that share it
+LAST_STAGES = 3  # the finished ones whose times are told
 LOCK, STAGES_LOCK = ".lock", ".stages.lock"
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -111,26 +113,16 @@ class StageRunner:
         Raises:
             ValueError: a stage was done by another command, or needs one that does not exist.
         """
-        states = {stage.name: "done" if self.is_done(stage) else "waiting" for stage in stages}
-        for stage in stages:
-            unknown = [name for name in stage.needs if name not in states]
-            if unknown:
-                raise ValueError(f"stage {stage.name} needs {unknown[0]}, which is not a stage")
-        running: list[Running] = []
+        states = self.initial_states(stages)
         attempts = dict.fromkeys(states, 0)
-        initial = sum(state == "done" for state in states.values())
-        progress = tqdm(total=len(stages), initial=initial, desc="stages", unit="stage", disable=None)
-        with progress as bar:
+        running: list[Running] = []
+        done = sum(state == "done" for state in states.values())
+        with tqdm(total=len(stages), initial=done, desc="stages", unit="stage", disable=None) as bar:
             try:
                 # Noted, not raised: an exception in the midst of starting or polling a process would lose it.
                 with received(signal.SIGINT, signal.SIGTERM) as signals:
                     while not signals:
-                        for item in [item for item in running if item.process.poll() is not None]:
-                            running.remove(item)
-                            states[item.stage.name] = self.finish(item)
-                            if states[item.stage.name] == "failed" and attempts[item.stage.name] < ATTEMPTS:
-                                states[item.stage.name] = "waiting"
-                            bar.update(states[item.stage.name] == "done")
+                        bar.update(self.collect(running, states, attempts))
                         if self.seconds_left() <= 0:
                             break
                         for stage in self.startable(stages, states, attempts, [item.stage for item in running]):
@@ -147,6 +139,29 @@ class StageRunner:
                 for item, state in zip(running, self.stop(running), strict=True):
                     states[item.stage.name] = state
         return states
+
+    def initial_states(self, stages: Sequence[Stage]) -> dict[str, str]:
+        states = {stage.name: "done" if self.is_done(stage) else "waiting" for stage in stages}
+        for stage in stages:
+            unknown = [name for name in stage.needs if name not in states]
+            if unknown:
+                raise ValueError(f"stage {stage.name} needs {unknown[0]}, which is not a stage")
+        return states
+
+    def collect(self, running: list[Running], states: dict[str, str], attempts: Mapping[str, int]) -> int:
+        """Take processes that have ended out of `running`, set their states and return how many stages they finished.
+
+        A stage that failed waits for its next attempt, if it has one left.
+        """
+        newly_done = 0
+        for item in [item for item in running if item.process.poll() is not None]:
+            running.remove(item)
+            name, state = item.stage.name, self.finish(item)
+            states[name] = "waiting" if state == "failed" and attempts[name] < ATTEMPTS else state
+            newly_done += state == "done"
+        if newly_done:
+            tqdm.write(progress(states))
+        return newly_done
 
     def startable(
         self, stages: Sequence[Stage], states: dict[str, str], attempts: dict[str, int], running: Sequence[Stage]
@@ -173,6 +188,14 @@ class StageRunner:
 
     def log(self, stage: Stage) -> Path:
         return self.output_dir / "logs" / f"{stage.name}.log"
+
+    def last_times(self, stages: Sequence[Stage]) -> str:
+        """How long the stages took that finished last, for a person; empty before the first one."""
+        marks = sorted(
+            (path for path in map(self.mark, stages) if path.is_file()), key=lambda path: path.stat().st_mtime
+        )
+        written = [json.loads(path.read_text(encoding="utf-8")) for path in marks[-LAST_STAGES:]]
+        return ", ".join(f"{mark['stage']} {mark['seconds'] / 60:.1f} minutes" for mark in written)
 
     def is_done(self, stage: Stage) -> bool:
         mark = self.mark(stage)
@@ -247,6 +270,13 @@ class StageRunner:
                 os.killpg(item.process.pid, signal.SIGKILL)
                 item.process.wait()
         return [self.finish(item) if item.process.returncode == 0 else "stopped" for item in running]
+
+
+def progress(states: Mapping[str, str]) -> str:
+    """How many stages are in which state, for a person."""
+    count = Counter(states.values())
+    others = [f"{count[state]} {state}" for state in ("running", "waiting", "stopped", "failed") if count[state]]
+    return ", ".join([f"{count['done']} of {len(states)} stages are done", *others])
 
 
 def changed_parts(done_by: Sequence[str], command: Sequence[str], before: str, now: str) -> list[str]:

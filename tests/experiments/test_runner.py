@@ -120,6 +120,25 @@ def test_only_what_is_inside_the_folder_moves_with_it():
     assert changed_parts(["a.py", "1", "2"], ["a.py", "2", "1"], "", "") == ["in another order"]
 
 
+def test_what_is_done_and_left_is_told(tmp_path, capsys):
+    stages = [
+        stage(tmp_path, "a"),
+        stage(tmp_path, "b", "time.sleep(1)"),
+        stage(tmp_path, "c", "sys.exit(1)", needs=["a"]),
+        stage(tmp_path, "d", needs=["c"]),
+    ]
+    assert StageRunner(tmp_path).last_times(stages) == ""
+    StageRunner(tmp_path, jobs=2).run(stages)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["a: done in 0.0 minutes", "1 of 4 stages are done, 1 running, 2 waiting"]
+    assert lines[-2:] == ["b: done in 0.0 minutes", "2 of 4 stages are done, 1 waiting, 1 failed"]
+    for name, seconds in (("a", 90.0), ("b", 30.0)):
+        path = tmp_path / "stages" / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": seconds}))
+        os.utime(path, (seconds, seconds))
+    assert StageRunner(tmp_path).last_times(stages) == "b 0.5 minutes, a 1.5 minutes"
+
+
 def test_jobs_run_side_by_side_up_to_their_number(tmp_path):
     stages = [stage(tmp_path, name, "time.sleep(0.6)") for name in "abcd"]
     StageRunner(tmp_path, jobs=2).run(stages)
