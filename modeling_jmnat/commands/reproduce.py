@@ -111,7 +111,6 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         preset=arguments.preset,
         data=Path(arguments.data),
         output=Path(arguments.output),
-        scripts=Path(__file__).resolve().parents[2] / "run_scripts",
         teacher_steps=arguments.teacher_steps,
         student_steps=arguments.student_steps,
         teacher=arguments.teacher,

@@ -1,8 +1,8 @@
 """Named stages of an experiment, each a command: skipped when done, resumed when cut off, run side by side.
 
-A stage is done when its command ended with exit code 0 and its last line of JSON did not say `"finished": false`; a
-file in `OUTPUT/stages/` then tells so, with the command and the figures. A stage without that file is run again: the
-commands resume by themselves. Stages end with the process that started them.
+A stage is done when its command ended with exit code 0 and its last line of JSON did not say `"finished": false`. Its
+mark, a file in `OUTPUT/stages/`, then holds the command, its options and its figures. A stage without a mark is run
+again: the commands resume by themselves. Stages end with the process that started them.
 """
 
 import ctypes
@@ -34,6 +34,9 @@ LOG_TAIL_LINES = 5
 ATTEMPTS = 2  # a stage that failed is begun once more, behind the others: memory of a GPU may be free again by then
 MEMORY_SHARE = 0.9  # of a GPU's memory, divided among the stages that share it
 LAST_STAGES = 3  # the finished ones whose times are told
+PROGRAM = (sys.executable, "-m", "modeling_jmnat.commands")
+# Marks of earlier versions name the script of a command.
+COMMAND_OF_SCRIPT = {"train_jmnat.py": "train", "prepare_data.py": "prepare", "tune_decoding.py": "tune"}
 LOCK, STAGES_LOCK = ".lock", ".stages.lock"
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -41,21 +44,35 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 @dataclass(frozen=True)
 class Stage:
-    """One command.
+    """One command with its options.
 
     Args:
-        name: also of its log and of its mark, unique in a run.
-        command: arguments after the Python interpreter, script first.
-        needs: names of the stages that must be done before.
-        trains: the command takes `--time_budget MINUTES` and stops by itself with a checkpoint.
-        alone: runs when nothing else does, because it takes times.
+        name: also of its log and its mark; unique within a run.
+        command: name of its module in `modeling_jmnat.commands`, such as "train".
+        options: values by name, as JSON holds them; a list or tuple gives several values to one option.
+        needs: names of the stages that must be done first.
+        trains: the command takes `--time_budget MINUTES` and then stops by itself with a checkpoint.
+        alone: it measures time, so it runs when nothing else does.
     """
 
     name: str
-    command: tuple[str, ...]
+    command: str
+    options: Mapping[str, object] = field(default_factory=dict, hash=False)
     needs: tuple[str, ...] = ()
     trains: bool = False
     alone: bool = False
+
+    def words(self) -> list[str]:
+        """The command and its options as words of a command line."""
+        return [self.command, *flags(self.options)]
+
+
+def flags(options: Mapping[str, object]) -> list[str]:
+    """Options as words of a command line; a list or tuple gives several values to one option."""
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return words
 
 
 def chosen_stages(stages: Sequence[Stage], pattern: str) -> list[Stage]:
@@ -203,7 +220,7 @@ class StageRunner:
             return False
         written = json.loads(mark.read_text(encoding="utf-8"))
         folders = (written["output_dir"], str(self.output_dir.resolve()))
-        if changed := changed_parts(written["command"], stage.command, *folders):
+        if changed := changed_parts(words_of_mark(written), stage.words(), *folders):
             raise ValueError(
                 f"stage {stage.name} was done with other settings ({' '.join(changed)}): choose another --output "
                 f"or delete {mark} and the stage's folder"
@@ -211,7 +228,7 @@ class StageRunner:
         return True
 
     def start(self, stage: Stage) -> Running:
-        command = [sys.executable, *stage.command]
+        command = [*PROGRAM, *stage.words()]
         if stage.trains and self.time_budget is not None:
             command += ["--time_budget", f"{max(self.seconds_left() / 60, 0.01):.2f}"]
         environment = dict(os.environ, TOKENIZERS_PARALLELISM="false")
@@ -245,17 +262,17 @@ class StageRunner:
         figures = last_json(lines)
         if figures.get("finished") is False:
             return "stopped"
-        seconds = round(time.monotonic() - item.since, 1)
         mark = {
             "stage": item.stage.name,
-            "command": list(item.stage.command),
+            "command": item.stage.command,
+            "options": dict(item.stage.options),
             "output_dir": str(self.output_dir.resolve()),
-            "seconds": seconds,
+            "seconds": round(time.monotonic() - item.since, 1),
             "figures": figures,
         }
         self.mark(item.stage).parent.mkdir(exist_ok=True)
         write_json(self.mark(item.stage), mark)
-        tqdm.write(f"{item.stage.name}: done in {seconds / 60:.1f} minutes")
+        tqdm.write(f"{item.stage.name}: done in {mark['seconds'] / 60:.1f} minutes")
         return "done"
 
     def stop(self, running: Sequence[Running]) -> list[str]:
@@ -279,18 +296,29 @@ def progress(states: Mapping[str, str]) -> str:
     return ", ".join([f"{count['done']} of {len(states)} stages are done", *others])
 
 
-def changed_parts(done_by: Sequence[str], command: Sequence[str], before: str, now: str) -> list[str]:
+def words_of_mark(mark: dict) -> list[str]:
+    """The command and the options of a stage that is done, as words of a command line.
+
+    Marks of earlier versions hold these words themselves, the path of a script first.
+    """
+    if isinstance(mark["command"], str):
+        return [mark["command"], *flags(mark["options"])]
+    script, *words = mark["command"]
+    script = Path(script).name
+    return [COMMAND_OF_SCRIPT.get(script, script.removesuffix(".py")), *words]
+
+
+def changed_parts(done_by: Sequence[str], words: Sequence[str], before: str, now: str) -> list[str]:
     """What differs between two commands, of which the first was given when the run folder was `before`.
 
-    Where the scripts lie and how a path is spelled makes no difference.
+    How a path is spelled makes no difference.
     """
-    then = [Path(done_by[0]).name, *(moved(part, before, now) for part in done_by[1:])]
-    command = [Path(command[0]).name, *command[1:]]
-    if len(then) == len(command) and all(map(same_path, then, command)):
+    then = [moved(word, before, now) for word in done_by]
+    if len(then) == len(words) and all(map(same_path, then, words)):
         return []
     lost, new = (
-        [part for part in one if not any(same_path(part, candidate) for candidate in other)]
-        for one, other in ((then, command), (command, then))
+        [word for word in one if not any(same_path(word, candidate) for candidate in other)]
+        for one, other in ((then, words), (words, then))
     )
     return sorted({*lost, *new}) or ["in another order"]
 

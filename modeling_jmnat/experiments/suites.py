@@ -58,7 +58,6 @@ class SuiteSettings:
         preset: name or file for the training commands.
         data: folder that prepare_data.py wrote.
         output: folder of the whole run.
-        scripts: folder of the commands.
         teacher_steps, student_steps: updates; None leaves them to the preset.
         training_options: further options of all trainings, such as {"bf16": True}.
         teacher: folder or name on the Hub of the teacher that translates the training set; None trains one.
@@ -72,7 +71,6 @@ class SuiteSettings:
     preset: str
     data: Path
     output: Path
-    scripts: Path
     teacher_steps: int | None = None
     student_steps: int | None = None
     teacher: str | None = None
@@ -84,7 +82,7 @@ class SuiteSettings:
     batch_tokens: int | None = None
 
     def __post_init__(self):
-        self.data, self.output, self.scripts = (path.resolve() for path in (self.data, self.output, self.scripts))
+        self.data, self.output = self.data.resolve(), self.output.resolve()
         if self.teacher is not None and Path(self.teacher).is_dir():
             self.teacher = os.path.realpath(self.teacher)
         for name in ("preset", "teacher_preset"):
@@ -102,15 +100,6 @@ class SuiteSettings:
         if training.get("max_steps", 0) < 1:
             raise ValueError(f"preset {preset} has no max_steps: give --teacher_steps and --student_steps")
         return int(training["max_steps"])
-
-
-def flags(options: dict) -> list[str]:
-    """Options as command-line arguments; a list gives several values to one option."""
-    return [
-        part
-        for name, value in options.items()
-        for part in (f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value]))
-    ]
 
 
 def layers_of(preset: str) -> dict[str, int]:
@@ -257,11 +246,11 @@ class SuiteBuilder:
 
     # Stages ----------------------------------------------------------------------------------------------------------
 
-    def add(self, name: str, script: str, options: dict, needs: Sequence[str] = (), **fields) -> None:
-        command = (str(self.settings.scripts / script), *flags(options))
+    def add(self, name: str, command: str, options: dict, needs: Sequence[str] = (), **fields) -> None:
+        options = {key: str(value) if isinstance(value, Path) else value for key, value in options.items()}
         if self.settings.teacher is not None:
             needs = [need for need in needs if need != "teacher"]
-        self.stages.setdefault(name, Stage(name, command, tuple(needs), **fields))
+        self.stages.setdefault(name, Stage(name, command, options, tuple(needs), **fields))
 
     def model_of(self, system: str) -> Path | str:
         """Folder of a system's model."""
@@ -294,7 +283,7 @@ class SuiteBuilder:
             **self.training_options(),
             **(layers or {}),
         }
-        self.add(name, "train_teacher.py", options, needs, trains=True)
+        self.add(name, "train_teacher", options, needs, trains=True)
         self.add_evaluation(name, name, {}, autoregressive=True)
 
     def add_distillation(self, teacher: str, name: str) -> None:
@@ -303,7 +292,7 @@ class SuiteBuilder:
         options |= {"source_lang": "src", "target_lang": "tgt"}
         if self.settings.batch_tokens is not None:
             options["batch_tokens"] = 8 * self.settings.batch_tokens
-        self.add(f"distill_{name}", "distill.py", options, [teacher])
+        self.add(f"distill_{name}", "distill", options, [teacher])
         self.add_preparation(name, text)
 
     def add_preparation(self, name: str, text: Path, more: dict | None = None) -> None:
@@ -321,10 +310,10 @@ class SuiteBuilder:
             options |= {f"{split}_source": held_out / f"{split}.src", f"{split}_target": held_out / f"{split}.tgt"}
         if self.lowercase:
             options["lowercase"] = True
-        self.add(f"prepare_{name}", "prepare_data.py", options, [f"distill_{text.name}"])
+        self.add(f"prepare_{name}", "prepare", options, [f"distill_{text.name}"])
 
     def decoding(self, student: Student) -> dict:
-        """Options of evaluate.py and translate.py for a student."""
+        """Options of the commands evaluate and translate for a student."""
         options = {"generation_options": json.dumps(student.decoding)} if student.decoding else {}
         return options | ({"num_iterations": 1} if student.one_pass else {})
 
@@ -352,7 +341,7 @@ class SuiteBuilder:
                 **start,
                 **({"eval_num_iterations": 1} if student.one_pass else {}),
             }
-            self.add(name, "train_jmnat.py", options, (*needs, *waits_for), trains=True)
+            self.add(name, "train", options, (*needs, *waits_for), trains=True)
             self.add_evaluation(name, name, self.decoding(student))
 
     def start_of(self, student: Student) -> tuple[dict, tuple[str, ...]]:
@@ -385,7 +374,7 @@ class SuiteBuilder:
             **({} if autoregressive else candidates),
             **(more or {}),
         }
-        self.add(f"tune_{name}", "tune_decoding.py", options, [system, *self.reranker_stage(options)])
+        self.add(f"tune_{name}", "tune", options, [system, *self.reranker_stage(options)])
         tuned = {"tuning": chosen, **({"num_beams": BEAMS[-1]} if autoregressive else {}), **(more or {})}
         self.add_evaluation(system, f"{name}.tuned", tuned, autoregressive, needs=[f"tune_{name}"])
 
@@ -413,7 +402,7 @@ class SuiteBuilder:
         if "num_length_candidates" in json.loads(options.get("generation_options", "{}")):
             del options["num_length_candidates"]
         needs = [system, *self.reranker_stage(options), *needs]
-        self.add(f"evaluate_{name}", "evaluate.py", options, needs, alone=alone)
+        self.add(f"evaluate_{name}", "evaluate", options, needs, alone=alone)
 
     def reranker(self, student: Student) -> dict:
         return {"reranker": self.model_of(teacher_of(student))}
@@ -434,4 +423,4 @@ class SuiteBuilder:
             "output": self.settings.output / "results" / f"{system}.cases.txt",
             **options,
         }
-        self.add(f"translate_{system}", "translate.py", options, [system])
+        self.add(f"translate_{system}", "translate", options, [system])

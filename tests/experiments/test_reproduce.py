@@ -53,10 +53,10 @@ def preset(tmp_path_factory):
 
 
 class ForkedCommand:
-    """Takes the place of `subprocess.Popen`: the script in a fork of this process, which has all imports already."""
+    """Takes the place of `subprocess.Popen`: the command in a fork of this process, which has all imports already."""
 
     def __init__(self, command, stdout, stderr, env, preexec_fn, **options):
-        script, *arguments = command[1:]
+        module, *arguments = command[2:]
         sys.stdout.flush()
         self.pid, self.returncode = os.fork(), None
         if self.pid:
@@ -69,8 +69,8 @@ class ForkedCommand:
             os.dup2(stdout.fileno(), 2)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
             os.environ.update(env)
-            sys.argv = [script, *arguments]
-            runpy.run_path(script, run_name="__main__")
+            sys.argv = [module, *arguments]
+            runpy.run_module(module, run_name="__main__")
             code = 0
         except SystemExit as end:
             code = end.code or 0

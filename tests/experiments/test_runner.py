@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from modeling_jmnat.commands.__main__ import COMMANDS
+from modeling_jmnat.commands.__main__ import main as run_command
 from modeling_jmnat.experiments import runner as experiments
 from modeling_jmnat.experiments.runner import (
     Stage,
@@ -16,15 +18,20 @@ from modeling_jmnat.experiments.runner import (
     changed_parts,
     chosen_stages,
     exclusive,
+    flags,
     last_json,
+    words_of_mark,
 )
 from modeling_jmnat.utils.command_line import GPU_MEMORY_SHARE, limit_gpu_memory
 from tests.helpers.tiny_runs import Child
+from tests.helpers.translation_samples import load_script
 
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch):
+    """The commands of these tests are scripts of their own."""
     monkeypatch.setattr(experiments, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(experiments, "PROGRAM", (sys.executable,))
 
 
 def stage(folder, name, code="", needs=(), **fields):
@@ -37,7 +44,7 @@ def stage(folder, name, code="", needs=(), **fields):
         f"        file.write(json.dumps([{name!r}, what, time.monotonic(), sys.argv[1:]]) + chr(10))\n"
         f"trace('begin')\n{code}\ntrace('end')\nprint(json.dumps({{'name': {name!r}}}))\n"
     )
-    return Stage(name, (str(script), "--option", "1"), tuple(needs), **fields)
+    return Stage(name, str(script), {"option": 1}, tuple(needs), **fields)
 
 
 def read_trace(folder):
@@ -55,14 +62,14 @@ def test_stages_run_after_what_they_need_and_once(tmp_path):
     assert events(tmp_path) == [(name, what) for name in "abc" for what in ("begin", "end")]
     mark = json.loads((tmp_path / "stages" / "b.json").read_text())
     assert mark["figures"] == {"name": "b"}
-    assert mark["command"] == list(stages[1].command)
+    assert (mark["command"], mark["options"]) == (stages[1].command, {"option": 1})
     assert StageRunner(tmp_path).run(stages) == {"a": "done", "b": "done", "c": "done"}
     assert len(events(tmp_path)) == 6
 
 
 def test_chosen_stages_come_with_what_they_need():
     needs = {"a": (), "b": ("a",), "c": ("b",), "d": ("a",), "bc": ()}
-    stages = [Stage(name, ("x",), needs[name]) for name in needs]
+    stages = [Stage(name, "x", needs=needs[name]) for name in needs]
 
     def names(pattern):
         return [stage.name for stage in chosen_stages(stages, pattern)]
@@ -79,7 +86,7 @@ def test_chosen_stages_come_with_what_they_need():
 def test_other_settings_and_unknown_needs_are_refused(tmp_path):
     first = stage(tmp_path, "a")
     StageRunner(tmp_path).run([first])
-    changed = Stage("a", (*first.command[:-1], "2"))
+    changed = Stage("a", first.command, {"option": 2})
     with pytest.raises(ValueError, match=r"stage a was done with other settings \(1 2\)"):
         StageRunner(tmp_path).run([changed])
     with pytest.raises(ValueError, match="stage b needs nobody, which is not a stage"):
@@ -87,37 +94,140 @@ def test_other_settings_and_unknown_needs_are_refused(tmp_path):
 
 
 def test_done_stages_are_known_in_a_folder_that_was_moved_and_by_other_spellings(tmp_path, monkeypatch):
-    script = tmp_path / "code" / "a.py"
-    script.parent.mkdir()
+    script = tmp_path / "a.py"
     script.write_text("print('{}')")
 
-    def command(output, value="1", scripts=script.parent):
-        return Stage("a", (str(scripts / "a.py"), "--model", str(output / "teacher"), "--seed", value))
+    def command(output, value=1):
+        return Stage("a", str(script), {"model": str(output / "teacher"), "seed": value})
 
     before, after = tmp_path / "run", tmp_path / "elsewhere" / "renamed"
     before.mkdir()
     StageRunner(before).run([command(before)])
     monkeypatch.chdir(tmp_path)
     assert StageRunner(Path("run")).is_done(command(Path("run")))
-    assert StageRunner(before).is_done(command(before, scripts=tmp_path / "copy"))
     after.parent.mkdir()
     before.rename(after)
     assert StageRunner(after).is_done(command(after))
     with pytest.raises(ValueError, match=r"stage a was done with other settings \(1 2\)"):
-        StageRunner(after).is_done(command(after, "2"))
+        StageRunner(after).is_done(command(after, 2))
     with pytest.raises(ValueError, match=f"{before / 'teacher'}"):  # a model of the former folder is another one
         StageRunner(after).is_done(command(before))
 
 
+OLD_MARK = """{
+  "stage": "jm-1",
+  "command": [
+    "/home/me/jmnat/run_scripts/train_jmnat.py",
+    "--preset",
+    "multi30k_tiny",
+    "--data",
+    "/home/me/run/distilled/data",
+    "--output_dir",
+    "/home/me/run/jm-1",
+    "--seed",
+    "1",
+    "--bf16",
+    "True",
+    "--use_cpu",
+    "True",
+    "--eval_num_iterations",
+    "4",
+    "10",
+    "--dropout",
+    "0.2",
+    "--init_from_teacher",
+    "/home/me/teacher"
+  ],
+  "output_dir": "/home/me/run",
+  "seconds": 754.2,
+  "figures": {
+    "finished": true,
+    "steps": 3200
+  }
+}
+"""
+
+
+def test_marks_of_earlier_versions_are_read(tmp_path):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "jm-1.json").write_text(OLD_MARK)
+    options = {
+        "preset": "multi30k_tiny",
+        "data": str(tmp_path / "distilled" / "data"),
+        "output_dir": str(tmp_path / "jm-1"),
+        "seed": 1,
+        "bf16": True,
+        "use_cpu": True,
+        "eval_num_iterations": (4, 10),
+        "dropout": 0.2,
+        "init_from_teacher": "/home/me/teacher",
+    }
+    runner = StageRunner(tmp_path)
+    done = Stage("jm-1", "train", options)
+    assert runner.is_done(done)
+    assert runner.run([done]) == {"jm-1": "done"}
+    assert runner.last_times([done]) == "jm-1 12.6 minutes"
+    with pytest.raises(ValueError, match=r"stage jm-1 was done with other settings \(0.2 0.3\)"):
+        runner.is_done(Stage("jm-1", "train", options | {"dropout": 0.3}))
+    with pytest.raises(ValueError, match=r"\(train train_teacher\)"):
+        runner.is_done(Stage("jm-1", "train_teacher", options))
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [
+        ("train_jmnat", "train"),
+        ("train_teacher", "train_teacher"),
+        ("prepare_data", "prepare"),
+        ("distill", "distill"),
+        ("evaluate", "evaluate"),
+        ("tune_decoding", "tune"),
+        ("translate", "translate"),
+    ],
+)
+def test_scripts_of_earlier_marks_are_commands_of_today(script, command):
+    assert words_of_mark({"command": [f"/some/where/{script}.py", "--seed", "1"]}) == [command, "--seed", "1"]
+    assert command in COMMANDS
+    assert load_script(script).__name__ == f"modeling_jmnat.commands.{command}"
+
+
 def test_only_what_is_inside_the_folder_moves_with_it():
-    done_by = ["a.py", "/runs/one", "/runs/one/x", "/runs/one_more/x"]
-    assert changed_parts(done_by, ["a.py", "/two", "/two/x", "/runs/one_more/x"], "/runs/one", "/two") == []
-    assert changed_parts(done_by, ["a.py", "/two", "/two/x", "/two_more/x"], "/runs/one", "/two") == [
+    done_by = ["a", "/runs/one", "/runs/one/x", "/runs/one_more/x"]
+    assert changed_parts(done_by, ["a", "/two", "/two/x", "/runs/one_more/x"], "/runs/one", "/two") == []
+    assert changed_parts(done_by, ["a", "/two", "/two/x", "/two_more/x"], "/runs/one", "/two") == [
         "/runs/one_more/x",
         "/two_more/x",
     ]
-    assert changed_parts(["a.py", "1", "2"], ["b.py", "1", "2"], "", "") == ["a.py", "b.py"]
-    assert changed_parts(["a.py", "1", "2"], ["a.py", "2", "1"], "", "") == ["in another order"]
+    assert changed_parts(["a", "1", "2"], ["b", "1", "2"], "", "") == ["a", "b"]
+    assert changed_parts(["a", "1", "2"], ["a", "2", "1"], "", "") == ["in another order"]
+
+
+def test_options_are_read_back_from_a_mark_as_they_were(tmp_path):
+    script = tmp_path / "a.py"
+    script.write_text("print('{}')")
+    options = {"levels": (0.0, 0.1), "passes": [4, 10], "lowercase": False, "grid": '{"a": [true, "ü"]}', "rate": 1.0}
+    stage = Stage("a", str(script), options)
+    StageRunner(tmp_path).run([stage])
+    assert StageRunner(tmp_path).is_done(stage)
+    assert json.loads((tmp_path / "stages" / "a.json").read_text())["options"] == options | {"levels": [0.0, 0.1]}
+
+
+def test_flags_give_lists_and_truth_values():
+    assert flags({"a": 1, "b": [1, 2], "c": True}) == ["--a", "1", "--b", "1", "2", "--c", "True"]
+
+
+def test_stages_run_the_commands_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(experiments, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(experiments, "ATTEMPTS", 1)
+    assert StageRunner(tmp_path).run([Stage("a", "prepare", {"output_dir": str(tmp_path)})]) == {"a": "failed"}
+    assert (
+        "train_source=None and train_target=None: both files are needed" in (tmp_path / "logs" / "a.log").read_text()
+    )
+    with pytest.raises(SystemExit, match="error: 'nothing' is not one of average_checkpoints, "):
+        run_command(["nothing"])
+    with pytest.raises(SystemExit, match="error: '' is not one of"):
+        run_command([])
 
 
 def test_what_is_done_and_left_is_told(tmp_path, capsys):

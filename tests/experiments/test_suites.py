@@ -15,7 +15,8 @@ from modeling_jmnat.evaluation.plots import COLOURS
 from modeling_jmnat.experiments.inputs import export_held_out_text, held_out_text
 from modeling_jmnat.experiments.paper_data import parse_preparation
 from modeling_jmnat.experiments.pictures import PICTURES, write_pictures
-from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder, SuiteSettings, flags
+from modeling_jmnat.experiments.runner import flags
+from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder, SuiteSettings
 from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS
 from modeling_jmnat.experiments.tables import TABLES, cell, write_tables
 from modeling_jmnat.teacher.distillation import DistillationArguments
@@ -25,7 +26,7 @@ from modeling_jmnat.training.command import parse_command
 from modeling_jmnat.training.presets import load_preset
 from modeling_jmnat.utils.markdown import markdown
 from tests.helpers.tiny_runs import prepare_tiny_data
-from tests.helpers.translation_samples import SCRIPTS, load_script
+from tests.helpers.translation_samples import load_script
 
 
 @pytest.fixture(scope="module")
@@ -43,36 +44,25 @@ def data(tmp_path_factory):
 
 
 def settings(data, output, **fields):
-    return SuiteSettings(**{"preset": "multi30k_tiny", "data": data, "output": output, "scripts": SCRIPTS, **fields})
+    return SuiteSettings(**{"preset": "multi30k_tiny", "data": data, "output": output, **fields})
 
 
 def parse(stage):
-    script, arguments = Path(stage.command[0]).name, list(stage.command[1:])
-    if script == "train_jmnat.py":
+    arguments = flags(stage.options)
+    if stage.command == "train":
         return parse_command(arguments, "")
-    if script == "train_teacher.py":
+    if stage.command == "train_teacher":
         return parse_teacher_command(arguments, "")
-    if script == "prepare_data.py":
+    if stage.command == "prepare":
         return parse_preparation(arguments, "")[0]
     dataclass = {
-        "evaluate.py": lambda: load_script("evaluate").EvaluationArguments,
-        "tune_decoding.py": lambda: load_script("tune_decoding").TuningArguments,
-        "translate.py": lambda: load_script("translate").TranslationArguments,
-        "distill.py": lambda: DistillationArguments,
-    }[script]()
+        "evaluate": lambda: load_script("evaluate").EvaluationArguments,
+        "tune": lambda: load_script("tune_decoding").TuningArguments,
+        "translate": lambda: load_script("translate").TranslationArguments,
+        "distill": lambda: DistillationArguments,
+    }[stage.command]()
     (parsed,) = HfArgumentParser(dataclass).parse_args_into_dataclasses(arguments)
     return parsed
-
-
-def options_of(stage):
-    """The values of each option of a stage's command."""
-    options = {}
-    for part in stage.command[1:]:
-        if part.startswith("--"):
-            values = options.setdefault(part[2:], [])
-        else:
-            values.append(part)
-    return options
 
 
 VARIANTS = {
@@ -92,9 +82,9 @@ def test_every_command_takes_its_options(data, tmp_path, variant):
     assert len({stage.name for stage in stages}) == len(stages) > 100
     for stage in stages:
         parsed = parse(stage)
-        options = options_of(stage)
-        if "generation_options" in options:
-            assert set(json.loads(*options["generation_options"])) <= set(OPTION_NAMES)
+        assert json.loads(json.dumps(stage.options)).keys() == stage.options.keys()  # as a mark holds them
+        if "generation_options" in stage.options:
+            assert set(json.loads(stage.options["generation_options"])) <= set(OPTION_NAMES)
         if stage.trains:
             assert parsed.training.max_steps > 0
             JMNatConfig(vocab_size=320, **parsed.model)
@@ -152,12 +142,12 @@ def test_settings_reach_the_commands(data, tmp_path):
 
 def reads_and_writes(stage):
     """Folders of models and data that a stage reads, and the one that it writes."""
-    options = options_of(stage)
+    options = stage.options
     names = ("model", "teacher", "reranker", "init_from", "init_from_teacher", "data", "train_source")
     names += ("append_train_of",)
-    reads = {Path(options[name][0]) for name in names if name in options}
+    reads = {Path(options[name]) for name in names if name in options}
     reads = {path.parent if path.name.startswith("distilled") else path for path in reads}
-    return reads, Path(options["output_dir"][0]) if "output_dir" in options else None
+    return reads, Path(options["output_dir"]) if "output_dir" in options else None
 
 
 def test_stages_need_what_they_read(data, tmp_path):
@@ -186,11 +176,12 @@ def test_teacher_that_is_there_is_not_trained(data, tmp_path, monkeypatch):
     assert set(usual) - set(stages) == {"teacher"}
     before, now = str(tmp_path / "run" / "teacher"), str(tmp_path / "mine")
     for name, stage in stages.items():
-        expected = [now if part == before else part for part in usual[name].command]
-        assert list(stage.command) == expected
+        assert stage.command == usual[name].command
+        expected = {key: now if value == before else value for key, value in usual[name].options.items()}
+        assert stage.options == expected
         assert stage.needs == tuple(need for need in usual[name].needs if need != "teacher")
-    assert options_of(stages["jm-1"])["init_from_teacher"] == [now]
-    assert options_of(stages["evaluate_jm-1.reranked"])["reranker"] == [now]
+    assert stages["jm-1"].options["init_from_teacher"] == now
+    assert stages["evaluate_jm-1.reranked"].options["reranker"] == now
 
 
 def test_teacher_of_a_larger_vocabulary_does_not_fit(data, tmp_path):
@@ -209,8 +200,8 @@ def test_students_start_with_a_teacher_of_their_size(data, tmp_path, sizes):
     builder = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine")))
     stages = {stage.name: stage for stage in builder.build(["main"])}
     assert {name for name, stage in stages.items() if stage.trains} == {"small_teacher", "jm-1"}
-    assert options_of(stages["distill_distilled"])["teacher"] == [str(tmp_path / "mine")]
-    assert options_of(stages["jm-1"])["init_from_teacher"] == [str(tmp_path / "run" / "small_teacher")]
+    assert stages["distill_distilled"].options["teacher"] == str(tmp_path / "mine")
+    assert stages["jm-1"].options["init_from_teacher"] == str(tmp_path / "run" / "small_teacher")
     assert stages["jm-1"].needs == ("prepare_distilled", "small_teacher")
     scratch = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine"), from_teacher=False))
     assert [stage.name for stage in scratch.build(["main"]) if stage.trains] == ["jm-1"]
@@ -231,12 +222,8 @@ def test_paths_are_absolute(data, tmp_path, monkeypatch):
     preset.write_text("training: {max_steps: 3}\n")
     monkeypatch.chdir(tmp_path)
     absolute = SuiteBuilder(settings(data, tmp_path / "run", preset=str(preset))).build(["main"])
-    relative = SuiteSettings("mine.yaml", Path(os.path.relpath(data)), Path("run"), Path(os.path.relpath(SCRIPTS)))
+    relative = SuiteSettings("mine.yaml", Path(os.path.relpath(data)), Path("run"))
     assert SuiteBuilder(relative).build(["main"]) == absolute
-
-
-def test_flags_give_lists_and_truth_values():
-    assert flags({"a": 1, "b": [1, 2], "c": True}) == ["--a", "1", "--b", "1", "2", "--c", "True"]
 
 
 def test_names_of_systems_differ():
