@@ -72,6 +72,7 @@ class Benchmark:
         self.found |= {"latency": {}, "throughput": {}}
         if self.path.is_file():
             self.found = json.loads(self.path.read_text())
+            self.found["settings"].pop("size", None)  # of earlier versions: it chose a table
             if self.found["settings"] != settings:
                 raise ValueError(
                     f"{self.path} holds measurements with other settings: remove it or name another folder"

@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from transformers import HfArgumentParser  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
-from ..benchmark.bars import bars_table  # noqa: E402
 from ..benchmark.models import check_models, copy_models  # noqa: E402
 from ..benchmark.onnx_profile import profile_table  # noqa: E402
 from ..benchmark.run import Benchmark, Plan  # noqa: E402
@@ -52,7 +51,7 @@ class BenchmarkArguments:
 
     output: str = field(
         metadata={
-            "help": "Folder for measurements.json, rows.json, environment.json, four tables (.md) and the picture. "
+            "help": "Folder for measurements.json, rows.json, environment.json, three tables (.md) and the picture. "
             "A run that was stopped goes on when it is started again with the same arguments."
         }
     )
@@ -89,7 +88,6 @@ class BenchmarkArguments:
         default_factory=list,
         metadata={"help": "Other sizes of batches, timed once each: the best of them is reported. Default: none."},
     )
-    size: str = field(default="small", metadata={"help": "Which goals the table of bars holds: small or base."})
     threads: int = field(
         default=1,
         metadata={"help": "Threads of every engine; in CTranslate2, workers of one thread each that share a batch."},
@@ -159,13 +157,12 @@ def points(rows: list[dict]) -> list[dict]:
     return [row for row in rows if is_plain(row["label"])]
 
 
-def write_figures(benchmark: Benchmark, surroundings: dict, size: str, output: Path) -> tuple[list[dict], list[str]]:
+def write_figures(benchmark: Benchmark, surroundings: dict, output: Path) -> tuple[list[dict], list[str]]:
     """What has been measured so far, as files."""
     rows, refused = benchmark.rows()
     write_json(output / "rows.json", rows)
     write_json(output / "environment.json", {**surroundings, "refused_ratios": refused})
-    tables = {"table.md": markdown_table(rows), "lengths.md": length_table(rows), "bars.md": bars_table(rows, size)}
-    for name, table in tables.items():
+    for name, table in {"table.md": markdown_table(rows), "lengths.md": length_table(rows)}.items():
         with atomic_text_file(output / name) as file:
             file.write(table)
     if rows and all("bleu" in row for row in rows):
@@ -186,8 +183,6 @@ def check(arguments: BenchmarkArguments) -> None:
         re.compile(arguments.only or "")
     except re.error as error:
         raise ValueError(f"only={arguments.only!r} must be a regular expression: {error}") from None
-    if arguments.size not in SIZES:
-        raise ValueError(f"size={arguments.size!r} is not one of {', '.join(SIZES)}")
     if arguments.random_weights is None:
         check_models(arguments, MODELS)
 
@@ -226,11 +221,10 @@ def main(argv=None):
         benchmark = Benchmark(systems, sources, plan, output / "measurements.json", measured, score, progress=True)
         for stage in benchmark.run():
             if stage != "loading":
-                write_figures(benchmark, surroundings, arguments.random_weights or arguments.size, output)
-        rows, refused = write_figures(benchmark, surroundings, arguments.random_weights or arguments.size, output)
+                write_figures(benchmark, surroundings, output)
+        rows, refused = write_figures(benchmark, surroundings, output)
         write_profile(benchmark, arguments.threads, output)
     print((output / "table.md").read_text())
-    print((output / "bars.md").read_text())
     print((output / "profile.md").read_text())
     for reason in refused:
         print(f"no ratio: {reason}")

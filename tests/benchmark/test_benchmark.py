@@ -21,13 +21,11 @@ for package in ("onnx", "onnxruntime", "ctranslate2", "sacrebleu"):
 from modeling_jmnat.benchmark import run as benchmark_run  # noqa: E402
 from modeling_jmnat.benchmark import systems as benchmark_systems  # noqa: E402
 from modeling_jmnat.benchmark import timing as benchmark  # noqa: E402
-from modeling_jmnat.benchmark.bars import bars_table, eligible  # noqa: E402
 from modeling_jmnat.benchmark.gpu import gpu_table  # noqa: E402
 from modeling_jmnat.benchmark.models import copy_models  # noqa: E402
 from modeling_jmnat.benchmark.onnx_profile import PARTS, read_events  # noqa: E402
 from modeling_jmnat.benchmark.run import Benchmark, Plan  # noqa: E402
 from modeling_jmnat.benchmark.systems import (  # noqa: E402
-    CTRANSLATE2_BEAM,
     CTRANSLATE2_GREEDY,
     REFERENCES,
     SIZES,
@@ -163,7 +161,7 @@ def test_every_one_of_few_rounds_counts():
     many = [0.6, 0.97, 0.98, 1.0, 1.0, 1.0, 1.02, 1.03, 1.6]
     assert spread(many) == pytest.approx(0.04)
     assert paired_ratio([[value] for value in many], [[1.0]] * 9) == 1.0
-    for table in (markdown_table([row("a", 1.0)]), bars_table([], "small"), gpu_table([row("a", 1.0)])):
+    for table in (markdown_table([row("a", 1.0)]), gpu_table([row("a", 1.0)])):
         assert "at most 10% of their median: the lowest and the highest of up to\n5 rounds" in table
 
 
@@ -232,44 +230,9 @@ def test_noise_refuses_ratios():
     assert len({line.count("|") for line in lines}) == 1
 
 
-def ours(candidates, label, bleu, **speed_up):
+def ours(candidates, label, bleu):
     name = f"JM-NAT ONNX int8, C = {candidates}"
-    references = {"transformers": TRANSFORMERS_BEAM, "beam": CTRANSLATE2_BEAM, "greedy": CTRANSLATE2_GREEDY}
-    speed_up = {references[key]: value for key, value in speed_up.items()}
-    return {"system": name, "label": label, "title": f"{name}, {label}", "bleu": bleu, "speed_up": speed_up}
-
-
-def test_bars_count_rules_that_keep_the_score():
-    rows = [
-        ours(4, "k = 4", 38.0, transformers=12.0, beam=1.5),
-        ours(4, "k = 4, pruned", 37.9, transformers=14.0, beam=1.9),
-        ours(4, "k = 4, adaptive", 37.8, transformers=20.0, beam=3.0),
-        ours(1, "k = 10", 37.0, greedy=0.85),
-        ours(1, "k = 4", 36.0, transformers=99.0),
-    ]
-    assert [row["label"] for row in eligible(rows, 4, 4)] == ["k = 4", "k = 4, pruned"]
-    noisy = {"speed_up_rounds": {CTRANSLATE2_BEAM: [0.5, 6.0]}}
-    reached = [ours(4, "k = 4", 38.0, beam=3.0), ours(4, "k = 4, pruned", 38.0) | noisy]
-    assert "| CTranslate2 int8, beam 5, batch 1 | C = 4, k = 4 | 2 | 3.00 | yes |" in bars_table(reached, "small")
-    missed = [ours(4, "k = 4", 38.0, beam=1.9), ours(4, "k = 4, pruned", 38.0) | noisy]
-    assert "| C = 4, k = 4, pruned | 2 | 0.50 to 6.00 | undecided |" in bars_table(missed, "small")
-    rows[0]["speed_up_rounds"] = {TRANSFORMERS_BEAM: [0.0, 99.0]}  # a ratio that is given needs no rounds
-    rows[4]["speed_up_rounds"] = {CTRANSLATE2_GREEDY: [1.1, 1.5]}
-    rows[4]["batch_speed_up_rounds"] = {CTRANSLATE2_BEAM: [1.6, 1.7]}
-    rows.append(ours(4, "k = 10", 38.5) | {"speed_up_rounds": {CTRANSLATE2_BEAM: [0.9, 1.15]}})
-    untrained = [{name: value for name, value in row.items() if name != "bleu"} for row in rows]
-    assert [row["label"] for row in eligible(untrained, 4, 4)] == ["k = 4"]
-    table = bars_table(rows, "small").split("\n\n")[0].splitlines()[2:]
-    assert table == [
-        "| Transformers, beam 5, batch 1 | C = 4, k = 4, pruned | 13.5 | 14.00 | yes |",
-        "| Transformers, beam 5, batch 1 | C = 4, k = 10 | 5.73 | not measured |  |",
-        "| CTranslate2 int8, beam 5, batch 1 | C = 4, k = 4, pruned | 2 | 1.90 | no |",
-        "| CTranslate2 int8, beam 5, batch 1 | C = 4, k = 10 | 1.2 | 0.90 to 1.15 | no |",
-        "| CTranslate2 int8, greedy, batch 1 | C = 1, k = 4 | 1.3 | 1.10 to 1.50 | undecided |",
-        "| CTranslate2 int8, greedy, batch 1 | C = 1, k = 10 | 0.8 | 0.85 | yes |",
-        "| CTranslate2 int8, beam 5, batch  | C = 1, k = 4 | 1.5 | 1.60 to 1.70 | yes |",
-    ]
-    assert bars_table(untrained, "base").count("| C = 4, k = 4 | 13.5 | 12.00 | no |") == 1
+    return {"system": name, "label": label, "title": f"{name}, {label}", "bleu": bleu}
 
 
 def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
@@ -311,6 +274,14 @@ def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
     assert "| 1.0 at 2 |" in markdown_table(rows)
     with pytest.raises(ValueError, match="measurements with other settings: remove it"):
         make({"k": 2})
+
+
+def test_measurements_of_an_earlier_version_go_on(tmp_path):
+    """Their settings named which goals a table held."""
+    path = tmp_path / "measurements.json"
+    path.write_text('{"settings": {"systems": [], "k": 1, "size": "small"}, "loading": {"a": {}}, "latency": {}}')
+    found = Benchmark([], [], Plan(), path, {"k": 1}).found
+    assert found == {"settings": {"systems": [], "k": 1}, "loading": {"a": {}}, "latency": {}}
 
 
 def test_systems_without_their_package_are_left_out(monkeypatch):
@@ -473,7 +444,7 @@ def test_the_command(folder, tmp_path, capsys):
         "JM-NAT ONNX, C = 1, k = 2",
     ]
     assert {row["best_batch_size"] for row in rows} <= {2, 5, 8}
-    assert (output / "bars.md").read_text().count("\n|") == 1 + 7
+    assert sorted(path.name for path in output.glob("*.md")) == ["lengths.md", "profile.md", "table.md"]
     for found in rows:
         assert 0 < found["latency_quartiles_ms"][0] <= found["latency_ms"] <= found["latency_p99_ms"] * 3
         assert 0 <= found["bleu"] <= 100
