@@ -1,17 +1,13 @@
-"""The paper's data sets as recipes: where the text is, how it is prepared, which preset fits, which BLEU to expect.
+"""The paper's data sets as recipes: where the text is, how to prepare it, which preset fits, which BLEU to expect.
 
     python run_scripts/prepare_data.py --recipe iwslt14_de_en --output_dir runs/data/iwslt14_de_en
 
-Sizes of vocabularies, Moses tokenisation and lower-casing follow section 5.1 of the paper and the scripts of fairseq
-that it used. The scores are those of its Table 2.
+Vocabulary sizes, Moses tokenisation and lower-casing follow section 5.1 of the paper and the fairseq scripts that it
+used. The scores are those of its Table 2.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from transformers import HfArgumentParser
-
-from ..data.preparation import PreparationArguments
 from ..training.presets import load_preset
 
 WMT14 = {"dataset_name": "wmt/wmt14", "dataset_config": "de-en", "moses": True, "vocab_size": 32_000}
@@ -37,8 +33,8 @@ class Recipe:
         title: corpus and direction.
         preparation: fields of `PreparationArguments`.
         preset: for the training commands.
-        num_length_candidates: C of the paper's decoding.
-        bleu: expected tokenised BLEU on the test set; passes k in the names, `teacher` is beam search.
+        num_length_candidates: C, the target lengths that the paper decodes with.
+        bleu: tokenised BLEU to expect on the test set, by system and number of passes k; `teacher` is beam search.
     """
 
     title: str
@@ -49,12 +45,12 @@ class Recipe:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of an update of the preset on one device (the paper's B)."""
+        """Tokens of one update with the preset on one device (the paper's B)."""
         training = load_preset(self.preset).training
         return training["max_tokens"] * training.get("gradient_accumulation_steps", 1)
 
     def describe(self) -> str:
-        """What to do with the prepared data, for a person."""
+        """How to go on with the prepared data, for a person."""
         return (
             f"{self.title}: train and evaluate with\n"
             f"    python run_scripts/reproduce.py --suite table2 --preset {self.preset} "
@@ -110,32 +106,3 @@ RECIPES = {
         _scores(34.46, 33.23, 33.31, 33.21, 33.72),
     ),
 }
-
-
-@dataclass
-class RecipeArguments:
-    """A data set of the paper; each of its settings can be overridden by the option of that name."""
-
-    recipe: str | None = field(
-        default=None,
-        metadata={"help": "; ".join(f"{name}: {recipe.title}" for name, recipe in RECIPES.items()) + "."},
-    )
-
-
-def parse_preparation(argv: Sequence[str] | None, description: str) -> tuple[PreparationArguments, Recipe | None]:
-    """Read the options of prepare_data.py over the defaults of its `--recipe`.
-
-    Raises:
-        ValueError: an unknown recipe, or options that do not fit together.
-    """
-    parser = HfArgumentParser((RecipeArguments, PreparationArguments), description=description, allow_abbrev=False)
-    first = HfArgumentParser(RecipeArguments, add_help=False, allow_abbrev=False)
-    chosen, *_ = first.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-    recipe = None
-    if chosen.recipe is not None:
-        if chosen.recipe not in RECIPES:
-            raise ValueError(f"recipe={chosen.recipe!r} is not one of {', '.join(RECIPES)}")
-        recipe = RECIPES[chosen.recipe]
-        parser.set_defaults(**recipe.preparation)
-    _, preparation = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    return preparation, recipe

@@ -1,4 +1,4 @@
-"""Tables of a suite, made from the JSON files of its evaluations; pictures are in `suite_pictures`."""
+"""Tables of a suite, made from the JSON files of its evaluations; `pictures` draws the figures."""
 
 import json
 import statistics

@@ -5,8 +5,9 @@ import json
 import datasets
 import pytest
 
+from modeling_jmnat.commands.prepare import parse_preparation
 from modeling_jmnat.data.preparation import load_prepared
-from modeling_jmnat.experiments.paper_data import RECIPES, parse_preparation
+from modeling_jmnat.experiments.paper_data import RECIPES
 from modeling_jmnat.training.presets import load_preset
 from tests.helpers.translation_samples import load_script
 

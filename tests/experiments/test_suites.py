@@ -9,11 +9,11 @@ import pytest
 from transformers import HfArgumentParser
 
 from modeling_jmnat import JMNatConfig
+from modeling_jmnat.commands.prepare import parse_preparation
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.evaluation.plots import COLOURS
 from modeling_jmnat.experiments.inputs import export_held_out_text, held_out_text
-from modeling_jmnat.experiments.paper_data import parse_preparation
 from modeling_jmnat.experiments.pictures import PICTURES, write_pictures
 from modeling_jmnat.experiments.runner import flags
 from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder, SuiteSettings
