@@ -13,9 +13,9 @@ from ..evaluation.noise import NOISES, STATE_NOISES, WORD_NOISES, disturbed
 from ..evaluation.scores import describe_environment, evaluate_model
 from ..inference.translation import check_options, is_jmnat, load_translator, parse_generation_options
 from ..teacher.reranking import load_reranker
-from ..utils.atomic_files import atomic_text_file, check_writable, write_json
+from ..utils.atomic_files import check_writable, write_json
 from ..utils.command_line import check_counts, command
-from ..utils.text_files import read_parallel
+from ..utils.text_files import read_parallel, write_lines
 
 DEFAULT_ITERATIONS = [1, 4, 10]
 DEFAULT_BEAMS = [1, 5]
@@ -173,8 +173,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
             print(describe_row(report["results"][-1]), flush=True)
             if arguments.translations:
                 name = "-".join(f"{key}-{value}" for key, value in (at_level | setting).items())
-                with atomic_text_file(Path(arguments.translations) / f"{name}.txt") as file:
-                    file.writelines(f"{text}\n" for text in texts)
+                write_lines(Path(arguments.translations) / f"{name}.txt", texts)
     finally:
         if arguments.output and report["results"]:
             write_json(arguments.output, report)

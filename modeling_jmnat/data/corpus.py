@@ -1,9 +1,14 @@
-"""Parallel text from line-aligned files or from a data set of the Hugging Face Hub, with places named for messages."""
+"""Parallel text from line-aligned files or from a data set of the Hugging Face Hub, with places named for messages.
 
+A text is one line from the moment it is read: the commands hand text on in line-aligned files.
+"""
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import datasets
 
+from ..tokenization_jmnat import LINE_BREAKS
 from ..utils.text_files import read_parallel
 
 SPLITS = ("train", "validation", "test")
@@ -43,6 +48,8 @@ def read_hub_splits(
 ) -> dict[str, TextSplit]:
     """Read a data set whose rows hold `translation` dictionaries ({"de": ..., "en": ...}) or a column per language.
 
+    Line breaks within a text become spaces.
+
     Args:
         name, config, revision: as for `datasets.load_dataset`; a local folder works, too.
         split_names: what the data set calls our three splits; the test split may be missing.
@@ -68,9 +75,14 @@ def read_hub_splits(
 
 def _texts(data: datasets.Dataset, language: str, name: str) -> list[str]:
     if language in data.column_names:
-        return [text or "" for text in data[language]]
+        return one_lines(data[language])
     first = data[0].get("translation")
     if not isinstance(first, dict) or language not in first:
         found = ", ".join(first if isinstance(first, dict) else data.column_names)
         raise ValueError(f"language {language!r} is not in {name}; it has {found}")
-    return [pair[language] or "" for pair in data["translation"]]
+    return one_lines(pair[language] for pair in data["translation"])
+
+
+def one_lines(texts: Iterable[str | None]) -> list[str]:
+    """Each text of a data set as one line, an empty one for None."""
+    return [LINE_BREAKS.sub(" ", text or "") for text in texts]

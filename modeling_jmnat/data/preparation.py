@@ -22,7 +22,7 @@ from ..hub.fairseq_tokenizer import CONVERTED_OPTIONS
 from ..tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
 from ..utils.atomic_files import write_json
 from ..utils.hub_folders import fetch_folder
-from .corpus import SPLITS, TextSplit, read_file_splits, read_hub_splits
+from .corpus import SPLITS, TextSplit, one_lines, read_file_splits, read_hub_splits
 
 COLUMNS = {"id": "int64", "source": "string", "target": "string", "input_ids": "int32", "labels": "int32"}
 UNFINISHED = ".unfinished"  # a file that is there while the others are written
@@ -139,8 +139,8 @@ def prepare(arguments: PreparationArguments) -> dict:
     splits = read_splits(arguments)
     if arguments.append_train_of is not None:
         appended = load_prepared(arguments.append_train_of)[0]["train"]
-        splits["train"].sources += appended["source"][:]
-        splits["train"].targets += appended["target"][:]
+        splits["train"].sources += one_lines(appended["source"])
+        splits["train"].targets += one_lines(appended["target"])
     counts = {"train": clean_train_text(splits["train"], arguments)}
     for name in splits.keys() - {"train"}:
         _refuse_empty_lines(splits[name])

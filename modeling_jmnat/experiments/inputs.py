@@ -9,6 +9,7 @@ from ..data.preparation import load_prepared, tokenizer_hash
 from ..teacher.distillation import teacher_digest
 from ..training.presets import SECTIONS, load_preset
 from ..utils.atomic_files import write_json
+from ..utils.text_files import write_lines
 from .suites import SuiteSettings
 
 BEGUN_WITH = "begun_with.json"
@@ -98,7 +99,3 @@ def export_held_out_text(text: Mapping[str, Sequence[str]], output: Path) -> Non
     chosen = [fitting[position * len(fitting) // count] for position in range(count)]
     for side, ending in enumerate(("src", "tgt")):
         write_lines(folder / f"cases.{ending}", [pair[side] for pair in chosen])
-
-
-def write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..utils.atomic_files import atomic_text_file
 from ..utils.markdown import markdown
+from ..utils.text_files import iterate_lines
 from .systems import (
     ABLATIONS,
     ADDITIONS,
@@ -235,14 +236,14 @@ def case_study(output: Path) -> str:
     """Sentences with the canvas of every pass, from what translate.py --show_passes wrote."""
 
     def lines(path: Path) -> list[str]:
-        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return list(iterate_lines(path)) if path.is_file() else []
 
     references = lines(output / "text" / "cases.tgt")
     translations = lines(output / "results" / "teacher.cases.txt")
     blocks = {}
     for student in (CM, JM):
         text = "\n".join(lines(output / "results" / f"{student.name}-1.cases.txt"))
-        blocks[student.label] = [block.splitlines() for block in text.split("\n\n") if block.strip()]
+        blocks[student.label] = [block.strip("\n").split("\n") for block in text.split("\n\n") if block.strip()]
     parts = []
     for number, source in enumerate(lines(output / "text" / "cases.src")):
         rows = [["source", source], ["reference", references[number]]]

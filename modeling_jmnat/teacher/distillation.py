@@ -21,6 +21,7 @@ from ..data.preparation import load_prepared
 from ..inference.translation import choose_device
 from ..utils.atomic_files import atomic_text_file, write_json
 from ..utils.command_line import check_counts
+from ..utils.text_files import write_lines
 from .backends import CTranslate2Decoder, TransformersDecoder, choose_backend, number_type
 from .model import (
     check_languages,
@@ -297,8 +298,7 @@ def merge(
         counts["raw"] += 1
         pairs.append(pair)
     for language, side in ((source_lang, 0), (target_lang, 1)):
-        with atomic_text_file(output_dir / f"distilled.{language}") as file:
-            file.writelines(pair[side] + "\n" for pair in pairs)
+        write_lines(output_dir / f"distilled.{language}", (pair[side] for pair in pairs))
     return counts
 
 

@@ -1,10 +1,12 @@
-"""Line-aligned text files, plain or gzip-compressed, read strictly: nothing is repaired in silence."""
+"""Line-aligned text files, plain or gzip-compressed, read and written strictly: nothing is repaired in silence."""
 
 import codecs
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from .atomic_files import atomic_text_file
 
 
 def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
@@ -60,3 +62,20 @@ def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], li
             "line-aligned files need the same number"
         )
     return source_lines, target_lines
+
+
+def write_lines(path: str | Path, texts: Iterable[str]) -> None:
+    """Write each text as one line of a UTF-8 file (`.gz` is compressed), which appears at `path` once it is complete.
+
+    Raises:
+        ValueError: a text holds a line feed, so that `read_lines` would give back more lines than there were texts.
+        OSError: as `atomic_file`.
+    """
+    with atomic_text_file(path) as file:
+        for number, text in enumerate(texts, 1):
+            if "\n" in text:
+                raise ValueError(
+                    f"{path}: text {number} holds a line break ({text!r}), and a text must be one line; if it comes "
+                    "from prepared data, prepare that again with prepare_data.py"
+                )
+            file.write(f"{text}\n")

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,41 @@ def test_data_set_by_name(files, tmp_path, layout):
         prepare(PreparationArguments(output_dir=str(tmp_path / "b"), **by_name, validation_split="dev"))
     no_test = prepare(PreparationArguments(output_dir=str(tmp_path / "b"), **by_name, test_split="none"))
     assert set(no_test["pairs"]) == {"train", "validation"}
+
+
+BROKEN = "Ein\nHund\tschläft\u2028.\r\n"
+WHOLE = "Ein Hund schläft ."
+
+
+@pytest.mark.parametrize("layout", ["translation", "columns"])
+def test_line_breaks_of_a_data_set_become_spaces(files, tmp_path, layout):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    rows = [{"de": BROKEN, "en": "A\x0bdog"}] + [{"de": "Ein Hund", "en": "A dog\x85sleeps"}] * 20
+    rows = [{"translation": row} for row in rows] if layout == "translation" else rows
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    named = {"dataset_name": str(folder), "source_lang": "de", "target_lang": "en", "vocab_size": 300}
+    prepare(PreparationArguments(output_dir=str(tmp_path / "data"), max_length_ratio=0, **named))
+    splits, tokenizer = load_prepared(tmp_path / "data")
+    for split in splits.values():
+        assert split["source"][:2] == [WHOLE, "Ein Hund"]
+        assert split["target"][:2] == ["A dog", "A dog sleeps"]
+        assert split["input_ids"][0] == tokenizer(WHOLE)["input_ids"]
+
+
+def test_line_breaks_of_data_that_was_prepared_earlier_become_spaces(files, tmp_path):
+    """Earlier versions kept those of a data set of the Hub."""
+    prepare(PreparationArguments(**files))
+    data = datasets.load_from_disk(f"{files['output_dir']}/dataset")
+    data["train"] = data["train"].select(range(1)).map(lambda row: {"source": BROKEN.strip(), "target": "A\ndog"})
+    data.save_to_disk(tmp_path / "new")
+    shutil.rmtree(f"{files['output_dir']}/dataset")
+    (tmp_path / "new").rename(f"{files['output_dir']}/dataset")
+    both = files | {"output_dir": str(tmp_path / "both"), "append_train_of": files["output_dir"]}
+    prepare(PreparationArguments(**both, max_length_ratio=0))
+    last = load_prepared(tmp_path / "both")[0]["train"][-1]
+    assert (last["source"], last["target"]) == (WHOLE, "A dog")
 
 
 def bad_inputs():

@@ -4,7 +4,7 @@ import gzip
 
 import pytest
 
-from modeling_jmnat.utils.text_files import iterate_lines, read_lines, read_parallel
+from modeling_jmnat.utils.text_files import iterate_lines, read_lines, read_parallel, write_lines
 
 TEXT = "eins\nzwei drei\r\n\n  vier\u2028fünf\x0b\x85 \n"
 LINES = ["eins", "zwei drei", "", "  vier\u2028fünf\x0b\x85 "]
@@ -82,3 +82,22 @@ def test_parallel_files_need_the_same_number_of_lines(tmp_path):
         read_parallel(tmp_path / "a.de", tmp_path / "a.en")
     (tmp_path / "b.en").write_text("one\n\n")
     assert read_parallel(tmp_path / "a.de", tmp_path / "b.en") == (["eins", "zwei"], ["one", ""])
+
+
+@pytest.mark.parametrize("name", ["text.de", "text.de.gz"])
+def test_what_is_written_is_read_back(tmp_path, name):
+    write_lines(tmp_path / name, iter(LINES))
+    assert read_lines(tmp_path / name) == LINES
+    data = (tmp_path / name).read_bytes()
+    data = gzip.decompress(data) if name.endswith(".gz") else data
+    assert data == TEXT.replace("\r", "").encode()
+
+
+def test_a_text_of_two_lines_is_refused(tmp_path):
+    write_lines(tmp_path / "a", ["before"])
+    with pytest.raises(
+        ValueError, match=r"a: text 2 holds a line break \('zwei\\ndrei'\), and a text must be one line"
+    ):
+        write_lines(tmp_path / "a", ["eins", "zwei\ndrei"])
+    assert (tmp_path / "a").read_text() == "before\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
