@@ -1,4 +1,4 @@
-"""What a run of the experiments reads: its data and presets, which must stay the same, and the held-out text."""
+"""Inputs of a run: data, presets and teacher, which must stay the same when it is resumed, and the held-out text."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def held_out_text(data: Path) -> dict[str, list[str]]:
 
 
 def run_inputs(settings: SuiteSettings, text: Mapping[str, Sequence[str]]) -> dict[str, dict]:
-    """What makes a run another one, by the argument that chooses it."""
+    """What identifies a run, by the argument that chooses it."""
     presets = {"preset": settings.preset, "teacher_preset": settings.teacher_preset or settings.preset}
     teacher = {} if settings.teacher is None else {"teacher": {"weights": teacher_digest(settings.teacher)}}
     return {
@@ -56,7 +56,7 @@ def preset_contents(name: str) -> dict:
 
 
 def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
-    """Refuse data, presets and a teacher other than those with which the run was begun.
+    """Refuse to resume a run with other data, presets or another teacher than it was begun with.
 
     Raises:
         ValueError: naming what differs.
@@ -77,7 +77,7 @@ def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
 
 
 def begin_run(settings: SuiteSettings, inputs: Mapping[str, dict], text: Mapping[str, Sequence[str]]) -> None:
-    """Write what the run is begun with, and the text that its stages read."""
+    """Record what identifies the run and write the text that its stages read."""
     write_json(settings.output / BEGUN_WITH, inputs)
     export_held_out_text(text, settings.output)
 
@@ -85,7 +85,7 @@ def begin_run(settings: SuiteSettings, inputs: Mapping[str, dict], text: Mapping
 def export_held_out_text(text: Mapping[str, Sequence[str]], output: Path) -> None:
     """Write held-out text as line-aligned files, for the commands that read text.
 
-    `cases` are a few test sentences of middling length, spread over the file.
+    `cases` are a few test sentences of medium length, spread evenly over the file.
     """
     folder = output / "text"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Pictures of a suite, drawn from what its stages have left so far."""
+"""Pictures of a suite, drawn from the results that are there so far."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +56,7 @@ PICTURES = {"figure1": figure1, "figure3": figure3}
 
 
 def write_pictures(output: Path, suites: Sequence[str]) -> list[Path]:
-    """`results/SUITE.png` for the suites that have one, of what is there; returns what was written."""
+    """Draw `results/SUITE.png` for each suite that has a picture and results; returns the paths."""
     written = []
     for suite in suites:
         panels = [panel for panel in PICTURES.get(suite, lambda _: [])(output) if panel.lines]

@@ -29,11 +29,11 @@ from ..utils.command_line import GPU_MEMORY_SHARE
 from ..utils.signals import received
 
 POLL_SECONDS = 0.5
-GRACE_SECONDS = 90  # what a stage has to write its checkpoint once it was asked to stop
+GRACE_SECONDS = 90  # for a stage to write its checkpoint after it was asked to stop
 LOG_TAIL_LINES = 5
-ATTEMPTS = 2  # a stage that failed is begun once more, behind the others: memory of a GPU may be free again by then
+ATTEMPTS = 2  # a failed stage is started once more, behind the others: by then a GPU may have free memory again
 MEMORY_SHARE = 0.9  # of a GPU's memory, divided among the stages that share it
-LAST_STAGES = 3  # the finished ones whose times are told
+LAST_STAGES = 3  # how many finished stages are listed with their times
 PROGRAM = (sys.executable, "-m", "modeling_jmnat.commands")
 # Marks of earlier versions name the script of a command.
 COMMAND_OF_SCRIPT = {"train_jmnat.py": "train", "prepare_data.py": "prepare", "tune_decoding.py": "tune"}
@@ -76,7 +76,7 @@ def flags(options: Mapping[str, object]) -> list[str]:
 
 
 def chosen_stages(stages: Sequence[Stage], pattern: str) -> list[Stage]:
-    """The stages in whose names a regular expression is found, and all that they need, in their order.
+    """The stages whose names match a regular expression, and all stages that these need, in the given order.
 
     Raises:
         ValueError: no such stage, or no such expression.
@@ -123,12 +123,12 @@ class StageRunner:
     started: float = field(default_factory=time.monotonic)
 
     def run(self, stages: Sequence[Stage]) -> dict[str, str]:
-        """Returns the state of each stage: done, stopped, failed or waiting.
+        """Run the stages that are not done and return the state of each: done, stopped, failed or waiting.
 
-        SIGTERM and SIGINT stop all stages as the end of the time does, and then raise `KeyboardInterrupt`.
+        SIGTERM and SIGINT stop all stages as the end of the time budget does, and then raise `KeyboardInterrupt`.
 
         Raises:
-            ValueError: a stage was done by another command, or needs one that does not exist.
+            ValueError: a stage was done with other options, or needs a stage that does not exist.
         """
         states = self.initial_states(stages)
         attempts = dict.fromkeys(states, 0)
@@ -136,7 +136,7 @@ class StageRunner:
         done = sum(state == "done" for state in states.values())
         with tqdm(total=len(stages), initial=done, desc="stages", unit="stage", disable=None) as bar:
             try:
-                # Noted, not raised: an exception in the midst of starting or polling a process would lose it.
+                # Signals are noted, not raised: an exception while a process is being started would lose it.
                 with received(signal.SIGINT, signal.SIGTERM) as signals:
                     while not signals:
                         bar.update(self.collect(running, states, attempts))
@@ -183,7 +183,7 @@ class StageRunner:
     def startable(
         self, stages: Sequence[Stage], states: dict[str, str], attempts: dict[str, int], running: Sequence[Stage]
     ) -> list[Stage]:
-        """The stages to begin now: in order, those that failed before last, those that want to be alone then."""
+        """The stages to start now, in order; failed ones come last, and one that runs alone waits for all others."""
         ready = [
             stage
             for stage in stages
@@ -253,7 +253,7 @@ class StageRunner:
         return Running(stage, process, time.monotonic())
 
     def finish(self, item: Running) -> str:
-        """Mark a stage that has ended and say how."""
+        """Return the state of a stage whose process has ended, and write its mark if it is done."""
         lines = self.log(item.stage).read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if item.process.returncode != 0:
             tqdm.write(f"{item.stage.name} failed (exit code {item.process.returncode}), the end of its log:")
@@ -276,7 +276,7 @@ class StageRunner:
         return "done"
 
     def stop(self, running: Sequence[Running]) -> list[str]:
-        """Ask what still runs to stop, wait for its checkpoint, and return how each ended."""
+        """Ask the running stages to stop, wait for their checkpoints, and return the state of each."""
         for item in running:
             item.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + GRACE_SECONDS
@@ -324,13 +324,13 @@ def changed_parts(done_by: Sequence[str], words: Sequence[str], before: str, now
 
 
 def moved(part: str, before: str, now: str) -> str:
-    """The path of something in a folder that has moved; any other part of a command stays as it is."""
+    """A path inside a folder that has moved, as it is now; any other word of a command stays as it is."""
     inside = part == before or part.startswith(before + os.sep)
     return now + part[len(before) :] if inside else part
 
 
 def end_with_parent(parent: int) -> None:
-    """In a process just forked: SIGTERM comes when the thread that forked it ends. Does nothing but on Linux."""
+    """In a freshly forked process: have SIGTERM sent when the thread that forked it ends (Linux only)."""
     if LIBC is None:
         return
     LIBC.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
@@ -374,7 +374,7 @@ def locked(file: TextIO, seconds: float = 0.0) -> bool:
 
 
 def last_json(lines: Sequence[str]) -> dict:
-    """The object in the last line that holds one; an empty one if there is none."""
+    """The JSON object of the last line that is one, or an empty dictionary."""
     for line in reversed(lines):
         if line.startswith("{"):
             try:

@@ -1,4 +1,4 @@
-"""The paper's experiments as stages: what is trained with which settings, and decoded how."""
+"""The paper's experiments as stages: which systems are trained with which settings, and how each is decoded."""
 
 import json
 import os
@@ -35,7 +35,7 @@ from .tables import BEAMS, teacher_of
 
 WEAK_TEACHER_SHARE = 0.25  # of the teacher's updates
 CASE_PASSES = 4
-# What is chosen on the validation text beside the exponent of the length.
+# Options that are tuned on the validation text, together with the exponent of the length.
 TUNED_OPTIONS = {"remask_adjacent": [True, False]}
 
 SUITES = {
@@ -52,7 +52,7 @@ SUITES = {
 
 @dataclass
 class SuiteSettings:
-    """Where a suite reads and writes, and what every training and evaluation of it gets. Paths become absolute.
+    """Where a suite reads and writes, and the options of all its trainings and evaluations. Paths become absolute.
 
     Args:
         preset: name or file for the training commands.
@@ -184,7 +184,7 @@ class SuiteBuilder:
                     self.add_tuned(f"{student.name}-1", f"{student.name}-1")
 
     def add_decodings(self, student: Student) -> None:
-        """What tells whether a training pays under another decoding than its own."""
+        """Evaluations that show whether a training also pays with another decoding than its own."""
         name = f"{student.name}-1"
         if student.decoding != INDEPENDENT_REMASKING:
             independent = {"generation_options": json.dumps(INDEPENDENT_REMASKING), "num_iterations": [4, 10]}
@@ -236,7 +236,7 @@ class SuiteBuilder:
         self.add_distillation("teacher", "distilled")
 
     def teacher_to_start_with(self) -> str:
-        """With whose weights students start: the teacher's, or those of one of their own size where its do not fit."""
+        """The teacher whose weights students start with: a small one of their own size if the other's do not fit."""
         settings = self.settings
         if settings.teacher is None:
             return "small_teacher" if settings.teacher_preset else "teacher"
@@ -271,7 +271,7 @@ class SuiteBuilder:
     def add_teacher(
         self, name: str, preset: str, steps: int | None = None, data: str = "raw", layers: dict[str, int] | None = None
     ) -> None:
-        """Training and evaluation of a teacher; `layers` are options for what differs from the preset's depth."""
+        """Training and evaluation of a teacher; `layers` are options that replace the preset's numbers of layers."""
         if steps is None:
             self.settings.teacher_updates(preset)  # refuses a preset without an end
         folder, needs = self.data_folder(data)
@@ -296,7 +296,7 @@ class SuiteBuilder:
         self.add_preparation(name, text)
 
     def add_preparation(self, name: str, text: Path, more: dict | None = None) -> None:
-        """Training data OUTPUT/NAME/data of the distilled text in a folder."""
+        """Training data in OUTPUT/NAME/data, made of the distilled text in the folder `text`."""
         held_out = self.settings.output / "text"
         options = {
             "train_source": text / "distilled.src",
@@ -318,7 +318,7 @@ class SuiteBuilder:
         return options | ({"num_iterations": 1} if student.one_pass else {})
 
     def add_student(self, student: Student, seeds: int | None = None) -> None:
-        """Trainings of a student, one for each seed, and the evaluation of each."""
+        """Trainings of a student, one per seed, each with its evaluation."""
         settings = self.settings
         if student.data == "both":
             self.add_preparation("both", settings.output / "distilled", {"append_train_of": settings.data})
@@ -345,7 +345,7 @@ class SuiteBuilder:
             self.add_evaluation(name, name, self.decoding(student))
 
     def start_of(self, student: Student) -> tuple[dict, tuple[str, ...]]:
-        """Options for the weights that a student's training begins with, and the stages it waits for."""
+        """Options for the initial weights of a student, and the stages that make them."""
         if student.start is not None:
             start = f"{student.start}-1"
             return {"init_from": self.model_of(start)}, (start,)

@@ -1,8 +1,8 @@
-"""The systems that the experiments compare: which settings of train_jmnat.py make each of them, and how it decodes."""
+"""The systems that the experiments compare: the training options that define each of them, and how it is decoded."""
 
 from dataclasses import dataclass, field
 
-# Settings of train_jmnat.py that make a system out of a preset. JM-NAT is the preset itself.
+# Training options that turn a preset into another system. JM-NAT is the preset itself.
 CM_NAT = {
     "target_mask": "random",
     "mask_token_prob": 1.0,
@@ -11,25 +11,25 @@ CM_NAT = {
     "ngram_loss_weight": 0.0,
 }
 BASIC_NAT = {"decoder_input": "source_copy", "target_mask": "all", "source_mask_ratio": 0.0, "ngram_loss_weight": 0.0}
-# Decoding options of a system; every other option is the default.
+# Decoding options of a system; all others keep their defaults.
 INDEPENDENT_REMASKING = {"remask_adjacent": False}
 
 
 @dataclass(frozen=True)
 class Student:
-    """One training of a non-autoregressive model and how its name reads in a table.
+    """A non-autoregressive system: how it is trained and decoded, and its name in the tables.
 
     Args:
         name: folder name.
         label: row of the table.
-        settings: options of train_jmnat.py beside the preset.
+        settings: training options that differ from the preset.
         data: "distilled", "weak_distilled", "raw", or "both" (distilled and raw together, equal updates).
-        seeds: one training for each.
+        seeds: number of trainings, which differ in their seed.
         decoding: options of `generate`.
         more_layers: layers beyond the preset's, by the name of the option.
-        more_steps: multiple of the updates that all others get.
-        from_teacher: begin with the teacher's weights, if the run does that at all.
-        start: name of the student from whose weights this one begins instead.
+        more_steps: updates, as a multiple of those of the other students.
+        from_teacher: start with the teacher's weights, unless the run turns that off for all students.
+        start: name of the student whose weights this one starts with instead.
     """
 
     name: str
@@ -77,7 +77,7 @@ MAIN_STUDENTS = (JM, CM, JM_BOTH, CM_BOTH, JM_BOTH_FULL_WEIGHT)
 NGRAMS = {"ngram_loss_weight": 0.1}
 OTHER_DROPOUT = {"dropout": 0.2}
 GLANCING = {"full_mask_ratio": 0.2, "glancing_ratio": 0.5}
-# The rows of table 4. What tells most about which part pays comes first: a run may end before the last.
+# The rows of table 4, the most informative ones first: a run may end before the last.
 ADDITIONS = (
     jm_with("glancing", "20 % of the targets fully masked, with glancing (not in the paper)", GLANCING),
     cm_with("glancing", "20 % of the targets fully masked, with glancing (not in the paper)", GLANCING),
@@ -117,7 +117,7 @@ ABLATIONS = (
     Student("raw", "JM-NAT, raw instead of distilled text", data="raw"),
     Student("from_scratch", "JM-NAT, without the teacher's weights", from_teacher=False),
 )
-# What else is tried at decoding with the first JM-NAT, as name, label and options.
+# Other ways to decode the first JM-NAT: name, label and options.
 DECODINGS = (
     ("early_stop", "early stop", {"early_stop": True}),
     ("cosine", "cosine schedule", {"remask_schedule": "cosine"}),
@@ -126,7 +126,7 @@ DECODINGS = (
     ("candidates_8", "8 length candidates", {"num_length_candidates": 8}),
 )
 
-# Table 1 and figure 1: the basic NAT, every one from random weights, for a teacher has no fitting layers.
+# Table 1 and figure 1: basic NATs. They start from random weights, because no teacher has layers that fit.
 NAT_SCRATCH = Student("nat_scratch", "basic NAT", BASIC_NAT, from_teacher=False)
 DEEPER_NATS = tuple(
     Student(
@@ -149,7 +149,7 @@ FROZEN_NATS = tuple(
     )
     for frozen, other in (("encoder", "decoder"), ("decoder", "encoder"))
 )
-# A teacher of many encoder layers and few decoder layers: what makes autoregressive decoding fast by itself.
+# A teacher with a deep encoder and a shallow decoder, the usual way to make autoregressive decoding fast.
 DEEP_TEACHER = "teacher_10_2"
 DEEP_TEACHER_LAYERS = {"encoder_layers": 10, "decoder_layers": 2}
 STATE_NOISE_LEVELS = (0.0, 0.5, 1.0, 2.0, 4.0)

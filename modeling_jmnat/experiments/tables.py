@@ -41,7 +41,7 @@ STATE_NOISE_LABELS = {
 
 
 def cell(values: Sequence[float], digits: int = 2) -> str:
-    """Mean, and each seed behind it where there are several; a dash where nothing was measured."""
+    """The mean, followed by the value of each seed if there are several; a dash without values."""
     if not values:
         return "-"
     text = f"{statistics.fmean(values):.{digits}f}"
@@ -49,14 +49,14 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
 
 
 def figures(evaluations: Sequence[dict], name: str, **settings) -> list[float]:
-    """One figure of the rows with these settings, from every evaluation (seed) that has it."""
+    """One figure of all rows with these settings, from each evaluation (seed) that has it."""
     rows = [row for evaluation in evaluations for row in evaluation["results"]]
     rows = [row for row in rows if all(row.get(key) == value for key, value in settings.items())]
     return [row[name] for row in rows if row.get(name) is not None]
 
 
 def evaluations_of(output: Path, name: str, seeds: int | None = 1, variant: str = "") -> list[dict]:
-    """The evaluations that are there: of `NAME-SEED` for each seed, or of `NAME` itself with `seeds=None`."""
+    """The evaluations that exist: of `NAME-SEED` for each seed, or of `NAME` itself with `seeds=None`."""
     names = [name] if seeds is None else [f"{name}-{seed}" for seed in range(1, seeds + 1)]
     paths = [output / "results" / f"{name}{variant}.json" for name in names]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
@@ -114,7 +114,7 @@ def teacher_of(student: Student) -> str:
 
 
 def table2(output: Path) -> str:
-    """Teacher and students, then the time of one sentence; the paper's tables 2 and 3."""
+    """Scores of teachers and students, then the time of one sentence; the paper's tables 2 and 3."""
     text = markdown(("teacher", "BLEU greedy", "BLEU beam 5", "repeats beam 5"), teacher_rows(output)) + "\n"
     rows = []
     for student in (*MAIN_STUDENTS, *WEAK_STUDENTS, NAT):
@@ -136,7 +136,7 @@ def tuned_rows(output: Path, student: Student) -> list[list[str] | None]:
 
 
 def latency_table(output: Path) -> str:
-    """Milliseconds a sentence, one by one, and how often they fit into the teacher's with beam 5."""
+    """Milliseconds per sentence at batch 1, and the speed-up over the teacher with beam 5."""
     teacher = evaluations_of(output, "teacher", None, ".latency")
     baseline = figures(teacher, "latency_ms", num_beams=BEAMS[-1])
     systems = [("teacher", "num_beams", beams, teacher) for beams in BEAMS]
@@ -167,7 +167,7 @@ def table3(output: Path) -> str:
 
 
 def ablation_row(output: Path, student: Student) -> list[str] | None:
-    """BLEU with adjacent and with independent re-masking side by side, then repeats of the better known."""
+    """BLEU with adjacent beside independent re-masking, then the repeated words with independent re-masking."""
     evaluations = evaluations_of(output, student.name)
     if not evaluations:
         return None
@@ -183,7 +183,7 @@ def ablation_row(output: Path, student: Student) -> list[str] | None:
 
 
 def table4(output: Path) -> str:
-    """Ablations; one seed each, beside the same seed of JM-NAT and CM-NAT."""
+    """Ablations with one seed each, and the same seed of JM-NAT and CM-NAT."""
     header = ["system", "BLEU k=1", "k=4, adjacent", "k=10, adjacent", "k=4, independent", "k=10, independent"]
     rows = [ablation_row(output, student) for student in (JM, CM, *ADDITIONS, *ABLATIONS)]
     text = markdown([*header, "repeats k=10, independent"], rows)
@@ -201,7 +201,7 @@ def table4(output: Path) -> str:
 
 
 def figure1(output: Path) -> str:
-    """The basic NAT with a frozen half, whose curves are in the picture, and with noise on its states."""
+    """The basic NAT with a frozen half (its learning curves are in the picture), and with noise on its states."""
     halves = []
     for student in (NAT_SCRATCH, *FROZEN_NATS):
         bleu = figures(evaluations_of(output, student.name), "sacrebleu")
@@ -233,7 +233,7 @@ def figure3(output: Path) -> str:
 
 
 def case_study(output: Path) -> str:
-    """Sentences with the canvas of every pass, from what translate.py --show_passes wrote."""
+    """Sentences with the canvas of every pass, as `translate.py --show_passes` wrote them."""
 
     def lines(path: Path) -> list[str]:
         return list(iterate_lines(path)) if path.is_file() else []
