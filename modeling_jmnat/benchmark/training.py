@@ -21,8 +21,8 @@ from ..configuration_jmnat import JMNatConfig
 from ..modeling_jmnat import JMNatForConditionalGeneration, JMNatSeq2SeqLMOutput, JMNatSeq2SeqModelOutput
 from ..teacher.model import build_teacher
 from ..teacher.trainer import DataCollatorForTeacher, teacher_losses
-from ..training.cpu_attention import choose_cpu_attention
 from ..training.data_collator import DataCollatorForJMNat
+from ..training.trainer import choose_cpu_attention
 from ..utils.markdown import markdown
 from .gpu import wait_for
 from .systems import SIZES as SIZES_OF_TRANSLATION

@@ -35,9 +35,9 @@ class DataCollatorForJMNat:
         full_mask_ratio: share of sentences whose whole target is `<mask>`, as in the first decoding pass. Beyond the
             paper, where it is 0.
         correction_ratio: share of the visible target tokens that `JMNatTrainer` replaces by the model's own
-            predictions (see `correction.py`) and that are to be predicted, too. Beyond the paper, where it is 0.
-        glancing_ratio: in sentences whose whole target is `<mask>`, `JMNatTrainer` shows this many tokens of the
-            reference for each one that the model gets wrong (see `glancing.py`). Beyond the paper, where it is 0.
+            predictions and that it learns to correct (see `own_predictions.py`). Beyond the paper, where it is 0.
+        glancing_ratio: in sentences whose whole target is `<mask>`, `JMNatTrainer` shows this many reference tokens
+            for each one that the model gets wrong (see `own_predictions.py`). Beyond the paper, where it is 0.
         seed: seed of the masks.
         pad_to_multiple_of: pad S and T to a multiple of this, for tensor cores.
 

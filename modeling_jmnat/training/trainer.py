@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerState
+from transformers import PreTrainedModel, Trainer, TrainerState
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from ..data.dataset_columns import column_lengths, text_column, without_text
@@ -18,15 +18,19 @@ from . import checkpoints
 from .arguments import JMNatTrainingArguments, check_trainer_arguments
 from .callbacks import EMACallback, EpochCallback, StopCallback, leave_process_group
 from .checkpoint_averaging import average_checkpoints
-from .correction import with_own_predictions
-from .cpu_attention import choose_cpu_attention
 from .data_collator import DataCollatorForJMNat
-from .glancing import ORDER, after_glancing
+from .own_predictions import CORRECTION_POSITIONS, GLANCING_ORDER, after_glancing, with_own_predictions
 from .token_batches import TokenBatchSampler
 from .weight_ema import WeightEMA
 
 BLEU = "eval_bleu"
 EVALUATION_TOKENS = 4096  # padded tokens of an evaluation batch; all of them get vocabulary logits
+
+
+def choose_cpu_attention(model: PreTrainedModel, device: str, bf16: bool) -> None:
+    """Train in bf16 on a CPU with plain matrix products: fused attention's backward pass takes half of a step."""
+    if bf16 and device == "cpu":
+        model.set_attn_implementation("eager")
 
 
 class JMNatTrainer(Trainer):
@@ -129,13 +133,13 @@ class JMNatTrainer(Trainer):
 
     def loss_outputs(self, model, batch: dict, denominators: torch.Tensor | None):
         """The model's output with `loss` and the fields of `loss_parts`, divided by `denominators` (2,)."""
-        if "correction_positions" in batch:
+        if CORRECTION_POSITIONS in batch:
             batch = with_own_predictions(self.accelerator.unwrap_model(self.model), batch)
         return model(**batch, loss_denominators=denominators)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, denominators = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches and ORDER in batches[0]:  # what is left to predict is known only now
+        if batches and GLANCING_ORDER in batches[0]:  # what is left to predict is known only now
             model = self.accelerator.unwrap_model(self.model)
             with self.accelerator.autocast():
                 batches = [after_glancing(model, batch, self.data_collator.glancing_ratio) for batch in batches]

@@ -5,7 +5,7 @@ import torch
 
 from modeling_jmnat import DataCollatorForJMNat, JMNatTrainer, JMNatTrainingArguments
 from modeling_jmnat.data.preparation import load_prepared
-from modeling_jmnat.training.correction import with_own_predictions
+from modeling_jmnat.training.own_predictions import with_own_predictions
 from tests.helpers.tiny_runs import prepare_tiny_data, tiny_model
 
 

@@ -7,8 +7,7 @@ import torch
 
 from modeling_jmnat import DataCollatorForJMNat
 from modeling_jmnat.data.preparation import load_prepared
-from modeling_jmnat.training.first_pass import first_pass_predictions
-from modeling_jmnat.training.glancing import after_glancing
+from modeling_jmnat.training.own_predictions import after_glancing, first_pass_predictions
 from tests.helpers.tiny_runs import prepare_tiny_data, tiny_model
 from tests.training.test_trainer import GradientRecorder, assert_same_step, make_trainer
 
