@@ -1,4 +1,4 @@
-"""Training of the autoregressive teacher: `JMNatTrainer`'s batches, checkpoints and BLEU with the ordinary loss."""
+"""`TeacherTrainer`: training of the autoregressive teacher by cross-entropy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 from ..losses_jmnat import chosen_log_probs, smoothed_nll
 from ..training.arguments import TeacherTrainingArguments
-from ..training.trainer import JMNatTrainer
+from ..training.trainer import TranslationTrainer
 from .model import pad_batch
 
 
@@ -62,13 +62,14 @@ def teacher_losses(model, batch: dict, smoothing: float, denominators: torch.Ten
     )
 
 
-class TeacherTrainer(JMNatTrainer):
-    """Trains an autoregressive model by cross-entropy; the rest is `JMNatTrainer`.
+class TeacherTrainer(TranslationTrainer):
+    """Trains an autoregressive model by label-smoothed cross-entropy.
 
     The loss of a step is divided by its target tokens, accumulation steps and processes included. Evaluation reports
     the loss without smoothing, and sacreBLEU for each of `eval_num_beams`.
     """
 
+    arguments_class = TeacherTrainingArguments
     loss_parts = ("nll_loss",)
 
     def __init__(self, model, args: TeacherTrainingArguments, processing_class=None, **kwargs):
@@ -78,8 +79,8 @@ class TeacherTrainer(JMNatTrainer):
     def count_predicted(self, batch: dict) -> torch.Tensor:
         return batch["labels"].ne(-100).sum()
 
-    def loss_weights(self) -> dict[str, float]:
-        return {"nll_loss": 1.0}
-
     def loss_outputs(self, model, batch: dict, denominators: torch.Tensor | None) -> TeacherOutput:
         return teacher_losses(model, batch, self.args.label_smoothing_factor, denominators)
+
+    def loss_weights(self) -> dict[str, float]:
+        return {"nll_loss": 1.0}

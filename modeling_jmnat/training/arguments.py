@@ -156,32 +156,3 @@ class TeacherTrainingArguments(TranslationTrainingArguments):
 
     def evaluation_settings(self) -> dict[str, dict]:
         return {f"beam{beams}": {"num_beams": beams} for beams in self.eval_num_beams}
-
-
-def check_trainer_arguments(
-    args,
-    data_collator,
-    eval_dataset,
-    processing_class,
-    model_init=None,
-    compute_metrics=None,
-    compute_loss_func=None,
-    **others,
-) -> None:
-    """ValueError for what `Trainer` takes and `JMNatTrainer` cannot use."""
-    if not isinstance(args, TranslationTrainingArguments):
-        raise ValueError(f"args is a {type(args).__name__}, it must be a JMNatTrainingArguments")
-    if data_collator is None:
-        raise ValueError("processing_class is None: give the tokenizer, or a data_collator that was made with it")
-    if not hasattr(data_collator, "evaluation"):
-        raise ValueError(f"data_collator is a {type(data_collator).__name__}, it must be a DataCollatorForJMNat")
-    if compute_metrics is not None:
-        raise ValueError("compute_metrics is not used by JMNatTrainer: set eval_num_iterations")
-    if compute_loss_func is not None:
-        raise ValueError("compute_loss_func is not used by JMNatTrainer: the loss is the model's, Eq. 8")
-    if processing_class is None and args.evaluation_settings():
-        raise ValueError("processing_class is None: evaluations that translate need the tokenizer")
-    if model_init is not None and args.ema_decay is not None:
-        raise ValueError(f"ema_decay={args.ema_decay} needs a model that stays the same: give model, not model_init")
-    if args.keep_best and isinstance(eval_dataset, dict):
-        raise ValueError(f"keep_best={args.keep_best} needs one eval_dataset to choose by, not a dictionary of them")

@@ -21,6 +21,7 @@ from modeling_jmnat import DataCollatorForJMNat, JMNatTrainer, JMNatTrainingArgu
 from modeling_jmnat.data.dataset_columns import column_lengths
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.training import checkpoints
+from modeling_jmnat.training.arguments import TeacherTrainingArguments
 from modeling_jmnat.training.token_batches import TokenBatchSampler
 from modeling_jmnat.training.weight_ema import WeightEMA
 from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
@@ -222,7 +223,7 @@ def test_evaluation_translates_and_scores(tiny, tmp_path, monkeypatch):
         for line in lines:
             yield SimpleNamespace(text="no no no no" if options["num_iterations"] == 1 else answers[line])
 
-    monkeypatch.setattr("modeling_jmnat.training.trainer.translate_lines", translate_lines)
+    monkeypatch.setattr("modeling_jmnat.training.validation.translate_lines", translate_lines)
     trainer = make_trainer(tiny, tmp_path, eval_num_iterations=[1, 4], eval_sentences=5, eval_num_length_candidates=2)
     metrics = trainer.evaluate()
     assert seen == [(5, 1, 2), (5, 4, 2)]
@@ -590,6 +591,7 @@ def test_bad_use_of_the_trainer_is_named(tiny, tmp_path):
         ("compute_metrics is not used", own, {"compute_metrics": len}),
         ("compute_loss_func is not used", own, {"compute_loss_func": len}),
         ("args is a TrainingArguments, it must be a JMNatTr", TrainingArguments(str(tmp_path), use_cpu=True), {}),
+        ("args is a TeacherTrainingArguments, it must be a JMNatTr", TeacherTrainingArguments(str(tmp_path)), {}),
         ("processing_class is None: give the tokenizer", own, {"processing_class": None}),
         ("evaluations that translate need the", scored, {"processing_class": None, "data_collator": collator}),
         ("is a DataCollatorForSeq2Seq, it", own, {"data_collator": DataCollatorForSeq2Seq(tokenizer)}),

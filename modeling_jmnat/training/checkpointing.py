@@ -1,0 +1,186 @@
+"""`CheckpointingTrainer`: runs that may be killed at any moment, resume exactly, and end with their best weights."""
+
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import PredictionOutput, TrainOutput
+
+from . import checkpoints
+from .callbacks import EMACallback, StopCallback
+from .checkpoint_averaging import average_checkpoints
+from .weight_ema import WeightEMA
+
+BLEU = "eval_bleu"  # chooses checkpoints
+
+
+class CheckpointingTrainer(Trainer):
+    """Transformers' Trainer with whole checkpoints, clean stops and a moving average of the weights.
+
+    - A checkpoint gets its name only when it is complete; `train(resume_from_checkpoint=True)` resumes from the newest
+      complete one.
+    - SIGTERM, SIGINT and the end of `time_budget` stop training after the current step, with a checkpoint.
+    - With `ema_decay`, everything but the training step itself uses the averaged weights.
+    - `keep_best` keeps the checkpoints with the highest BLEU, from which `choose_final_weights` chooses.
+
+    Subclasses define `final_bleu`.
+    """
+
+    def __init__(self, model, args, *positional, **kwargs):
+        super().__init__(model, args, *positional, **kwargs)
+        if args.keep_best > 1 and hasattr(self.model, "peft_config"):
+            raise ValueError(f"keep_best={args.keep_best} must be 0 or 1 here: adapters are not averaged")
+        self.ema: WeightEMA | None = None
+        if args.ema_decay is not None:
+            self.ema = WeightEMA(self.model, args.ema_decay)
+            self.add_callback(EMACallback(self))
+        self.stopper = StopCallback(args.time_budget, self._any_process if args.world_size > 1 else None)
+        self.add_callback(self.stopper)  # after those that ask for evaluations and checkpoints: it overrules them
+        self._saving_folder: Path | None = None
+
+    def _any_process(self, flag: bool) -> bool:
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.args.device)).item())
+
+    # Training --------------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, **kwargs):
+        """Train as `Trainer.train` does; True resumes from the newest whole checkpoint, or starts if there is none.
+
+        Afterwards `self.stopper.stopped` tells whether training stopped before its last step.
+        """
+        if resume_from_checkpoint is False:
+            resume_from_checkpoint = None
+        if resume_from_checkpoint is True:
+            newest = checkpoints.newest_whole(self.args.output_dir)
+            resume_from_checkpoint = None if newest is None else str(newest)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.remove_leftovers(self.args.output_dir)
+                checkpoints.remove_after(self.args.output_dir, newest)
+        if self.ema is not None and resume_from_checkpoint is None:
+            self.ema = WeightEMA(self.model, self.args.ema_decay)  # the model may have moved to another device
+        if resume_from_checkpoint is not None and self._is_last(resume_from_checkpoint):
+            return TrainOutput(self.state.global_step, 0.0, {})
+        with self.stopper.listening():
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def _is_last(self, checkpoint: str) -> bool:
+        """Whether the checkpoint is of the last step; if so, its weights and state are loaded."""
+        state = TrainerState.load_from_json(str(Path(checkpoint) / checkpoints.TRAINER_STATE))
+        all_steps = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
+        grown = self.args.max_steps <= 0 and self.args.num_train_epochs > state.num_train_epochs
+        if state.global_step < all_steps or grown:
+            return False
+        self._load_from_checkpoint(checkpoint)
+        self.state = state
+        return True
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        training_weights = Path(resume_from_checkpoint) / checkpoints.TRAINING_WEIGHTS
+        if self.ema is None:
+            return
+        self.ema = WeightEMA(self.model, self.args.ema_decay)
+        if training_weights.is_file():
+            self.model.load_state_dict(load_file(training_weights), strict=False)
+
+    # Saving ----------------------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial=None) -> str:
+        return super()._get_output_dir(trial) if self._saving_folder is None else str(self._saving_folder)
+
+    def _save_checkpoint(self, model, trial=None) -> None:
+        """Write the checkpoint aside, then give it its name; a full disk leaves the earlier ones as they were."""
+        run_dir = Path(self.args.output_dir)
+        self._saving_folder = checkpoints.staging_folder(run_dir)
+        staged = self._saving_folder / f"checkpoint-{self.state.global_step}"
+        try:
+            with self._averaged_weights():
+                super()._save_checkpoint(model, trial)
+                if self.ema is not None and self.args.should_save:
+                    save_file(self._training_weights(), staged / checkpoints.TRAINING_WEIGHTS)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                checkpoints.publish(staged, run_dir / staged.name)
+                checkpoints.thin_out(run_dir, self.args.save_total_limit, self.best_steps())
+        except (OSError, RuntimeError, SafetensorError) as error:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise OSError(f"{staged.name} cannot be saved in {run_dir} ({error}); earlier ones are whole") from error
+        finally:
+            self._saving_folder = None
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir=None, _internal_call: bool = False) -> None:
+        """Save as `Trainer.save_model` does, with `ema_decay` the averaged weights."""
+        with self._averaged_weights():
+            super().save_model(output_dir, _internal_call)
+
+    def predict(self, *args, **kwargs) -> PredictionOutput:
+        """Predict as `Trainer.predict` does, with `ema_decay` by the averaged weights."""
+        with self._averaged_weights():
+            return super().predict(*args, **kwargs)
+
+    def _averaged_weights(self) -> AbstractContextManager:
+        return nullcontext() if self.ema is None else self.ema.applied()
+
+    def _training_weights(self) -> dict[str, torch.Tensor]:
+        """The weights that the averages have displaced from the model."""
+        names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return dict(zip(names, self.ema.averages, strict=True))
+
+    def best_steps(self) -> list[int]:
+        """Steps of the `keep_best` checkpoints with the highest BLEU so far, best first.
+
+        The step that is being made counts, too: its checkpoint follows.
+        """
+        steps = {checkpoints.checkpoint_step(path) for path in checkpoints.list_checkpoints(self.args.output_dir)}
+        if self.is_in_train and self.state.global_step > 0:  # before the first step nothing is saved
+            steps.add(self.state.global_step)
+        return checkpoints.best_steps(self.state.log_history, BLEU, self.args.keep_best, steps)
+
+    # Final weights ---------------------------------------------------------------------------------------------------
+
+    def choose_final_weights(self) -> dict:
+        """Load the weights that become the final model and report which they are.
+
+        With `keep_best`, these are the average of the best checkpoints if its BLEU is at least that of the best one,
+        which they are otherwise. Without it they are the last weights (with `ema_decay` their moving average).
+        """
+        steps = self.best_steps()
+        if not steps:
+            if self.ema is not None:
+                self.ema.swap()
+                self.ema = None
+            return {"final_model": f"step {self.state.global_step}"}
+        run_dir = Path(self.args.output_dir)
+        folders = [run_dir / f"checkpoint-{step}" for step in steps]
+        scores = {entry["step"]: entry[BLEU] for entry in self.state.log_history if BLEU in entry}
+        report = {"best_step": steps[0], "best_bleu": scores[steps[0]]}
+        self.ema = None  # training is over: the saved weights are averages already
+        chosen, name = folders[0], f"step {steps[0]}"
+        if len(folders) > 1:
+            average = checkpoints.staging_folder(run_dir) / "average"
+            if self.args.should_save:
+                average_checkpoints(folders, average)
+            self.accelerator.wait_for_everyone()
+            self._load_weights(average)
+            report["average_of_steps"] = sorted(steps)
+            report["average_bleu"] = self.final_bleu()
+            if report["average_bleu"] >= report["best_bleu"]:
+                chosen, name = average, f"average of steps {', '.join(map(str, sorted(steps)))}"
+        self._load_weights(chosen)
+        return {**report, "final_model": name}
+
+    def _load_weights(self, folder: Path) -> None:
+        if (folder / checkpoints.ADAPTER_WEIGHTS).is_file():
+            super()._load_from_checkpoint(str(folder))
+        else:
+            self.model.load_state_dict(load_file(folder / checkpoints.WEIGHTS), strict=False)
+
+    def final_bleu(self) -> float:
+        """BLEU of the weights in the model, by the same setting as `eval_bleu` during training."""
+        raise NotImplementedError
