@@ -15,7 +15,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from transformers.utils import logging  # noqa: E402
 
-from ..teacher.run import parse_teacher_command, train_teacher  # noqa: E402
+from ..teacher.command import parse_teacher_command  # noqa: E402
+from ..teacher.run import train_teacher  # noqa: E402
 from ..utils.command_line import command  # noqa: E402
 
 

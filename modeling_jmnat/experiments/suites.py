@@ -9,7 +9,6 @@ from pathlib import Path
 from ..configuration_jmnat import JMNatConfig
 from ..data.preparation import load_prepared
 from ..teacher.model import can_start
-from ..teacher.run import teacher_defaults
 from ..training.presets import load_preset
 from .runner import Stage
 from .systems import (
@@ -90,7 +89,7 @@ class SuiteSettings:
                 setattr(self, name, os.path.realpath(getattr(self, name)))
 
     def teacher_updates(self, preset: str) -> int:
-        return self.teacher_steps or self._updates(preset, teacher_defaults(load_preset(preset)))
+        return self.teacher_steps or self._updates(preset, load_preset(preset).teacher_training())
 
     def student_updates(self) -> int:
         return self.student_steps or self._updates(self.preset, load_preset(self.preset).training)

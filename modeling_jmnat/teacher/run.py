@@ -2,18 +2,13 @@
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import sacrebleu
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from ..data.preparation import load_prepared
 from ..inference.translation import translate_lines
-from ..training.arguments import TeacherTrainingArguments
-from ..training.command import hide_rare_options
-from ..training.presets import Preset, load_preset, preset_names
 from ..training.run import (
     FIXED_TRAINING_FIELDS,
     RESULTS,
@@ -26,71 +21,9 @@ from ..training.run import (
     unfinished,
 )
 from ..utils.atomic_files import write_json
-from ..utils.command_line import check_counts
+from .command import TeacherCommand
 from .model import build_teacher
 from .trainer import TeacherTrainer
-
-
-@dataclass
-class TeacherArguments:
-    """What to train on, and what differs from the preset's model."""
-
-    preset: str = field(
-        metadata={"help": f"Recipe: {', '.join(preset_names())}, or a .yaml file of your own. Its section teacher."}
-    )
-    data: str = field(metadata={"help": "Folder that prepare_data.py wrote."})
-    encoder_layers: int | None = field(
-        default=None, metadata={"help": "Instead of the preset's; 10 with --decoder_layers 2 decodes fast."}
-    )
-    decoder_layers: int | None = field(default=None, metadata={"help": "Instead of the preset's."})
-    dropout: float | None = field(default=None, metadata={"help": "Instead of the preset's."})
-    num_beams: int = field(
-        default=5, metadata={"help": "Beam size of the final score, and the saved model's default for decoding."}
-    )
-
-    def __post_init__(self):
-        check_counts(self, ("encoder_layers", "decoder_layers", "num_beams"))
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-
-
-@dataclass
-class TeacherCommand:
-    """Everything that was asked for. `model` holds fields of `JMNatConfig`."""
-
-    run: TeacherArguments
-    model: dict
-    training: TeacherTrainingArguments
-
-
-def parse_teacher_command(argv: Sequence[str] | None, description: str) -> TeacherCommand:
-    """Read the command line; the preset's sections training and teacher give the defaults of what is left out.
-
-    Raises:
-        ValueError: an unknown preset, a value out of range, or no output folder.
-    """
-    parser = HfArgumentParser(
-        (TeacherArguments, TeacherTrainingArguments),
-        description=description,
-        usage="%(prog)s --preset NAME --data DIR --output_dir DIR [--FIELD VALUE ...]",
-        epilog="Every other field of transformers.TrainingArguments is an option, too.",
-        allow_abbrev=False,
-    )
-    hide_rare_options(parser, TeacherTrainingArguments)
-    preset = load_preset(parser.parse_known_args(argv)[0].preset)
-    parser.set_defaults(**teacher_defaults(preset))
-    run, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    if training.output_dir in (None, "trainer_output"):
-        raise ValueError("output_dir is missing: give --output_dir DIR, the folder of this run")
-    overrides = {name: getattr(run, name) for name in ("encoder_layers", "decoder_layers", "dropout")}
-    model = {**preset.model, **{name: value for name, value in overrides.items() if value is not None}}
-    return TeacherCommand(run, model, training)
-
-
-def teacher_defaults(preset: Preset) -> dict:
-    """Training fields of a preset for its teacher: those that both kinds of training have, then its own."""
-    known = {item.name for item in fields(TeacherTrainingArguments)}
-    return {**{name: value for name, value in preset.training.items() if name in known}, **preset.teacher}
 
 
 def train_teacher(command: TeacherCommand) -> dict:

@@ -1,36 +1,28 @@
-"""The options of `train_jmnat.py`: a preset gives the defaults, the command line overrides any field."""
+"""What the command line of a training may say: a preset gives the defaults, an option overrides any field of it.
+
+Importing this module loads neither PyTorch nor Transformers; parsing does.
+"""
 
 import argparse
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-from transformers import HfArgumentParser, TrainingArguments
-
-from ..configuration_jmnat import JMNatConfig
-from ..utils.hub_folders import fetch_folder
-from .arguments import JMNatTrainingArguments, TranslationTrainingArguments
-from .data_collator import DataCollatorForJMNat
-from .halves import check_half
-from .presets import FREE_MODEL_FIELDS, MASKING_FIELDS, MODEL_FIELDS, load_preset, preset_names
-
-# Inherited training fields worth a newcomer's attention; the others work, too, but would bury ours in --help.
-SHOWN_TRAINING_FIELDS = (
-    {"output_dir", "max_steps", "num_train_epochs", "gradient_accumulation_steps", "max_grad_norm", "bf16", "seed"}
-    | {"torch_compile", "logging_steps", "eval_strategy", "eval_steps", "save_steps", "report_to", "use_cpu"}
-    | {"dataloader_num_workers"}
+from .options import (
+    FREE_MODEL_FIELDS,
+    INHERITED_OPTIONS,
+    MaskingOptions,
+    ModelOptions,
+    TranslationOptions,
+    check_half,
 )
+from .presets import Preset, load_preset, preset_names
 
+if TYPE_CHECKING:
+    from .arguments import JMNatTrainingArguments
 
-def hide_rare_options(parser: argparse.ArgumentParser, arguments: type[TrainingArguments]) -> None:
-    """Leave out of --help the fields that `arguments` takes over from Transformers, but those in the list above."""
-    shown = SHOWN_TRAINING_FIELDS.union(
-        *(inspect.get_annotations(cls) for cls in arguments.__mro__ if issubclass(cls, TranslationTrainingArguments))
-    )
-    for action in parser._actions:
-        if action.dest in arguments.__dataclass_fields__ and action.dest not in shown:
-            action.help = argparse.SUPPRESS
+PRESET_HELP = f"Recipe: {', '.join(preset_names())}, or a .yaml file of your own."
 
 
 @dataclass
@@ -39,11 +31,7 @@ class RunArguments:
 
     data: str = field(metadata={"help": "Folder that prepare_data.py wrote."})
     preset: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Recipe: {', '.join(preset_names())}, or a .yaml file of your own. Every field of it can be "
-            "overridden by an option of its name."
-        },
+        default=None, metadata={"help": f"{PRESET_HELP} An option overrides the field of its name."}
     )
     init_from: str | None = field(
         default=None,
@@ -56,13 +44,13 @@ class RunArguments:
             "encoder, decoder self- and cross-attention, feed-forward. Worth more than anything else in short runs."
         },
     )
-
     freeze: str | None = field(
         default=None,
-        metadata={"help": "encoder or decoder: leave this half, and the embeddings that both share, as it begins."},
+        metadata={"help": "encoder or decoder: do not train this half, nor the embeddings that both halves share."},
     )
     restart: str | None = field(
-        default=None, metadata={"help": "encoder or decoder: with --init_from, begin this half from random weights."}
+        default=None,
+        metadata={"help": "encoder or decoder: with --init_from, start this half from random weights instead."},
     )
 
     def __post_init__(self):
@@ -74,39 +62,14 @@ class RunArguments:
             raise ValueError(f"restart={self.restart} needs init_from: every other start has random weights there")
 
 
-def _options(name: str, helps: dict[str, str], defaults: dict[str, Any], doc: str):
-    """A dataclass with one field per entry of `helps`; its types are those of the defaults."""
-    optional = {"init_std": float | None, "pad_to_multiple_of": int | None}
-    made = make_dataclass(
-        name,
-        [
-            (key, optional.get(key, type(defaults[key])), field(default=defaults[key], metadata={"help": text}))
-            for key, text in helps.items()
-        ],
-    )
-    made.__doc__ = doc
-    return made
-
-
-ModelArguments = _options(
-    "ModelArguments", MODEL_FIELDS, {item.name: item.default for item in fields(JMNatConfig)}, "Architecture and loss."
-)
-MaskingArguments = _options(
-    "MaskingArguments",
-    MASKING_FIELDS,
-    {name: item.default for name, item in inspect.signature(DataCollatorForJMNat).parameters.items()},
-    "How training masks are drawn.",
-)
-
-
 @dataclass
 class TrainingCommand:
-    """Everything that was asked for. `model` and `masking` are plain dictionaries of fields."""
+    """A command to train a JM-NAT. `model` holds fields of `ModelOptions`, `masking` of `MaskingOptions`."""
 
     run: RunArguments
     model: dict[str, Any]
     masking: dict[str, Any]
-    training: JMNatTrainingArguments
+    training: "JMNatTrainingArguments"
 
 
 def parse_command(argv: Sequence[str] | None, description: str) -> TrainingCommand:
@@ -115,44 +78,94 @@ def parse_command(argv: Sequence[str] | None, description: str) -> TrainingComma
     Raises:
         ValueError: an unknown preset, a value out of range, or no output folder.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--preset")
-    first.add_argument("--init_from")
-    first.add_argument("--eval_num_iterations", nargs="*")
-    known, _ = first.parse_known_args(argv)
+    from .arguments import JMNatTrainingArguments
+
+    given = read_ahead(argv, "preset", "init_from", "decoder_input")
+    preset = Preset("none") if given.preset is None else load_preset(given.preset)
+    defaults = {**preset.model, **preset.masking, **preset.training}
+    if given.init_from is not None:
+        config = config_of_start(given.init_from)
+        # Sizes come with the weights, whatever the preset says; the rest is the preset's to choose.
+        names = [item.name for item in fields(ModelOptions)]
+        kept = [name for name in names if name not in FREE_MODEL_FIELDS or name not in preset.model]
+        defaults.update({name: getattr(config, name) for name in kept})
+    if (given.decoder_input or defaults.get("decoder_input")) == "source_copy":
+        defaults["eval_num_iterations"] = [1]
+    groups = (RunArguments, ModelOptions, MaskingOptions, JMNatTrainingArguments)
+    run, model, masking, training = parse_over_defaults(groups, argv, description, defaults)
+    passes = training.eval_num_iterations
+    if model.decoder_input == "source_copy" and max(passes, default=1) > 1:
+        raise ValueError(f"eval_num_iterations={passes} must be 1 with decoder_input=source_copy")
+    return TrainingCommand(run, vars(model), vars(masking), training)
+
+
+def config_of_start(name: str):
+    """The `JMNatConfig` of a model to start from, given by its folder or its name on the Hub.
+
+    Raises:
+        ValueError: there is no saved model, or it is of another kind.
+    """
+    from ..configuration_jmnat import JMNatConfig
+    from ..utils.hub_folders import fetch_folder
+
+    folder = fetch_folder(name, ("config.json",))
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"init_from {name} is not the folder of a saved model")
+    kind = JMNatConfig.get_config_dict(folder)[0].get("model_type")
+    if kind != JMNatConfig.model_type:
+        raise ValueError(
+            f"init_from {name} is a model of the kind {kind}, it must be a JM-NAT: --init_from_teacher copies what "
+            "fits from an autoregressive one"
+        )
+    return JMNatConfig.from_pretrained(folder)
+
+
+# For the commands of student and teacher -----------------------------------------------------------------------------
+
+
+def read_ahead(argv: Sequence[str] | None, *names: str) -> argparse.Namespace:
+    """The text of options that decide about the defaults of others, None where they are left out."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
+    return parser.parse_known_args(argv)[0]
+
+
+def parse_over_defaults(
+    groups: Sequence[type], argv: Sequence[str] | None, description: str, defaults: Mapping[str, Any]
+) -> tuple:
+    """Parse the command line into objects of the dataclasses `groups`, the last of them training arguments.
+
+    Raises:
+        ValueError: a value out of range, or no output folder.
+    """
+    from transformers import HfArgumentParser
+
     parser = HfArgumentParser(
-        (RunArguments, ModelArguments, MaskingArguments, JMNatTrainingArguments),
+        groups,
         description=description,
         usage="%(prog)s --preset NAME --data DIR --output_dir DIR [--FIELD VALUE ...]",
         epilog="Every other field of transformers.TrainingArguments is an option, too.",
         allow_abbrev=False,
     )
-    hide_rare_options(parser, JMNatTrainingArguments)
-    chosen = {}
-    if known.preset is not None:
-        preset = load_preset(known.preset)
-        chosen = preset.model
-        parser.set_defaults(**preset.model, **preset.masking, **preset.training)
-    if known.init_from is not None:
-        folder = fetch_folder(known.init_from, ("config.json",))
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"init_from {known.init_from} is not the folder of a saved model")
-        kind = JMNatConfig.get_config_dict(folder)[0].get("model_type")
-        if kind != JMNatConfig.model_type:
-            raise ValueError(
-                f"init_from {known.init_from} is a model of the kind {kind}, it must be a JM-NAT: --init_from_teacher "
-                "takes what fits from an autoregressive one"
-            )
-        config = JMNatConfig.from_pretrained(folder)
-        # Weights come with their sizes, whatever the preset says; what is no size is the preset's to choose.
-        kept = [name for name in MODEL_FIELDS if name not in FREE_MODEL_FIELDS or name not in chosen]
-        parser.set_defaults(**{name: getattr(config, name) for name in kept})
-    run, model, masking, training = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    if training.output_dir in (None, "trainer_output"):
+    shorten_help(parser, groups[-1])
+    parser.set_defaults(**defaults)
+    parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    if parsed[-1].output_dir in (None, "trainer_output"):
         raise ValueError("output_dir is missing: give --output_dir DIR, the folder of this run")
-    if model.decoder_input == "source_copy" and known.eval_num_iterations is None:
-        training.eval_num_iterations = [1]
-    if model.decoder_input == "source_copy" and max(training.eval_num_iterations, default=1) > 1:
-        given = training.eval_num_iterations
-        raise ValueError(f"eval_num_iterations={given} must be 1 with decoder_input=source_copy")
-    return TrainingCommand(run, vars(model), vars(masking), training)
+    return parsed
+
+
+def shorten_help(parser: argparse.ArgumentParser, arguments: type) -> None:
+    """Of the fields that `arguments` inherits from Transformers, show only `INHERITED_OPTIONS`, in our words."""
+    ours = {
+        name
+        for cls in arguments.__mro__
+        if issubclass(cls, TranslationOptions)
+        for name in inspect.get_annotations(cls)
+    }
+    for action in parser._actions:
+        if action.dest in INHERITED_OPTIONS:
+            action.help = INHERITED_OPTIONS[action.dest].help
+        elif action.dest in arguments.__dataclass_fields__ and action.dest not in ours:
+            action.help = argparse.SUPPRESS

@@ -1,14 +1,7 @@
 """Encoder or decoder on its own: frozen, or begun anew, to see which half learns what (section 3, Figure 1)."""
 
 from ..modeling_jmnat import JMNatForConditionalGeneration, JMNatStack
-
-HALVES = ("encoder", "decoder")
-
-
-def check_half(name: str, value: str | None) -> None:
-    """Raises ValueError unless the argument `name` is one of the halves, or None."""
-    if value is not None and value not in HALVES:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(HALVES)}")
+from .options import check_half
 
 
 def half_of(model: JMNatForConditionalGeneration, half: str) -> JMNatStack:

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from .arguments import TranslationTrainingArguments
 from .command import TrainingCommand
 from .data_collator import DataCollatorForJMNat
 from .halves import freeze_half, restart_half
-from .presets import FREE_MODEL_FIELDS, MODEL_FIELDS
+from .options import FREE_MODEL_FIELDS, ModelOptions
 from .trainer import JMNatTrainer
 
 RESULTS = "results.json"
@@ -170,7 +171,7 @@ def build_model(command: TrainingCommand, tokenizer: PreTrainedTokenizerBase) ->
     if run.init_from is not None:
         changes = {name: command.model[name] for name in FREE_MODEL_FIELDS}
         config = JMNatConfig.from_pretrained(run.init_from, **changes)
-        for name in set(MODEL_FIELDS) - FREE_MODEL_FIELDS:
+        for name in {item.name for item in fields(ModelOptions)} - FREE_MODEL_FIELDS:
             if getattr(config, name) != command.model[name]:
                 raise ValueError(
                     f"{name} is {getattr(config, name)} in {run.init_from} and {command.model[name]} here: weights "

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from modeling_jmnat.data.preparation import load_prepared
+from modeling_jmnat.teacher.command import parse_teacher_command
 from modeling_jmnat.teacher.model import load_teacher, tokenizer_digest
-from modeling_jmnat.teacher.run import parse_teacher_command, teacher_defaults
 from modeling_jmnat.teacher.trainer import DataCollatorForTeacher, TeacherTrainer
 from modeling_jmnat.training.arguments import TeacherTrainingArguments
 from modeling_jmnat.training.presets import Preset
@@ -150,10 +150,8 @@ def test_preset_gives_defaults_and_options_override(folder, tmp_path):
     command = parse_teacher_command(command_line(folder, tmp_path, max_steps=7, dropout=0.25), "")
     assert (command.training.max_steps, command.training.learning_rate, command.training.max_tokens) == (7, 5e-3, 400)
     assert (command.model["dropout"], command.model["d_model"]) == (0.25, TINY["d_model"])
-    defaults = teacher_defaults(
-        Preset("p", training={"max_steps": 5, "eval_num_iterations": [4]}, teacher={"seed": 3})
-    )
-    assert defaults == {"max_steps": 5, "seed": 3}
+    preset = Preset("p", training={"max_steps": 5, "eval_num_iterations": [4]}, teacher={"seed": 3})
+    assert preset.teacher_training() == {"max_steps": 5, "seed": 3}
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration
 from modeling_jmnat.data.preparation import load_prepared
+from modeling_jmnat.teacher.command import parse_teacher_command
 from modeling_jmnat.teacher.model import build_teacher
-from modeling_jmnat.teacher.run import teacher_defaults
 from modeling_jmnat.teacher.weights import copy_teacher_weights
 from modeling_jmnat.training import checkpoints
 from modeling_jmnat.training.arguments import TeacherTrainingArguments
@@ -277,8 +277,9 @@ def test_goes_on_from_another_model(through, data, tmp_path, capfd):
     expect_error(capfd, "d_model is 16", *start[:-4], "--output_dir", tmp_path / "x", "--d_model", 32)
 
 
-def test_sizes_come_with_the_weights_and_the_rest_from_the_preset(through, tmp_path):
-    start = ["--preset", "wmt_base", "--init_from", str(through), "--data", "any", "--output_dir", str(tmp_path)]
+@pytest.mark.parametrize("option", ["--init_from", "--init-from"])
+def test_sizes_come_with_the_weights_and_the_rest_from_the_preset(through, tmp_path, option):
+    start = ["--preset", "wmt_base", option, str(through), "--data", "any", "--output_dir", str(tmp_path)]
     model = parse_command(start, "").model
     assert (model["d_model"], model["dropout"]) == (16, load_preset("wmt_base").model["dropout"])
 
@@ -346,7 +347,7 @@ def test_every_preset_makes_a_model_a_collator_and_arguments(data, tmp_path):
         assert command.masking == {**command.masking, **preset.masking}
         for field, value in preset.training.items():
             assert getattr(command.training, field) == value, (name, field)
-        teacher = TeacherTrainingArguments(**teacher_defaults(preset), output_dir=str(tmp_path))
+        teacher = TeacherTrainingArguments(**preset.teacher_training(), output_dir=str(tmp_path))
         assert all(getattr(teacher, field) == value for field, value in preset.teacher.items())
     for name, encoder, decoder, width, inner, heads, dropout in (
         ("iwslt14", 5, 5, 256, 512, 4, 0.3),
@@ -371,6 +372,18 @@ def test_options_override_the_preset(preset, tmp_path):
     assert command.masking["source_mask_ratio"] == 0.2
     assert command.training.eval_num_iterations == [3]
     assert command.training.learning_rate == 0.01
+
+
+@pytest.mark.parametrize("parse", [parse_command, parse_teacher_command])
+def test_help_shows_our_options_and_few_of_transformers(parse, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse(["--preset", "demo", "--help"], "What it does.")
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--max_tokens" in text
+    assert "Optimizer steps; -1 leaves the end to num_train_epochs. (default: -1)" not in text  # the preset's number
+    assert "Optimizer steps; -1 leaves the end to num_train_epochs." in text
+    assert "hub_token" not in text
 
 
 @pytest.mark.parametrize(

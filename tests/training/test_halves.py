@@ -8,7 +8,8 @@ import yaml
 from safetensors.torch import load_file
 
 from modeling_jmnat.training.command import parse_command
-from modeling_jmnat.training.halves import HALVES, freeze_half, restart_half
+from modeling_jmnat.training.halves import freeze_half, restart_half
+from modeling_jmnat.training.options import HALVES
 from tests.helpers.tiny_runs import MODEL, prepare_tiny_data, tiny_model
 from tests.helpers.translation_samples import load_script, tiny_tokenizer
 

@@ -1,0 +1,62 @@
+"""What the command line of a teacher's training may say, read over the defaults of a preset.
+
+Importing this module loads neither PyTorch nor Transformers; parsing does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..training.command import PRESET_HELP, parse_over_defaults, read_ahead
+from ..training.presets import Preset, load_preset
+from ..utils.command_line import check_counts
+
+if TYPE_CHECKING:
+    from ..training.arguments import TeacherTrainingArguments
+
+
+@dataclass
+class TeacherArguments:
+    """What to train on, and what differs from the preset's model."""
+
+    preset: str = field(metadata={"help": f"{PRESET_HELP} Its section teacher adds to its section training."})
+    data: str = field(metadata={"help": "Folder that prepare_data.py wrote."})
+    encoder_layers: int | None = field(
+        default=None, metadata={"help": "Instead of the preset's; 10 with --decoder_layers 2 decodes fast."}
+    )
+    decoder_layers: int | None = field(default=None, metadata={"help": "Instead of the preset's."})
+    dropout: float | None = field(default=None, metadata={"help": "Instead of the preset's."})
+    num_beams: int = field(
+        default=5, metadata={"help": "Beam size of the final score, and the saved model's default for decoding."}
+    )
+
+    def __post_init__(self):
+        check_counts(self, ("encoder_layers", "decoder_layers", "num_beams"))
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+
+
+@dataclass
+class TeacherCommand:
+    """A command to train a teacher. `model` holds fields of `ModelOptions`."""
+
+    run: TeacherArguments
+    model: dict[str, Any]
+    training: "TeacherTrainingArguments"
+
+
+def parse_teacher_command(argv: Sequence[str] | None, description: str) -> TeacherCommand:
+    """Read the command line over the defaults of its `--preset`, from the sections training and teacher.
+
+    Raises:
+        ValueError: an unknown preset, a value out of range, or no output folder.
+    """
+    from ..training.arguments import TeacherTrainingArguments
+
+    given = read_ahead(argv, "preset")
+    preset = Preset("none") if given.preset is None else load_preset(given.preset)
+    groups = (TeacherArguments, TeacherTrainingArguments)
+    run, training = parse_over_defaults(groups, argv, description, preset.teacher_training())
+    changes = {name: getattr(run, name) for name in ("encoder_layers", "decoder_layers", "dropout")}
+    model = {**preset.model, **{name: value for name, value in changes.items() if value is not None}}
+    return TeacherCommand(run, model, training)

@@ -1,0 +1,106 @@
+"""The options of training say what the classes they belong to have, and reading them needs no PyTorch."""
+
+import inspect
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+import modeling_jmnat
+from modeling_jmnat import DataCollatorForJMNat, JMNatConfig, JMNatTrainingArguments
+from modeling_jmnat.teacher.command import TeacherArguments
+from modeling_jmnat.training.arguments import TeacherTrainingArguments
+from modeling_jmnat.training.command import RunArguments
+from modeling_jmnat.training.options import (
+    FREE_MODEL_FIELDS,
+    INHERITED_OPTIONS,
+    MaskingOptions,
+    ModelOptions,
+    StudentOptions,
+    TeacherOptions,
+)
+
+# The package's own __init__ is left out: here only what these modules import themselves counts.
+LIGHT = """
+import sys, types
+package = types.ModuleType("modeling_jmnat")
+package.__path__ = [sys.argv[1]]
+sys.modules["modeling_jmnat"] = package
+import modeling_jmnat.training.command, modeling_jmnat.teacher.command
+from modeling_jmnat.training.presets import preset_names, read_preset
+assert all(read_preset(name).model for name in preset_names())
+print([name for name in ("torch", "transformers", "datasets", "accelerate") if name in sys.modules])
+"""
+
+
+def test_options_and_presets_are_read_without_torch():
+    command = [sys.executable, "-c", LIGHT, str(Path(modeling_jmnat.__file__).parent)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "[]"
+
+
+def annotations_of(cls) -> dict:
+    return {name: kind for base in reversed(cls.__mro__) for name, kind in inspect.get_annotations(base).items()}
+
+
+def default_of(item):
+    return item.default if item.default is not MISSING else item.default_factory()
+
+
+def test_model_options_are_those_of_the_configuration():
+    config = {item.name: item.default for item in fields(JMNatConfig)}
+    theirs, ours = annotations_of(JMNatConfig), annotations_of(ModelOptions)
+    for item in fields(ModelOptions):
+        assert (item.default, type(item.default)) == (config[item.name], type(config[item.name])), item.name
+        kinds = set(get_args(theirs[item.name]) or [theirs[item.name]])
+        if float in kinds:
+            kinds.discard(int)
+        assert set(get_args(ours[item.name]) or [ours[item.name]]) == kinds, item.name
+    of_the_data = {"vocab_size", "is_encoder_decoder", "tie_word_embeddings", "layer_norm_eps"}
+    own = {name for name in inspect.get_annotations(JMNatConfig) if not name.endswith("_token_id")}
+    assert own - {item.name for item in fields(ModelOptions)} == of_the_data
+    assert {item.name for item in fields(ModelOptions)} > FREE_MODEL_FIELDS
+
+
+def test_masking_options_are_those_of_the_collator():
+    parameters = inspect.signature(DataCollatorForJMNat).parameters
+    ours = annotations_of(MaskingOptions)
+    assert set(parameters) - set(ours) == {"tokenizer", "ngram_size", "seed"}
+    for item in fields(MaskingOptions):
+        parameter = parameters[item.name]
+        assert (ours[item.name], item.default) == (parameter.annotation, parameter.default), item.name
+
+
+def test_inherited_options_are_those_of_transformers():
+    defaults = {item.name: default_of(item) for item in fields(TrainingArguments)}
+    kinds = {}
+    for action in HfArgumentParser(TrainingArguments)._actions:
+        kind = "bool" if action.nargs == "?" else getattr(action.type, "__name__", None)
+        kinds[action.dest] = "|".join(map(str, action.choices)) if action.choices else kind
+    for name, option in INHERITED_OPTIONS.items():
+        assert (option.kind, option.default) == (kinds[name], defaults[name]), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"), [(JMNatTrainingArguments, StudentOptions), (TeacherTrainingArguments, TeacherOptions)]
+)
+def test_arguments_have_our_defaults_and_no_field_besides(tmp_path, arguments, options):
+    made = arguments(output_dir=str(tmp_path), use_cpu=True)
+    for item in fields(options):
+        assert getattr(made, item.name) == default_of(item), item.name
+    names = [{item.name for item in fields(cls)} for cls in (arguments, options, TrainingArguments)]
+    assert names[0] == names[1] | names[2]
+    assert not names[1] & set(INHERITED_OPTIONS)
+    assert next(iter(inspect.signature(arguments).parameters)) == "output_dir"
+
+
+def test_every_option_has_its_help():
+    for options in (RunArguments, ModelOptions, MaskingOptions, StudentOptions, TeacherArguments, TeacherOptions):
+        for item in fields(options):
+            assert item.metadata["help"].endswith((".", "...")), item.name
+    assert all(option.help.endswith(".") for option in INHERITED_OPTIONS.values())
