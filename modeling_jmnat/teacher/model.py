@@ -89,7 +89,7 @@ def build_teacher(
     fields = {name: getattr(config, name) for name in SHARED_FIELDS}
     fields.update(
         vocab_size=len(tokenizer),
-        max_position_embeddings=max(config.max_position_embeddings, config.max_target_length) + 2,
+        max_position_embeddings=num_positions(config),
         decoder_start_token_id=config.eos_token_id,
         init_std=config.init_std or config.d_model**-0.5,
     )
@@ -109,6 +109,11 @@ def build_teacher(
         early_stopping=num_beams > 1,
     )
     return model
+
+
+def num_positions(config: JMNatConfig) -> int:
+    """Positions of the teacher of a student with this configuration; its targets begin with a start token."""
+    return max(config.max_position_embeddings, config.max_target_length) + 2
 
 
 def can_start(directory: str | Path, model_section: Mapping, tokenizer: PreTrainedTokenizerBase) -> bool:

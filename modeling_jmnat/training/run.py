@@ -1,39 +1,33 @@
-"""One training run from a prepared data set to a model folder; the same call goes on where an earlier one stopped."""
+"""One training run from a prepared data set to a model folder; repeating the call resumes it."""
 
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from ..configuration_jmnat import JMNatConfig
 from ..data.dataset_columns import column_lengths
 from ..data.preparation import load_prepared
-from ..inference.translation import check_vocabulary
-from ..modeling_jmnat import JMNatForConditionalGeneration
-from ..teacher.model import load_teacher, load_teacher_tokenizer, tokenizer_digest
-from ..teacher.weights import copy_teacher_weights
-from ..tokenization_jmnat import JMNatTokenizer
+from ..teacher.model import tokenizer_digest
 from ..utils.atomic_files import same_path, write_json
 from ..utils.signals import terminated_as_interrupted
 from . import checkpoints
 from .arguments import TranslationTrainingArguments
 from .command import TrainingCommand
 from .data_collator import DataCollatorForJMNat
-from .halves import freeze_half, restart_half
-from .options import FREE_MODEL_FIELDS, ModelOptions
-from .trainer import JMNatTrainer
+from .initial_weights import initial_model
+from .trainer import JMNatTrainer, TranslationTrainer
 
 RESULTS = "results.json"
 SETTINGS = "run_settings.json"
-# What may not change when a run goes on; everything else (evaluation, saving, logging, workers) may.
+# Training arguments that may not change when a run resumes; the others (evaluation, saving, logging, workers) may.
 FIXED_TRAINING_FIELDS = (
     "max_tokens",
     "max_sentences",
@@ -58,83 +52,115 @@ FIXED_TRAINING_FIELDS = (
 )
 
 
-def run_training(command: TrainingCommand) -> dict:
-    """Train, or go on, and write the final model; returns the figures, `finished` among them.
+@dataclass(frozen=True)
+class Run:
+    """What the runs of a student and of a teacher differ in.
 
-    Writes into the run's folder: `config.json`, `model.safetensors`, tokenizer, `generation_config.json`,
+    Args:
+        training: the training arguments; `output_dir` is the folder of the run.
+        data: folder that `prepare` wrote.
+        settings: sections of `run_settings.json`, to which `train_into_folder` adds that of the data.
+        limits: `max_position_embeddings` and `max_target_length` of the model.
+        make_trainer: called as make_trainer(processing_class=, train_dataset=, eval_dataset=) after the random seed is
+            set; makes the model, too.
+        pad_to_multiple_of: what batches are padded to a multiple of, if to any.
+        final_scores: figures of the final model for `results.json`.
+    """
+
+    training: TranslationTrainingArguments
+    data: str
+    settings: dict[str, dict]
+    limits: dict[str, int]
+    make_trainer: Callable[..., TranslationTrainer]
+    pad_to_multiple_of: int | None = None
+    final_scores: Callable[[TranslationTrainer], dict] | None = None
+
+
+def run_training(command: TrainingCommand) -> dict:
+    """Train a JM-NAT; `train_into_folder` tells what is written, how to resume, and the errors."""
+
+    def make_trainer(processing_class, **datasets) -> JMNatTrainer:
+        model = initial_model(command.run, command.model, processing_class)
+        collator = DataCollatorForJMNat(
+            processing_class, **command.masking, ngram_size=command.model["ngram_size"], seed=command.training.seed
+        )
+        return JMNatTrainer(model, command.training, collator, processing_class=processing_class, **datasets)
+
+    start = ("init_from", "init_from_teacher", "freeze", "restart")
+    settings = {
+        "model": command.model,
+        "masking": command.masking,
+        "training": fixed_settings(command.training, FIXED_TRAINING_FIELDS),
+        "start": {name: getattr(command.run, name) for name in start},
+    }
+    multiple = command.masking["pad_to_multiple_of"]
+    return train_into_folder(Run(command.training, command.run.data, settings, command.model, make_trainer, multiple))
+
+
+def train_into_folder(run: Run) -> dict:
+    """Train, or resume, and write the final model; returns the figures, `finished` among them.
+
+    Writes into `output_dir`: `config.json`, `model.safetensors`, tokenizer, `generation_config.json`,
     `trainer_state.json` (the log), `run_settings.json` and, last, `results.json`. SIGTERM, SIGINT and the time budget
-    leave a checkpoint instead, from which the same call goes on.
+    leave a checkpoint instead, from which the same call resumes.
 
     Raises:
         ValueError: data, model and settings that do not fit together, or a folder in use or with another run.
         OSError: a file cannot be read or written.
     """
-    return run_exclusively(command.training, lambda output_dir: _run(command, output_dir))
-
-
-def run_exclusively(training: TranslationTrainingArguments, run: Callable[[Path], dict]) -> dict:
-    """Call `run(output_dir)` while no other process trains into that folder; a signal ends it with what is saved."""
-    output_dir = Path(training.output_dir)
+    output_dir = Path(run.training.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         # One process of several holds the lock.
         with (
-            checkpoints.run_lock(output_dir) if training.process_index == 0 else nullcontext(),
+            checkpoints.run_lock(output_dir) if run.training.process_index == 0 else nullcontext(),
             terminated_as_interrupted(),
         ):
-            return run(output_dir)
+            return _train(run, output_dir)
     except KeyboardInterrupt:  # before or after the training itself, or a second signal
         newest = checkpoints.newest_whole(output_dir)
         return unfinished(output_dir, checkpoints.checkpoint_step(newest) if newest else 0)
 
 
-def _run(command: TrainingCommand, output_dir: Path) -> dict:
+def _train(run: Run, output_dir: Path) -> dict:
     start = time.perf_counter()
-    data, tokenizer = load_prepared(command.run.data)
-    check_data(data["train"], tokenizer, command.model, "train", command.masking["pad_to_multiple_of"])
-    check_data(data["validation"], tokenizer, command.model, "validation", command.masking["pad_to_multiple_of"])
-    settings = run_settings(command, data["train"], tokenizer)
+    data, tokenizer = load_prepared(run.data)
+    for split in ("train", "validation"):
+        check_data(data[split], tokenizer, run.limits, split, run.pad_to_multiple_of)
+    settings = {**run.settings, "data": data_settings(data["train"], tokenizer)}
+    settings = json.loads(json.dumps(settings))  # as it will be read back
     compare_settings(output_dir, settings)
     if (output_dir / RESULTS).is_file():
         print(f"{output_dir} holds the finished run of this command: nothing is left to do", file=sys.stderr)
-        return json.loads((output_dir / RESULTS).read_text())
-    set_seed(command.training.seed)  # before the weights are drawn
-    model = build_model(command, tokenizer)
-    collator = DataCollatorForJMNat(
-        tokenizer, **command.masking, ngram_size=command.model["ngram_size"], seed=command.training.seed
+        return json.loads((output_dir / RESULTS).read_text(encoding="utf-8"))
+    set_seed(run.training.seed)  # before the weights are drawn
+    trainer = run.make_trainer(
+        processing_class=tokenizer, train_dataset=data["train"], eval_dataset=data["validation"]
     )
-    trainer = JMNatTrainer(
-        model,
-        command.training,
-        collator,
-        processing_class=tokenizer,
-        train_dataset=data["train"],
-        eval_dataset=data["validation"],
-    )
-    if command.training.should_save:
+    if run.training.should_save:
         write_json(output_dir / SETTINGS, settings)
     trainer.train(resume_from_checkpoint=True)
     if trainer.stopper.stopped:
         return unfinished(output_dir, trainer.state.global_step, trainer.state.max_steps)
-    return finish(trainer, output_dir, len(data["train"]), start)
+    return finish(trainer, output_dir, len(data["train"]), start, run.final_scores)
 
 
 def unfinished(output_dir: Path, step: int, max_steps: int | None = None) -> dict:
-    print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+    print("stopped; repeat the command to resume from the last checkpoint", file=sys.stderr)
     return {"finished": False, "output_dir": str(output_dir), "step": step, "max_steps": max_steps}
 
 
 def finish(
-    trainer: JMNatTrainer,
+    trainer: TranslationTrainer,
     output_dir: Path,
     num_pairs: int,
     start: float,
-    final_scores: Callable[[], dict] | None = None,
+    final_scores: Callable[[TranslationTrainer], dict] | None = None,
 ) -> dict:
-    """Write the final model and then, as the last file, the results, with those of `final_scores()` among them."""
+    """Write the final model and then, as the last file, the results, those of `final_scores` included."""
     report = trainer.choose_final_weights()
     if final_scores is not None:
-        report.update(final_scores())
+        report.update(final_scores(trainer))
     speeds = [entry["target_tokens_per_second"] for entry in trainer.state.log_history if "nll_loss" in entry]
     results = {
         "finished": True,
@@ -161,64 +187,22 @@ def finish(
     return results
 
 
-def build_model(command: TrainingCommand, tokenizer: PreTrainedTokenizerBase) -> JMNatForConditionalGeneration:
-    """The model to train, in float32: new, from another model's weights, or with what a teacher can give.
-
-    Raises:
-        ValueError: the start is no such model, or its tokenizer or sizes are not those of this run.
-    """
-    run = command.run
-    if run.init_from is not None:
-        changes = {name: command.model[name] for name in FREE_MODEL_FIELDS}
-        config = JMNatConfig.from_pretrained(run.init_from, **changes)
-        for name in {item.name for item in fields(ModelOptions)} - FREE_MODEL_FIELDS:
-            if getattr(config, name) != command.model[name]:
-                raise ValueError(
-                    f"{name} is {getattr(config, name)} in {run.init_from} and {command.model[name]} here: weights "
-                    "fit a model of their own sizes only"
-                )
-        check_same_tokenizer(JMNatTokenizer.from_pretrained(run.init_from), tokenizer, run.init_from)
-        # Changes given to the model's from_pretrained would end in its generation config as well.
-        model = JMNatForConditionalGeneration.from_pretrained(run.init_from, config=config, dtype=torch.float32)
-    else:
-        model = JMNatForConditionalGeneration(JMNatConfig(vocab_size=len(tokenizer), **command.model))
-    if run.init_from_teacher is not None:
-        check_same_tokenizer(load_teacher_tokenizer(run.init_from_teacher), tokenizer, run.init_from_teacher)
-        copied = copy_teacher_weights(model, load_teacher(run.init_from_teacher)[0])
-        print(f"from the teacher {run.init_from_teacher}: {copied.describe()}", file=sys.stderr)
-    check_vocabulary(model, tokenizer)
-    if run.restart is not None:
-        restart_half(model, run.restart)
-    if run.freeze is not None:
-        freeze_half(model, run.freeze)
-    return model
-
-
-def check_same_tokenizer(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, folder: str) -> None:
-    """Refuse weights that were trained on other token ids: they would be noise without any error."""
-    digests = [tokenizer_digest(tokenizer)[:12] for tokenizer in (theirs, ours)]
-    if digests[0] != digests[1]:
-        raise ValueError(
-            f"the tokenizer of {folder} (hash {digests[0]}) is not that of the data (hash {digests[1]}): prepare the "
-            f"data with --tokenizer {folder}"
-        )
-
-
 def check_data(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, model: dict, split: str, multiple: int | None
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, limits: dict, split: str, multiple: int | None
 ) -> None:
-    """Refuse sentences too long for the model, and among the first 1,000 ids beyond the vocabulary and no `</s>`.
+    """Refuse sentences too long for the model and, among the first 1,000, unknown ids and a missing `</s>`.
 
-    `multiple`: what batches are padded to a multiple of.
+    Args:
+        limits: the model's `max_position_embeddings` and `max_target_length`.
+        multiple: what batches are padded to a multiple of.
     """
-    limits = {"input_ids": "max_position_embeddings", "labels": "max_target_length"}
-    for column, limit in limits.items():
+    for column, limit in (("input_ids", "max_position_embeddings"), ("labels", "max_target_length")):
         longest = int(column_lengths(dataset, column).max())
         padded = -(-longest // multiple) * multiple if multiple else longest
-        if padded > model[limit]:
+        if padded > limits[limit]:
             rounded = f", padded to {padded}," if padded > longest else ""
             raise ValueError(
-                f"{split}: the longest {column} has {longest} tokens{rounded} and {limit} is {model[limit]}"
+                f"{split}: the longest {column} has {longest} tokens{rounded} and {limit} is {limits[limit]}"
             )
         highest = max(max(ids) for ids in dataset[column][:1000])
         if highest >= len(tokenizer):
@@ -231,18 +215,9 @@ def check_data(
             )
 
 
-def run_settings(command: TrainingCommand, train_data: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """What makes this run this run."""
-    settings = {
-        "model": command.model,
-        "masking": command.masking,
-        "training": {name: getattr(command.training, name) for name in FIXED_TRAINING_FIELDS},
-        "start": {
-            name: getattr(command.run, name) for name in ("init_from", "init_from_teacher", "freeze", "restart")
-        },
-        "data": data_settings(train_data, tokenizer),
-    }
-    return json.loads(json.dumps(settings))  # as it will be read back
+def fixed_settings(training: TranslationTrainingArguments, names: Sequence[str]) -> dict:
+    """The section training of `run_settings.json`."""
+    return {name: getattr(training, name) for name in names}
 
 
 def data_settings(train_data: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict:
@@ -255,7 +230,7 @@ def data_settings(train_data: Dataset, tokenizer: PreTrainedTokenizerBase) -> di
 
 
 def compare_settings(output_dir: Path, settings: dict) -> None:
-    """Refuse to go on with a run under other settings than it began with."""
+    """Refuse to resume a run under other settings than it began with."""
     path = output_dir / SETTINGS
     if not path.is_file():
         return

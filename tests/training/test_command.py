@@ -15,11 +15,11 @@ from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.teacher.command import parse_teacher_command
 from modeling_jmnat.teacher.model import build_teacher
-from modeling_jmnat.teacher.weights import copy_teacher_weights
 from modeling_jmnat.training import checkpoints
 from modeling_jmnat.training.arguments import TeacherTrainingArguments
 from modeling_jmnat.training.command import parse_command
 from modeling_jmnat.training.data_collator import DataCollatorForJMNat
+from modeling_jmnat.training.initial_weights import copy_teacher_weights
 from modeling_jmnat.training.presets import load_preset, preset_names
 from modeling_jmnat.training.run import compare_settings
 from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model

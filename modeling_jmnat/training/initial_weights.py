@@ -1,0 +1,136 @@
+"""The weights that training starts from: random, another JM-NAT's, or an autoregressive teacher's where they fit."""
+
+import sys
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..configuration_jmnat import JMNatConfig
+from ..inference.translation import check_vocabulary
+from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..teacher.model import load_teacher, load_teacher_tokenizer, tokenizer_digest
+from ..tokenization_jmnat import JMNatTokenizer
+from .command import RunArguments
+from .halves import freeze_half, restart_half
+from .options import FREE_MODEL_FIELDS, ModelOptions
+
+
+def initial_model(
+    run: RunArguments, model_fields: dict, tokenizer: PreTrainedTokenizerBase
+) -> JMNatForConditionalGeneration:
+    """The model to train, in float32: new, with another model's weights, or with what a teacher can give.
+
+    Args:
+        model_fields: all fields of `ModelOptions`.
+
+    Raises:
+        ValueError: the model to start from is of another kind, or its tokenizer or sizes are not those of this run.
+    """
+    if run.init_from is not None:
+        model = trained_model(run.init_from, model_fields, tokenizer)
+    else:
+        model = JMNatForConditionalGeneration(JMNatConfig(vocab_size=len(tokenizer), **model_fields))
+    if run.init_from_teacher is not None:
+        check_same_tokenizer(load_teacher_tokenizer(run.init_from_teacher), tokenizer, run.init_from_teacher)
+        copied = copy_teacher_weights(model, load_teacher(run.init_from_teacher)[0])
+        print(f"from the teacher {run.init_from_teacher}: {copied.describe()}", file=sys.stderr)
+    check_vocabulary(model, tokenizer)
+    if run.restart is not None:
+        restart_half(model, run.restart)
+    if run.freeze is not None:
+        freeze_half(model, run.freeze)
+    return model
+
+
+def trained_model(
+    folder: str, model_fields: dict, tokenizer: PreTrainedTokenizerBase
+) -> JMNatForConditionalGeneration:
+    """A saved JM-NAT with the loss weights and dropout of this run."""
+    changes = {name: model_fields[name] for name in FREE_MODEL_FIELDS}
+    config = JMNatConfig.from_pretrained(folder, **changes)
+    for item in fields(ModelOptions):
+        if getattr(config, item.name) != model_fields[item.name]:
+            raise ValueError(
+                f"{item.name} is {getattr(config, item.name)} in {folder} and {model_fields[item.name]} here: weights "
+                "fit a model of their own sizes only"
+            )
+    check_same_tokenizer(JMNatTokenizer.from_pretrained(folder), tokenizer, folder)
+    # Changes given to the model's from_pretrained would end up in its generation config as well.
+    return JMNatForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32)
+
+
+def check_same_tokenizer(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, folder: str) -> None:
+    """Refuse weights that were trained on other token ids: they would be noise without any error."""
+    digests = [tokenizer_digest(tokenizer)[:12] for tokenizer in (theirs, ours)]
+    if digests[0] != digests[1]:
+        raise ValueError(
+            f"the tokenizer of {folder} (hash {digests[0]}) is not that of the data (hash {digests[1]}): prepare the "
+            f"data with --tokenizer {folder}"
+        )
+
+
+@dataclass
+class CopiedWeights:
+    """Names of the student's tensors that were copied, and of the others with the reason."""
+
+    copied: list[str] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)
+    num_copied: int = 0
+    num_parameters: int = 0
+
+    def describe(self) -> str:
+        """One sentence; tensors of the same kind in different layers are named once."""
+        kinds: dict[str, str] = {}
+        for name, reason in self.left.items():
+            kinds.setdefault(".".join("*" if part.isdigit() else part for part in name.split(".")), reason)
+        left = "; ".join(f"{kind}: {reason}" for kind, reason in kinds.items())
+        share = 100 * self.num_copied / self.num_parameters
+        return f"copied {len(self.copied)} tensors, {share:.1f} % of the parameters. Not copied: {left or 'none'}"
+
+
+@torch.no_grad()
+def copy_teacher_weights(student: JMNatForConditionalGeneration, teacher: PreTrainedModel) -> CopiedWeights:
+    """Copy embeddings, encoder, decoder self- and cross-attention, feed-forward and layer norms where they fit.
+
+    Both models have the same blocks under the same names. Positional attention, which the teacher lacks, gets a zero
+    output projection: it adds nothing at first, so that the first step sees the teacher's own layers. Layers are
+    matched by their index; one model may have more of them than the other.
+
+    Args:
+        teacher: `MarianMTModel`, `M2M100ForConditionalGeneration` or another model with Bart's layer names.
+
+    Raises:
+        ValueError: the vocabularies differ in size, or hardly anything fits.
+    """
+    if teacher.config.vocab_size != student.config.vocab_size:
+        raise ValueError(
+            f"the teacher's vocabulary has {teacher.config.vocab_size} tokens and the student's "
+            f"{student.config.vocab_size}: they must share one tokenizer"
+        )
+    theirs = dict(teacher.named_parameters())
+    report = CopiedWeights()
+    for name, parameter in student.named_parameters():
+        report.num_parameters += parameter.numel()
+        source = theirs.get(name)
+        if source is not None and source.shape == parameter.shape:
+            parameter.copy_(source)
+            report.copied.append(name)
+            report.num_copied += parameter.numel()
+        elif source is not None:
+            report.left[name] = f"is {tuple(source.shape)} there and {tuple(parameter.shape)} here"
+        else:
+            report.left[name] = "not in the teacher"
+    if report.num_copied < 0.5 * report.num_parameters:
+        raise ValueError(
+            f"only {report.num_copied} of {report.num_parameters} parameters fit this teacher ({report.describe()})"
+        )
+    for layer in student.get_decoder().layers:
+        if layer.position_attn is not None:
+            nn.init.zeros_(layer.position_attn.out_proj.weight)
+            nn.init.zeros_(layer.position_attn.out_proj.bias)
+    for name in report.left:
+        if ".position_attn.out_proj." in name:
+            report.left[name] = "set to zero"
+    return report
