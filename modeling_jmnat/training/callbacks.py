@@ -1,4 +1,4 @@
-"""What happens between the steps of `JMNatTrainer`: epochs reach the masks, averages are kept, runs stop cleanly."""
+"""Callbacks of our trainers: the masks learn the epoch, the moving average is updated, runs stop cleanly."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ class StopCallback(TrainerCallback):
     """Ends training after the current step, with a checkpoint, on SIGTERM, on SIGINT or when the time is up.
 
     Args:
-        time_budget: minutes from the making of this object; None is unlimited.
-        agree: with several processes, a function that says whether any of them wants to stop.
+        time_budget: minutes from the creation of this object; None: unlimited.
+        agree: with several processes, a function that tells whether any of them wants to stop.
     """
 
     def __init__(self, time_budget: float | None, agree: Callable[[bool], bool] | None = None):
@@ -40,7 +40,7 @@ class StopCallback(TrainerCallback):
         return control
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        if self.stopped and not float(state.epoch).is_integer():  # the epoch ends when the run goes on
+        if self.stopped and not float(state.epoch).is_integer():  # the epoch ends in the resumed run
             control.should_log = control.should_evaluate = control.should_save = False
         return control
 
@@ -51,14 +51,17 @@ class StopCallback(TrainerCallback):
         os.write(2, b"\nstopping after this step, with a checkpoint\n")  # print is not safe inside a handler
 
     def listening(self) -> AbstractContextManager:
-        """A context in which the two signals are heard."""
+        """A context in which the two signals stop the training."""
         return handling(self._on_signal, *STOP_SIGNALS)
 
 
 class EpochCallback(TrainerCallback):
-    """Tells everything with a `set_epoch` (masks, batches) which epoch begins, also after a restart.
+    """Calls `set_epoch` of its listeners (masks, batches) at the start of each epoch, also in a resumed run.
 
     Trainer's own call does not reach a batch sampler behind the wrappers of a resumed run with several processes.
+
+    Args:
+        listeners: collators, samplers or anything else; those without `set_epoch` are ignored.
     """
 
     def __init__(self, *listeners):
@@ -81,9 +84,9 @@ class EMACallback(TrainerCallback):
 
 
 def leave_process_group(worker_id: int) -> None:
-    """For data loader workers: Ctrl-C and signals to the group reach the main process alone, which ends its workers.
+    """Let Ctrl-C and signals to the group reach only the main process, not the data loader's workers.
 
-    They must obey SIGTERM nevertheless: the main process sends it at its exit and waits for them.
+    Workers still obey SIGTERM, which the main process sends them when it exits, and then waits for them.
     """
     os.setpgrp()
     for number in STOP_SIGNALS:

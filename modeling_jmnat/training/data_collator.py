@@ -1,4 +1,4 @@
-"""`DataCollatorForJMNat`: examples in, padded and masked batch out."""
+"""`DataCollatorForJMNat`: makes padded and masked batches of examples."""
 
 import copy
 import hashlib
@@ -19,14 +19,14 @@ EVALUATION_SEED = 2020  # evaluation masks are the same for every run, whatever 
 class DataCollatorForJMNat:
     """Pads examples and draws the masks of sections 4.1 and 4.2, anew in each epoch.
 
-    What is masked in an example depends on (`seed`, epoch, `id`) alone. An example without `id` (plain `Trainer` drops
-    the column unless `remove_unused_columns=False`) is known by a hash of its token ids instead. Call `set_epoch` at
-    the beginning of each epoch; it reaches worker processes that are already running, too. Evaluate with
-    `collator.evaluation()`: the source stays clean and the target masks are always the same.
+    The masks of an example depend only on (`seed`, epoch, `id`). Without an `id` (plain `Trainer` drops the column
+    unless `remove_unused_columns=False`), a hash of its token ids takes its place. Call `set_epoch` at the start of
+    each epoch; worker processes that are already running see it, too. Evaluate with `collator.evaluation()`, which
+    leaves the source unmasked and always draws the same target masks.
 
     Args:
-        tokenizer: gives the ids of `<pad>`, `<mask>` and of the special tokens, which are never drawn at random.
-        source_mask_ratio: share of source tokens to predict; 0 switches the encoder's masking off.
+        tokenizer: gives the ids of `<pad>` and `<mask>`, and the special tokens, which are never drawn at random.
+        source_mask_ratio: share of source tokens to mask and predict; 0: none.
         target_mask: "consecutive" (the paper), "random" (independent positions; CMLM with `mask_token_prob=1` and
             `random_token_prob=0`) or "all" (the whole target is `<mask>`: training for one decoding pass).
         ngram_size: n of "consecutive".
@@ -108,11 +108,11 @@ class DataCollatorForJMNat:
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the masks that the next batches take, here and in the workers of a running `DataLoader`."""
+        """Choose the masks of the next batches, here and in the workers of a running `DataLoader`."""
         self._epoch.fill_(int(epoch))
 
     def evaluation(self) -> "DataCollatorForJMNat":
-        """A twin for evaluation: clean source, target masks from a fixed seed, the same for every epoch and run."""
+        """A collator for evaluation: no source masks, and the same target masks in every epoch and run."""
         twin = copy.copy(self)
         twin.source_mask_ratio = 0.0
         twin.correction_ratio = 0.0
@@ -122,17 +122,19 @@ class DataCollatorForJMNat:
         return twin
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate `features`: dicts with `input_ids`, `labels` and, if possible, an integer `id`; others are ignored.
+        """Collate `features`: dicts with `input_ids`, `labels` and preferably an integer `id`; other keys are ignored.
 
-        Padding that is there already (`<pad>`, or -100 in labels) is taken away first.
+        Padding that they have already (`<pad>`, or -100 in labels) is removed first.
 
         Returns:
-            `input_ids`, `attention_mask` (B, S) and `encoder_targets` (B, S; only where the source is masked; -100
-            where nothing is to be predicted); `labels` (B, T), the whole target, -100 at padding; `decoder_input_ids`,
-            `decoder_attention_mask`, `masked_positions` (B, T). With `correction_ratio`, `correction_positions`
-            (B, T), a part of `masked_positions`, is True where `decoder_input_ids` still hold the reference. With
-            `glancing_ratio`, `glancing_order` (B, T) counts the tokens of fully masked targets in random order; it is
-            -1 elsewhere.
+            - `input_ids`, `attention_mask` (B, S), and with a masked source `encoder_targets` (B, S), -100 where
+              nothing is to be predicted;
+            - `labels` (B, T), the whole target, -100 at padding;
+            - `decoder_input_ids`, `decoder_attention_mask`, `masked_positions` (B, T);
+            - with `correction_ratio`, `correction_positions` (B, T): the part of `masked_positions` where
+              `decoder_input_ids` still hold the reference;
+            - with `glancing_ratio`, `glancing_order` (B, T): a random order of the tokens of each fully masked target,
+              counted from 0, and -1 elsewhere.
 
         Raises:
             ValueError: a feature lacks a column or holds no token.
@@ -155,7 +157,7 @@ class DataCollatorForJMNat:
         return batch
 
     def _token_rows(self, features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:
-        """The ids of each feature without its padding: what is padded would be masked and learned otherwise."""
+        """The ids of each feature without padding, which would otherwise be masked and learned."""
         rows = []
         for feature in features:
             if feature.get(column) is None:
@@ -170,7 +172,7 @@ class DataCollatorForJMNat:
         return rows
 
     def _mask_source(self, input_ids, lengths, uniforms) -> dict[str, torch.Tensor]:
-        """For input_ids (B, S), lengths (B,) and uniforms (B, >= S, 3); what is too short for S is all padding."""
+        """Mask input_ids (B, S) with lengths (B,), by uniforms (B, >= S, 3)."""
         is_token = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)
         attention_mask = is_token.long()
         if self.source_mask_ratio == 0.0:
@@ -184,14 +186,14 @@ class DataCollatorForJMNat:
         }
 
     def _mask_target(self, target_ids, lengths, of_sentence, uniforms) -> dict[str, torch.Tensor]:
-        """For target_ids (B, T), lengths (B,), of_sentence (B, 2) and uniforms (B, >= T, 3)."""
+        """Mask target_ids (B, T) with lengths (B,), by of_sentence (B, 2) and uniforms (B, >= T, 3)."""
         is_token = torch.arange(target_ids.shape[1]) < lengths.unsqueeze(1)
         uniforms = _fit(uniforms, target_ids.shape[1])
         set_size = self.ngram_size if self.target_mask == "consecutive" else 1
         num_masked = draw_num_masked(lengths, of_sentence[:, 0])
         masked_positions = choose_target_positions(lengths, num_masked, uniforms[..., 0], set_size)
         decoder_input_ids = self._corrupt(target_ids, masked_positions, uniforms[..., 1:])
-        # A fully masked target is the canvas of the first decoding pass: nothing of the reference is left in it.
+        # A fully masked target is the canvas of the first decoding pass and shows nothing of the reference.
         full_mask_ratio = 1.0 if self.target_mask == "all" else self.full_mask_ratio
         is_full = (of_sentence[:, 1] < full_mask_ratio).unsqueeze(1) & is_token
         batch = {
@@ -201,12 +203,12 @@ class DataCollatorForJMNat:
             "masked_positions": masked_positions | is_full,
         }
         if self.correction_ratio:
-            # The number that chooses how a masked token is shown is still unused at visible ones.
+            # At visible tokens, the number that chooses how a masked token is shown is unused.
             visible = is_token & ~batch["masked_positions"]
             batch["correction_positions"] = visible & (uniforms[..., 1] < self.correction_ratio)
             batch["masked_positions"] = batch["masked_positions"] | batch["correction_positions"]
         if self.glancing_ratio:
-            # Unused in fully masked targets, likewise.
+            # In fully masked targets it is unused, too.
             order = uniforms[..., 1].masked_fill(~is_full, 2.0).argsort(dim=1, stable=True).argsort(dim=1)
             batch["glancing_order"] = order.masked_fill(~is_full, -1)
         return batch
@@ -235,7 +237,7 @@ def _example_id(feature: dict[str, Any], source: np.ndarray, target: np.ndarray)
 
 
 def _pad(rows: list[np.ndarray], pad_token_id: int, multiple: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows side by side, padded on the right: token ids (B, L) and lengths (B,)."""
+    """Rows padded on the right to token ids (B, L), and their lengths (B,)."""
     lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
     max_length = int(lengths.max())
     if multiple is not None:
@@ -246,6 +248,6 @@ def _pad(rows: list[np.ndarray], pad_token_id: int, multiple: int | None) -> tup
 
 
 def _fit(uniforms: torch.Tensor, length: int) -> torch.Tensor:
-    """Cut (B, L, K) to `length` positions or add zeros (these fall on padding, where they are not read)."""
+    """Cut (B, L, K) to `length` positions, or fill it up with zeros, which are at padding and not read."""
     missing = length - uniforms.shape[1]
     return torch.nn.functional.pad(uniforms, (0, 0, 0, missing)) if missing > 0 else uniforms[:, :length]

@@ -1,4 +1,4 @@
-"""Encoder or decoder on its own: frozen, or begun anew, to see which half learns what (section 3, Figure 1)."""
+"""Freeze the encoder or the decoder, or restart it, to see which half learns what (section 3, figure 1)."""
 
 from ..modeling_jmnat import JMNatForConditionalGeneration, JMNatStack
 from .options import check_half
@@ -10,12 +10,12 @@ def half_of(model: JMNatForConditionalGeneration, half: str) -> JMNatStack:
 
 
 def freeze_half(model: JMNatForConditionalGeneration, half: str) -> None:
-    """Train the other half alone. The token embeddings, which belong to both, are frozen, too."""
+    """Train only the other half. The token embeddings, which both halves share, are frozen, too."""
     half_of(model, half).requires_grad_(False)
 
 
 def restart_half(model: JMNatForConditionalGeneration, half: str) -> None:
-    """Give one half new random weights, all but the token embeddings, which belong to both."""
+    """Give one half new random weights, except for the token embeddings, which both halves share."""
     fresh = half_of(JMNatForConditionalGeneration(model.config), half).state_dict()
     shared = [name for name in fresh if name.startswith("embed_tokens.")]
     for name in shared:

@@ -1,8 +1,8 @@
-"""Pure functions that draw the masks of section 4.1 and 4.2 of the paper.
+"""Pure functions that draw the masks of sections 4.1 and 4.2 of the paper.
 
-All randomness is uniform numbers that are drawn first, one row per example from a generator seeded by (seed, epoch,
-example id); everything after is vectorised over the batch and deterministic. So what an example gets does not depend
-on its batch, on padding, on workers or processes, or on a restart.
+All random numbers are drawn first, for each example by a generator seeded with (seed, epoch, example id); everything
+after that is deterministic and vectorised over the batch. The masks of an example thus do not depend on its batch, on
+padding, on workers or processes, or on whether the run was resumed.
 
 Shapes: B sentences, S source and T target tokens (`</s>` included), L either of the two.
 """
@@ -15,10 +15,10 @@ _MASK_64 = (1 << 64) - 1
 
 
 def mix_seed(*parts: int) -> int:
-    """64 well-mixed bits out of any integers (SplitMix64 after each part), so that near seeds are not alike.
+    """Mix any integers into 64 bits (SplitMix64 after each), so that similar parts give unrelated seeds.
 
-    `torch.Generator` on a CPU keeps only 32 bits of its seed; a plain sum or shift would make (seed 0, epoch 1) and
-    (seed 1, epoch 0) the same run.
+    `torch.Generator` on a CPU keeps only 32 bits of its seed; with a plain sum or shift, (seed 0, epoch 1)
+    and (seed 1, epoch 0) would get the same masks.
     """
     state = 0
     for part in parts:
@@ -32,7 +32,7 @@ def mix_seed(*parts: int) -> int:
 def draw_uniforms(seed: int, epoch: int, example_ids: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
     """(B, max(sizes)) float64: row b holds `sizes[b]` numbers from [0, 1) of example b's generator, then zeros."""
     uniforms = torch.zeros(len(sizes), max(sizes), dtype=torch.float64)
-    generator = torch.Generator()  # seeded again for each example: half the price of a new one
+    generator = torch.Generator()  # seeding it anew for each example takes half the time of a new one
     for row, example_id, size in zip(uniforms, example_ids, sizes, strict=True):
         row[:size].uniform_(generator=generator.manual_seed(mix_seed(seed, epoch, example_id)))
     return uniforms
@@ -41,7 +41,7 @@ def draw_uniforms(seed: int, epoch: int, example_ids: Sequence[int], sizes: Sequ
 def choose_source_positions(lengths: torch.Tensor, uniforms: torch.Tensor, ratio: float) -> torch.Tensor:
     """Choose exactly max(1, round(ratio * S)) independent positions of each source sentence (section 4.1).
 
-    `round` is Python's: halves go to the even neighbour, 0.10 * 25 gives 2.
+    Halves round to even, as in Python: 0.10 * 25 gives 2.
 
     Args:
         lengths: (B,), the S of each sentence.
@@ -68,8 +68,8 @@ def choose_target_positions(
 ) -> torch.Tensor:
     """Choose M target positions in ceil(M / n) sets of n consecutive ones, the last set shorter (section 4.2).
 
-    The sets, the short one among them, are permuted together with the T - M unmasked tokens: all their arrangements
-    are equally probable, so the head and the tail of a sentence, and `</s>`, are masked alike. `set_size=1` gives
+    The sets, including the shorter one, are permuted together with the T - M unmasked tokens. All arrangements are
+    equally likely, so the head and the tail of a sentence, and `</s>`, are masked equally often. `set_size=1` gives
     independent positions.
 
     Args:
@@ -86,8 +86,8 @@ def choose_target_positions(
     lengths, num_masked = lengths.unsqueeze(1), num_masked.unsqueeze(1)  # (B, 1)
     num_sets = (num_masked + set_size - 1) // set_size
     num_units = num_sets + lengths - num_masked
-    # Units 0..num_sets-1 are the sets, the last of them the short one; the others are single unmasked tokens.
-    # Numbers from num_units on are no units: they get no size, so it does not matter where they come to lie.
+    # Units 0..num_sets-1 are the sets, the last of them the shorter one; the others are single unmasked tokens.
+    # From num_units on there are no units: these numbers get size 0, so that their places do not matter.
     units = uniforms.argsort(dim=1, stable=True)  # (B, T), in text order
     last_set_size = num_masked - (num_sets - 1) * set_size
     is_set = units < num_sets
@@ -107,13 +107,13 @@ def corrupt_tokens(
     mask_token_prob: float = 0.8,
     random_token_prob: float = 0.1,
 ) -> torch.Tensor:
-    """Replace chosen tokens by `<mask>` (80 %) or a random token (10 %); the rest stay.
+    """Replace chosen tokens by `<mask>` (80 %) or by a random token (10 %); the rest stay as they are.
 
     Args:
         token_ids: (B, L).
         chosen: (B, L) bool.
-        uniforms: (B, L, 2), for the choice among the three and for the random token.
-        random_token_ids: (K,), what a random token may be (it may be the token itself).
+        uniforms: (B, L, 2), to choose among the three, and to choose the random token.
+        random_token_ids: (K,), the tokens to draw from; one may be drawn in its own place.
 
     Returns:
         (B, L), a new tensor.

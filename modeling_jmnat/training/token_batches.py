@@ -1,4 +1,4 @@
-"""Batches by token budget: examples of like lengths together, as many as fit."""
+"""Batches within a token budget, of examples with similar lengths."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,31 +8,31 @@ from torch.utils.data import Sampler
 
 from .masking import mix_seed
 
-BATCHES_PER_BUCKET = 2  # buckets are not divided below: more gives more variety between epochs, less less padding
+BATCHES_PER_BUCKET = 2  # at least: more give more variety between epochs, fewer give less padding
 
 
 class TokenBatchSampler(Sampler[list[int]]):
     """Yields lists of example indices whose padded source and padded target both hold at most `max_tokens` tokens.
 
-    Examples are divided once into buckets of like (source, target) lengths. Each epoch shuffles inside the buckets,
-    cuts every bucket into batches of nearly equal size and shuffles the batches, all from (seed, epoch) alone. The
-    size of a bucket's batches follows from the bucket's longest lengths, so the number of batches is the same in
-    every epoch, as the `Trainer` needs it.
+    Examples are divided once into buckets of similar (source, target) lengths. Each epoch shuffles within the buckets,
+    cuts every bucket into batches of nearly equal size and shuffles the batches, depending only on (seed, epoch). The
+    size of a bucket's batches follows from the longest lengths in the bucket, so the number of batches is the same in
+    every epoch, as `Trainer` requires.
 
-    With several processes each takes every `num_replicas`-th batch of one common order (this is what
-    `accelerator.prepare` does): let `num_replicas` be their number and all get equally many.
+    `accelerator.prepare` gives each of several processes every n-th batch of one common order: set `num_replicas` to
+    the number of processes, so that all get the same number of batches.
 
     Args:
         source_lengths: tokens of each example's source, `</s>` included.
         target_lengths: the same for the target.
-        max_tokens: bound for (sentences * longest source) and for (sentences * longest target) of a batch.
+        max_tokens: upper bound of sentences * longest source and of sentences * longest target in a batch.
         seed: seed of the order.
         shuffle: False gives the same batches in every epoch, short sentences first.
-        max_sentences: bound for the sentences of a batch; None for no bound.
-        num_replicas: the number of batches is filled up to a multiple of this by repeating the first ones.
+        max_sentences: upper bound of the sentences in a batch; None: unlimited.
+        num_replicas: the first batches are repeated until the number of batches is a multiple of this.
 
     Raises:
-        ValueError: an argument is out of range, or an example is longer than `max_tokens` by itself.
+        ValueError: an argument is out of range, or a single example is longer than `max_tokens`.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         self._num_batches = -(-num_batches // num_replicas) * num_replicas
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order that the next iteration takes."""
+        """Choose the order of the next iteration."""
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
@@ -114,7 +114,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         return buckets
 
     def _divide(self, pairs: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Cut items (K, 2) along source or target length where that saves most padding; None when nothing is saved."""
+        """Cut items (K, 2) by source or target length where that saves most padding; None if nothing is saved."""
         total = counts.sum()
         best_cost, best = total * pairs.max(axis=0).sum(), None
         for side in (0, 1):

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights, for evaluation and saving."""
+"""Exponential moving average of a model's weights, for evaluating and saving."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import nn
 class WeightEMA:
     """Keeps average <- d * average + (1 - d) * weights, with d = min(decay, (1 + step) / (10 + step)).
 
-    The rising decay lets the average forget the initial weights, so that it is usable from the first evaluation on.
+    The decay rises so that the average soon forgets the initial weights and is usable from the first evaluation on.
     Tied matrices are one parameter and are averaged once.
     """
 
@@ -22,13 +22,13 @@ class WeightEMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after optimizer step number `step`."""
+        """Add the weights after optimizer step number `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.parameters], 1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the model's weights and the averages; a second call undoes it."""
+        """Exchange the model's weights and the averages; a second call undoes this."""
         for parameter, average in zip(self.parameters, self.averages, strict=True):
             held = parameter.detach().clone()
             parameter.copy_(average)
@@ -36,7 +36,7 @@ class WeightEMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside this context; one inside another changes nothing."""
+        """A context in which the model has the averaged weights; it may be nested."""
         if self.in_place:
             yield
             return
