@@ -177,11 +177,24 @@ def ngram_loss(
     # Filled before exp: nothing outside A, infinite or not, can reach the sum or its gradient.
     expected = log_probs.masked_fill(~pairs, float("-inf")).exp().sum(dim=1)  # (B, W): sum over t in A of q_t(g_s)
 
-    same_token = labels.unsqueeze(2) == labels.unsqueeze(1)
+    counts, is_first = _count_ngrams(labels, pairs, starts, windows)
+    # Each distinct n-gram counts once, at its first start.
+    matches = torch.minimum(expected, counts.float()).masked_fill(~is_first, 0.0)
+    return num_ngrams - matches.sum(dim=1)
+
+
+def _count_ngrams(
+    labels: torch.Tensor, pairs: torch.Tensor, starts: torch.Tensor, windows: list[slice]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """C(g_s) of the n-gram that starts at each s in A (B, W), and whether s is the first start of this n-gram (B, W).
+
+    Args:
+        pairs: (B, W, W) bool, True where both starts are in A.
+        starts: (B, W) bool, True for s in A.
+        windows: n slices of T positions that give the first, second, .. token of the W n-grams.
+    """
+    same_token = labels.unsqueeze(2) == labels.unsqueeze(1)  # (B, T, T)
     same_ngram = pairs
     for window in windows:
         same_ngram = same_ngram & same_token[:, window, window]
-    counts = same_ngram.sum(dim=2)  # (B, W): C(g_s)
-    is_first = starts & ~same_ngram.tril(diagonal=-1).any(dim=2)  # each distinct n-gram once, at its first start
-    matches = torch.minimum(expected, counts.float()).masked_fill(~is_first, 0.0)
-    return num_ngrams - matches.sum(dim=1)
+    return same_ngram.sum(dim=2), starts & ~same_ngram.tril(diagonal=-1).any(dim=2)

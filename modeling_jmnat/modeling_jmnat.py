@@ -641,13 +641,10 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
                 "labels is missing: a Trainer takes it away with label_smoothing_factor, which must be 0 (the model's "
                 "own loss has the option label_smoothing)"
             )
-        if labels is not None:
-            target_mask = labels != -100
-            if decoder_attention_mask is None:
-                decoder_attention_mask = target_mask
-            if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = torch.full_like(labels, self.config.mask_token_id)
-                decoder_input_ids = decoder_input_ids.masked_fill(~target_mask, self.config.pad_token_id)
+        if labels is not None and decoder_attention_mask is None:
+            decoder_attention_mask = labels != -100
+        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self.fully_masked(labels)
         if self.config.decoder_input == "source_copy" and decoder_input_ids is not None:
             masked_positions = token_mask(decoder_attention_mask, decoder_input_ids, None, self.config.pad_token_id)
             decoder_input_ids = self.copy_source(input_ids, attention_mask, masked_positions)
@@ -663,19 +660,23 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             **kwargs,
         )
         result = JMNatSeq2SeqLMOutput(**{name: outputs[name] for name in outputs if name != "last_hidden_state"})
-        masked_logits_only = self.training and labels is not None
-        if not masked_logits_only:
+        if labels is None or not self.training:  # in training the masked positions alone are projected
             result.logits = self.lm_head(outputs.last_hidden_state)  # (B, T, V)
             if encoder_targets is not None:
                 result.encoder_logits = self.lm_head(outputs.encoder_last_hidden_state)  # (B, S, V)
         if labels is not None:
+            if masked_positions is None and decoder_input_ids is None:
+                raise ValueError("masked_positions is missing: it cannot be told from decoder_inputs_embeds")
             if masked_positions is None:
-                if decoder_input_ids is None:
-                    raise ValueError("masked_positions is missing: it cannot be told from decoder_inputs_embeds")
                 masked_positions = decoder_input_ids == self.config.mask_token_id
-            masked_positions = masked_positions.bool() & target_mask
+            masked_positions = masked_positions.bool() & (labels != -100)
             self.add_losses(result, outputs, labels, masked_positions, encoder_targets, loss_denominators)
         return JMNatSeq2SeqLMOutput(**result)  # in the order of its fields, for those who unpack it
+
+    def fully_masked(self, labels: torch.Tensor) -> torch.Tensor:
+        """A canvas of `<mask>` (B, T) as long as each of labels (B, T, -100 at padding)."""
+        canvas = torch.full_like(labels, self.config.mask_token_id)
+        return canvas.masked_fill(labels == -100, self.config.pad_token_id)
 
     def add_losses(self, result, outputs, labels, masked_positions, encoder_targets, loss_denominators):
         """Fill in the loss and its parts (Eq. 8 and section 4.4); only masked positions are projected."""

@@ -210,11 +210,7 @@ def run_gpu_benchmark(
     for times in timed_rounds(
         systems, engines, [[source] for source in chosen], len(chosen), num_rounds, deadline, {}
     ):
-        for system in systems:
-            rows[system] |= latency_figures(times[system], [len(source) for source in chosen])
-            rows[system]["rounds"] = len(times[system])
-        blocks = {system.title: block_sums(times[system], len(chosen)) for system in systems}
-        refused["latency"] = add_ratios(list(rows.values()), {"latency": blocks, "throughput": {}}, references)
+        refused["latency"] = add_latency(rows, times, chosen, references)
         yield report()
     for stage, batch_size in enumerate(batch_sizes, start=2):
         deadline = start + time_budget * stage / stages
@@ -223,15 +219,32 @@ def run_gpu_benchmark(
         batches = [[taken[index] for index in batch] for batch in indices]
         outputs: dict = {}
         for times in timed_rounds(systems, engines, batches, 1, num_rounds, deadline, outputs):
-            of_batch = [{"title": system.title} for system in systems]
-            for system, row in zip(systems, of_batch, strict=True):
-                row |= throughput_figures(times[system], len(taken), batch_size)
-                rows[system].setdefault("throughput", {})[str(batch_size)] = row
-            by_title = {system.title: times[system] for system in systems}
-            refused[str(batch_size)] = add_ratios(of_batch, {"latency": {}, "throughput": by_title}, references)
+            refused[str(batch_size)] = add_throughput(rows, times, len(taken), batch_size, references)
             if len(times[systems[0]]) == 1:
                 compare_translations(rows, outputs, indices, score if num_batches is None and stage == 2 else None)
             yield report()
+
+
+def add_latency(rows: dict, times: dict, chosen: Sequence[Sequence[int]], references: Sequence[str]) -> list[str]:
+    """Put the latency of the sources `chosen` into the row of each system; why some ratios are refused."""
+    for system, row in rows.items():
+        row |= latency_figures(times[system], [len(source) for source in chosen])
+        row["rounds"] = len(times[system])
+    blocks = {system.title: block_sums(times[system], len(chosen)) for system in rows}
+    return add_ratios(list(rows.values()), {"latency": blocks, "throughput": {}}, references)
+
+
+def add_throughput(
+    rows: dict, times: dict, num_sentences: int, batch_size: int, references: Sequence[str]
+) -> list[str]:
+    """Put the throughput at a batch size into the row of each system; why some ratios are refused."""
+    of_batch = []
+    for system, row in rows.items():
+        figures = {"title": system.title, **throughput_figures(times[system], num_sentences, batch_size)}
+        row.setdefault("throughput", {})[str(batch_size)] = figures
+        of_batch.append(figures)
+    by_title = {system.title: times[system] for system in rows}
+    return add_ratios(of_batch, {"latency": {}, "throughput": by_title}, references)
 
 
 def compare_translations(rows: dict, outputs: dict, indices: Sequence[Sequence[int]], score) -> None:

@@ -357,7 +357,7 @@ def test_a_reranker_chooses_among_all_candidates():
 
 @pytest.mark.parametrize("seed", range(12))
 def test_rows_that_leave_take_the_right_sources_along(seed):
-    """Few sentences, of which any may have more rows left than another, and as many rows left as there were sources."""
+    """As many rows may be left as there were sources, and yet some sources have more of them than others."""
     model = random_model(11)
     sources = random_sources(model, 3, seed)
     options = {"early_stop": True, "num_iterations": 12, "num_length_candidates": 2}
