@@ -155,7 +155,7 @@ class JMNatConfig(PreTrainedConfig):
             raise ValueError(f"max_target_length={self.max_target_length} must be at least 2 (one token and </s>)")
         super().__post_init__(**kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):  # type: ignore[override]
         """As ever, but code of the folder it came from is named only where it goes along (see `publishing`)."""
         config, saved = copy.copy(self), Path(save_directory)
         if self._auto_class is None and hasattr(self, "auto_map"):
@@ -240,12 +240,12 @@ class JMNatOptions:
 
 
 def is_count(value: Any, least: int) -> bool:
-    """A whole number of at least `least`; True and False are none."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+    """Whether `value` is an integer of at least `least` (bools excluded)."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def is_number(value: Any) -> bool:
-    """A finite one; True and False are none."""
+    """Whether `value` is a finite number (bools excluded)."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 

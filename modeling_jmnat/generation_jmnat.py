@@ -59,14 +59,14 @@ class JMNatGenerateOutput(ModelOutput):
         best_candidates: (B, num_return_sequences) index of each returned sequence among the candidates.
     """
 
-    sequences: torch.LongTensor | None = None
-    sequences_scores: torch.FloatTensor | None = None
-    token_scores: torch.FloatTensor | None = None
-    lengths: torch.LongTensor | None = None
-    num_passes: torch.LongTensor | None = None
+    sequences: torch.Tensor | None = None
+    sequences_scores: torch.Tensor | None = None
+    token_scores: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    num_passes: torch.Tensor | None = None
     history: tuple[JMNatPass, ...] | None = None
-    candidate_lengths: torch.LongTensor | None = None
-    best_candidates: torch.LongTensor | None = None
+    candidate_lengths: torch.Tensor | None = None
+    best_candidates: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -201,7 +201,7 @@ class JMNatGenerationMixin(GenerationMixin):
         target_lengths: torch.Tensor | None = None,
         reranker=None,
         **kwargs,
-    ) -> torch.LongTensor | JMNatGenerateOutput:
+    ) -> torch.Tensor | JMNatGenerateOutput:
         """Translate in exactly `num_iterations` passes over the candidates of the most probable lengths.
 
         Options come from the keyword arguments, then from `generation_config`, then from the model's own, then from

@@ -169,11 +169,13 @@ def ngram_loss(
 
     if alignment == "gold":
         gold_log_probs = token_log_probs.float().diagonal(dim1=1, dim2=2)  # (B, T)
-        start_log_probs = sum(gold_log_probs[:, window] for window in windows)
+        start_log_probs = torch.stack([gold_log_probs[:, window] for window in windows]).sum(dim=0)
         return num_ngrams - start_log_probs.masked_fill(~starts, float("-inf")).exp().sum(dim=1)
 
     pairs = starts.unsqueeze(2) & starts.unsqueeze(1)  # (B, W, W)
-    log_probs = sum(token_log_probs[:, window, window].float() for window in windows)
+    log_probs = token_log_probs.new_zeros((), dtype=torch.float32)
+    for window in windows:
+        log_probs = log_probs + token_log_probs[:, window, window].float()
     # Filled before exp: nothing outside A, infinite or not, can reach the sum or its gradient.
     expected = log_probs.masked_fill(~pairs, float("-inf")).exp().sum(dim=1)  # (B, W): sum over t in A of q_t(g_s)
 

@@ -6,6 +6,7 @@ Boolean attention masks are True where a position may be attended to.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,10 @@ class JMNatEncoderOutput(BaseModelOutput):
     The others of `hidden_states`, and `attentions`, hold `[LEN]` at index 0.
     """
 
-    length_logits: torch.FloatTensor | None = None  # (B, L)
+    length_logits: torch.Tensor | None = None  # (B, L)
 
 
-def as_encoder_output(encoder_outputs: ModelOutput | tuple) -> ModelOutput:
+def as_encoder_output(encoder_outputs: ModelOutput | tuple) -> Any:
     """Outputs of an earlier call, as they were returned: with or without names."""
     if isinstance(encoder_outputs, ModelOutput):
         return encoder_outputs
@@ -45,14 +46,14 @@ def as_encoder_output(encoder_outputs: ModelOutput | tuple) -> ModelOutput:
 
 @dataclass
 class JMNatSeq2SeqModelOutput(ModelOutput):
-    last_hidden_state: torch.FloatTensor | None = None  # (B, T, D)
-    length_logits: torch.FloatTensor | None = None  # (B, L)
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None  # (B, S, D)
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None  # (B, T, D)
+    length_logits: torch.Tensor | None = None  # (B, L)
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None  # (B, S, D)
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -63,20 +64,20 @@ class JMNatSeq2SeqLMOutput(ModelOutput):
     `logits` is None in training mode with labels: there the masked positions alone are projected onto the vocabulary.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None  # (B, T, V)
-    length_logits: torch.FloatTensor | None = None  # (B, L)
-    encoder_logits: torch.FloatTensor | None = None  # (B, S, V)
-    nll_loss: torch.FloatTensor | None = None
-    encoder_loss: torch.FloatTensor | None = None
-    ngram_loss: torch.FloatTensor | None = None
-    length_loss: torch.FloatTensor | None = None
-    decoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    decoder_attentions: tuple[torch.FloatTensor, ...] | None = None
-    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-    encoder_last_hidden_state: torch.FloatTensor | None = None
-    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None  # (B, T, V)
+    length_logits: torch.Tensor | None = None  # (B, L)
+    encoder_logits: torch.Tensor | None = None  # (B, S, V)
+    nll_loss: torch.Tensor | None = None
+    encoder_loss: torch.Tensor | None = None
+    ngram_loss: torch.Tensor | None = None
+    length_loss: torch.Tensor | None = None
+    decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    decoder_attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+    encoder_last_hidden_state: torch.Tensor | None = None
+    encoder_hidden_states: tuple[torch.Tensor, ...] | None = None
+    encoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def sinusoidal_positions(num_positions: int, dim: int, device: torch.device) -> torch.Tensor:
@@ -243,11 +244,10 @@ class JMNatDecoderLayer(JMNatLayer):
     def __init__(self, config: JMNatConfig):
         num_heads = config.decoder_attention_heads
         super().__init__(config, num_heads, config.decoder_ffn_dim)
+        self.position_attn: JMNatPositionalAttention | None = None
         if config.positional_attention:
             self.position_attn = JMNatPositionalAttention(config, num_heads)
             self.position_attn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
-        else:
-            self.position_attn = None
         self.encoder_attn = JMNatAttention(config, num_heads)
         self.encoder_attn_layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps)
 
@@ -338,11 +338,10 @@ class JMNatStack(JMNatPreTrainedModel):
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         self.position_offset = config.pad_token_id + 1  # fairseq's numbering
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
+        self.embed_positions: nn.Embedding | None = None
         if config.position_embedding_type == "learned":
             num_positions = getattr(config, self.longest) + self.position_offset
             self.embed_positions = nn.Embedding(num_positions, config.d_model, config.pad_token_id)
-        else:
-            self.embed_positions = None
         self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) if config.normalize_before else None
         self.gradient_checkpointing = False
 
@@ -403,9 +402,9 @@ class JMNatEncoder(JMNatStack):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> JMNatEncoderOutput:
         """Source (B, S), padded on either side, -> states (B, S, D) and length logits (B, L), never class 0."""
@@ -447,11 +446,11 @@ class JMNatDecoder(JMNatStack):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: torch.FloatTensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         state: JMNatDecodingState | None = None,
         **kwargs,
     ) -> BaseModelOutputWithCrossAttentions:
@@ -512,10 +511,11 @@ class JMNatDecoder(JMNatStack):
         )
         if encoder_hidden_states is not None:
             state.positions = self.target_positions(encoder_hidden_states.new_empty(*target_mask.shape, 0))
-            state.key_values = [layer.encoder_attn.project_key_value(encoder_hidden_states) for layer in self.layers]
+            layers: list[Any] = list(self.layers)
+            state.key_values = [layer.encoder_attn.project_key_value(encoder_hidden_states) for layer in layers]
             if self.config.positional_attention:
                 state.position_probs = [
-                    layer.position_attn.position_probs(state.positions, state.attend_mask) for layer in self.layers
+                    layer.position_attn.position_probs(state.positions, state.attend_mask) for layer in layers
                 ]
         return state
 
@@ -547,13 +547,13 @@ class JMNatModel(JMNatPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: JMNatEncoderOutput | tuple | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
         **kwargs,
     ) -> JMNatSeq2SeqModelOutput:
         """Source (B, S) and masked target (B, T) -> decoder states (B, T, D) and length logits (B, L).
@@ -567,8 +567,8 @@ class JMNatModel(JMNatPreTrainedModel):
             raise ValueError("decoder_input_ids is missing: give it, or labels to JMNatForConditionalGeneration")
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, **kwargs)
-        encoder_outputs = as_encoder_output(encoder_outputs)
-        states = encoder_outputs.last_hidden_state
+        encoded = as_encoder_output(encoder_outputs)
+        states = encoded.last_hidden_state
         source_mask = token_mask(attention_mask, input_ids, states, self.config.pad_token_id)
         decoder_outputs = self.decoder(
             decoder_input_ids,
@@ -580,13 +580,13 @@ class JMNatModel(JMNatPreTrainedModel):
         )
         return JMNatSeq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
-            length_logits=encoder_outputs.get("length_logits"),
+            length_logits=encoded.get("length_logits"),
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
             encoder_last_hidden_state=states,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
         )
 
 
@@ -607,16 +607,16 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
-        masked_positions: torch.BoolTensor | None = None,
-        encoder_targets: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
+        encoder_targets: torch.Tensor | None = None,
         encoder_outputs: JMNatEncoderOutput | tuple | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        decoder_inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
         loss_denominators: torch.Tensor | None = None,
         **kwargs,
     ) -> JMNatSeq2SeqLMOutput:
@@ -665,12 +665,12 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             if encoder_targets is not None:
                 result.encoder_logits = self.lm_head(outputs.encoder_last_hidden_state)  # (B, S, V)
         if labels is not None:
-            if masked_positions is None and decoder_input_ids is None:
-                raise ValueError("masked_positions is missing: it cannot be told from decoder_inputs_embeds")
             if masked_positions is None:
-                masked_positions = decoder_input_ids == self.config.mask_token_id
-            masked_positions = masked_positions.bool() & (labels != -100)
-            self.add_losses(result, outputs, labels, masked_positions, encoder_targets, loss_denominators)
+                if decoder_input_ids is None:
+                    raise ValueError("masked_positions is missing: it cannot be told from decoder_inputs_embeds")
+                masked_positions = decoder_input_ids.eq(self.config.mask_token_id)
+            predicted = masked_positions.bool() & (labels != -100)
+            self.add_losses(result, outputs, labels, predicted, encoder_targets, loss_denominators)
         return JMNatSeq2SeqLMOutput(**result)  # in the order of its fields, for those who unpack it
 
     def fully_masked(self, labels: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ positions to predict, V vocabulary, D width, H heads.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,9 +24,9 @@ from .configuration_jmnat import JMNatOptions
 class JMNatPass(NamedTuple):
     """One pass over all candidates; positions beyond a candidate's length hold `<pad>`."""
 
-    canvas: torch.LongTensor  # (B, C, T) what the decoder read
-    tokens: torch.LongTensor  # (B, C, T) the candidate after the pass
-    log_probs: torch.FloatTensor  # (B, C, T) of these tokens
+    canvas: torch.Tensor  # (B, C, T) what the decoder read
+    tokens: torch.Tensor  # (B, C, T) the candidate after the pass
+    log_probs: torch.Tensor  # (B, C, T) of these tokens
 
 
 @dataclass
@@ -52,22 +52,20 @@ class JMNatDecodingState:
 
         Sources stay shared where each then serves as many rows as the others; else every row gets a copy of its own.
         """
-        encoder_attend_mask, key_values = self.encoder_attend_mask, self.key_values
-        num_sources = len(encoder_attend_mask)
+        selected = replace(self, attend_mask=self.attend_mask[rows])
+        if self.position_probs is not None:
+            selected.position_probs = [probs[rows] for probs in self.position_probs]
+        if self.encoder_attend_mask is None or self.key_values is None:
+            return selected
+        num_sources = len(self.encoder_attend_mask)
         source_of_row = rows // (len(self.attend_mask) // num_sources)
         sources, counts = source_of_row.unique_consecutive(return_counts=True)
         if not bool((counts == counts[0]).all()):
             sources = source_of_row
         if not torch.equal(sources, torch.arange(num_sources, device=sources.device)):
-            encoder_attend_mask = encoder_attend_mask[sources]
-            key_values = [(key[sources], value[sources]) for key, value in key_values]
-        return JMNatDecodingState(
-            attend_mask=self.attend_mask[rows],
-            encoder_attend_mask=encoder_attend_mask,
-            key_values=key_values,
-            position_probs=None if self.position_probs is None else [probs[rows] for probs in self.position_probs],
-            positions=self.positions,
-        )
+            selected.encoder_attend_mask = self.encoder_attend_mask[sources]
+            selected.key_values = [(key[sources], value[sources]) for key, value in self.key_values]
+        return selected
 
 
 # What stands in the candidates ---------------------------------------------------------------------------------------
@@ -76,27 +74,27 @@ class JMNatDecodingState:
 class Positions(NamedTuple):
     """Positions in rows of a canvas. `valid` is False where a row has fewer than M; None: all are valid."""
 
-    index: torch.LongTensor  # (A, M)
-    valid: torch.BoolTensor | None  # (A, M)
+    columns: torch.Tensor  # (A, M)
+    valid: torch.Tensor | None  # (A, M)
 
     def put(self, values: torch.Tensor, new: torch.Tensor | int) -> torch.Tensor:
         """`values` (A, T) with `new`, (A, M) or one number, at these positions."""
         if self.valid is not None:
-            new = torch.where(self.valid, new, values.gather(1, self.index))
-        return values.scatter(1, self.index, new)
+            new = torch.where(self.valid, new, values.gather(1, self.columns))
+        return values.scatter(1, self.columns, new)
 
     def without(self, rows: torch.Tensor) -> "Positions":
         """No position in the rows where `rows` (A,) is True."""
         others = ~rows[:, None]
-        return Positions(self.index, others.expand_as(self.index) if self.valid is None else self.valid & others)
+        return Positions(self.columns, others.expand_as(self.columns) if self.valid is None else self.valid & others)
 
 
 class Canvas(NamedTuple):
     """Rows of candidates; positions beyond a row's length hold `<pad>` with the log-probability 0."""
 
-    tokens: torch.LongTensor  # (A, T)
-    log_probs: torch.FloatTensor  # (A, T) of these tokens
-    num_passes: torch.LongTensor  # (A,) decoder passes that the row has taken
+    tokens: torch.Tensor  # (A, T)
+    log_probs: torch.Tensor  # (A, T) of these tokens
+    num_passes: torch.Tensor  # (A,) decoder passes that the row has taken
 
     @classmethod
     def of_masks(cls, target_mask: torch.Tensor, mask_token_id: int, pad_token_id: int) -> "Canvas":
@@ -210,13 +208,13 @@ class Remasking:
         options = self.options
         schedule = (iteration, options.num_iterations, options.remask_schedule)
         most = num_remasked(self.order.num_positions, *schedule)
-        index = self.order(log_probs)[:, :most]
+        columns = self.order(log_probs)[:, :most]
         if self.all_valid:
-            return Positions(index, None)
+            return Positions(columns, None)
         valid = self.order.positions[:, :most] < num_remasked(self.lengths, *schedule)[:, None]
         if options.confidence_threshold is not None:  # tokens at or above it are final
-            valid = valid & (log_probs.gather(1, index) < math.log(options.confidence_threshold))
-        return Positions(index, valid)
+            valid = valid & (log_probs.gather(1, columns) < math.log(options.confidence_threshold))
+        return Positions(columns, valid)
 
 
 # Which rows go on ----------------------------------------------------------------------------------------------------
@@ -311,7 +309,10 @@ class MaskPredict:
     ):
         self.model, self.options, self.lengths, self.suppressed = model, options, lengths, suppressed
         self.rows_leave = num_positions is None
-        shortest, longest = torch.stack(lengths.aminmax()).tolist() if self.rows_leave else (0, num_positions)
+        if num_positions is None:
+            shortest, longest = torch.stack(lengths.aminmax()).tolist()
+        else:
+            shortest, longest = 0, num_positions
         self.positions = torch.arange(longest, device=lengths.device)  # (T,)
         self.target_mask = self.positions < lengths.flatten()[:, None]  # (R, T)
         self.given_up = torch.zeros_like(lengths, dtype=torch.bool)
@@ -347,7 +348,7 @@ class MaskPredict:
 
     def predict(self, masked: torch.Tensor, positions: Positions) -> Canvas:
         """One decoder pass over the canvas `masked` (A, T)."""
-        predicted = self.model.predict_tokens(masked, positions.index, self.rows.state, self.suppressed)
+        predicted = self.model.predict_tokens(masked, positions.columns, self.rows.state, self.suppressed)
         return self.rows.canvas.updated(positions, *predicted)
 
     def stop_rows(self, iteration: int, before: Canvas) -> None:
@@ -440,7 +441,7 @@ def consensus(tokens: torch.Tensor, ends: torch.Tensor, voters: torch.Tensor) ->
     inside = torch.arange(tokens.shape[-1], device=tokens.device) < ends[..., None]
     same = tokens[:, :, None, :, None] == tokens[:, None, :, None, :]  # (B, C, C, T, T)
     same &= inside[:, :, None, :, None] & inside[:, None, :, None, :]
-    shares = 0.0
+    shares = torch.zeros((), device=tokens.device)
     for counts, found in ((ends, same), (ends - 1, same[..., :-1, :-1] & same[..., 1:, 1:])):
         found = found.any(dim=-1).sum(dim=-1)  # (B, C, C), how many of the first are in the second
         counts = (counts[:, :, None] + counts[:, None, :]).clamp(min=1)

@@ -7,6 +7,7 @@ import os
 import re
 import types
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from transformers.dynamic_module_utils import custom_object_save
@@ -51,11 +52,13 @@ class JMNatTranslationPipeline(ChunkPipeline):
         ImportError: a text may hold several sentences and sentencex is not installed.
     """
 
-    _load_tokenizer = True
-    _load_processor = False
-    _load_image_processor = False
-    _load_video_processor = False
-    _load_feature_extractor = False
+    model: Any
+    tokenizer: Any
+    _load_tokenizer: Any = True
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = False
     _pipeline_calls_generate = False
 
     def __init__(self, model, *args, device=None, **kwargs):
@@ -82,7 +85,9 @@ class JMNatTranslationPipeline(ChunkPipeline):
             inputs = (text for text in inputs)
         return super().__call__(inputs, *args, **kwargs)
 
-    def preprocess(self, text: str, split_sentences: bool = True, src_lang: str | None = None) -> Iterator[dict]:
+    def preprocess(  # type: ignore[override]
+        self, text: str, split_sentences: bool = True, src_lang: str | None = None
+    ) -> Iterator[dict]:
         """The pieces of a text, each with its ids and the white space around it."""
         if not isinstance(text, str):
             raise ValueError(f"a text to translate must be a string, not {type(text).__name__}: {text!r}")
@@ -107,7 +112,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
             )
         return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
-    def _forward(self, model_inputs: dict, **generation) -> dict:
+    def _forward(self, model_inputs: dict, **generation) -> Any:  # type: ignore[override]
         """Translate one piece, or a batch of them where the loader has made lists of what is no tensor."""
         spaces, is_last = model_inputs["space"], model_inputs["is_last"]
         batched = isinstance(is_last, list)
@@ -139,12 +144,12 @@ class JMNatTranslationPipeline(ChunkPipeline):
             results.append(result)
         return results
 
-    def postprocess(self, model_outputs: list[dict]) -> list[dict]:
+    def postprocess(self, model_outputs: list[dict]) -> list[dict]:  # type: ignore[override]
         """Join the pieces of one text: a record for each of the `num_return_sequences` translations."""
         pieces = [output["result"] for output in model_outputs]
         records = []
         for rank in range(len(pieces[0]["texts"])):
-            record = {"translation_text": join(pieces, [piece["texts"][rank] for piece in pieces])}
+            record: dict[str, Any] = {"translation_text": join(pieces, [piece["texts"][rank] for piece in pieces])}
             if pieces[0]["history"] is not None:
                 # A sentence that stopped before others is shown as it came out.
                 canvases = [[*piece["history"][rank], piece["texts"][rank]] for piece in pieces]
@@ -175,7 +180,7 @@ def sentences_of(text: str, language: str) -> list[str]:
 
     White space alone goes with the piece before it. A text of one line that plainly is one sentence needs no library.
     """
-    pieces = []
+    pieces: list[str] = []
     for line in text.splitlines(keepends=True):
         several = MAY_END.search(LAST_SIGNS.sub("", line).lstrip())
         for piece in split_line(line, language) if several else [line]:

@@ -154,8 +154,8 @@ class JMNatTokenizer(TokenizersBackend):
             text = self._segmenter(normalizers.Lowercase().normalize_str(text) if self.lowercase else text)
         return text
 
-    def _decode(self, token_ids, skip_special_tokens=False, **kwargs) -> str:
-        text = super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+    def _decode(self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, **kwargs) -> str:
+        text = super()._decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
         if self.moses_target_lang:
             text = self._moses("detokenizer", self.moses_target_lang)(text)
         return text
@@ -321,7 +321,7 @@ def wrap_tokenizer(tokenizer: Tokenizer, **settings) -> JMNatTokenizer:
 
 def _alphabet(texts: list[str]) -> list[str]:
     """The characters that get a piece of their own, the space always, in code point order."""
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
     if not counts:
