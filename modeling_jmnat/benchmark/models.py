@@ -7,7 +7,8 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from ..configuration_jmnat import JMNatConfig
-from ..teacher.model import load_teacher_tokenizer, tokenizer_digest
+from ..inference.loading import load_teacher_tokenizer
+from ..teacher.model import tokenizer_digest
 
 NEEDED = ("student", "teacher", "source", "reference")
 TRAINING_STATE = (".pt", ".pth")  # what a checkpoint holds beside the model: optimizer, scheduler, random numbers

@@ -18,17 +18,11 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedTokenizerBase
 
 from ..configuration_jmnat import JMNatConfig, resolve_options
+from ..inference.loading import load_teacher_tokenizer
 from ..inference.onnx_runtime import ORTJMNatForConditionalGeneration, other_options
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..teacher.backends import ctranslate2_converter
-from ..teacher.model import (
-    MAX_LENGTH_FACTOR,
-    MAX_LENGTH_MARGIN,
-    build_teacher,
-    load_teacher_tokenizer,
-    pad_batch,
-    search_options,
-)
+from ..teacher.model import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, build_teacher, pad_batch, search_options
 from ..tokenization_jmnat import JMNatTokenizer
 
 ENGINES = ("transformers", "ctranslate2", "torch", "onnx")

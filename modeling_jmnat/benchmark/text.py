@@ -7,7 +7,7 @@ import torch
 
 from ..configuration_jmnat import JMNatConfig
 from ..evaluation.scores import score_translations
-from ..inference.translation import load_translator
+from ..inference.loading import load_translator
 from ..utils.text_files import read_parallel
 
 FIXED_LENGTH = 25  # tokens of source and target with random weights

@@ -18,7 +18,7 @@ from ..benchmark.models import check_models, copy_models
 from ..benchmark.systems import prepare_teacher, random_models
 from ..benchmark.text import FIXED_LENGTH, random_sources, scored_text
 from ..benchmark.timing import environment
-from ..inference.translation import DTYPES, choose_device
+from ..inference.loading import DTYPES, choose_device
 from ..utils.atomic_files import atomic_text_file, write_json
 from ..utils.command_line import check_counts, command
 from ..utils.signals import terminated_as_interrupted

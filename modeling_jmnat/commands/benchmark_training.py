@@ -9,7 +9,7 @@ from transformers import HfArgumentParser
 
 from ..benchmark.timing import environment
 from ..benchmark.training import SIZES, Hardware, run_training_benchmark, training_table
-from ..inference.translation import choose_device
+from ..inference.loading import choose_device
 from ..utils.atomic_files import atomic_text_file, write_json
 from ..utils.command_line import check_counts, command
 

@@ -11,7 +11,8 @@ from transformers.utils import logging
 
 from ..evaluation.noise import NOISES, STATE_NOISES, WORD_NOISES, disturbed
 from ..evaluation.scores import describe_environment, evaluate_model
-from ..inference.translation import check_options, is_jmnat, load_translator, parse_generation_options
+from ..inference.loading import is_jmnat, load_translator
+from ..inference.translation import check_options, parse_generation_options
 from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import check_writable, write_json
 from ..utils.command_line import check_counts, command

@@ -11,8 +11,8 @@ from pathlib import Path
 from transformers import HfArgumentParser
 from transformers.utils import logging
 
+from ..inference.loading import is_jmnat, load_translator
 from ..inference.onnx_runtime import GRAPHS_FOLDER, exporter
-from ..inference.translation import is_jmnat, load_translator
 from ..utils.command_line import command
 
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from .. import DataCollatorForJMNat, EpochCallback
-from ..inference.translation import is_jmnat
+from ..inference.loading import is_jmnat
 from ..utils.command_line import check_counts, command
 from ..utils.text_files import read_parallel
 

@@ -12,14 +12,8 @@ from typing import TextIO
 from transformers import HfArgumentParser, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..inference.translation import (
-    WINDOW_LINES,
-    Translation,
-    is_jmnat,
-    load_translator,
-    parse_generation_options,
-    translate_lines,
-)
+from ..inference.loading import is_jmnat, load_translator
+from ..inference.translation import WINDOW_LINES, Translation, parse_generation_options, translate_lines
 from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import atomic_text_file
 from ..utils.command_line import check_counts, command

@@ -25,8 +25,9 @@ from ..evaluation.tuning import (
     best_setting,
     candidate_settings,
 )
+from ..inference.loading import is_jmnat, load_translator
 from ..inference.onnx_runtime import GRAPHS_FOLDER, exporter, translators_in
-from ..inference.translation import check_options, is_jmnat, load_translator, parse_generation_options
+from ..inference.translation import check_options, parse_generation_options
 from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import atomic_file, atomic_text_file
 from ..utils.command_line import check_counts, command

@@ -11,11 +11,8 @@ from pathlib import Path
 import torch
 import transformers
 
-from ..inference.translation import (
-    Translation,
-    is_jmnat,
-    translate_lines,
-)
+from ..inference.loading import is_jmnat
+from ..inference.translation import Translation, translate_lines
 from ..tokenization_jmnat import moses_tool
 
 LATENCY_ROUNDS = 3

@@ -7,24 +7,17 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
-from ..generation_jmnat import VOCABULARY_PADDING
 from ..teacher.model import length_sorted_batches, max_source_length, max_target_length, pad_batch
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
-from ..utils.hub_folders import check_folder
-from .cuda_graphs import StaticShapeJMNat
-from .onnx_runtime import ORTJMNatForConditionalGeneration, find_graphs
+from .loading import is_jmnat
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
 # Options of a beam search that count something, with the least that is allowed.
 COUNTS = {
     "num_beams": 1,
@@ -79,88 +72,6 @@ class Translation:
     @property
     def text(self) -> str:
         return self.candidates[0][0]
-
-
-def is_jmnat(model: PreTrainedModel) -> bool:
-    return model.config.model_type == "jmnat"
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes a CUDA device where there is one; any other name is taken as it is and must be usable here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(
-            f"device={name!r} cannot be used here: choose auto, cpu or cuda (with a CUDA device)"
-        ) from None
-    return device
-
-
-def load_translator(
-    directory: str | Path, device: str = "auto", dtype: str = "auto", backend: str = "torch"
-) -> tuple[PreTrainedModel | StaticShapeJMNat | ORTJMNatForConditionalGeneration, PreTrainedTokenizerBase]:
-    """Load a saved sequence-to-sequence model and its tokenizer, ready to translate.
-
-    Args:
-        directory: a folder written by `save_pretrained`, JM-NAT or autoregressive, or a name on the Hub.
-        device: `auto`, `cpu`, `cuda` or another device name of PyTorch.
-        dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
-        backend: `torch`; `cuda_graphs` for JM-NAT on a GPU without the time that Python takes to launch its kernels;
-            `onnx` or `onnx_int8` for a JM-NAT model that was exported, on a CPU.
-
-    Raises:
-        ValueError: no such folder, no such model or tokenizer in it, or a vocabulary that does not fit the model.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
-    check_folder(directory)
-    if backend.startswith("onnx"):
-        return _load_exported(directory, device, dtype, int8=backend == "onnx_int8")
-    torch_device = choose_device(device)
-    try:
-        config = AutoConfig.from_pretrained(directory)
-        model = AutoModelForSeq2SeqLM.from_pretrained(directory, config=config, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {directory} cannot be loaded: {reason}") from None
-    check_vocabulary(model, tokenizer)
-    model = model.to(torch_device).eval()
-    return (StaticShapeJMNat(model) if backend == "cuda_graphs" else model), tokenizer
-
-
-def _load_exported(directory, device: str, dtype: str, int8: bool):
-    for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
-        if value not in ("auto", only):
-            raise ValueError(f"{name}={value!r} cannot be chosen: exported graphs take auto or {only}")
-    folder = find_graphs(directory, int8)
-    model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    check_vocabulary(model, tokenizer)
-    return model, tokenizer
-
-
-def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that is not the model's: it would translate into nonsense without any error."""
-    size = model.config.vocab_size
-    spare = size - len(tokenizer)  # rows of no token: any number in models of the Hub, in ours what rounding adds
-    rounded_up = spare >= 0 and (not is_jmnat(model) or (size % 8 == 0 and spare < VOCABULARY_PADDING))
-    if spare != 0 and not rounded_up:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens and the model {size}: they do not belong together"
-        )
-    for name in ("pad_token_id", "eos_token_id", "mask_token_id"):
-        expected = getattr(model.config, name, None)
-        if expected is not None and getattr(tokenizer, name) != expected:
-            raise ValueError(
-                f"{name} is {getattr(tokenizer, name)} in the tokenizer and {expected} in the model: "
-                "they do not belong together"
-            )
 
 
 def parse_generation_options(text: str | None, argument: str = "generation_options") -> dict:

@@ -18,19 +18,12 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.preparation import load_prepared
-from ..inference.translation import choose_device
+from ..inference.loading import check_languages, choose_device, load_teacher, set_languages
 from ..utils.atomic_files import atomic_text_file, write_json
 from ..utils.command_line import check_counts
 from ..utils.text_files import write_lines
 from .backends import CTranslate2Decoder, TransformersDecoder, choose_backend, number_type
-from .model import (
-    check_languages,
-    length_penalty,
-    load_teacher,
-    same_tokenizer,
-    set_languages,
-    tokenizer_digest,
-)
+from .model import length_penalty, same_tokenizer, tokenizer_digest
 
 PLAN_NAME = "distillation_plan.json"
 SUMMARY_NAME = "distillation.json"

@@ -12,12 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
@@ -25,16 +22,14 @@ from transformers import (
     M2M100ForConditionalGeneration,
     MarianConfig,
     MarianMTModel,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import is_sentencepiece_available
 
 from ..configuration_jmnat import JMNatConfig
 from ..hub.fairseq_tokenizer import CONVERTED_OPTIONS
+from ..inference.loading import check_languages, load_teacher_tokenizer, refuse_student
 from ..tokenization_jmnat import JMNatTokenizer
-from ..utils.hub_folders import check_folder
 
 # A hypothesis may have MAX_LENGTH_FACTOR * S + MAX_LENGTH_MARGIN tokens before `</s>`, S being its source's tokens.
 MAX_LENGTH_FACTOR = 1.5
@@ -147,98 +142,6 @@ def _xavier_init(model: PreTrainedModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not output_projection:  # tied to the embeddings
             nn.init.xavier_uniform_(module.weight)
-
-
-def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer saved beside a teacher: ours, or any other that Transformers knows."""
-    check_folder(directory)
-    config_path = Path(directory) / "tokenizer_config.json"
-    if config_path.is_file():
-        name = json.loads(config_path.read_text(encoding="utf-8")).get("tokenizer_class")
-        if name == JMNatTokenizer.__name__:
-            return JMNatTokenizer.from_pretrained(directory)
-    try:
-        return AutoTokenizer.from_pretrained(directory)
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"the tokenizer of {directory} cannot be loaded: {reason}") from None
-    except (ImportError, ValueError) as error:
-        if is_sentencepiece_available():
-            raise
-        raise ValueError(
-            f"the tokenizer of {directory} cannot be loaded; it may need sentencepiece: pip install sentencepiece"
-        ) from error
-
-
-def load_teacher(
-    directory: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An autoregressive seq2seq model in evaluation mode and its tokenizer.
-
-    Args:
-        directory: a saved model with its tokenizer, or a name on the Hub.
-        dtype: None keeps the type of the checkpoint.
-
-    Raises:
-        ValueError: no such folder, a vocabulary smaller than the tokenizer's, or a model that is not autoregressive.
-    """
-    tokenizer = load_teacher_tokenizer(directory)
-    try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto")
-    except SafetensorError as error:
-        raise ValueError(f"the weights of {directory} cannot be read: {error}") from None
-    refuse_student(directory, model.config)
-    if model.config.vocab_size < len(tokenizer):
-        raise ValueError(
-            f"{directory}: the model knows {model.config.vocab_size} tokens and its tokenizer {len(tokenizer)}: they "
-            "do not belong together"
-        )
-    for name in ("pad_token_id", "eos_token_id"):  # a generation configuration need not have them
-        if getattr(model.generation_config, name) is None:
-            setattr(model.generation_config, name, getattr(tokenizer, name))
-    return model.to(device).eval(), tokenizer
-
-
-def refuse_student(directory: str | Path, config: PreTrainedConfig) -> None:
-    if config.model_type == JMNatConfig.model_type:
-        raise ValueError(f"{directory} is a non-autoregressive model: an autoregressive one is needed here")
-
-
-def is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a teacher's tokenizer wants to be told the languages, as those of NLLB, M2M100 and mBART do."""
-    return hasattr(tokenizer, "set_src_lang_special_tokens")
-
-
-def check_languages(
-    directory: str | Path, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig
-) -> None:
-    """Refuse a multilingual teacher that was told no target language: it would choose one by itself."""
-    if is_multilingual(tokenizer) and generation_config.forced_bos_token_id is None:
-        raise ValueError(f"{directory} is multilingual: tell it its languages, as distill.py --teacher_languages does")
-
-
-def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> None:
-    """Tell a multilingual model from which language it translates and to which one.
-
-    Args:
-        languages: codes of source and target as the tokenizer knows them: deu_Latn eng_Latn for NLLB, de en for
-            M2M100, de_DE en_XX for mBART.
-
-    Raises:
-        ValueError: not two codes, or the tokenizer does not know them.
-    """
-    if len(languages) != 2:
-        raise ValueError(f"teacher_languages={' '.join(languages)!r} must be two codes, of source and target")
-    languages = [code.strip("_") for code in languages]
-    named = {token for name, token in tokenizer.special_tokens_map.items() if name.endswith("_token")}
-    known = set(tokenizer.all_special_tokens) - named
-    tokens = [next((token for token in (f"__{code}__", code) if token in known), None) for code in languages]
-    if not is_multilingual(tokenizer) or None in tokens:
-        raise ValueError(
-            f"teacher_languages={' '.join(languages)!r} are not languages of the teacher's {type(tokenizer).__name__}"
-        )
-    tokenizer.src_lang = languages[0]
-    model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids(tokens[1])
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation_jmnat import mean_log_probs
-from .model import load_teacher, pad_batch, tokenizer_digest
+from ..inference.loading import load_teacher
+from .model import pad_batch, tokenizer_digest
 
 
 class TextReranker:

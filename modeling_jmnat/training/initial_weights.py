@@ -8,9 +8,9 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_jmnat import JMNatConfig
-from ..inference.translation import check_vocabulary
+from ..inference.loading import check_vocabulary, load_teacher, load_teacher_tokenizer
 from ..modeling_jmnat import JMNatForConditionalGeneration
-from ..teacher.model import load_teacher, load_teacher_tokenizer, tokenizer_digest
+from ..teacher.model import tokenizer_digest
 from ..tokenization_jmnat import JMNatTokenizer
 from .command import RunArguments
 from .halves import freeze_half, restart_half

@@ -26,7 +26,8 @@ from modeling_jmnat.benchmark.gpu import (  # noqa: E402
     timed_rounds,
 )
 from modeling_jmnat.benchmark.systems import prepare_teacher  # noqa: E402
-from modeling_jmnat.inference.translation import load_translator, translate_lines  # noqa: E402
+from modeling_jmnat.inference.loading import load_translator  # noqa: E402
+from modeling_jmnat.inference.translation import translate_lines  # noqa: E402
 
 
 def test_systems_are_all_there_is_to_compare():

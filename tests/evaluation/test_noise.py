@@ -106,7 +106,7 @@ def test_size_of_the_noise_follows_the_states(student):
 
 
 def test_noise_of_an_autoregressive_model_and_of_words(tmp_path):
-    from modeling_jmnat.inference.translation import load_translator
+    from modeling_jmnat.inference.loading import load_translator
 
     model, _ = load_translator(save_translators(tmp_path) / "teacher")
     with disturbed(model, LINES, "encoder_input", 0.1) as lines:

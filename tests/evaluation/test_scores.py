@@ -20,7 +20,8 @@ from modeling_jmnat.evaluation.scores import (
     score_by_source_words,
     score_translations,
 )
-from modeling_jmnat.inference.translation import Translation, load_translator, translate_lines
+from modeling_jmnat.inference.loading import load_translator
+from modeling_jmnat.inference.translation import Translation, translate_lines
 from modeling_jmnat.teacher.reranking import load_reranker
 from tests.helpers.teacher_samples import WORDS, random_lines
 from tests.helpers.translation_samples import load_script, save_translators, tiny_student, tiny_tokenizer

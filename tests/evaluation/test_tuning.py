@@ -18,7 +18,8 @@ from modeling_jmnat.evaluation.tuning import (
     candidate_settings,
     tried_candidates,
 )
-from modeling_jmnat.inference.translation import Translation, load_translator, translate_lines
+from modeling_jmnat.inference.loading import load_translator
+from modeling_jmnat.inference.translation import Translation, translate_lines
 from modeling_jmnat.teacher.reranking import load_reranker
 from tests.helpers.teacher_samples import random_lines
 from tests.helpers.translation_samples import load_script, save_translators, tiny_student, tiny_tokenizer

@@ -19,9 +19,10 @@ from modeling_jmnat.experiments.runner import flags
 from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder, SuiteSettings
 from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS
 from modeling_jmnat.experiments.tables import TABLES, cell, write_tables
+from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.teacher.command import parse_teacher_command
 from modeling_jmnat.teacher.distillation import DistillationArguments
-from modeling_jmnat.teacher.model import build_teacher, can_start, load_teacher
+from modeling_jmnat.teacher.model import build_teacher, can_start
 from modeling_jmnat.training.command import parse_command
 from modeling_jmnat.training.presets import load_preset
 from modeling_jmnat.utils.markdown import markdown

@@ -6,8 +6,8 @@ import torch
 
 from modeling_jmnat import JMNatForConditionalGeneration, JMNatTokenizer
 from modeling_jmnat.data.preparation import tokenizer_hash
+from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.inference.translation import translate_lines
-from modeling_jmnat.teacher.model import load_teacher
 
 PAIR = Path(__file__).resolve().parents[2] / "hub_card" / "multi30k_tiny"
 

@@ -10,13 +10,7 @@ import sys
 import pytest
 import torch
 
-from modeling_jmnat.inference.translation import (
-    LONGER_TARGETS,
-    check_vocabulary,
-    load_translator,
-    parse_generation_options,
-    translate_lines,
-)
+from modeling_jmnat.inference.translation import LONGER_TARGETS, parse_generation_options, translate_lines
 from tests.helpers.teacher_samples import WORDS, random_lines, random_teacher
 from tests.helpers.translation_samples import SCRIPTS, load_script, save_translators, tiny_student, tiny_tokenizer
 
@@ -266,33 +260,6 @@ def test_generation_options_are_known_ones(name):
 def test_the_form_of_the_output_is_not_an_option(student, tokenizer, lines, one_by_one):
     options = {**PASSES, **parse_generation_options('{"return_dict_in_generate": false}')}
     assert texts_of(translate_lines(student, tokenizer, lines, **options)) == one_by_one
-
-
-def test_tokenizer_and_model_must_belong_together(student, tokenizer, monkeypatch):
-    check_vocabulary(student, tokenizer)
-    rounded_up = -(-(len(tokenizer) + 1) // 8) * 8
-    check_vocabulary(tiny_student(tokenizer, vocab_size=rounded_up), tokenizer)
-    sentence = r"the tokenizer has \d+ tokens and the model \d+: they do not belong together"
-    for size in (len(tokenizer) - 1, rounded_up + 1, rounded_up + 64):
-        with pytest.raises(ValueError, match=sentence):
-            check_vocabulary(tiny_student(tokenizer, vocab_size=size), tokenizer)
-    with pytest.raises(ValueError, match="mask_token_id is 4 in the tokenizer and 3 in the model"):
-        check_vocabulary(tiny_student(tokenizer, mask_token_id=3), tokenizer)
-
-
-def test_loading_names_what_is_wrong(folder, tmp_path):
-    model, _ = load_translator(folder / "student", dtype="bfloat16")
-    assert model.dtype == torch.bfloat16
-    assert not model.training
-    (tmp_path / "empty").mkdir()
-    for arguments, sentence in (
-        ((tmp_path / "absent",), "absent does not exist"),
-        ((tmp_path / "empty",), "empty cannot be loaded"),
-        ((folder / "student", "tpu"), "device='tpu' cannot be used here"),
-        ((folder / "student", "cpu", "int8"), "dtype='int8' is not one of auto, float32"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            load_translator(*arguments)
 
 
 # The command --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from modeling_jmnat import JMNatForConditionalGeneration, ORTJMNatForConditionalGeneration
-from modeling_jmnat.inference.translation import load_translator, translate_lines
+from modeling_jmnat.inference.loading import load_translator
+from modeling_jmnat.inference.translation import translate_lines
 from modeling_jmnat.utils.text_files import read_parallel
 from tests.helpers.random_models import ARCHITECTURES, pad, random_model, random_sources
 from tests.helpers.translation_samples import load_script, save_translators

@@ -4,7 +4,6 @@ import re
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ from modeling_jmnat.teacher.distillation import (
     merge,
     teacher_digest,
 )
-from modeling_jmnat.teacher.model import decode, set_languages
+from modeling_jmnat.teacher.model import decode
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
 from modeling_jmnat.utils.text_files import read_lines
 from tests.helpers.teacher_samples import TINY, prepare_words, random_teacher, write_text
@@ -323,19 +322,6 @@ def test_multilingual_teacher_is_told_its_languages(folder, tmp_path):
     with pytest.raises(ValueError, match="teacher is multilingual: tell it its languages"):
         distill(arguments(folder, tmp_path / "wrong", teacher=options["teacher"]))
     assert not (tmp_path / "wrong").exists()
-
-
-def test_codes_of_m2m100_lose_their_underscores():
-    class M2M100:
-        all_special_tokens = ["</s>", "__de__", "__en__"]
-        special_tokens_map = {"eos_token": "</s>"}
-        set_src_lang_special_tokens = src_lang = None
-        convert_tokens_to_ids = {"__de__": 7, "__en__": 8}.__getitem__
-
-    for codes in (["de", "en"], ["__de__", "__en__"]):
-        tokenizer, model = M2M100(), SimpleNamespace(generation_config=GenerationConfig())
-        set_languages(model, tokenizer, codes)
-        assert (tokenizer.src_lang, model.generation_config.forced_bos_token_id) == ("de", 8)
 
 
 def test_prefix_cannot_come_later(folder, stranger, tmp_path):

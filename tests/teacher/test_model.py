@@ -1,27 +1,23 @@
 import importlib.util
 import json
-import re
 
 import pytest
 import torch
 from transformers import M2M100ForConditionalGeneration, MarianMTModel
 
-from modeling_jmnat.configuration_jmnat import JMNatConfig
 from modeling_jmnat.data.preparation import load_prepared
-from modeling_jmnat.modeling_jmnat import JMNatForConditionalGeneration, sinusoidal_positions
+from modeling_jmnat.inference.loading import load_teacher_tokenizer
+from modeling_jmnat.modeling_jmnat import sinusoidal_positions
 from modeling_jmnat.teacher.backends import BACKENDS, CTranslate2Decoder, TransformersDecoder, choose_backend
 from modeling_jmnat.teacher.model import (
     build_teacher,
     decode,
     length_sorted_batches,
-    load_teacher,
-    load_teacher_tokenizer,
     max_target_length,
     pad_batch,
     same_tokenizer,
     tokenizer_digest,
 )
-from modeling_jmnat.utils.hub_folders import check_folder
 from tests.helpers.teacher_samples import TINY, prepare_words, random_teacher
 
 
@@ -64,21 +60,6 @@ def test_pre_norm_positions_equal_the_students(tokenizer):
     assert torch.allclose(positions[0], table[first : first + 5], atol=1e-6)
     assert torch.allclose(positions[1, :2], table[first : first + 2], atol=1e-6)
     assert not positions[1, 2:].any()
-
-
-@pytest.mark.parametrize("normalize_before", [True, False])
-def test_save_and_load(tokenizer, tmp_path, normalize_before):
-    model = random_teacher(tokenizer, normalize_before)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    loaded, loaded_tokenizer = load_teacher(tmp_path)
-    assert tokenizer_digest(loaded_tokenizer) == tokenizer_digest(tokenizer)
-    ids, mask = pad_batch([[7, 8, 9, 2], [11, 2]], 1)
-    labels = torch.tensor([[5, 6, 2], [9, 2, 1]])
-    with torch.no_grad():
-        one = model(input_ids=ids, attention_mask=mask, labels=labels).logits
-        two = loaded(input_ids=ids, attention_mask=mask, labels=labels).logits
-    assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize("normalize_before", [True, False])
@@ -148,34 +129,6 @@ def test_digest_survives_use_and_saving(tokenizer, tmp_path):
     tokenizer(["ban", "ban dex"], padding=True, truncation=True, max_length=4)
     tokenizer.save_pretrained(tmp_path)
     assert tokenizer_digest(tokenizer) == tokenizer_digest(load_teacher_tokenizer(tmp_path)) == before
-
-
-def test_model_and_tokenizer_that_do_not_belong_together(tokenizer, tmp_path):
-    model = random_teacher(tokenizer)
-    model.resize_token_embeddings(len(tokenizer) - 3)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="do not belong together"):
-        load_teacher(tmp_path)
-
-
-def test_student_is_no_teacher(tokenizer, tmp_path):
-    JMNatForConditionalGeneration(JMNatConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="non-autoregressive"):
-        load_teacher(tmp_path)
-
-
-def test_folder_that_does_not_exist(tmp_path, monkeypatch):
-    (tmp_path / "runs" / "teacher").mkdir(parents=True)
-    (tmp_path / "runs" / "file").touch()
-    monkeypatch.chdir(tmp_path)
-    absent = ["runs/no", "runs/no/teacher", "a/b/c", "./no", "../no", "/no", "~/no", ".no", str(tmp_path / "no")]
-    for name in [*absent, "runs/file", tmp_path / "no"]:
-        with pytest.raises(ValueError, match=f"^the folder {re.escape(str(name))} does not exist: "):
-            load_teacher(name)
-    for name in ("runs/teacher", "./runs", tmp_path, "opus", "Helsinki-NLP/opus-mt-de-en"):
-        check_folder(name)
 
 
 def test_special_ids_must_agree(tokenizer):

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from modeling_jmnat.data.preparation import load_prepared
+from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.teacher.command import parse_teacher_command
-from modeling_jmnat.teacher.model import load_teacher, tokenizer_digest
+from modeling_jmnat.teacher.model import tokenizer_digest
 from modeling_jmnat.teacher.trainer import DataCollatorForTeacher, TeacherTrainer
 from modeling_jmnat.training.arguments import TeacherTrainingArguments
 from modeling_jmnat.training.presets import Preset

@@ -1,0 +1,227 @@
+"""Saved models with their tokenizers, ready to translate: JM-NAT on any backend, and autoregressive models.
+
+What cannot work is refused here, before any text is read: another model's tokenizer, a device that is not there, a
+multilingual model that does not know its target language.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import is_sentencepiece_available
+
+from ..configuration_jmnat import JMNatConfig
+from ..generation_jmnat import VOCABULARY_PADDING
+from ..tokenization_jmnat import JMNatTokenizer
+from ..utils.hub_folders import check_folder
+from .cuda_graphs import StaticShapeJMNat
+from .onnx_runtime import ORTJMNatForConditionalGeneration, find_graphs
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
+LOAD_ITS_OWN = "load the tokenizer that was saved with this model"
+
+Translator = PreTrainedModel | StaticShapeJMNat | ORTJMNatForConditionalGeneration
+
+
+def is_jmnat(model: Translator) -> bool:
+    return model.config.model_type == JMNatConfig.model_type
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is a CUDA device if there is one, else the CPU; any other name must be usable on this machine."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(
+            f"device={name!r} cannot be used here: choose auto, cpu or cuda (with a CUDA device)"
+        ) from None
+    return device
+
+
+def load_translator(
+    directory: str | Path, device: str = "auto", dtype: str = "auto", backend: str = "torch"
+) -> tuple[Translator, PreTrainedTokenizerBase]:
+    """Load a saved sequence-to-sequence model and its tokenizer, ready to translate.
+
+    Args:
+        directory: a folder written by `save_pretrained`, JM-NAT or autoregressive, or a name on the Hub.
+        device: `auto`, `cpu`, `cuda` or another device name of PyTorch.
+        dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
+        backend: `torch`; `cuda_graphs`, which saves JM-NAT on a GPU the time that Python takes to launch kernels;
+            `onnx` or `onnx_int8` for an exported JM-NAT model on a CPU.
+
+    Raises:
+        ValueError: the folder does not exist or lacks a model or tokenizer that can be loaded, the tokenizer is
+            another model's, or an argument is not one of those above.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is not one of {', '.join(BACKENDS)}")
+    check_folder(directory)
+    if backend.startswith("onnx"):
+        return _load_exported(directory, device, dtype, int8=backend == "onnx_int8")
+    torch_device = choose_device(device)
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        model = AutoModelForSeq2SeqLM.from_pretrained(directory, config=config, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ValueError(f"model {directory} cannot be loaded: {_first_line(error)}") from None
+    check_vocabulary(model, tokenizer)
+    model = model.to(torch_device).eval()
+    return (StaticShapeJMNat(model) if backend == "cuda_graphs" else model), tokenizer
+
+
+def _load_exported(
+    directory: str | Path, device: str, dtype: str, int8: bool
+) -> tuple[ORTJMNatForConditionalGeneration, PreTrainedTokenizerBase]:
+    for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
+        if value not in ("auto", only):
+            raise ValueError(f"{name}={value!r} cannot be chosen: exported graphs take auto or {only}")
+    folder = find_graphs(directory, int8)
+    model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    check_vocabulary(model, tokenizer)
+    return model, tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def check_vocabulary(model: Translator, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that is not the model's: translations would be nonsense, without any error.
+
+    Raises:
+        ValueError: the model has fewer embedding rows than the tokenizer has tokens, a JM-NAT model has more than
+            padding to a multiple of 8 explains (others may have any number), or special tokens have different ids.
+    """
+    size = model.config.vocab_size
+    unused = size - len(tokenizer)
+    padded = unused >= 0 and (not is_jmnat(model) or (size % 8 == 0 and unused < VOCABULARY_PADDING))
+    if unused != 0 and not padded:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens and the model {size}: {LOAD_ITS_OWN}")
+    for name in ("pad_token_id", "eos_token_id", "mask_token_id"):
+        expected = getattr(model.config, name, None)
+        if expected is not None and getattr(tokenizer, name) != expected:
+            raise ValueError(
+                f"{name} is {getattr(tokenizer, name)} in the tokenizer and {expected} in the model: {LOAD_ITS_OWN}"
+            )
+
+
+# Autoregressive models -----------------------------------------------------------------------------------------------
+
+
+def load_teacher(
+    directory: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load an autoregressive sequence-to-sequence model, in evaluation mode, and its tokenizer.
+
+    Args:
+        directory: a saved model with its tokenizer, or a name on the Hub.
+        dtype: None keeps the type of the checkpoint.
+
+    Raises:
+        ValueError: the folder does not exist, the vocabulary is smaller than the tokenizer's, or the model is not
+            autoregressive.
+    """
+    tokenizer = load_teacher_tokenizer(directory)
+    try:
+        model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto")
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {directory} cannot be read: {error}") from None
+    refuse_student(directory, model.config)
+    if model.config.vocab_size < len(tokenizer):
+        raise ValueError(
+            f"{directory}: the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: save "
+            "the tokenizer that the model was trained with in this folder"
+        )
+    for name in ("pad_token_id", "eos_token_id"):  # a generation configuration need not have them
+        if getattr(model.generation_config, name) is None:
+            setattr(model.generation_config, name, getattr(tokenizer, name))
+    return model.to(device).eval(), tokenizer
+
+
+def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer saved with an autoregressive model: ours, or any other that Transformers knows.
+
+    Raises:
+        ValueError: the folder does not exist, it holds no tokenizer, or the tokenizer needs a package that is missing.
+    """
+    check_folder(directory)
+    config_path = Path(directory) / "tokenizer_config.json"
+    if config_path.is_file():
+        name = json.loads(config_path.read_text(encoding="utf-8")).get("tokenizer_class")
+        if name == JMNatTokenizer.__name__:
+            return JMNatTokenizer.from_pretrained(directory)
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except OSError as error:
+        raise ValueError(f"the tokenizer of {directory} cannot be loaded: {_first_line(error)}") from None
+    except (ImportError, ValueError) as error:
+        if is_sentencepiece_available():
+            raise
+        raise ValueError(
+            f"the tokenizer of {directory} cannot be loaded; it may need sentencepiece: pip install sentencepiece"
+        ) from error
+
+
+def refuse_student(directory: str | Path, config: PreTrainedConfig) -> None:
+    """ValueError for a JM-NAT model where an autoregressive one is needed."""
+    if config.model_type == JMNatConfig.model_type:
+        raise ValueError(
+            f"{directory} is a non-autoregressive model: give an autoregressive one, such as train_teacher.py writes"
+        )
+
+
+def is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has to be told the languages, as those of NLLB, M2M100 and mBART do."""
+    return hasattr(tokenizer, "set_src_lang_special_tokens")
+
+
+def check_languages(
+    directory: str | Path, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig
+) -> None:
+    """ValueError for a multilingual model without a target language: it would choose one itself."""
+    if is_multilingual(tokenizer) and generation_config.forced_bos_token_id is None:
+        raise ValueError(f"{directory} is multilingual: tell it its languages, as distill.py --teacher_languages does")
+
+
+def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> None:
+    """Tell a multilingual model from which language it translates and into which one.
+
+    Args:
+        languages: the tokenizer's codes of source and target: deu_Latn eng_Latn for NLLB, de en for M2M100,
+            de_DE en_XX for mBART.
+
+    Raises:
+        ValueError: not two codes, or codes that the tokenizer does not know.
+    """
+    if len(languages) != 2:
+        raise ValueError(f"teacher_languages={' '.join(languages)!r} must be two codes, of source and target")
+    codes = [code.strip("_") for code in languages]
+    named = {token for name, token in tokenizer.special_tokens_map.items() if name.endswith("_token")}
+    known = set(tokenizer.all_special_tokens) - named
+    source, target = (next((token for token in (f"__{code}__", code) if token in known), None) for code in codes)
+    if not is_multilingual(tokenizer) or source is None or target is None:
+        raise ValueError(
+            f"teacher_languages={' '.join(codes)!r} are not languages of the teacher's {type(tokenizer).__name__}"
+        )
+    tokenizer.src_lang = codes[0]
+    model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids(target)

@@ -1,0 +1,116 @@
+"""Saved models and their tokenizers: what is loaded, and one sentence for each thing that is wrong."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from modeling_jmnat.configuration_jmnat import JMNatConfig
+from modeling_jmnat.inference.loading import check_vocabulary, load_teacher, load_translator, set_languages
+from modeling_jmnat.modeling_jmnat import JMNatForConditionalGeneration
+from modeling_jmnat.teacher.model import pad_batch, tokenizer_digest
+from modeling_jmnat.utils.hub_folders import check_folder
+from tests.helpers.teacher_samples import TINY, random_teacher
+from tests.helpers.translation_samples import save_translators, tiny_student, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_translators(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def student(tokenizer):
+    return tiny_student(tokenizer)
+
+
+def test_tokenizer_of_another_model_is_refused(student, tokenizer):
+    check_vocabulary(student, tokenizer)
+    rounded_up = -(-(len(tokenizer) + 1) // 8) * 8
+    check_vocabulary(tiny_student(tokenizer, vocab_size=rounded_up), tokenizer)
+    sentence = r"the tokenizer has \d+ tokens and the model \d+: load the tokenizer that was saved with this model"
+    for size in (len(tokenizer) - 1, rounded_up + 1, rounded_up + 64):
+        with pytest.raises(ValueError, match=sentence):
+            check_vocabulary(tiny_student(tokenizer, vocab_size=size), tokenizer)
+    with pytest.raises(
+        ValueError, match="mask_token_id is 4 in the tokenizer and 3 in the model: load the tokenizer that"
+    ):
+        check_vocabulary(tiny_student(tokenizer, mask_token_id=3), tokenizer)
+
+
+def test_errors_of_loading_name_the_cause(folder, tmp_path):
+    model, _ = load_translator(folder / "student", dtype="bfloat16")
+    assert model.dtype == torch.bfloat16
+    assert not model.training
+    (tmp_path / "empty").mkdir()
+    for arguments, sentence in (
+        ((tmp_path / "absent",), "absent does not exist"),
+        ((tmp_path / "empty",), "empty cannot be loaded"),
+        ((folder / "student", "tpu"), "device='tpu' cannot be used here"),
+        ((folder / "student", "cpu", "int8"), "dtype='int8' is not one of auto, float32"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            load_translator(*arguments)
+
+
+@pytest.mark.parametrize("normalize_before", [True, False])
+def test_save_and_load(tokenizer, tmp_path, normalize_before):
+    model = random_teacher(tokenizer, normalize_before)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded, loaded_tokenizer = load_teacher(tmp_path)
+    assert tokenizer_digest(loaded_tokenizer) == tokenizer_digest(tokenizer)
+    ids, mask = pad_batch([[7, 8, 9, 2], [11, 2]], 1)
+    labels = torch.tensor([[5, 6, 2], [9, 2, 1]])
+    with torch.no_grad():
+        one = model(input_ids=ids, attention_mask=mask, labels=labels).logits
+        two = loaded(input_ids=ids, attention_mask=mask, labels=labels).logits
+    assert torch.equal(one, two)
+
+
+def test_teacher_with_the_tokenizer_of_another_model_is_refused(tokenizer, tmp_path):
+    model = random_teacher(tokenizer)
+    model.resize_token_embeddings(len(tokenizer) - 3)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the tokenizer has \d+ tokens and the model \d+: save the tokenizer that"):
+        load_teacher(tmp_path)
+
+
+def test_student_is_refused_as_teacher(tokenizer, tmp_path):
+    JMNatForConditionalGeneration(JMNatConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="non-autoregressive"):
+        load_teacher(tmp_path)
+
+
+def test_folder_that_does_not_exist(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "teacher").mkdir(parents=True)
+    (tmp_path / "runs" / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    absent = ["runs/no", "runs/no/teacher", "a/b/c", "./no", "../no", "/no", "~/no", ".no", str(tmp_path / "no")]
+    for name in [*absent, "runs/file", tmp_path / "no"]:
+        with pytest.raises(ValueError, match=f"^the folder {re.escape(str(name))} does not exist: "):
+            load_teacher(name)
+    for name in ("runs/teacher", "./runs", tmp_path, "opus", "Helsinki-NLP/opus-mt-de-en"):
+        check_folder(name)
+
+
+def test_codes_of_m2m100_lose_their_underscores():
+    class M2M100:
+        all_special_tokens = ["</s>", "__de__", "__en__"]
+        special_tokens_map = {"eos_token": "</s>"}
+        set_src_lang_special_tokens = src_lang = None
+        convert_tokens_to_ids = {"__de__": 7, "__en__": 8}.__getitem__
+
+    for codes in (["de", "en"], ["__de__", "__en__"]):
+        tokenizer, model = M2M100(), SimpleNamespace(generation_config=GenerationConfig())
+        set_languages(model, tokenizer, codes)
+        assert (tokenizer.src_lang, model.generation_config.forced_bos_token_id) == ("de", 8)
