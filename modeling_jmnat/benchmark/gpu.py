@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from ..inference.cuda_graphs import StaticShapeJMNat
 from ..modeling_jmnat import JMNatForConditionalGeneration
-from ..teacher.model import pad_batch
+from ..utils.id_batches import pad_batch
 from ..utils.markdown import markdown
 from .systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine, load_search
 from .timing import (

@@ -22,8 +22,9 @@ from ..inference.loading import load_teacher_tokenizer
 from ..inference.onnx_runtime import ORTJMNatForConditionalGeneration, other_options
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..teacher.backends import ctranslate2_converter
-from ..teacher.model import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, build_teacher, pad_batch, search_options
+from ..teacher.model import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, build_teacher, search_options
 from ..tokenization_jmnat import JMNatTokenizer
+from ..utils.id_batches import pad_batch
 
 ENGINES = ("transformers", "ctranslate2", "torch", "onnx")
 PACKAGES_OF_ENGINES = {"ctranslate2": ("ctranslate2",), "onnx": ("onnx", "onnxruntime")}

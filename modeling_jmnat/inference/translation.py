@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
-from ..teacher.model import length_sorted_batches, max_source_length, max_target_length, pad_batch
+from ..teacher.model import max_source_length, max_target_length
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
+from ..utils.id_batches import length_sorted_batches, pad_batch
 from .loading import is_jmnat
 
 # Options of a beam search that count something, with the least that is allowed.

@@ -15,14 +15,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .model import (
-    decode,
-    distillation_batch_tokens,
-    length_sorted_batches,
-    max_source_length,
-    max_target_length,
-    search_options,
-)
+from ..utils.id_batches import length_sorted_batches
+from .model import decode, distillation_batch_tokens, max_source_length, max_target_length, search_options
 
 BACKENDS = ("auto", "ctranslate2", "transformers")
 WORKER_TOKENS = 2048  # smaller batches would be slower

@@ -30,6 +30,7 @@ from ..configuration_jmnat import JMNatConfig
 from ..hub.fairseq_tokenizer import CONVERTED_OPTIONS
 from ..inference.loading import check_languages, load_teacher_tokenizer, refuse_student
 from ..tokenization_jmnat import JMNatTokenizer
+from ..utils.id_batches import length_sorted_batches, pad_batch
 
 # A hypothesis may have MAX_LENGTH_FACTOR * S + MAX_LENGTH_MARGIN tokens before `</s>`, S being its source's tokens.
 MAX_LENGTH_FACTOR = 1.5
@@ -173,22 +174,6 @@ def same_tokenizer(teacher: PreTrainedTokenizerBase, data: PreTrainedTokenizerBa
     return False
 
 
-def length_sorted_batches(lengths: Sequence[int], max_tokens: int, rows_per_sentence: int = 1) -> list[list[int]]:
-    """Indices in batches of similar length, longest first, with rows * longest <= `max_tokens`.
-
-    A sentence that exceeds it alone is a batch of its own. Memory that suffices for the first batch suffices for all.
-    """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    batches: list[list[int]] = []
-    for index in order:
-        batch = batches[-1] if batches else None
-        if batch and (len(batch) + 1) * rows_per_sentence * lengths[batch[0]] <= max_tokens:
-            batch.append(index)
-        else:
-            batches.append([index])
-    return batches
-
-
 def max_source_length(model: PreTrainedModel) -> int:
     """Tokens that the model has positions for (1,024 where its configuration sets no bound)."""
     return getattr(model.config, "max_position_embeddings", None) or 1024
@@ -301,16 +286,6 @@ def _decode_batches(
                 input_ids=input_ids, attention_mask=attention_mask, **{**options, **generate_kwargs}
             )
         yield indices, [_strip(row, pad, end_ids) for row in output[:, 1:].tolist()]  # without the start token
-
-
-def pad_batch(
-    sequences: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str = "cpu"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` (B, S), padded right, and `attention_mask` (B, S), 1 at tokens."""
-    longest = max(len(sequence) for sequence in sequences)
-    rows = [list(sequence) + [pad_token_id] * (longest - len(sequence)) for sequence in sequences]
-    masks = [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences]
-    return torch.tensor(rows, device=device), torch.tensor(masks, device=device)
 
 
 def _strip(row: list[int], pad: int, end_ids: set[int]) -> list[int]:

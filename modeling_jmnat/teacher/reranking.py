@@ -11,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation_jmnat import mean_log_probs
 from ..inference.loading import load_teacher
-from .model import pad_batch, tokenizer_digest
+from ..utils.id_batches import pad_batch
+from .model import tokenizer_digest
 
 
 class TextReranker:

@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 from ..losses_jmnat import chosen_log_probs, smoothed_nll
 from ..training.arguments import TeacherTrainingArguments
 from ..training.trainer import TranslationTrainer
-from .model import pad_batch
+from ..utils.id_batches import pad_batch
 
 
 class DataCollatorForTeacher:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_jmnat.evaluation.noise import STATE_NOISES, disturbed, noisy_lines, noisy_states
-from modeling_jmnat.teacher.model import pad_batch
+from modeling_jmnat.utils.id_batches import pad_batch
 from tests.helpers.translation_samples import load_script, save_translators, tiny_student, tiny_tokenizer
 
 LINES = [" ".join(f"w{line}_{word}" for word in range(10 + line % 15)) for line in range(400)]

@@ -10,8 +10,9 @@ from transformers import GenerationConfig
 from modeling_jmnat.configuration_jmnat import JMNatConfig
 from modeling_jmnat.inference.loading import check_vocabulary, load_teacher, load_translator, set_languages
 from modeling_jmnat.modeling_jmnat import JMNatForConditionalGeneration
-from modeling_jmnat.teacher.model import pad_batch, tokenizer_digest
+from modeling_jmnat.teacher.model import tokenizer_digest
 from modeling_jmnat.utils.hub_folders import check_folder
+from modeling_jmnat.utils.id_batches import pad_batch
 from tests.helpers.teacher_samples import TINY, random_teacher
 from tests.helpers.translation_samples import save_translators, tiny_student, tiny_tokenizer
 

@@ -9,15 +9,8 @@ from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.inference.loading import load_teacher_tokenizer
 from modeling_jmnat.modeling_jmnat import sinusoidal_positions
 from modeling_jmnat.teacher.backends import BACKENDS, CTranslate2Decoder, TransformersDecoder, choose_backend
-from modeling_jmnat.teacher.model import (
-    build_teacher,
-    decode,
-    length_sorted_batches,
-    max_target_length,
-    pad_batch,
-    same_tokenizer,
-    tokenizer_digest,
-)
+from modeling_jmnat.teacher.model import build_teacher, decode, max_target_length, same_tokenizer, tokenizer_digest
+from modeling_jmnat.utils.id_batches import pad_batch
 from tests.helpers.teacher_samples import TINY, prepare_words, random_teacher
 
 
@@ -106,15 +99,6 @@ def test_source_without_tokens_or_too_long(tokenizer):
         decode(model, [[2], []])
     with pytest.raises(ValueError, match="source 1 has 70 tokens"):
         decode(model, [[7] * 70])
-
-
-def test_length_sorted_batches():
-    lengths = [3, 9, 1, 9, 4, 20, 2]
-    batches = length_sorted_batches(lengths, max_tokens=18)
-    assert sorted(index for batch in batches for index in batch) == list(range(7))
-    assert batches == [[5], [1, 3], [4, 0, 6, 2]]
-    assert all(len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 18 for batch in batches)
-    assert length_sorted_batches(lengths, max_tokens=36, rows_per_sentence=2) == batches
 
 
 def test_tokenizer_of_other_data_is_refused(tokenizer, tmp_path):

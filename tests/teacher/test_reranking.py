@@ -4,9 +4,9 @@ from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
 from modeling_jmnat import generation_jmnat
 from modeling_jmnat.generation_jmnat import mean_log_probs
-from modeling_jmnat.teacher.model import pad_batch
 from modeling_jmnat.teacher.reranking import TextReranker, load_reranker
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
+from modeling_jmnat.utils.id_batches import pad_batch
 from tests.helpers.teacher_samples import TINY, random_lines, random_teacher
 from tests.helpers.translation_samples import tiny_student
 
