@@ -6,17 +6,9 @@ short still has figures.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-from transformers import AutoModelForSeq2SeqLM
-
-from ..inference.cuda_graphs import StaticShapeJMNat
-from ..modeling_jmnat import JMNatForConditionalGeneration
-from ..utils.id_batches import pad_batch
 from ..utils.markdown import markdown
-from .systems import CTranslate2Engine, JMNatEngine, System, TransformersEngine, load_search
+from .systems import System, load_engine
 from .timing import (
     RATIO_NOTE,
     add_ratios,
@@ -31,71 +23,6 @@ REFERENCES = ("Transformers float32, beam 5", "Transformers float16, beam 5", "C
 NEEDED_ROUNDS = 3  # ratios need as many; later ones only while there is time
 
 
-@dataclass(frozen=True)
-class GPUSystem(System):
-    """A `System` with a device, a number format and, for JM-NAT, whether passes run as CUDA graphs."""
-
-    dtype: str = "float32"
-    device: str = "cuda"
-    graphs: bool = False
-
-    @property
-    def model_key(self) -> tuple:
-        return self.engine, self.folder, self.dtype, self.graphs
-
-
-def wait_for(device: str) -> None:
-    """Until all that was asked of `device` is done."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-class OnDevice:
-    """An engine whose batches lie where its `model` is, and whose translation ends when that device is done."""
-
-    def prepare(self, sources):
-        return pad_batch(sources, self.model.config.pad_token_id, self.model.device)
-
-    def translate(self, batch, options: dict):
-        output = super().translate(batch, options)
-        wait_for(self.model.device.type)
-        return output
-
-
-class TransformersGPUEngine(OnDevice, TransformersEngine):
-    """As `TransformersEngine`, on a GPU."""
-
-    def __init__(self, system: GPUSystem):
-        dtype = getattr(torch, system.dtype)
-        model = AutoModelForSeq2SeqLM.from_pretrained(system.folder, dtype=dtype).eval()
-        self.model = model.to(system.device)
-        self.model.generation_config.max_length = None  # `max_new_tokens` takes its place
-
-
-class JMNatGPUEngine(OnDevice, JMNatEngine):
-    """As `JMNatEngine`, with or without CUDA graphs."""
-
-    def __init__(self, system: GPUSystem):
-        dtype = getattr(torch, system.dtype)
-        model = JMNatForConditionalGeneration.from_pretrained(system.folder, dtype=dtype).eval().to(system.device)
-        self.model = StaticShapeJMNat(model) if system.graphs else model
-
-
-class CTranslate2GPUEngine(CTranslate2Engine):
-    """As `CTranslate2Engine`, which returns when the GPU is done."""
-
-    def __init__(self, system: GPUSystem):
-        import ctranslate2
-
-        self.tokenizer, self.search = load_search(system.folder)
-        self.translator = ctranslate2.Translator(
-            str(Path(system.folder) / "ctranslate2"), device=system.device, compute_type=system.dtype
-        )
-
-
-ENGINES = {"transformers": TransformersGPUEngine, "ctranslate2": CTranslate2GPUEngine, "torch": JMNatGPUEngine}
-
-
 def gpu_systems(
     teacher: str,
     student: str,
@@ -104,7 +31,7 @@ def gpu_systems(
     dtypes: Sequence[str],
     length: int | None = None,
     device: str = "cuda",
-) -> list[GPUSystem]:
+) -> list[System]:
     """The teacher's two engines, then ours for each format, number of passes and of candidates."""
     fixed = {} if length is None else {"length": length}
     systems = []
@@ -112,22 +39,20 @@ def gpu_systems(
         options = {"num_beams": num_beams, **fixed}
         for dtype in dtypes:
             name = f"Transformers {dtype}"
-            systems.append(GPUSystem(name, "transformers", teacher, search, False, options, dtype, device))
+            systems.append(System(name, "transformers", teacher, search, False, options, dtype, device))
         name = "CTranslate2 float16"
-        systems.append(GPUSystem(name, "ctranslate2", teacher, search, False, options, "float16", device))
+        systems.append(System(name, "ctranslate2", teacher, search, False, options, "float16", device))
     for graphs, how in ((False, "plain"), (True, "graphs")):
         for dtype in dtypes:
             for candidates in num_candidates:
                 for k in passes:
                     options = {"num_iterations": k, "num_length_candidates": candidates, **fixed}
                     name = f"JM-NAT {how} {dtype}, C = {candidates}"
-                    systems.append(
-                        GPUSystem(name, "torch", student, f"k = {k}", False, options, dtype, device, graphs)
-                    )
+                    systems.append(System(name, "torch", student, f"k = {k}", False, options, dtype, device, graphs))
     return systems
 
 
-def load_engines(systems: Sequence[GPUSystem]) -> tuple[dict, dict[str, str]]:
+def load_engines(systems: Sequence[System]) -> tuple[dict, dict[str, str]]:
     """Engines by `model_key`, and why some cannot be used here.
 
     CTranslate2 finds out in its first translation whether it can use the GPU, so each engine translates two tokens.
@@ -138,7 +63,7 @@ def load_engines(systems: Sequence[GPUSystem]) -> tuple[dict, dict[str, str]]:
         if system.model_key in engines or system.name in missing:
             continue
         try:
-            engine = ENGINES[system.engine](system)
+            engine = load_engine(system)
             engine.translate(engine.prepare([[5, 2]]), system.options)
         except (ImportError, RuntimeError, ValueError) as error:
             if system.engine != "ctranslate2":
@@ -168,7 +93,7 @@ def timed_rounds(systems, engines, batches, block: int, num_rounds: int, deadlin
 
 
 def run_gpu_benchmark(
-    systems: Sequence[GPUSystem],
+    systems: Sequence[System],
     sources: Sequence[Sequence[int]],
     num_sentences: int,
     num_rounds: int,
@@ -268,7 +193,7 @@ def in_order(of_batches: dict[int, list], indices: Sequence[Sequence[int]]) -> l
     return translations
 
 
-def plain_twin(system: GPUSystem, systems: Sequence[GPUSystem]) -> GPUSystem | None:
+def plain_twin(system: System, systems: Sequence[System]) -> System | None:
     """The system that differs from `system` in not using graphs."""
     if not system.graphs:
         return None

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from ..inference.onnx_runtime import GRAPHS, PASS, TRANSLATOR, find_graphs, graph_file, load_session
 from ..utils.markdown import markdown
-from .systems import ONNXEngine, System
+from .systems import System, load_engine
 
 # Operators of the passes by what they are for: the first group of which a word is in an operator's name.
 OPERATORS = {
@@ -81,7 +81,7 @@ def profile(system: System, sources: Sequence[Sequence[int]], num_threads: int) 
 
     And the number of multiplications in the passes' matrix products.
     """
-    engine = ONNXEngine(system.folder, system.int8, num_threads)
+    engine = load_engine(system, num_threads)
     folder = find_graphs(system.folder, system.int8)
     engine.translate(engine.prepare(sources[:1]), system.options)  # what is kept between sentences is there now
     graphs = [part for part in (TRANSLATOR, *GRAPHS) if part in vars(engine.model)]

@@ -1,13 +1,11 @@
-"""Translation engines behind one interface, so that a benchmark times nothing but the translation itself.
+"""What a benchmark compares: engines with their models and options, and how they are loaded.
 
-An engine has `prepare(sources) -> batch` and `read(output) -> lists of ids`, which are not timed, and
-`translate(batch, options) -> output`, which is. Sources and translations are token ids: text is the same work for all.
+Sources and translations are token ids, since turning them into text is the same work for all.
 """
 
 import functools
 import importlib.util
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,24 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from ..configuration_jmnat import JMNatConfig, resolve_options
+from ..inference.ctranslate2_models import ctranslate2_converter
+from ..inference.cuda_graphs import StaticShapeJMNat
+from ..inference.engines import CTranslate2Engine, Engine, JMNatEngine, TransformersEngine
 from ..inference.loading import load_teacher_tokenizer
 from ..inference.onnx_runtime import ORTJMNatForConditionalGeneration, other_options
 from ..modeling_jmnat import JMNatForConditionalGeneration
-from ..teacher.backends import ctranslate2_converter
-from ..teacher.model import MAX_LENGTH_FACTOR, MAX_LENGTH_MARGIN, build_teacher, search_options
+from ..teacher.model import build_teacher
 from ..tokenization_jmnat import JMNatTokenizer
-from ..utils.id_batches import pad_batch
 
-ENGINES = ("transformers", "ctranslate2", "torch", "onnx")
 PACKAGES_OF_ENGINES = {"ctranslate2": ("ctranslate2",), "onnx": ("onnx", "onnxruntime")}
 TRANSFORMERS_BEAM = "Transformers, beam 5"
 CTRANSLATE2_BEAM = "CTranslate2 int8, beam 5"
@@ -44,8 +48,12 @@ class System:
 
     Args:
         name: points with one name are joined in the picture; `label` tells them apart.
+        engine: a name in `ENGINES`.
         folder: what the engine loads.
+        int8: quantised weights, for CTranslate2 and ONNX Runtime.
         options: of its search, see the engines.
+        dtype: number type, which int8 overrides.
+        graphs: whether JM-NAT runs as CUDA graphs.
     """
 
     name: str
@@ -54,6 +62,9 @@ class System:
     label: str = ""
     int8: bool = False
     options: dict[str, Any] = field(default_factory=dict, hash=False)
+    dtype: str = "float32"
+    device: str = "cpu"
+    graphs: bool = False
 
     @property
     def title(self) -> str:
@@ -61,7 +72,7 @@ class System:
 
     @property
     def model_key(self) -> tuple:
-        return self.engine, self.folder, self.int8
+        return self.engine, self.folder, self.int8, self.dtype, self.graphs
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -82,113 +93,51 @@ class System:
         return next((name for name in packages if importlib.util.find_spec(name) is None), None)
 
 
-def _target_limit(longest_source: int) -> int:
-    return math.ceil(MAX_LENGTH_FACTOR * longest_source) + MAX_LENGTH_MARGIN
-
-
-class TransformersEngine:
-    """An autoregressive model by `generate`. Options: `num_beams`, `length` for exactly so many tokens."""
-
-    def __init__(self, folder: str, int8: bool, num_threads: int):
-        self.model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.model.generation_config.max_length = None  # `max_new_tokens` takes its place
-
-    def prepare(self, sources: Sequence[Sequence[int]]):
-        return pad_batch(sources, self.model.config.pad_token_id)
-
-    @torch.inference_mode()
-    def translate(self, batch, options: dict):
-        input_ids, attention_mask = batch
-        num_beams, length = options["num_beams"], options.get("length")
-        limits = {"max_new_tokens": length, "min_new_tokens": length}
-        if length is None:
-            limits = {"max_new_tokens": _target_limit(input_ids.shape[1])}
-        search = {"num_beams": num_beams, "do_sample": False, "early_stopping": num_beams > 1}
-        return self.model.generate(input_ids=input_ids, attention_mask=attention_mask, **search, **limits)
-
-    def read(self, output) -> list[list[int]]:
-        return [row[1:] for row in output.tolist()]
-
-
 @functools.cache
-def load_search(folder: str) -> tuple[PreTrainedTokenizerBase, dict[str, float | int]]:
-    """What CTranslate2 has from Transformers: the tokenizer that makes tokens of ids, and options of the search."""
-    return load_teacher_tokenizer(folder), search_options(GenerationConfig.from_pretrained(folder))
+def load_search(folder: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig, GenerationConfig]:
+    """What CTranslate2 needs of the model that was converted: its tokenizer and its configurations."""
+    return load_teacher_tokenizer(folder), AutoConfig.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
 
 
-class CTranslate2Engine:
-    """The same model converted for CTranslate2. Options as `TransformersEngine`'s.
+def load_transformers(system: System, num_threads: int | None) -> TransformersEngine:
+    model = AutoModelForSeq2SeqLM.from_pretrained(system.folder, dtype=getattr(torch, system.dtype))
+    return TransformersEngine(model.eval().to(system.device))
 
-    `num_threads` are workers of one thread each: a single sentence takes one of them, all share a batch.
+
+def load_ctranslate2(system: System, num_threads: int | None) -> CTranslate2Engine:
+    compute_type = "int8" if system.int8 else system.dtype
+    folder = Path(system.folder) / "ctranslate2"
+    return CTranslate2Engine(folder, *load_search(system.folder), compute_type, system.device, num_threads)
+
+
+def load_torch(system: System, num_threads: int | None) -> JMNatEngine:
+    model = JMNatForConditionalGeneration.from_pretrained(system.folder, dtype=getattr(torch, system.dtype))
+    model = model.eval().to(system.device)
+    return JMNatEngine(StaticShapeJMNat(model) if system.graphs else model)
+
+
+def load_onnx(system: System, num_threads: int | None) -> JMNatEngine:
+    model = ORTJMNatForConditionalGeneration.from_pretrained(system.folder, system.int8, num_threads)
+    for part in system.parts:  # otherwise the first translation would load them
+        getattr(model, part)
+    return JMNatEngine(model)
+
+
+ENGINES: dict[str, Callable[[System, int | None], Engine]] = {
+    "transformers": load_transformers,
+    "ctranslate2": load_ctranslate2,
+    "torch": load_torch,
+    "onnx": load_onnx,
+}
+
+
+def load_engine(system: System, num_threads: int | None = None) -> Engine:
+    """Load the engine of a system, with all that its options need.
+
+    Args:
+        num_threads: of CTranslate2 and ONNX Runtime; None for as many as PyTorch uses.
     """
-
-    num_workers = 1
-
-    def __init__(self, folder: str, int8: bool, num_threads: int):
-        import ctranslate2
-
-        self.tokenizer, self.search = load_search(folder)
-        self.num_workers = num_threads
-        compute_type = "int8" if int8 else "float32"
-        self.translator = ctranslate2.Translator(
-            str(Path(folder) / "ctranslate2"), compute_type=compute_type, inter_threads=num_threads, intra_threads=1
-        )
-
-    def prepare(self, sources: Sequence[Sequence[int]]):
-        return [self.tokenizer.convert_ids_to_tokens(list(ids)) for ids in sources]
-
-    def translate(self, batch, options: dict):
-        length = options.get("length")
-        limit = _target_limit(max(map(len, batch))) if length is None else length
-        return self.translator.translate_batch(
-            batch,
-            max_batch_size=0 if self.num_workers == 1 else math.ceil(len(batch) / self.num_workers),
-            beam_size=options["num_beams"],
-            **self.search,
-            max_input_length=0,
-            min_decoding_length=1 if length is None else length,
-            max_decoding_length=limit,
-        )
-
-    def read(self, output) -> list[list[int]]:
-        return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in output]
-
-
-class JMNatEngine:
-    """Ours in PyTorch. Options: those of `generate`, and `length` for a canvas of so many tokens."""
-
-    def __init__(self, folder: str, int8: bool, num_threads: int):
-        self.model = JMNatForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-
-    def prepare(self, sources: Sequence[Sequence[int]]):
-        return pad_batch(sources, self.model.config.pad_token_id)
-
-    def translate(self, batch, options: dict):
-        input_ids, attention_mask = batch
-        options = dict(options)
-        length = options.pop("length", None)
-        if length is not None:
-            options["target_lengths"] = torch.full((len(input_ids),), length)
-        return self.model.generate(
-            input_ids=input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **options
-        )
-
-    def read(self, output) -> list[list[int]]:
-        return output.sequences.tolist()
-
-
-class ONNXEngine(JMNatEngine):
-    def __init__(self, folder: str, int8: bool, num_threads: int):
-        self.model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8, num_threads=num_threads)
-
-
-def load_engine(system: System, num_threads: int):
-    """The engine of a system, with all that its options need."""
-    classes = dict(zip(ENGINES, (TransformersEngine, CTranslate2Engine, JMNatEngine, ONNXEngine), strict=True))
-    engine = classes[system.engine](system.folder, system.int8, num_threads)
-    for part in system.parts:
-        getattr(engine.model, part)
-    return engine
+    return ENGINES[system.engine](system, num_threads)
 
 
 def installed(systems: Sequence[System]) -> tuple[list[System], list[str]]:
@@ -234,7 +183,7 @@ def student_systems(
 
 
 def prepare_teacher(folder: str | Path) -> None:
-    """Write `folder`/ctranslate2 from the autoregressive model in `folder`, where CTranslate2 is installed."""
+    """Write `folder`/ctranslate2 from the autoregressive model in `folder`, if CTranslate2 is installed."""
     if importlib.util.find_spec("ctranslate2") is None:
         return
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)

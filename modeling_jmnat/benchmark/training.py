@@ -18,13 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..configuration_jmnat import JMNatConfig
+from ..inference.engines import wait_for
 from ..modeling_jmnat import JMNatForConditionalGeneration, JMNatSeq2SeqLMOutput, JMNatSeq2SeqModelOutput
 from ..teacher.model import build_teacher
 from ..teacher.trainer import DataCollatorForTeacher, teacher_losses
 from ..training.data_collator import DataCollatorForJMNat
 from ..training.trainer import choose_cpu_attention
 from ..utils.markdown import markdown
-from .gpu import wait_for
 from .systems import SIZES as SIZES_OF_TRANSLATION
 from .systems import random_tokenizer, sized_config
 from .timing import spread

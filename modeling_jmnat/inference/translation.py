@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
-from ..teacher.model import max_source_length, max_target_length
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
+from .beam_search import max_source_length, max_target_length
 from .loading import is_jmnat
 
 # Options of a beam search that count something, with the least that is allowed.
@@ -185,7 +185,7 @@ def _blank(model: PreTrainedModel, generation: dict) -> list[tuple[str, float]]:
 def encode_lines(model, tokenizer, lines: list[str], first_number: int = 1) -> list[list[int]]:
     """Ids of each line, ending in `</s>`; an empty list for a blank line. Too long a line is refused by its number."""
     encoded = tokenizer(lines, verbose=False)["input_ids"]
-    longest = max_source_length(model)
+    longest = max_source_length(model.config)
     for number, ids in enumerate(encoded, start=first_number):
         if len(ids) > longest:
             raise ValueError(f"line {number} has {len(ids)} tokens: the model allows at most {longest}")
@@ -234,7 +234,7 @@ def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutpu
 def _autoregressive_options(model, source_length: int, generation: dict) -> dict:
     """Search without sampling, at most 1.5 times the longest source plus 10 tokens."""
     # The start token is counted.
-    options = {"max_length": max_target_length(model, source_length) + 1, "do_sample": False}
+    options = {"max_length": max_target_length(model.config, source_length) + 1, "do_sample": False}
     if candidates_per_sentence(model, generation) == 1:  # options of beam search in the folder would be warned about
         options.update(early_stopping=False, length_penalty=1.0)
     elif generation.get("num_return_sequences") is not None:  # the library copies all words' scores in each step

@@ -18,18 +18,20 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from ..data.preparation import load_prepared
-from ..inference.loading import check_languages, choose_device, load_teacher, set_languages
+from ..inference.beam_search import length_penalty
+from ..inference.ctranslate2_models import choose_backend, number_type
+from ..inference.engines import CTranslate2Engine, TransformersEngine
+from ..inference.loading import DTYPES, check_languages, choose_device, load_teacher, set_languages
 from ..utils.atomic_files import atomic_text_file, write_json
 from ..utils.command_line import check_counts
 from ..utils.text_files import write_lines
-from .backends import CTranslate2Decoder, TransformersDecoder, choose_backend, number_type
-from .model import length_penalty, same_tokenizer, tokenizer_digest
+from .model import same_tokenizer, tokenizer_digest
+from .text_decoder import TextDecoder
 
 PLAN_NAME = "distillation_plan.json"
 SUMMARY_NAME = "distillation.json"
 SENTENCES_PER_SHARD = 4096
 LONGEST_WAIT = timedelta(days=7)  # of the processes for the one with most to do, instead of 10 or 30 minutes
-DTYPES = {"auto": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -223,7 +225,7 @@ def decode_shards(store: ShardStore, dataset, decoder, tokenizer, state: Partial
 
     Args:
         dataset: the training split with columns `source` and `input_ids`.
-        decoder: see `teacher_backends`; `decode(sources, input_ids)` gives a text or None per sentence.
+        decoder: a `TextDecoder`.
         tokenizer: of the prepared data; counts the hypotheses' tokens for the length filter.
     """
     missing = store.missing()
@@ -310,7 +312,8 @@ def distill(arguments: DistillationArguments) -> dict:
     if "train" not in splits:
         raise ValueError(f"{arguments.data} has no training split: other splits are never distilled")
     dataset = splits["train"]
-    dtype = DTYPES[arguments.dtype] or (torch.float16 if device.type == "cuda" else torch.float32)
+    usual = "float16" if device.type == "cuda" else "float32"
+    dtype = getattr(torch, usual if arguments.dtype == "auto" else arguments.dtype)
     model, teacher_tokenizer = load_teacher(arguments.teacher, device, dtype)
     shares_vocabulary = same_tokenizer(teacher_tokenizer, tokenizer)
     if shares_vocabulary and arguments.teacher_prefix:
@@ -339,9 +342,9 @@ def distill(arguments: DistillationArguments) -> dict:
         settle_plan(output_dir, plan)
     state.wait_for_everyone()
     store = ShardStore(output_dir, plan)
-    decoder_class = CTranslate2Decoder if backend == "ctranslate2" else TransformersDecoder
-    decoder = decoder_class(
-        model,
+    with_ctranslate2 = backend == "ctranslate2"
+    decoder = TextDecoder(
+        CTranslate2Engine.from_model(model, teacher_tokenizer) if with_ctranslate2 else TransformersEngine(model),
         teacher_tokenizer,
         shares_vocabulary,
         arguments.num_beams,

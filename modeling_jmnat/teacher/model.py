@@ -1,4 +1,4 @@
-"""The autoregressive teacher: a stock Transformers encoder-decoder of a preset's widths, and its batched decoding.
+"""The autoregressive teacher: a stock Transformers encoder-decoder of a preset's widths.
 
 The student learns from the teacher's translations (sequence-level distillation, section 5 of the paper), so the
 teacher is deliberately ordinary: `M2M100ForConditionalGeneration` where the preset puts layer norm before each block
@@ -7,8 +7,7 @@ teacher is deliberately ordinary: `M2M100ForConditionalGeneration` where the pre
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,8 +15,6 @@ from torch import nn
 from transformers import (
     AutoConfig,
     GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     M2M100Config,
     M2M100ForConditionalGeneration,
     MarianConfig,
@@ -30,11 +27,6 @@ from ..configuration_jmnat import JMNatConfig
 from ..hub.fairseq_tokenizer import CONVERTED_OPTIONS
 from ..inference.loading import check_languages, load_teacher_tokenizer, refuse_student
 from ..tokenization_jmnat import JMNatTokenizer
-from ..utils.id_batches import length_sorted_batches, pad_batch
-
-# A hypothesis may have MAX_LENGTH_FACTOR * S + MAX_LENGTH_MARGIN tokens before `</s>`, S being its source's tokens.
-MAX_LENGTH_FACTOR = 1.5
-MAX_LENGTH_MARGIN = 10
 
 SHARED_FIELDS = (
     "d_model",
@@ -172,125 +164,3 @@ def same_tokenizer(teacher: PreTrainedTokenizerBase, data: PreTrainedTokenizerBa
             f"{tokenizer_digest(data)[:12]}): prepare the data with --tokenizer and the teacher's folder"
         )
     return False
-
-
-def max_source_length(model: PreTrainedModel) -> int:
-    """Tokens that the model has positions for (1,024 where its configuration sets no bound)."""
-    return getattr(model.config, "max_position_embeddings", None) or 1024
-
-
-def distillation_batch_tokens(device: torch.device | str) -> int:
-    """Padded source tokens times beams that one decoding batch holds."""
-    return 131_072 if torch.device(device).type == "cuda" else 16_384
-
-
-def decode(
-    model: PreTrainedModel,
-    sources: Sequence[Sequence[int]],
-    num_beams: int = 5,
-    batch_tokens: int | None = None,
-    advance: Callable[[int], object] | None = None,
-    **generate_kwargs,
-) -> list[list[int]]:
-    """Translate `sources` (lists of ids that end in `</s>`) and return target ids without special start and padding.
-
-    Sentences are sorted by length into batches with count * beams * longest source <= `batch_tokens`. Results are in
-    input order; the closing `</s>`, where one was generated, is kept out. `num_beams=1` is greedy search. `advance` is
-    called with the number of sentences after each batch. Other keyword arguments go to `model.generate`.
-
-    Raises:
-        ValueError: `num_beams` or `batch_tokens` below 1, or a source that is empty or too long for the model.
-    """
-    if num_beams < 1:
-        raise ValueError(f"num_beams={num_beams} must be at least 1")
-    if batch_tokens is not None and batch_tokens < 1:
-        raise ValueError(f"batch_tokens={batch_tokens} must be at least 1")
-    for number, source in enumerate(sources, start=1):
-        if not len(source):
-            raise ValueError(f"source {number} has no tokens: even an empty line has its </s>")
-        if len(source) > max_source_length(model):
-            raise ValueError(f"source {number} has {len(source)} tokens, the model allows {max_source_length(model)}")
-    batch_tokens = batch_tokens or distillation_batch_tokens(model.device)
-    results: list[list[int]] = [[]] * len(sources)
-    was_training = model.training
-    model.eval()
-    try:
-        for indices, sequences in _decode_batches(model, sources, num_beams, batch_tokens, generate_kwargs):
-            for index, sequence in zip(indices, sequences, strict=True):
-                results[index] = sequence
-            if advance is not None:
-                advance(len(indices))
-    finally:
-        model.train(was_training)
-    return results
-
-
-def max_target_length(model: PreTrainedModel, source_length: int) -> int:
-    """Tokens that a translation may have before `</s>`, by its own source alone: batches do not matter."""
-    limit = math.ceil(MAX_LENGTH_FACTOR * source_length) + MAX_LENGTH_MARGIN
-    return min(limit, max_source_length(model) - 2)
-
-
-def length_penalty(generation_config: GenerationConfig) -> float:
-    """Exponent of the length in beam search, 1.0 where none is set: for engines that do not read the configuration."""
-    value = generation_config.length_penalty
-    return 1.0 if value is None else float(value)
-
-
-def search_options(generation_config: GenerationConfig) -> dict[str, float | int]:
-    """What CTranslate2 must be told of a configuration, which it does not read, by the names of its options."""
-    return {
-        "length_penalty": length_penalty(generation_config),
-        "repetition_penalty": generation_config.repetition_penalty or 1.0,
-        "no_repeat_ngram_size": generation_config.no_repeat_ngram_size or 0,
-    }
-
-
-class _LengthLimit(LogitsProcessor):
-    """Only `</s>` may follow once a row has its own number of tokens: rows of a batch do not lengthen each other."""
-
-    def __init__(self, limits: Sequence[int], num_beams: int, end_ids: Sequence[int], device: torch.device):
-        self.smallest = min(limits)
-        self.limits = torch.tensor(limits, device=device).repeat_interleave(num_beams)  # (B * beams,)
-        self.end_ids = torch.tensor(sorted(end_ids), device=device)
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        generated = input_ids.shape[1] - 1  # without the start token
-        if generated < self.smallest:
-            return scores
-        full = (generated >= self.limits).unsqueeze(1)  # (B * beams, 1)
-        limited = torch.full_like(scores, float("-inf"))
-        limited[:, self.end_ids] = scores[:, self.end_ids]
-        return torch.where(full, limited, scores)
-
-
-def _decode_batches(
-    model, sources, num_beams, batch_tokens, generate_kwargs
-) -> Iterator[tuple[list[int], list[list[int]]]]:
-    pad, eos = model.generation_config.pad_token_id, model.generation_config.eos_token_id
-    end_ids = set(eos if isinstance(eos, list) else [eos])
-    for indices in length_sorted_batches([len(source) for source in sources], batch_tokens, num_beams):
-        input_ids, attention_mask = pad_batch([sources[index] for index in indices], pad, model.device)
-        limits = [max_target_length(model, len(sources[index])) for index in indices]
-        options = {
-            "max_length": max(limits) + 2,  # with the start token and `</s>`
-            "num_beams": num_beams,
-            "do_sample": False,
-            "early_stopping": num_beams > 1,
-            "logits_processor": LogitsProcessorList([_LengthLimit(limits, num_beams, end_ids, model.device)]),
-        }
-        if num_beams == 1:
-            options["length_penalty"] = 1.0  # belongs to beam search: another value would be warned about
-        with torch.inference_mode():
-            output = model.generate(
-                input_ids=input_ids, attention_mask=attention_mask, **{**options, **generate_kwargs}
-            )
-        yield indices, [_strip(row, pad, end_ids) for row in output[:, 1:].tolist()]  # without the start token
-
-
-def _strip(row: list[int], pad: int, end_ids: set[int]) -> list[int]:
-    """The tokens before the first `</s>` or padding."""
-    for position, token in enumerate(row):
-        if token in end_ids or token == pad:
-            return row[:position]
-    return row

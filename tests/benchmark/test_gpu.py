@@ -13,10 +13,10 @@ from tests.helpers.translation_samples import load_script, save_translators
 pytest.importorskip("sacrebleu", reason="the extra `train` is not installed")
 
 from modeling_jmnat.benchmark import gpu as benchmark_gpu  # noqa: E402
+from modeling_jmnat.benchmark import systems as benchmark_systems  # noqa: E402
 from modeling_jmnat.benchmark import timing as benchmark  # noqa: E402
 from modeling_jmnat.benchmark.gpu import (  # noqa: E402
     REFERENCES,
-    GPUSystem,
     gpu_systems,
     gpu_table,
     in_order,
@@ -25,7 +25,7 @@ from modeling_jmnat.benchmark.gpu import (  # noqa: E402
     texts_equal,
     timed_rounds,
 )
-from modeling_jmnat.benchmark.systems import prepare_teacher  # noqa: E402
+from modeling_jmnat.benchmark.systems import System, prepare_teacher  # noqa: E402
 from modeling_jmnat.inference.loading import load_translator  # noqa: E402
 from modeling_jmnat.inference.translation import translate_lines  # noqa: E402
 
@@ -47,7 +47,7 @@ def test_rounds_end_with_the_time(monkeypatch):
     clock, calls = Clock(), []
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(benchmark_gpu.time, "monotonic", lambda: clock.now)
-    systems = [GPUSystem(name, "torch", name, graphs=name == "b", options={"name": name}) for name in "ab"]
+    systems = [System(name, "torch", name, graphs=name == "b", options={"name": name}) for name in "ab"]
     engines = {system.model_key: FakeEngine(clock, 1.0 + index, calls) for index, system in enumerate(systems)}
     outputs = {}
     rounds = timed_rounds(systems, engines, [[[1]], [[2]]], 2, 10, deadline=0.0, outputs=outputs)
@@ -75,11 +75,10 @@ def folder(tmp_path_factory):
 
 
 def test_what_cannot_be_used_is_named(folder, monkeypatch):
-    class Broken:
-        def __init__(self, system):
-            raise RuntimeError("Library libcublas.so.12 is not found\nor cannot be loaded")
+    def broken(system, num_threads):
+        raise RuntimeError("Library libcublas.so.12 is not found\nor cannot be loaded")
 
-    monkeypatch.setitem(benchmark_gpu.ENGINES, "ctranslate2", Broken)
+    monkeypatch.setitem(benchmark_systems.ENGINES, "ctranslate2", broken)
     systems = gpu_systems(str(folder / "teacher"), str(folder / "student"), [1], [1], ["float32"], 6, "cpu")
     engines, missing = load_engines(systems)
     assert missing == {"CTranslate2 float16": "Library libcublas.so.12 is not found or cannot be loaded"}
@@ -92,7 +91,7 @@ def test_ctranslate2_translates_as_its_teacher(folder):
     options = {"num_beams": 5}
     teacher = str(folder / "teacher")
     systems = [
-        GPUSystem(name, name, teacher, "beam 5", options=options, device="cpu")
+        System(name, name, teacher, "beam 5", options=options, device="cpu")
         for name in ("transformers", "ctranslate2")
     ]
     engines, missing = load_engines(systems)

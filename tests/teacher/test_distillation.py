@@ -11,7 +11,7 @@ from accelerate import PartialState
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, NllbTokenizer, PreTrainedTokenizerFast
 
 from modeling_jmnat.data.preparation import load_prepared
-from modeling_jmnat.teacher.backends import TransformersDecoder
+from modeling_jmnat.inference.engines import TransformersEngine, decode
 from modeling_jmnat.teacher.distillation import (
     DistillationArguments,
     DistillationPlan,
@@ -24,7 +24,7 @@ from modeling_jmnat.teacher.distillation import (
     merge,
     teacher_digest,
 )
-from modeling_jmnat.teacher.model import decode
+from modeling_jmnat.teacher.text_decoder import TextDecoder
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
 from modeling_jmnat.utils.text_files import read_lines
 from tests.helpers.teacher_samples import TINY, prepare_words, random_teacher, write_text
@@ -65,7 +65,9 @@ def test_every_training_line_once_and_in_order(folder, tmp_path):
     figures = distill(arguments(folder, tmp_path))
     splits, tokenizer = load_prepared(folder / "data")
     assert read_lines(tmp_path / "distilled.src") == splits["train"]["source"][:]
-    expected = decode(random_teacher(tokenizer), splits["train"]["input_ids"][:], 2, batch_tokens=1)
+    expected = decode(
+        TransformersEngine(random_teacher(tokenizer)), splits["train"]["input_ids"][:], 2, batch_tokens=1
+    )
     texts = [text.strip() for text in tokenizer.batch_decode(expected, skip_special_tokens=True)]
     found = (tmp_path / "distilled.tgt").read_text(encoding="utf-8").split("\n")[:-1]
     assert found == [text.replace("\n", " ").replace("\r", " ").strip() for text in texts]
@@ -137,7 +139,7 @@ def test_processes_share_the_shards(folder, tmp_path):
     splits, tokenizer = load_prepared(folder / "data")
     plan = DistillationPlan("t", "d", "transformers", 2, 4, PAIRS, "float32", 1.0, None, None)
     store = ShardStore(tmp_path / "three", plan)
-    decoder = TransformersDecoder(random_teacher(tokenizer), tokenizer, True, 2)
+    decoder = TextDecoder(TransformersEngine(random_teacher(tokenizer)), tokenizer, True, 2)
     written = []
     missing = store.missing()
     for rank in range(3):
@@ -287,7 +289,9 @@ def test_teacher_with_a_tokenizer_of_its_own(folder, stranger, tmp_path, prefix)
     assert figures["too_long"] == sum(len(ids) > 12 for ids in read) > 0
     assert figures["kept"] + figures["too_long"] + figures["empty"] == PAIRS
     fitting = [(line, ids) for line, ids in zip(sources, read, strict=True) if len(ids) <= 12]
-    texts = own.batch_decode(decode(model, [ids for _, ids in fitting], 2), skip_special_tokens=True)
+    texts = own.batch_decode(
+        decode(TransformersEngine(model), [ids for _, ids in fitting], 2), skip_special_tokens=True
+    )
     pairs = [(line, text.strip()) for (line, _), text in zip(fitting, texts, strict=True) if text.strip()]
     assert read_lines(tmp_path / "distilled.src") == [line for line, _ in pairs]
     assert read_lines(tmp_path / "distilled.tgt") == [text for _, text in pairs]
@@ -303,7 +307,9 @@ def test_multilingual_teacher_is_told_its_languages(folder, tmp_path):
     own.src_lang = "deu_Latn"
     sources = load_prepared(folder / "data")[0]["train"]["source"][:]
     english = own.convert_tokens_to_ids("eng_Latn")
-    found = decode(random_teacher(own, seed=3), own(sources)["input_ids"], 1, forced_bos_token_id=english)
+    found = decode(
+        TransformersEngine(random_teacher(own, seed=3)), own(sources)["input_ids"], 1, forced_bos_token_id=english
+    )
     assert {ids[0] for ids in found} == {english}
     texts = [text.strip() for text in own.batch_decode(found, skip_special_tokens=True)]
     pairs = [(line, text) for line, text in zip(sources, texts, strict=True) if text]

@@ -1,0 +1,93 @@
+"""Autoregressive models of Transformers in CTranslate2: what it can run here, and the conversion."""
+
+import importlib.util
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SEARCH_BACKENDS = ("auto", "ctranslate2", "transformers")
+NUMBER_TYPES = ("float32", "float16", "bfloat16")
+CONVERTIBLE = ("m2m_100", "marian")  # model types
+
+
+def number_type(model: PreTrainedModel) -> str:
+    """The model's number type by its name, such as "float32"."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+def ctranslate2_number_types(device: torch.device | str) -> list[str]:
+    """Number types that an installed CTranslate2 computes in on this device."""
+    import ctranslate2
+
+    device = torch.device(device)
+    supported = ctranslate2.get_supported_compute_types(device.type, device.index or 0)
+    return [name for name in NUMBER_TYPES if name in supported]
+
+
+def choose_backend(name: str, model: PreTrainedModel, device: torch.device | str) -> str:
+    """Resolve "auto": CTranslate2 on a CPU if it is installed and can run the model, else Transformers.
+
+    CTranslate2 computes in the number type of `model`, as Transformers does.
+
+    Raises:
+        ValueError: an unknown name, or CTranslate2 asked for where it cannot run.
+    """
+    if name not in SEARCH_BACKENDS:
+        raise ValueError(f"backend={name!r} is not one of {', '.join(SEARCH_BACKENDS)}")
+    installed = importlib.util.find_spec("ctranslate2") is not None
+    known = model.config.model_type in CONVERTIBLE
+    multilingual = model.generation_config.forced_bos_token_id is not None  # the target language as a first token
+    if name == "ctranslate2":
+        if not installed:
+            raise ValueError("backend='ctranslate2' is not installed: pip install ctranslate2, or take 'transformers'")
+        if not known or multilingual:
+            kind = f"{'multilingual ' if multilingual else ''}{model.config.model_type}"
+            raise ValueError(f"backend='ctranslate2' cannot take a {kind} model here: take 'transformers'")
+        allowed = ctranslate2_number_types(device)
+        if number_type(model) not in allowed:
+            raise ValueError(
+                f"backend='ctranslate2' cannot compute in dtype={number_type(model)!r} on this "
+                f"{torch.device(device).type}: choose {' or '.join(allowed)}, or take 'transformers'"
+            )
+        return name
+    suitable = installed and known and not multilingual and torch.device(device).type == "cpu"
+    if name == "auto" and suitable and number_type(model) in ctranslate2_number_types(device):
+        return "ctranslate2"
+    return "transformers"
+
+
+def ctranslate2_converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """A converter of CTranslate2 (`.convert(folder)`) that reads a model in memory, on the CPU and in float32.
+
+    CTranslate2's own rule for Marian drops the last row of the vocabulary and starts from a zero embedding, as opus-mt
+    does with `<pad>`. A Marian model that starts from another token, such as `build_teacher`'s from `</s>`, is read
+    like BART.
+    """
+    from ctranslate2.converters.converter import Converter
+    from ctranslate2.converters.transformers import BartLoader, M2M100Loader, MarianMTLoader
+
+    class PostNormLoader(BartLoader):
+        def get_model_spec(self, model):
+            model.config.normalize_before = False
+            model.config.normalize_embedding = False
+            return super().get_model_spec(model)
+
+    if model.config.model_type == "m2m_100":
+        loader = M2M100Loader()
+    elif model.config.decoder_start_token_id == model.config.pad_token_id:
+        loader = MarianMTLoader()
+    else:
+        loader = PostNormLoader()
+
+    class InMemoryConverter(Converter):
+        def _load(self):
+            attributes = dict(vars(model.config))
+            try:
+                with torch.no_grad():
+                    return loader(model, tokenizer)
+            finally:  # loaders leave fields of their own in the configuration
+                for name in set(vars(model.config)) - set(attributes):
+                    delattr(model.config, name)
+
+    return InMemoryConverter()
