@@ -1,25 +1,26 @@
-"""Text in, text out: lines are translated in token-budget batches and come back in their order, in bounded memory.
+"""Translate lines of text in token-budget batches: they come back in their order, and memory stays bounded.
 
-Works for JM-NAT and, so that teacher and student are measured alike, for autoregressive models of Transformers.
+Works for JM-NAT and for autoregressive models of Transformers, so that teacher and student are measured alike.
 """
 
 import itertools
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
 from .beam_search import max_source_length, max_target_length
-from .loading import is_jmnat
+from .loading import Translator, is_jmnat
 
-# Options of a beam search that count something, with the least that is allowed.
+# Options of beam search that count something, with the least value allowed.
 COUNTS = {
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -39,7 +40,7 @@ AUTOREGRESSIVE_OPTIONS = (
     "repetition_penalty",
 )
 WINDOW_LINES = 4096
-# Targets that need more than this multiple of the budget, which counts source tokens, are decoded in smaller pieces.
+# The budget counts source tokens. A batch whose targets need more than this multiple of it is decoded in pieces.
 LONGER_TARGETS = 2
 
 
@@ -50,15 +51,15 @@ class Translation:
     Args:
         source: the line as it was read.
         candidates: `num_return_sequences` pairs of text and score, best first. The score is the sum of
-            log-probabilities / (length + length_offset)**length_normalization, and the weighted consensus; of beam
-            search, which gives it where `num_return_sequences` is given, the sum / length**length_penalty; of greedy
-            search None.
-        token_ids: of the best candidate, without special tokens.
-        num_passes: decoder passes; None for autoregressive models, as all below.
-        candidate_lengths: the lengths that were tried, `</s>` counted, most probable first.
-        lengths: those of `candidates`.
+            log-probabilities / (length + length_offset)**length_normalization plus the weighted consensus. Beam search
+            scores by the sum / length**length_penalty, and only if `num_return_sequences` is given; otherwise, and in
+            greedy search, the score is None.
+        token_ids: ids of the best candidate, without special tokens.
+        num_passes: decoder passes. This and the next three are None for autoregressive models.
+        candidate_lengths: the target lengths that were tried, `</s>` included, most probable first.
+        lengths: the target lengths of `candidates`.
         canvases: with `output_history=True`, what the decoder read in each pass, as text.
-        candidate_ids: of all `candidates`, with special tokens, without padding.
+        candidate_ids: ids of all `candidates`, with special tokens, without padding.
     """
 
     source: str
@@ -76,7 +77,11 @@ class Translation:
 
 
 def parse_generation_options(text: str | None, argument: str = "generation_options") -> dict:
-    """Options of `generate` given as a JSON object on the command line; none for None."""
+    """Read options of `generate` from a JSON object on the command line; None gives no options.
+
+    Raises:
+        ValueError: the text is not a JSON object, or an option is not known.
+    """
     if text is None:
         return {}
     try:
@@ -92,8 +97,8 @@ def parse_generation_options(text: str | None, argument: str = "generation_optio
     return options
 
 
-def check_options(model: PreTrainedModel, generation: dict) -> None:
-    """Refuse values that decoding could not use, before any work.
+def check_options(model: Translator, generation: dict) -> None:
+    """Refuse options that the model cannot use, before any work is done.
 
     Raises:
         ValueError: naming the option, its value and what is allowed.
@@ -114,19 +119,19 @@ def check_options(model: PreTrainedModel, generation: dict) -> None:
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Budget that keeps a batch's vocabulary logits at about 0.1 GB for 6,000 tokens on a CPU, and fills a GPU."""
+    """Source tokens of a batch: on a CPU its logits take about 0.1 GB with 6,000 tokens of vocabulary; fills a GPU."""
     return 32_768 if device.type == "cuda" else 4_096
 
 
-def candidates_per_sentence(model: PreTrainedModel, generation: dict) -> int:
-    """Decoder rows of a sentence: length candidates, or beams of an autoregressive model."""
+def candidates_per_sentence(model: Translator, generation: dict) -> int:
+    """Decoder rows per sentence: length candidates, or beams of an autoregressive model."""
     names = ("num_length_candidates", "num_beams") if is_jmnat(model) else ("num_beams",)
     given = [generation.get(name) for name in names] + [getattr(model.generation_config, names[0], None)]
     return next((value for value in given if value is not None), 1)
 
 
 def translate_lines(
-    model: PreTrainedModel,
+    model: Translator,
     tokenizer: PreTrainedTokenizerBase,
     lines: Iterable[str],
     *,
@@ -139,16 +144,18 @@ def translate_lines(
     """Yield the translation of each line, in order, while `lines` is still being read.
 
     `window_lines` lines at a time are sorted by length and translated in batches with sentences * candidates * longest
-    source <= `max_batch_tokens`, so memory does not grow with the number of lines. A blank line gives an empty text.
+    source <= `max_batch_tokens`, so memory does not grow with the number of lines. The translation of a blank line is
+    empty.
 
     Args:
-        max_batch_tokens: padded source tokens of a batch, candidates counted. None: 4,096 on a CPU, 32,768 on a GPU.
-        progress: draw a progress bar on standard error; `total` is the number of lines, if known.
+        max_batch_tokens: padded source tokens of a batch times candidates; by default 4,096 on a CPU and 32,768 on a
+            GPU.
+        progress: whether to draw a progress bar on standard error; `total` is the number of lines, if known.
         generation: options of `model.generate`, such as `num_iterations=4, num_length_candidates=4`.
 
     Raises:
-        ValueError: a line longer than the model allows (named by its number), a budget below 1, or an option that
-            `generate` refuses.
+        ValueError: a line is longer than the model allows (the message gives its number), a count is below 1, or
+            `generate` does not accept an option.
     """
     for name, value in (("max_batch_tokens", max_batch_tokens), ("window_lines", window_lines)):
         if value is not None and value < 1:
@@ -177,31 +184,44 @@ def translate_lines(
             first_number += len(window)
 
 
-def _blank(model: PreTrainedModel, generation: dict) -> list[tuple[str, float]]:
+def _blank(model: Translator, generation: dict) -> list[tuple[str, float | None]]:
     saved = model.generation_config.num_return_sequences if is_jmnat(model) else None
     return [("", 0.0)] * (generation.get("num_return_sequences") or saved or 1)
 
 
-def encode_lines(model, tokenizer, lines: list[str], first_number: int = 1) -> list[list[int]]:
-    """Ids of each line, ending in `</s>`; an empty list for a blank line. Too long a line is refused by its number."""
+def encode_lines(
+    model: Translator, tokenizer: PreTrainedTokenizerBase, lines: list[str], first_number: int = 1
+) -> list[list[int]]:
+    """Ids of each line, ending in `</s>`; an empty list for a blank line.
+
+    Args:
+        first_number: number of the first line, for the error message.
+
+    Raises:
+        ValueError: a line is longer than the model allows.
+    """
     encoded = tokenizer(lines, verbose=False)["input_ids"]
     longest = max_source_length(model.config)
     for number, ids in enumerate(encoded, start=first_number):
         if len(ids) > longest:
-            raise ValueError(f"line {number} has {len(ids)} tokens: the model allows at most {longest}")
+            raise ValueError(
+                f"line {number} has {len(ids)} tokens: the model allows at most {longest}; split it into sentences"
+            )
     return [ids if line.strip() and len(ids) > 1 else [] for line, ids in zip(lines, encoded, strict=True)]
 
 
-def _generate(model, tokenizer, sources: list[list[int]], budget: int, generation: dict) -> list[dict]:
-    """Translate one batch of ids; the fields of `Translation` for each sentence."""
+def _generate(
+    model: Any, tokenizer: PreTrainedTokenizerBase, sources: list[list[int]], budget: int, generation: dict
+) -> list[dict]:
+    """Translate one batch of ids into the fields of `Translation`, a dict per sentence."""
     input_ids, attention_mask = pad_batch(sources, tokenizer.pad_token_id, model.device)
     options = {**generation, "return_dict_in_generate": True}
     if not is_jmnat(model):
         options = {**_autoregressive_options(model, input_ids.shape[1], generation), **options}
-    if not is_jmnat(model) or len(sources) == 1:  # nothing to be cut into pieces
+    if not is_jmnat(model) or len(sources) == 1:  # cannot be cut into pieces
         output = model.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
         return _read_output(tokenizer, output, len(sources))
-    # A model may expect much longer targets than sources: the predicted lengths decide how many sentences go together.
+    # Targets may be much longer than sources: the predicted lengths decide how many sentences are decoded together.
     candidates = candidates_per_sentence(model, generation)
     with torch.inference_mode():
         encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
@@ -222,7 +242,7 @@ def _generate(model, tokenizer, sources: list[list[int]], budget: int, generatio
 
 
 def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutput:
-    """Some sentences of what an encoder returned, in whichever order."""
+    """The output of an encoder for some of its sentences, in the order of `rows`."""
     return type(encoder_outputs)(
         **{
             name: value[rows] if torch.is_tensor(value) else tuple(layer[rows] for layer in value)
@@ -231,18 +251,19 @@ def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutpu
     )
 
 
-def _autoregressive_options(model, source_length: int, generation: dict) -> dict:
-    """Search without sampling, at most 1.5 times the longest source plus 10 tokens."""
-    # The start token is counted.
-    options = {"max_length": max_target_length(model.config, source_length) + 1, "do_sample": False}
-    if candidates_per_sentence(model, generation) == 1:  # options of beam search in the folder would be warned about
+def _autoregressive_options(model: Translator, source_length: int, generation: dict) -> dict[str, Any]:
+    """Search without sampling, for at most 1.5 times as many tokens as the longest source has, plus 10."""
+    limit = max_target_length(model.config, source_length)
+    options: dict[str, Any] = {"max_length": limit + 1, "do_sample": False}  # the start token counts
+    if candidates_per_sentence(model, generation) == 1:  # saved options of beam search would be warned about
         options.update(early_stopping=False, length_penalty=1.0)
-    elif generation.get("num_return_sequences") is not None:  # the library copies all words' scores in each step
+    elif generation.get("num_return_sequences") is not None:  # costs time: all words' scores are copied in each step
         options.update(output_scores=True)
     return options
 
 
-def _read_output(tokenizer, output, num_sentences: int) -> list[dict]:
+def _read_output(tokenizer: PreTrainedTokenizerBase, output: Any, num_sentences: int) -> list[dict]:
+    """The fields of `Translation` in what `generate` returned, a dict per sentence."""
     returned = len(output.sequences) // num_sentences
     special = set(tokenizer.all_special_ids)
     ids = [[token for token in row if token != tokenizer.pad_token_id] for row in output.sequences.tolist()]
