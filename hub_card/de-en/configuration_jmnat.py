@@ -13,10 +13,13 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import GenerationConfig
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -337,3 +340,51 @@ def resolve_options(*sources: Any) -> JMNatOptions:
                 setattr(options, name, value)
                 break
     return options
+
+
+def saved_generation_config(
+    config_class: type[GenerationConfig], path: str | os.PathLike, **kwargs
+) -> GenerationConfig | None:
+    """The generation config that was saved in a folder or a repository of the Hub, None if there is none.
+
+    Args:
+        kwargs: arguments of `from_pretrained`, such as `revision` and `token`.
+
+    Raises:
+        OSError: there is one and it cannot be read.
+    """
+    try:
+        return config_class.from_pretrained(path, **kwargs)
+    except OSError as error:
+        if lacks_generation_config(path, **kwargs):
+            return None
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(f"{GENERATION_CONFIG_NAME} of {path} cannot be read: {reason}") from error
+
+
+def lacks_generation_config(
+    path: str | os.PathLike,
+    revision=None,
+    cache_dir=None,
+    subfolder: str = "",
+    token=None,
+    local_files_only: bool = False,
+    **others,
+) -> bool:
+    """Whether a folder or a repository of the Hub is known to have no `generation_config.json`.
+
+    Offline, a repository has the files that are cached here. If the Hub does not answer, only a file that is known to
+    be missing counts as missing. `others` are arguments of `from_pretrained` that do not matter here.
+    """
+    name = os.path.join(subfolder or "", GENERATION_CONFIG_NAME)
+    if os.path.isdir(path):
+        return not os.path.exists(os.path.join(path, name))
+    repository, place = str(path), {"revision": revision, "cache_dir": cache_dir}
+    try:
+        hf_hub_download(repository, name, token=token, local_files_only=local_files_only, **place)
+    except LocalEntryNotFoundError:
+        offline = local_files_only or is_offline_mode()
+        return offline or try_to_load_from_cache(repository, name, **place) is _CACHED_NO_EXIST
+    except EntryNotFoundError:
+        return True
+    return False

@@ -4,20 +4,17 @@ A model with `encode_for_generation`, `prepare_decoding` and `predict_tokens` ge
 computes it. B sentences, C length candidates, T positions.
 """
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import GENERATION_CONFIG_NAME, ModelOutput
+from transformers.utils import ModelOutput
 
-from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options
+from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options, saved_generation_config
 from .passes_jmnat import JMNatPass, MaskPredict, first_end, length_divisors
 
 # What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
@@ -163,28 +160,6 @@ def check_same_vocabulary(of_reranker: int, own: int) -> None:
         raise ValueError(
             f"reranker has {of_reranker} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
         )
-
-
-def lacks_generation_config(
-    path: str, revision=None, cache_dir=None, subfolder: str = "", token=None, local_files_only: bool = False, **others
-) -> bool:
-    """Whether a folder, or a repository of the Hub, has no `generation_config.json`.
-
-    Offline a repository has what is kept of it here. Without an answer from the Hub only what is known to be missing
-    is. Arguments of `from_pretrained` that do not matter here are ignored.
-    """
-    name = os.path.join(subfolder or "", GENERATION_CONFIG_NAME)
-    if os.path.isdir(path):
-        return not os.path.exists(os.path.join(path, name))
-    place = {"revision": revision, "cache_dir": cache_dir}
-    try:
-        hf_hub_download(path, name, token=token, local_files_only=local_files_only, **place)
-    except LocalEntryNotFoundError:
-        offline = local_files_only or is_offline_mode()
-        return offline or try_to_load_from_cache(path, name, **place) is _CACHED_NO_EXIST
-    except EntryNotFoundError:
-        return True
-    return False
 
 
 class JMNatGenerationMixin(GenerationMixin):
@@ -408,18 +383,12 @@ class JMNatGenerationMixin(GenerationMixin):
         """Load our own class of generation config; the inherited method would read the base class and drop options."""
         names = ("from_auto_class", "from_pipeline", "pretrained_model_name_or_path")
         kwargs.update(zip(names, args, strict=False))
+        for name in ("from_auto_class", "from_pipeline", "trust_remote_code"):
+            kwargs.pop(name, None)
         path = kwargs.pop("pretrained_model_name_or_path", None)
         if generation_config is not None:
             self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
-            return
-        if path is None:
-            return
-        for name in ("from_auto_class", "from_pipeline", "trust_remote_code"):
-            kwargs.pop(name, None)
-        try:
-            self.generation_config = self.generation_config_class.from_pretrained(path, **kwargs)
-        except OSError as error:
-            if lacks_generation_config(path, **kwargs):
-                return  # the defaults, made from the model's config, stay
-            reason = str(error).strip().splitlines()[0]
-            raise OSError(f"{GENERATION_CONFIG_NAME} of {path} cannot be read: {reason}") from error
+        elif path is not None:
+            saved = saved_generation_config(self.generation_config_class, path, **kwargs)
+            if saved is not None:  # otherwise the defaults, made from the model's config, stay
+                self.generation_config = saved
