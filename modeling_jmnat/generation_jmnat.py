@@ -66,70 +66,61 @@ class JMNatGenerateOutput(ModelOutput):
     best_candidates: torch.Tensor | None = None
 
 
-@torch.no_grad()
-def mean_log_probs(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor,
-    candidate_ids: torch.Tensor,
-    pad_token_id: int,
-) -> torch.Tensor:
-    """Mean log-probability that an autoregressive `model` gives each candidate, `</s>` included.
-
-    Args:
-        input_ids, attention_mask: (B, S); encoded once per sentence.
-        candidate_ids: (N, T) with N = B * C, the C candidates of a sentence in consecutive rows; padded right.
-        pad_token_id: marks padding in `candidate_ids`.
-
-    Returns:
-        (N,) float32. A candidate without tokens scores -inf.
+class ModelReranker:
+    """Scores candidates by an autoregressive sequence-to-sequence model that shares their vocabulary (section 4.4).
 
     Raises:
-        ValueError: N is not a multiple of B, or `model` does not tell its decoder_start_token_id.
+        ValueError: the model does not tell its decoder_start_token_id.
     """
-    num_candidates, remainder = divmod(len(candidate_ids), len(input_ids))
-    if remainder or not num_candidates:
-        raise ValueError(
-            f"candidate_ids has {len(candidate_ids)} rows: a multiple of the {len(input_ids)} of input_ids is needed"
-        )
-    encoder_states = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-    labels = candidate_ids.masked_fill(candidate_ids == pad_token_id, -100)
-    start = model.generation_config.decoder_start_token_id
-    if start is None:
-        start = model.config.decoder_start_token_id
-    if start is None:
-        raise ValueError("reranker has no decoder_start_token_id: its generation_config must tell one")
-    decoder_input_ids = torch.cat([torch.full_like(candidate_ids[:, :1], start), candidate_ids[:, :-1]], dim=1)
-    sentence_of_row = torch.arange(len(candidate_ids), device=candidate_ids.device) // num_candidates
-    rows_at_once = max(1, MAX_LOGITS // (candidate_ids.shape[1] * model.config.vocab_size))
-    scores = []
-    for rows in torch.arange(len(candidate_ids), device=candidate_ids.device).split(rows_at_once):
-        logits = model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoder_states[sentence_of_row[rows]]),
-            attention_mask=attention_mask[sentence_of_row[rows]],
-            decoder_input_ids=decoder_input_ids[rows],
-            decoder_attention_mask=torch.ones_like(decoder_input_ids[rows]),
-            use_cache=False,
-        ).logits  # (rows, T, V)
-        log_probs = -F.cross_entropy(logits.float().transpose(1, 2), labels[rows], reduction="none")  # (rows, T)
-        counts = (labels[rows] != -100).sum(dim=1)
-        means = log_probs.sum(dim=1) / counts.clamp(min=1)
-        scores.append(means.masked_fill(counts == 0, float("-inf")))
-    return torch.cat(scores)
+
+    def __init__(self, model: PreTrainedModel, pad_token_id: int):
+        self.model, self.pad_token_id = model, pad_token_id
+        starts = (getattr(x, "decoder_start_token_id", None) for x in (model.generation_config, model.config))
+        self.start = next((start for start in starts if start is not None), None)
+        if self.start is None:
+            raise ValueError("reranker has no decoder_start_token_id: set it in its generation_config")
+
+    @torch.no_grad()
+    def score(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, candidate_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean log-probability (N,) of candidates (N, T), padded right, `</s>` included; -inf for one without tokens.
+
+        The sources (B, S) have N / B candidates each, in consecutive rows.
+        """
+        per_source, remainder = divmod(len(candidate_ids), len(input_ids))
+        if remainder or not per_source:
+            raise ValueError(
+                f"candidate_ids has {len(candidate_ids)} rows: give a multiple of the {len(input_ids)} of input_ids"
+            )
+        states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        labels = candidate_ids.masked_fill(candidate_ids == self.pad_token_id, -100)
+        inputs = F.pad(candidate_ids[:, :-1], (1, 0), value=self.start)  # (N, T)
+        rows_at_once = max(1, MAX_LOGITS // (candidate_ids.shape[1] * self.model.config.vocab_size))
+        scores = []
+        for rows in torch.arange(len(candidate_ids), device=candidate_ids.device).split(rows_at_once):
+            logits = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states[rows // per_source]),
+                attention_mask=attention_mask[rows // per_source],
+                decoder_input_ids=inputs[rows],
+                decoder_attention_mask=torch.ones_like(inputs[rows]),
+                use_cache=False,
+            ).logits  # (rows, T, V)
+            losses = F.cross_entropy(logits.float().transpose(1, 2), labels[rows], reduction="none")  # (rows, T)
+            counts = (labels[rows] != -100).sum(dim=1)
+            scores.append((-losses.sum(dim=1) / counts.clamp(min=1)).masked_fill(counts == 0, -torch.inf))
+        return torch.cat(scores)
 
 
 def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """Mean log-probability of candidates (B, C, T), padded, under an autoregressive seq2seq model: (B, C).
+    """Scores (B, C) of candidates (B, C, T).
 
-    An object with a method `score(input_ids, attention_mask, candidate_ids)` (B source rows, B C candidate rows) is
-    asked for it; any other is run with teacher forcing and must share the vocabulary.
+    Args:
+        reranker: an object with a method `score` as `ModelReranker` has it, or an autoregressive model.
     """
-    flat = candidates.flatten(0, 1)
-    if hasattr(reranker, "score"):
-        scores = reranker.score(input_ids, attention_mask, flat)
-    else:
-        scores = mean_log_probs(reranker, input_ids, attention_mask, flat, pad_token_id)
-    return scores.view(candidates.shape[:2])
+    if not hasattr(reranker, "score"):
+        reranker = ModelReranker(reranker, pad_token_id)
+    return reranker.score(input_ids, attention_mask, candidates.flatten(0, 1)).view(candidates.shape[:2])
 
 
 def check_generation_config(generation_config: GenerationConfig) -> None:

@@ -1,7 +1,7 @@
-"""Noisy parallel decoding: an autoregressive model scores the candidates that the student made (section 4.4).
+"""Noisy parallel decoding: an autoregressive model scores the candidates of the student (section 4.4).
 
-`generate(..., reranker=model)` takes an autoregressive model of the student's own vocabulary as it is. A model with
-another tokenizer is wrapped: `TextReranker` passes the candidates on as text.
+`generate(..., reranker=model)` takes an autoregressive model that shares the student's vocabulary. A model with a
+tokenizer of its own is wrapped in a `TextReranker`, which passes the candidates on as text.
 """
 
 from pathlib import Path
@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..generation_jmnat import mean_log_probs
+from ..generation_jmnat import ModelReranker
 from ..inference.loading import load_teacher
 from ..utils.id_batches import pad_batch
 from .model import tokenizer_digest
 
 
 class TextReranker:
-    """Scores the student's candidates with a seq2seq model that has a tokenizer of its own.
+    """Scores the student's candidates by a sequence-to-sequence model that has a tokenizer of its own.
 
     Args:
         model: any autoregressive Transformers seq2seq model.
@@ -28,37 +28,36 @@ class TextReranker:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, student_tokenizer: PreTrainedTokenizerBase
     ):
         self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.student_tokenizer = student_tokenizer
+        self.scorer = ModelReranker(self.model, tokenizer.pad_token_id)
+        self.tokenizer, self.student_tokenizer = tokenizer, student_tokenizer
 
     def score(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, candidate_ids: torch.Tensor
     ) -> torch.Tensor:
         """Mean log-probability (N,) of `candidate_ids` (N, T) given `input_ids` (B, S), N = B * C.
 
-        Both are the student's ids; they are decoded to text and encoded again, so the length in the mean is counted in
-        the scoring model's tokens. The result lies on the device of `candidate_ids`.
+        Both are ids of the student. They are decoded and encoded again, so the mean is over the tokens of `model`.
+        The result is on the device of `candidate_ids`.
         """
         sources = self.student_tokenizer.batch_decode(input_ids.tolist(), skip_special_tokens=True)
         candidates = self.student_tokenizer.batch_decode(candidate_ids.tolist(), skip_special_tokens=True)
         pad, device = self.tokenizer.pad_token_id, self.model.device
         source_ids, source_mask = pad_batch(self.tokenizer(sources)["input_ids"], pad, device)
         target_ids, _ = pad_batch(self.tokenizer(text_target=candidates)["input_ids"], pad, device)
-        scores = mean_log_probs(self.model, source_ids, source_mask, target_ids, pad)
-        return scores.to(candidate_ids.device)
+        return self.scorer.score(source_ids, source_mask, target_ids).to(candidate_ids.device)
 
 
 def load_reranker(
     directory: str | Path, student_tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu"
 ) -> PreTrainedModel | TextReranker:
-    """What `generate(reranker=...)` takes: the model itself when it shares the student's tokenizer, else a wrapper.
+    """Load a model for `generate(reranker=...)`: as it is if it shares the student's tokenizer, else wrapped.
 
     Args:
         directory: a saved seq2seq model with its tokenizer, or a name on the Hub.
         student_tokenizer: compared by content, not by name.
 
     Raises:
-        ValueError: what `load_teacher` refuses, such as a JM-NAT model.
+        ValueError: `load_teacher` refuses the model, for instance because it is a JM-NAT model.
     """
     model, tokenizer = load_teacher(directory, device)
     if tokenizer_digest(tokenizer) == tokenizer_digest(student_tokenizer):

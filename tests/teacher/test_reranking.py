@@ -3,7 +3,7 @@ import torch
 from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
 from modeling_jmnat import generation_jmnat
-from modeling_jmnat.generation_jmnat import mean_log_probs
+from modeling_jmnat.generation_jmnat import ModelReranker
 from modeling_jmnat.teacher.reranking import TextReranker, load_reranker
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
 from modeling_jmnat.utils.id_batches import pad_batch
@@ -45,12 +45,12 @@ CANDIDATES = [[20, 21, 22, 2], [20, 2], [23, 24, 25, 26, 27, 2], [28, 2], [29, 3
 
 @pytest.mark.parametrize("normalize_before", [True, False])
 @pytest.mark.parametrize("max_logits", [2**27, 340 * 6 * 2, 1])
-def test_mean_log_probs_equal_a_slow_loop(tokenizer, monkeypatch, normalize_before, max_logits):
+def test_scores_equal_a_slow_loop(tokenizer, monkeypatch, normalize_before, max_logits):
     monkeypatch.setattr(generation_jmnat, "MAX_LOGITS", max_logits)
     model = random_teacher(tokenizer, normalize_before)
     input_ids, attention_mask = pad_batch(SOURCES, PAD)
     candidate_ids, _ = pad_batch(CANDIDATES, PAD)
-    found = mean_log_probs(model, input_ids, attention_mask, candidate_ids, PAD)
+    found = ModelReranker(model, PAD).score(input_ids, attention_mask, candidate_ids)
     expected = [slow_score(model, SOURCES[row // 3], candidate) for row, candidate in enumerate(CANDIDATES)]
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx(expected, abs=1e-4)
@@ -61,21 +61,20 @@ def test_one_candidate_a_sentence(tokenizer):
     input_ids, attention_mask = pad_batch(SOURCES, PAD)
     repeated = input_ids.repeat_interleave(3, 0), attention_mask.repeat_interleave(3, 0)
     candidate_ids, _ = pad_batch(CANDIDATES, PAD)
-    once = mean_log_probs(model, input_ids, attention_mask, candidate_ids, PAD)
-    assert torch.allclose(once, mean_log_probs(model, *repeated, candidate_ids, PAD), atol=1e-6)
+    once = ModelReranker(model, PAD).score(input_ids, attention_mask, candidate_ids)
+    assert torch.allclose(once, ModelReranker(model, PAD).score(*repeated, candidate_ids), atol=1e-6)
 
 
 def test_candidate_without_tokens_is_the_worst(tokenizer):
-    scores = mean_log_probs(
-        random_teacher(tokenizer), *pad_batch(SOURCES[:1], PAD), torch.tensor([[PAD, PAD], [9, 2]]), PAD
-    )
+    scorer = ModelReranker(random_teacher(tokenizer), PAD)
+    scores = scorer.score(*pad_batch(SOURCES[:1], PAD), torch.tensor([[PAD, PAD], [9, 2]]))
     assert scores[0] == float("-inf")
     assert torch.isfinite(scores[1])
 
 
 def test_rows_that_do_not_fit(tokenizer):
     with pytest.raises(ValueError, match="candidate_ids has 3 rows"):
-        mean_log_probs(random_teacher(tokenizer), *pad_batch(SOURCES, PAD), torch.full((3, 2), 9), PAD)
+        ModelReranker(random_teacher(tokenizer), PAD).score(*pad_batch(SOURCES, PAD), torch.full((3, 2), 9))
 
 
 def test_text_reranker_scores_text_in_its_own_tokens(tokenizer, other_tokenizer):
@@ -101,7 +100,7 @@ def test_text_reranker_with_the_students_tokenizer_changes_nothing(tokenizer):
     model = random_teacher(tokenizer)
     input_ids, attention_mask = pad_batch(tokenizer(random_lines(2, seed=1))["input_ids"], PAD)
     candidate_ids, _ = pad_batch(tokenizer(random_lines(6, seed=2))["input_ids"], PAD)
-    direct = mean_log_probs(model, input_ids, attention_mask, candidate_ids, PAD)
+    direct = ModelReranker(model, PAD).score(input_ids, attention_mask, candidate_ids)
     through_text = TextReranker(model, tokenizer, tokenizer).score(input_ids, attention_mask, candidate_ids)
     assert torch.allclose(direct, through_text, atol=1e-5)
 
@@ -123,13 +122,13 @@ def test_student_is_no_reranker(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("normalize_before", [True, False])
-def test_generate_scores_a_plain_model_as_mean_log_probs_does(tokenizer, normalize_before):
+def test_generate_wraps_a_plain_model(tokenizer, normalize_before):
     teacher, student = random_teacher(tokenizer, normalize_before), tiny_student(tokenizer)
 
     class Scorer:
         def score(self, input_ids, attention_mask, candidate_ids):
             assert len(candidate_ids) == 3 * len(input_ids)
-            return mean_log_probs(teacher, input_ids, attention_mask, candidate_ids, PAD)
+            return ModelReranker(teacher, PAD).score(input_ids, attention_mask, candidate_ids)
 
     input_ids, attention_mask = pad_batch(tokenizer(random_lines(6, seed=1))["input_ids"], PAD)
     options = {"num_iterations": 2, "num_length_candidates": 3, "return_dict_in_generate": True}
@@ -140,5 +139,5 @@ def test_generate_scores_a_plain_model_as_mean_log_probs_does(tokenizer, normali
     assert torch.equal(plain.sequences, scored.sequences)
     assert torch.allclose(plain.sequences_scores, scored.sequences_scores, atol=1e-5)
     assert (plain.best_candidates != alone.best_candidates).any()
-    expected = mean_log_probs(teacher, input_ids, attention_mask, plain.sequences, PAD)
+    expected = ModelReranker(teacher, PAD).score(input_ids, attention_mask, plain.sequences)
     assert torch.allclose(plain.sequences_scores, expected, atol=1e-5)
