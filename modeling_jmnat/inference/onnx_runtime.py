@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -177,12 +178,12 @@ class ExportedGraphs:
 
 @dataclass
 class ORTEncoderOutput(ModelOutput):
-    """What the encoder graph returns: length logits, and what cross-attention needs in all and in each layer."""
+    """What the encoder graph returns: length logits, and mask, keys and values of cross-attention."""
 
-    length_logits: torch.FloatTensor | None = None  # (B, L)
-    source_bias: torch.FloatTensor | None = None  # (B, 1, 1, S)
-    keys: tuple[torch.FloatTensor, ...] | None = None  # (B, S, D)
-    values: tuple[torch.FloatTensor, ...] | None = None  # (B, S, D)
+    length_logits: torch.Tensor | None = None  # (B, L)
+    source_bias: torch.Tensor | None = None  # (B, 1, 1, S), added to attention scores
+    cross_keys: tuple[torch.Tensor, ...] | None = None  # (B, S, D) for each layer
+    cross_values: tuple[torch.Tensor, ...] | None = None  # (B, S, D) for each layer
 
 
 @dataclass
@@ -277,7 +278,8 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         """
         folder = find_graphs(directory, int8, **hub_options)
         config, generation_config = JMNatConfig.from_pretrained(folder), JMNatGenerationConfig.from_pretrained(folder)
-        model = cls(config, generation_config, ExportedGraphs(folder, int8, num_threads))
+        graphs = ExportedGraphs(folder, int8, num_threads)
+        model = cls(config, cast(JMNatGenerationConfig, generation_config), graphs)
         model.translator  # noqa: B018 what is damaged shows now
         return model
 
@@ -384,7 +386,8 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         source_mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id)
         return encoder_outputs, source_mask, encoder_outputs.length_logits.log_softmax(dim=-1)
 
-    def prepare_decoding(self, encoder_outputs: ORTEncoderOutput, source_mask, target_mask) -> ORTDecodingState:
+    def prepare_decoding(self, encoder_outputs: Any, source_mask, target_mask) -> ORTDecodingState:
+        """Inputs of the decoder graph, from an `ORTEncoderOutput` of B sentences and masks (B, S) and (R, T)."""
         attend = decoder_attend_mask(target_mask, self.config.exclude_self_attention)
         rows, length = target_mask.shape
         attend = attend.expand(rows, 1, length, length)
@@ -394,7 +397,8 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
             of_rows.update({f"position_probs_{index}": layer for index, layer in enumerate(probs)})
         per_source = rows // len(source_mask)
         of_sources = {"source_bias": encoder_outputs.source_bias}
-        for index, (key, value) in enumerate(zip(encoder_outputs.keys, encoder_outputs.values, strict=True)):
+        layers = zip(encoder_outputs.cross_keys, encoder_outputs.cross_values, strict=True)
+        for index, (key, value) in enumerate(layers):
             of_sources |= {f"key_{index}": key, f"value_{index}": value}
         of_rows |= {name: value.repeat_interleave(per_source, dim=0) for name, value in of_sources.items()}
         return ORTDecodingState(of_rows, token_bias(self.config.vocab_size, None))
