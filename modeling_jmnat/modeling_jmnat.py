@@ -636,15 +636,12 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         Raises:
             ValueError: neither decoder input nor labels; a target longer than `max_target_length`.
         """
-        if self.training and labels is None and masked_positions is not None:
-            raise ValueError(
-                "labels is missing: a Trainer takes it away with label_smoothing_factor, which must be 0 (the model's "
-                "own loss has the option label_smoothing)"
-            )
-        if labels is not None and decoder_attention_mask is None:
-            decoder_attention_mask = labels != -100
-        if labels is not None and decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self.fully_masked(labels)
+        self.check_labels(labels, masked_positions)
+        if labels is not None:
+            if decoder_attention_mask is None:
+                decoder_attention_mask = labels != -100
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self.fully_masked(labels)
         if self.config.decoder_input == "source_copy" and decoder_input_ids is not None:
             masked_positions = token_mask(decoder_attention_mask, decoder_input_ids, None, self.config.pad_token_id)
             decoder_input_ids = self.copy_source(input_ids, attention_mask, masked_positions)
@@ -665,13 +662,24 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             if encoder_targets is not None:
                 result.encoder_logits = self.lm_head(outputs.encoder_last_hidden_state)  # (B, S, V)
         if labels is not None:
-            if masked_positions is None:
-                if decoder_input_ids is None:
-                    raise ValueError("masked_positions is missing: it cannot be told from decoder_inputs_embeds")
-                masked_positions = decoder_input_ids.eq(self.config.mask_token_id)
-            predicted = masked_positions.bool() & (labels != -100)
+            predicted = self.predicted_positions(labels, decoder_input_ids, masked_positions)
             self.add_losses(result, outputs, labels, predicted, encoder_targets, loss_denominators)
         return JMNatSeq2SeqLMOutput(**result)  # in the order of its fields, for those who unpack it
+
+    def check_labels(self, labels, masked_positions) -> None:
+        if self.training and labels is None and masked_positions is not None:
+            raise ValueError(
+                "labels is missing: a Trainer takes it away with label_smoothing_factor, which must be 0 (the model's "
+                "own loss has the option label_smoothing)"
+            )
+
+    def predicted_positions(self, labels, decoder_input_ids, masked_positions) -> torch.Tensor:
+        """(B, T) bool, True at target tokens to predict: as given, else where `<mask>` is read."""
+        if masked_positions is None:
+            if decoder_input_ids is None:
+                raise ValueError("masked_positions is missing: it cannot be told from decoder_inputs_embeds")
+            masked_positions = decoder_input_ids == self.config.mask_token_id
+        return masked_positions.bool() & (labels != -100)
 
     def fully_masked(self, labels: torch.Tensor) -> torch.Tensor:
         """A canvas of `<mask>` (B, T) as long as each of labels (B, T, -100 at padding)."""

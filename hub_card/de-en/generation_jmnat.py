@@ -5,7 +5,7 @@ computes it. B sentences, C length candidates, T positions.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -156,8 +156,17 @@ def check_same_vocabulary(of_reranker: int, own: int) -> None:
 class JMNatGenerationMixin(GenerationMixin):
     """`generate` for models that predict all target tokens at once."""
 
+    if TYPE_CHECKING:  # what the model that is mixed in has
+        config: Any
+
+        def encode_for_generation(
+            self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None
+        ) -> tuple[Any, torch.Tensor, torch.Tensor]: ...
+
+        def copy_source(self, input_ids, attention_mask, target_mask: torch.Tensor) -> torch.Tensor: ...
+
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -201,7 +210,7 @@ class JMNatGenerationMixin(GenerationMixin):
         source["attention_mask"] = attention_mask
         options = self._resolve_generation_options(generation_config, kwargs)
         self._check_inputs(input_ids, reranker)
-        output = None
+        output: Any = None
         if reranker is None:
             output = self.generate_at_once(options, input_ids, target_lengths, **source)
         if output is None:
@@ -217,7 +226,7 @@ class JMNatGenerationMixin(GenerationMixin):
             check_same_vocabulary(reranker.config.vocab_size, self.config.vocab_size)
 
     def generate_at_once(
-        self, options: JMNatOptions, input_ids, target_lengths, **source
+        self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs
     ) -> JMNatGenerateOutput | None:
         """The whole translation, by a backend that can do it in one go; None: pass by pass."""
         return None
@@ -230,7 +239,8 @@ class JMNatGenerationMixin(GenerationMixin):
         lengths = self._choose_lengths(length_log_probs, options, target_lengths)
         output, ends = self._decode(options, lengths, states, source_mask, input_ids, reranker)
         width = int(ends.max())
-        output.sequences, output.token_scores = output.sequences[:, :width], output.token_scores[:, :width]
+        for name in ("sequences", "token_scores"):
+            output[name] = output[name][:, :width]
         return output
 
     def _decode(

@@ -10,11 +10,12 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from ..configuration_jmnat import JMNatGenerationConfig, JMNatOptions
+from ..configuration_jmnat import JMNatOptions
 from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
 from ..modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, as_encoder_output, token_mask
 from ..passes_jmnat import Canvas, MaskPredict, Positions
@@ -216,11 +217,11 @@ class StaticShapeJMNat(JMNatGenerationMixin):
         self.graphs = GraphCache(model.device, max_graphs)
 
     @property
-    def generation_config(self) -> JMNatGenerationConfig:
+    def generation_config(self) -> Any:  # type: ignore[override]
         return self.model.generation_config
 
     @generation_config.setter
-    def generation_config(self, generation_config: JMNatGenerationConfig) -> None:
+    def generation_config(self, generation_config: Any) -> None:
         self.model.generation_config = generation_config
 
     @property
@@ -271,7 +272,7 @@ class StaticShapeJMNat(JMNatGenerationMixin):
             raise ValueError(f"input_ids has the shape {shapes[0]}, which does not fit the states' {shapes[1]}")
         return states, pad_to(mask, states.shape[:2], False), length_log_probs
 
-    def _decode(
+    def _decode(  # type: ignore[override]
         self,
         options: JMNatOptions,
         lengths: torch.Tensor,
