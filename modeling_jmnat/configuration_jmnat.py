@@ -214,18 +214,31 @@ class JMNatOptions:
         for name in ("remask_adjacent", "early_stop", "update_all", "output_history", "return_dict_in_generate"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+        if self.remask_schedule not in REMASK_SCHEDULES:
+            raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
+        ids = self.suppress_tokens
+        if ids is not None and not (isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids)):
+            raise ValueError(f"suppress_tokens={ids!r} must be None or a list of token ids")
+        self._check_counts()
+        self._check_numbers()
+
+    def _check_counts(self) -> None:
         counts = ["num_iterations", "num_length_candidates", "num_return_sequences", "prune_to"]
         for name in counts if self.prune_candidates is None else [*counts, "prune_candidates"]:
             value = getattr(self, name)
             if not is_count(value, 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
-        if self.remask_schedule not in REMASK_SCHEDULES:
-            raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
         if self.num_return_sequences > self.num_length_candidates:
             raise ValueError(
                 f"num_return_sequences={self.num_return_sequences} is more than "
                 f"num_length_candidates={self.num_length_candidates}"
             )
+        if self.max_length is not None and not is_count(self.max_length, 2):
+            raise ValueError(
+                f"max_length={self.max_length!r} must be a whole number of at least 2 (one token and </s>)"
+            )
+
+    def _check_numbers(self) -> None:
         threshold = self.confidence_threshold
         if threshold is not None and not (is_number(threshold) and 0 < threshold <= 1):
             raise ValueError(f"confidence_threshold={threshold!r} must be None or in (0, 1]")
@@ -233,13 +246,6 @@ class JMNatOptions:
             value = getattr(self, name)
             if not (is_number(value) and 0 <= value <= LARGEST_EXPONENT):
                 raise ValueError(f"{name}={value!r} must be in [0, {LARGEST_EXPONENT}]")
-        if self.max_length is not None and not is_count(self.max_length, 2):
-            raise ValueError(
-                f"max_length={self.max_length!r} must be a whole number of at least 2 (one token and </s>)"
-            )
-        ids = self.suppress_tokens
-        if ids is not None and not (isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids)):
-            raise ValueError(f"suppress_tokens={ids!r} must be None or a list of token ids")
 
 
 def is_count(value: Any, least: int) -> bool:
