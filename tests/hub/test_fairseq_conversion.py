@@ -356,7 +356,7 @@ class Harmless:
     [
         (Dangerous(), "posix.system|nt.system"),
         (Harmless(), "tests.hub.test_fairseq_conversion.Harmless"),
-        (eval, "eval"),
+        (eval, r"eval|builtins\.eval"),
     ],
 )
 def test_files_with_code_are_refused(jmnat, monkeypatch, value, name, zipped):

@@ -571,6 +571,7 @@ def test_flash_attention_is_refused():
         random_model(attn_implementation="flash_attention_2")
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="it compiles no model of Transformers 5.17")
 @pytest.mark.slow
 def test_compiled_forward_equals_eager():
     model = random_model(10, encoder_layers=1, decoder_layers=1)  # compiling more of the same takes longer

@@ -1,7 +1,6 @@
 """The average of checkpoints: values, files, refusals, and nothing half-written when the disk is full."""
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -10,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_jmnat.training.checkpoint_averaging import average_checkpoints
-from tests.helpers.translation_samples import SCRIPTS, load_script
+from tests.helpers.translation_samples import load_script
 
 
 def write_checkpoint(folder, tensors, tokenizer="{}", **config):
@@ -138,19 +137,24 @@ def test_bad_folders_are_named(checkpoints, tmp_path):
         average_checkpoints(checkpoints, checkpoints[0])
 
 
+FULL_DISK = """
+import resource, sys
+import modeling_jmnat.training.checkpoint_averaging  # older versions of PyTorch write a file when they are imported
+from modeling_jmnat.commands.average_checkpoints import main
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+main()
+"""
+
+
 def test_full_disk_leaves_the_earlier_average_whole(checkpoints, tmp_path):
     """A limit on the file size stands for the full disk; a child process, because the limit cannot be raised again."""
     output = average_checkpoints(checkpoints[:1], tmp_path / "average")
     before = {path.name: path.read_bytes() for path in output.iterdir()}
-    command = [sys.executable, SCRIPTS / "average_checkpoints.py", "--checkpoints", *checkpoints, "--output", output]
     limit = (output / "model.safetensors").stat().st_size - 64
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    arguments = [limit, "--checkpoints", *checkpoints, "--output", output]
+    command = [sys.executable, "-c", FULL_DISK, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "cannot write model.safetensors" in done.stderr.splitlines()[-1]
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
