@@ -28,10 +28,11 @@ from ..inference.engines import CTranslate2Engine, Engine, JMNatEngine, Transfor
 from ..inference.loading import load_teacher_tokenizer
 from ..inference.onnx_runtime import ORTJMNatForConditionalGeneration, other_options
 from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..onnx_export import PACKAGES as EXPORT_PACKAGES
 from ..teacher.model import build_teacher
 from ..tokenization_jmnat import JMNatTokenizer
 
-PACKAGES_OF_ENGINES = {"ctranslate2": ("ctranslate2",), "onnx": ("onnx", "onnxruntime")}
+PACKAGES_OF_ENGINES = {"ctranslate2": ("ctranslate2",), "onnx": (*EXPORT_PACKAGES, "onnxruntime")}
 TRANSFORMERS_BEAM = "Transformers, beam 5"
 CTRANSLATE2_BEAM = "CTranslate2 int8, beam 5"
 CTRANSLATE2_GREEDY = "CTranslate2 int8, greedy"
@@ -192,8 +193,8 @@ def prepare_teacher(folder: str | Path) -> None:
 
 
 def prepare_student(folder: str | Path) -> None:
-    """Write `folder`/onnx, float32 and int8, from the JM-NAT model in `folder`, where onnx is installed."""
-    if importlib.util.find_spec("onnx") is None:
+    """Write `folder`/onnx, float32 and int8, from the JM-NAT model in `folder`, where the packages for it are."""
+    if any(importlib.util.find_spec(name) is None for name in EXPORT_PACKAGES):
         return
     from ..onnx_export.export import export_onnx
 

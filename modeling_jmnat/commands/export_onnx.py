@@ -12,7 +12,8 @@ from transformers import HfArgumentParser
 from transformers.utils import logging
 
 from ..inference.loading import is_jmnat, load_translator
-from ..inference.onnx_runtime import GRAPHS_FOLDER, exporter
+from ..inference.onnx_runtime import GRAPHS_FOLDER
+from ..onnx_export import exporter
 from ..utils.command_line import command
 
 

@@ -26,8 +26,9 @@ from ..evaluation.tuning import (
     candidate_settings,
 )
 from ..inference.loading import is_jmnat, load_translator
-from ..inference.onnx_runtime import GRAPHS_FOLDER, exporter, translators_in
+from ..inference.onnx_runtime import GRAPHS_FOLDER, translators_in
 from ..inference.translation import check_options, parse_generation_options
+from ..onnx_export import exporter
 from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import atomic_file, atomic_text_file
 from ..utils.command_line import check_counts, command
@@ -196,7 +197,7 @@ def check_folders(model: str) -> None:
         raise ValueError(f"model {model} is not a folder: the choice can only be saved in one, see --save")
     for folder in folders_of(model):
         if translators_in(folder):
-            exporter()  # without the package onnx the graphs' own options could not be written
+            exporter()  # without its packages the graphs' own options could not be written
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
@@ -213,7 +214,7 @@ def save_options(folders: list[Path], model: PreTrainedModel, options: dict) -> 
         with atomic_file(folder / GENERATION_CONFIG_NAME) as file:
             model.generation_config.save_pretrained(folder, config_file_name=file.name)
         if translators_in(folder):
-            from ..onnx_export.export import write_defaults  # which needs the package onnx
+            from ..onnx_export.export import write_defaults  # which needs packages of its own
 
             write_defaults(model, folder)
 

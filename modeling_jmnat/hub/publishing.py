@@ -22,8 +22,9 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .. import pipeline as pipeline_module
 from ..configuration_jmnat import JMNatConfig
 from ..inference.loading import is_jmnat, load_translator
-from ..inference.onnx_runtime import GRAPHS_FOLDER, POSITIONS_FILE, exporter
+from ..inference.onnx_runtime import GRAPHS_FOLDER, POSITIONS_FILE
 from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..onnx_export import exporter
 from ..pipeline import CUSTOM_PIPELINES
 from ..tokenization_jmnat import JMNatTokenizer
 from ..utils.atomic_files import write_json

@@ -89,15 +89,6 @@ def find_graphs(directory: str | Path, int8: bool, **hub_options) -> Path:
     raise ValueError(f"{directory} holds no {name}, neither itself nor in its folder {GRAPHS_FOLDER}: {how} writes it")
 
 
-def exporter():
-    """The function `export_onnx`; ValueError where the package onnx is not installed."""
-    try:
-        from ..onnx_export.export import export_onnx
-    except ImportError:
-        raise ValueError("the package onnx is not installed: pip install onnx onnxruntime") from None
-    return export_onnx
-
-
 def load_session(path: Path, num_threads: int | None, record: Path | None = None):
     """An ONNX Runtime session on the CPU; ValueError for a damaged file, or where ONNX Runtime is not installed.
 
