@@ -1,10 +1,10 @@
 """JM-NAT on ONNX Runtime: the graphs of `onnx_export/export.py` under the same `generate` as the PyTorch model."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,22 +21,6 @@ GRAPHS = ("encoder", "decoder")
 GRAPHS_FOLDER = "onnx"  # inside a model's
 TRANSLATOR = "translator"  # all in one graph, see `onnx_export/whole_translation.py`
 PASS = "pass"  # how the names of its nodes inside the passes begin
-# The options that the graph of a whole translation knows: with any other than its default, passes are run one by one.
-TRANSLATOR_OPTIONS = (
-    "num_iterations",
-    "num_length_candidates",
-    "remask_adjacent",
-    "suppress_tokens",
-    "length_normalization",
-    "length_offset",
-    "consensus_weight",
-    "prune_candidates",
-    "prune_to",
-    "num_return_sequences",
-    "return_dict_in_generate",
-    "max_length",
-)
-OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
 SLOWER_FUSION = "SkipLayerNormFusion"  # Add and LayerNormalization as one operator take longer, and lose their names
 POSITIONS_FILE = "positions.safetensors"  # see `PositionalAttention`
 DIGEST = "weights_sha256"  # metadata of every exported file: of which model it is
@@ -67,6 +51,68 @@ def token_bias(vocab_size: int, suppressed: torch.Tensor | None) -> torch.Tensor
     if suppressed is not None:
         bias[:vocab_size].masked_fill_(suppressed, -torch.inf)
     return bias
+
+
+class TranslatorInput(NamedTuple):
+    """An optional input of the graph of a whole translation.
+
+    Args:
+        rank: 0 for a scalar, 1 for a vector.
+        option: the generation option that it follows; None for an argument of `generate`.
+        value: its value for a model and options, by default the option's; None says that the model's graph lacks it.
+    """
+
+    name: str
+    dtype: type[np.generic]
+    rank: int
+    option: str | None
+    value: Callable[[Any, JMNatOptions], Any] | None = None
+
+    def array(self, model: JMNatGenerationMixin, options: JMNatOptions) -> np.ndarray | None:
+        value = self.value(model, options) if self.value else getattr(options, self.option or self.name)
+        return None if value is None else np.asarray(value, dtype=self.dtype).reshape([-1] * self.rank)
+
+
+def bias_of_suppressed(model, options: JMNatOptions) -> torch.Tensor:
+    return token_bias(model.config.vocab_size, model._suppressed_tokens(options, "cpu"))
+
+
+def longest_target(model, options: JMNatOptions) -> int:
+    longest = model.config.max_target_length
+    return longest if options.max_length is None else min(longest, options.max_length)
+
+
+def adjacent_remasking(model, options: JMNatOptions) -> bool | None:
+    """None where sets of neighbours have a single token."""
+    return options.remask_adjacent if model.config.ngram_size > 1 else None
+
+
+# The export makes the graph's inputs and their defaults from this table, and `generate` what the graph is fed with.
+TRANSLATOR_INPUTS = (
+    TranslatorInput("num_iterations", np.int64, 0, "num_iterations"),
+    TranslatorInput("num_length_candidates", np.int64, 1, "num_length_candidates"),
+    TranslatorInput("num_return_sequences", np.int64, 1, "num_return_sequences"),
+    TranslatorInput("length_offset", np.float32, 0, "length_offset"),
+    TranslatorInput("length_normalization", np.float32, 0, "length_normalization"),
+    TranslatorInput("consensus_weight", np.float32, 0, "consensus_weight"),
+    TranslatorInput(
+        "prune_candidates", np.int64, 0, "prune_candidates", lambda _, options: options.prune_candidates or 0
+    ),
+    TranslatorInput("prune_to", np.int64, 1, "prune_to"),
+    TranslatorInput("remask_adjacent", np.bool_, 0, "remask_adjacent", adjacent_remasking),
+    TranslatorInput("max_length", np.int64, 1, "max_length", longest_target),
+    TranslatorInput("token_bias", np.float32, 1, "suppress_tokens", bias_of_suppressed),
+    TranslatorInput("target_lengths", np.int64, 1, None, lambda *_: ()),  # as many as sources, or none
+)
+# With any option beyond these at another value than its default, passes are run one by one.
+TRANSLATOR_OPTIONS = (*(each.option for each in TRANSLATOR_INPUTS if each.option), "return_dict_in_generate")
+OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
+
+
+def translator_inputs(model: JMNatGenerationMixin, options: JMNatOptions) -> dict[str, np.ndarray]:
+    """Every optional input of the model's graph, by name, as the options have it."""
+    arrays = {each.name: each.array(model, options) for each in TRANSLATOR_INPUTS}
+    return {name: array for name, array in arrays.items() if array is not None}
 
 
 def other_options(options: JMNatOptions) -> list[str]:
@@ -246,7 +292,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         self.config = config
         self.generation_config = generation_config
         self.graphs = graphs
-        self.token_bias = functools.cache(self._token_bias)
+        self.last_feeds: tuple[str, dict[str, np.ndarray]] = ("", {})
 
     @classmethod
     def from_pretrained(
@@ -273,10 +319,6 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         model = cls(config, cast(JMNatGenerationConfig, generation_config), graphs)
         model.translator  # noqa: B018 what is damaged shows now
         return model
-
-    def _token_bias(self, suppress_tokens: Sequence[int] | None) -> np.ndarray:
-        suppressed = self._suppressed_tokens(JMNatOptions(suppress_tokens=suppress_tokens), "cpu")
-        return token_bias(self.config.vocab_size, suppressed).numpy()
 
     @functools.cached_property
     def translator(self):
@@ -329,6 +371,13 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
             raise ValueError(f"input_ids has {count} tokens, max_position_embeddings={most} is the most")
         return {"input_ids": ids, "attention_mask": mask.contiguous().numpy()}
 
+    def option_feeds(self, options: JMNatOptions) -> dict[str, np.ndarray]:
+        """`translator_inputs`, kept for the next call: it mostly has the same options."""
+        key = repr(options)
+        if self.last_feeds[0] != key:
+            self.last_feeds = key, translator_inputs(self, options)
+        return self.last_feeds[1]
+
     def generate_at_once(
         self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs
     ) -> JMNatGenerateOutput | None:
@@ -336,25 +385,10 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
             return None
         if other_options(options):
             return None
-        longest, target_lengths = self._check_lengths(len(input_ids), options, target_lengths)
-        suppressed = options.suppress_tokens
-        feeds = {
-            **self.source_feeds(input_ids, attention_mask),
-            "num_iterations": np.array(options.num_iterations),
-            "num_length_candidates": np.array([options.num_length_candidates]),
-            "max_length": np.array([longest]),
-            "length_offset": np.array(options.length_offset, dtype=np.float32),
-            "length_normalization": np.array(options.length_normalization, dtype=np.float32),
-            "consensus_weight": np.array(options.consensus_weight, dtype=np.float32),
-            "prune_candidates": np.array(options.prune_candidates or 0),
-            "prune_to": np.array([options.prune_to]),
-            "num_return_sequences": np.array([options.num_return_sequences]),
-            "token_bias": self.token_bias(suppressed if suppressed is None else tuple(suppressed)),
-        }
+        _, target_lengths = self._check_lengths(len(input_ids), options, target_lengths)
+        feeds = {**self.source_feeds(input_ids, attention_mask), **self.option_feeds(options)}
         if target_lengths is not None:
             feeds["target_lengths"] = target_lengths.numpy()
-        if self.config.ngram_size > 1:
-            feeds["remask_adjacent"] = np.array(options.remask_adjacent)
         sequences, scores, token_scores, lengths, candidate_lengths, best = map(
             torch.from_numpy, self.translator.run(None, feeds)
         )

@@ -27,13 +27,14 @@ from ..inference.onnx_runtime import (
     graph_file,
     other_options,
     padded_vocabulary_size,
+    translator_inputs,
     translators_in,
 )
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..utils.atomic_files import atomic_file
 from .graph_writer import GraphWriter
 from .network import DecoderWriter, EncoderWriter
-from .whole_translation import TranslatorWriter, translator_defaults
+from .whole_translation import TranslatorWriter
 
 logger = logging.getLogger(__name__)
 EXPORTED_FILES = (
@@ -178,12 +179,12 @@ def warn_of_other_options(model: JMNatForConditionalGeneration) -> None:
 def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:
     """Give the graphs of a whole translation in `folder` the options that `model` has now, each file at once."""
     warn_of_other_options(model)
-    defaults = translator_defaults(model)
+    defaults = translator_inputs(model, resolve_options(model.generation_config))
     for path in translators_in(folder):
         whole = onnx.load(path)
         for tensor in whole.graph.initializer:
             if tensor.name in defaults:
-                tensor.CopyFrom(numpy_helper.from_array(defaults[tensor.name].numpy(), tensor.name))
+                tensor.CopyFrom(numpy_helper.from_array(defaults[tensor.name], tensor.name))
         with atomic_file(path) as file:
             onnx.save_model(whole, str(file))
 

@@ -61,10 +61,10 @@ class GraphWriter:
         self.results.add(name)
         return name
 
-    def option(self, name: str, default: torch.Tensor, shape: Sequence[int | str] | None = None) -> str:
-        """An input that may be left out; its type is the default's, and so is its shape if not given."""
-        self.initializers[name] = numpy_helper.from_array(default.numpy(), name)
-        return self.input(name, default.shape if shape is None else shape, self.initializers[name].data_type)
+    def option(self, name: str, default: np.ndarray) -> str:
+        """An input that may be left out; it has the default's type and shape, but an axis of size 0 is open."""
+        self.initializers[name] = numpy_helper.from_array(default, name)
+        return self.input(name, [size or f"{name}_size" for size in default.shape], self.initializers[name].data_type)
 
     def subgraph(self, name: str, loop: bool = False, weights: bool = False) -> "GraphWriter":
         """A writer of the body of a `Loop` or `If`, which may use what has been computed here, and its constants.

@@ -1,7 +1,7 @@
 """A whole translation as one ONNX graph: source ids in, the best candidates out, every pass inside.
 
 Nothing but ONNX Runtime is needed to run it, in any language that it knows. It decodes as `passes_jmnat.py` does, with
-the options of `TRANSLATOR_OPTIONS`; rerankers and rules that let single rows stop need the graphs of single passes. B
+the options of `TRANSLATOR_INPUTS`; rerankers and rules that let single rows stop need the graphs of single passes. B
 sources, C length candidates, P of them that go on, R = B C or B P rows, N candidates returned, S source and T target
 tokens, M to predict.
 """
@@ -10,30 +10,12 @@ import torch
 from onnx import GraphProto, TensorProto
 
 from ..configuration_jmnat import resolve_options
-from ..inference.onnx_runtime import LOWEST, PASS, TRANSLATOR, token_bias
+from ..inference.onnx_runtime import LOWEST, PASS, TRANSLATOR, translator_inputs
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from .graph_writer import GraphWriter
 from .network import DecoderWriter, EncoderWriter
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
-
-
-def translator_defaults(model: JMNatForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """What the graph's inputs are when they are left out, by name: the options of the generation configuration."""
-    config, options = model.config, resolve_options(model.generation_config)
-    return {
-        "num_iterations": torch.tensor(options.num_iterations),
-        "num_length_candidates": torch.tensor([options.num_length_candidates]),
-        "max_length": torch.tensor([options.max_length or config.max_target_length]),
-        "token_bias": token_bias(config.vocab_size, model._suppressed_tokens(options, "cpu")),
-        "remask_adjacent": torch.tensor(options.remask_adjacent),
-        "num_return_sequences": torch.tensor([options.num_return_sequences]),
-        "length_offset": torch.tensor(float(options.length_offset)),
-        "length_normalization": torch.tensor(float(options.length_normalization)),
-        "consensus_weight": torch.tensor(float(options.consensus_weight)),
-        "prune_candidates": torch.tensor(options.prune_candidates or 0),
-        "prune_to": torch.tensor([options.prune_to]),
-    }
 
 
 class TranslatorWriter:
@@ -50,7 +32,7 @@ class TranslatorWriter:
         int8: bool,
     ):
         self.model, self.config, self.position_tables = model, model.config, positions
-        self.defaults = translator_defaults(model)
+        self.defaults = translator_inputs(model, resolve_options(model.generation_config))
         self.graph = graph = GraphWriter(TRANSLATOR, int8)
         self.zero, self.one = (graph.constant(torch.tensor(value)) for value in (0, 1))
         self.mask_token, self.padding = (
@@ -85,7 +67,7 @@ class TranslatorWriter:
         longest = graph.add(
             "Min", self.option("max_length"), graph.add("Sub", graph.size(logits, 1), graph.integers(1))
         )
-        given = graph.option("target_lengths", torch.empty(0, dtype=torch.int64), ("G",))
+        given = self.option("target_lengths")
         are_given = graph.add("Greater", graph.reshape(graph.size(given, 0)), self.zero)
 
         around = graph.subgraph("around")

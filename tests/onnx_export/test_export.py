@@ -158,6 +158,26 @@ def test_the_graph_of_a_whole_translation_needs_nothing_but_onnx_runtime(tmp_pat
     torch.testing.assert_close(torch.from_numpy(scores).flatten(), expected.sequences_scores, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("ngram_size", [1, 2])
+def test_inputs_of_the_translator_keep_their_names_types_and_shapes(ngram_size, tmp_path):
+    """Programs in other languages feed them, and graphs that were exported before are fed the same."""
+    export_onnx(random_model(68, ngram_size=ngram_size), tmp_path)
+    found = {}
+    for value in onnx.load(tmp_path / "translator.onnx").graph.input:
+        tensor = value.type.tensor_type
+        found[value.name] = tensor.elem_type, [dim.dim_value or None for dim in tensor.shape.dim]
+    whole, number, boolean = TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL
+    expected = {name: (whole, [None, None]) for name in ("input_ids", "attention_mask")}
+    expected |= {name: (whole, []) for name in ("num_iterations", "prune_candidates")}
+    ones = ("num_length_candidates", "num_return_sequences", "prune_to", "max_length")
+    expected |= {name: (whole, [1]) for name in ones}
+    expected |= {name: (number, []) for name in ("length_offset", "length_normalization", "consensus_weight")}
+    expected |= {"token_bias": (number, [VOCABULARY_BLOCK]), "target_lengths": (whole, [None])}
+    if ngram_size > 1:
+        expected["remask_adjacent"] = (boolean, [])
+    assert found == expected
+
+
 def test_options_that_the_graph_of_a_whole_translation_does_not_know_are_named(tmp_path, caplog):
     model = random_model(67)
     model.generation_config.update(num_iterations=3, remask_adjacent=False)
