@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/set_up.sh
-if ! python -c "import ctranslate2, onnx, onnxruntime" 2> /dev/null; then
+if ! python -c "import ctranslate2, onnx, onnxruntime, onnxscript" 2> /dev/null; then
     python -m pip install --quiet --constraint constraints.txt --editable '.[bench]' ||
         echo "ONNX Runtime or CTranslate2 could not be installed: their tests are skipped"
 fi

@@ -1,6 +1,6 @@
 """Writing a model as ONNX graphs; this file can be imported without the packages that writing needs."""
 
-PACKAGES = ("onnx",)  # that writing graphs needs, and running them does not
+PACKAGES = ("onnx", "onnxscript")  # that writing graphs needs, and running them does not
 
 
 def exporter():

@@ -4,16 +4,21 @@ Graphs are written by hand rather than traced, so that what runs is exactly what
 key and value, no vocabulary logits but those asked for. Tests compare them with the network of `modeling_jmnat.py`.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import OnnxFunction
 
 MICROSOFT = "com.microsoft"  # operators of ONNX Runtime beyond the standard
 OPSETS = (helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1))
 IR_VERSION = 11
+State = tuple[
+    str, int, Sequence[int | str]
+]  # that a loop changes: name before it, type, shape (sizes may change, too)
 ACTIVATIONS = {"relu": "Relu", "gelu": "Gelu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 
 
@@ -30,6 +35,13 @@ def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return (weight / scales[:, None]).round().to(torch.int8), scales
 
 
+@functools.cache
+def nodes_of(function: OnnxFunction) -> tuple[onnx.GraphProto, dict[str, onnx.FunctionProto]]:
+    """The graph of a function, and the functions that it calls by name."""
+    model = function.to_model_proto()
+    return model.graph, {called.name: called for called in model.functions}
+
+
 class GraphWriter:
     """Collects nodes; every method that computes something returns the name of its result.
 
@@ -37,21 +49,21 @@ class GraphWriter:
         int8: `linear` and `embedding` store int8 weights, with a scale per output column and per row; activations are
             quantised as they come, with one scale per tensor.
         outside: the writer of the graph around this body of a `Loop`. What depends on nothing in the body is computed
-            there, once; but not an `If`, whose branches need not name what they depend on.
+            there, once; but not an `If` or `Loop`, whose graphs need not name what they depend on.
     """
 
     def __init__(self, name: str, int8: bool = False, outside: "GraphWriter | None" = None):
         self.name = name
         self.outside = outside
-        self.holds_weights = False
         self.results: set[str] = set()
         self.prefix = ""
         self.int8 = int8
         self.nodes: list[onnx.NodeProto] = []
         self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
+        self.shapes: list[onnx.ValueInfoProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
-        self.weights = self.initializers  # of `linear`, see `subgraph`
+        self.weights = self.initializers  # of `linear`, see `loop`
         self.stored: dict[tuple[int, int], tuple[torch.Tensor, str]] = {}
         self.quantised: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         self.known: dict[tuple, str | list[str]] = {}
@@ -66,24 +78,40 @@ class GraphWriter:
         self.initializers[name] = numpy_helper.from_array(default, name)
         return self.input(name, [size or f"{name}_size" for size in default.shape], self.initializers[name].data_type)
 
-    def subgraph(self, name: str, loop: bool = False, weights: bool = False) -> "GraphWriter":
-        """A writer of the body of a `Loop` or `If`, which may use what has been computed here, and its constants.
+    def subgraph(self, name: str, outside: "GraphWriter | None" = None) -> "GraphWriter":
+        """A writer of the body of a `Loop` or `If`, which may use what has been computed here, and its constants."""
+        inner = GraphWriter(name, self.int8, outside)
+        inner.initializers, inner.weights = self.initializers, self.weights
+        inner.stored, inner.quantised = self.stored, self.quantised
+        inner.prefix = f"{self.prefix}{name}_"
+        return inner
+
+    def loop(self, name: str, times: str, body: Callable, *states: State, weights: bool = False) -> list[str]:
+        """A `Loop` over `body(graph, iteration, *values)`, which returns the values of the next iteration.
 
         With `weights` the body holds those of its linear layers itself: ONNX Runtime prepares a weight for its product
         once where this graph or the one around it holds the weight, and at every product where one further out does.
-        """
-        body = GraphWriter(name, self.int8, outside=self if loop else None)
-        body.initializers, body.stored, body.quantised = self.initializers, self.stored, self.quantised
-        body.weights = {} if weights else self.weights
-        body.holds_weights = weights
-        body.prefix = f"{self.prefix}{name}_"
-        return body
 
-    def body(self, *results: tuple[str, Sequence[int | str], int]) -> onnx.GraphProto:
-        """What this writer has collected as an attribute of `Loop` or `If`; results are name, shape and type."""
-        outputs = [helper.make_tensor_value_info(name, dtype, shape) for name, shape, dtype in results]
-        weights = list(self.weights.values()) if self.holds_weights else []
-        return helper.make_graph(self.nodes, self.name, self.inputs, outputs, weights)
+        Args:
+            states: two or more.
+
+        Returns:
+            Names of the values after the loop.
+        """
+        graph = self.subgraph(name, outside=self)
+        if weights:
+            graph.weights = {}
+        iteration = graph.input(f"{graph.prefix}iteration", (), TensorProto.INT64)
+        going_on = graph.input(f"{graph.prefix}going_on", (), TensorProto.BOOL)
+        values = [
+            graph.input(f"{graph.prefix}{index}", shape, dtype) for index, (_, dtype, shape) in enumerate(states)
+        ]
+        outputs = [helper.make_tensor_value_info(graph.add("Identity", going_on), TensorProto.BOOL, ())]
+        for result, (_, dtype, shape) in zip(body(graph, iteration, *values), states, strict=True):
+            outputs.append(helper.make_tensor_value_info(result, dtype, [None] * len(shape)))
+        held = list(graph.weights.values()) if weights else []
+        proto = helper.make_graph(graph.nodes, name, graph.inputs, outputs, held, value_info=graph.shapes)
+        return self.add("Loop", times, "", *(value for value, _, _ in states), num_results=len(states), body=proto)
 
     def output(self, name: str, value: str, shape: Sequence[int | str], dtype: int = TensorProto.FLOAT) -> None:
         self.nodes.append(helper.make_node("Identity", [value], [name]))
@@ -91,7 +119,7 @@ class GraphWriter:
 
     def add(self, operator: str, *inputs: str, domain: str = "", num_results: int = 1, **attributes):
         """Append a node, unless there is one like it; its result's name, or a list of names when there are several."""
-        if self.outside is not None and operator != "If" and self.results.isdisjoint(inputs):
+        if self.outside is not None and operator not in ("If", "Loop") and self.results.isdisjoint(inputs):
             return self.outside.add(operator, *inputs, domain=domain, num_results=num_results, **attributes)
         key = (operator, inputs, repr(attributes))
         if key not in self.known:
@@ -101,6 +129,11 @@ class GraphWriter:
             self.results.update(names)
             self.known[key] = names[0] if num_results == 1 else names
         return self.known[key]
+
+    def shaped(self, value: str, shape: Sequence[int | str], dtype: int) -> str:
+        """A result of this graph with a shape that cannot be inferred; what it has the size of may take its memory."""
+        self.shapes.append(helper.make_tensor_value_info(value, dtype, shape))
+        return value
 
     def constant(self, value: torch.Tensor, weight: bool = False) -> str:
         """A tensor as it is. A graph stores the same object once: embedding and output projection may share it."""
@@ -112,11 +145,54 @@ class GraphWriter:
             self.stored[key] = (value, name)
         return self.stored[key][1]
 
+    def literal(self, value: np.ndarray) -> str:
+        """A small tensor; equal ones are stored once."""
+        name = "_".join(map(str, (value.dtype, *value.shape, "is", *value.flat)))
+        self.initializers.setdefault(name, numpy_helper.from_array(value, name))
+        return name
+
     def integers(self, *values: int) -> str:
         """An int64 vector."""
-        name = "integers_" + "_".join(map(str, values))
-        self.initializers.setdefault(name, numpy_helper.from_array(np.array(values, dtype=np.int64), name))
-        return name
+        return self.literal(np.array(values, dtype=np.int64))
+
+    def call(self, function: OnnxFunction, *inputs: str | bool | int | float) -> str | list[str]:
+        """Append the nodes of an onnxscript function; its result's name, or a list of names when there are several.
+
+        A literal in the function is int64 or float32 as it is written: no operator adapts it to what it meets.
+        """
+        graph, called = nodes_of(function)
+        given = (x if isinstance(x, str) else self.literal(torch.tensor(x).numpy()) for x in inputs)
+        names = dict(zip((value.name for value in graph.input), given, strict=True))
+        self.copy_nodes(graph.node, names, called)
+        results = [names[value.name] for value in graph.output]
+        return results if len(results) > 1 else results[0]
+
+    def copy_nodes(self, nodes, names: dict[str, str], called: dict[str, onnx.FunctionProto]) -> None:
+        """Append nodes of functions; `names` says what their values are called here, and learns those of results."""
+        for node in nodes:
+            inputs = [names.get(name, "") for name in node.input]
+            if node.op_type == "Constant":
+                results = [self.literal(numpy_helper.to_array(node.attribute[0].t))]
+            elif node.op_type == "CastLike":
+                results = inputs[:1]
+            elif node.op_type in called:
+                function = called[node.op_type]
+                inner = dict(zip(function.input, inputs, strict=True))
+                self.copy_nodes(function.node, inner, called)
+                results = [inner[name] for name in function.output]
+            else:
+                attributes = {each.name: self.copy_attribute(each, names, called) for each in node.attribute}
+                results = self.add(node.op_type, *inputs, num_results=len(node.output), **attributes)
+            names |= zip(node.output, [results] if isinstance(results, str) else results, strict=True)
+
+    def copy_attribute(self, attribute: onnx.AttributeProto, names: dict[str, str], called):
+        """Its value; a branch of an `If` becomes one with the names of this graph."""
+        if attribute.type != onnx.AttributeProto.GRAPH:
+            return helper.get_attribute_value(attribute)
+        branch, inner = self.subgraph(f"{attribute.name}_{len(self.nodes)}"), dict(names)
+        branch.copy_nodes(attribute.g.node, inner, called)
+        outputs = [onnx.ValueInfoProto(name=inner[value.name]) for value in attribute.g.output]  # types are inferred
+        return helper.make_graph(branch.nodes, branch.name, [], outputs)
 
     def size(self, value: str, axis: int) -> str:
         """Size of one axis, int64 of shape (1,)."""
@@ -163,7 +239,9 @@ class GraphWriter:
     def model(self, properties: dict[str, str]) -> onnx.ModelProto:
         """The graph as it is saved, with `properties` as its metadata."""
         initializers = list(self.initializers.values())
-        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, initializers)
+        graph = helper.make_graph(
+            self.nodes, self.name, self.inputs, self.outputs, initializers, value_info=self.shapes
+        )
         model = helper.make_model(graph, opset_imports=OPSETS, ir_version=IR_VERSION, producer_name="modeling_jmnat")
         helper.set_model_props(model, properties)
         return model

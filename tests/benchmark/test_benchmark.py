@@ -15,7 +15,7 @@ import torch
 from tests.helpers.teacher_samples import random_lines
 from tests.helpers.translation_samples import load_script, save_translators, tiny_tokenizer
 
-for package in ("onnx", "onnxruntime", "ctranslate2", "sacrebleu"):
+for package in ("onnx", "onnxscript", "onnxruntime", "ctranslate2", "sacrebleu"):
     pytest.importorskip(package, reason="the extras `bench` and `train` are not installed")
 
 from modeling_jmnat.benchmark import run as benchmark_run  # noqa: E402

@@ -257,7 +257,7 @@ def test_a_reranker_chooses_in_evaluations_and_translations(folder, tmp_path, ev
 
 
 def test_exported_graphs_are_evaluated(folder, tmp_path, evaluate, capsys):
-    for package in ("onnx", "onnxruntime"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the extra `bench` is not installed")
     student = str(folder / "student")
     load_script("export_onnx").main([student, "--output", str(tmp_path / "graphs")])

@@ -148,6 +148,7 @@ def test_the_command_saves_what_it_found_and_evaluate_takes_it(folder, tmp_path,
 
 def test_exported_graphs_get_the_choice_too(folder, tmp_path, tune):
     pytest.importorskip("onnx", reason="the extra `bench` is not installed")
+    pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
     from modeling_jmnat.onnx_export.export import export_onnx
 

@@ -357,7 +357,7 @@ def test_what_the_hub_does_not_have_is_named(hub, capsys):
 
 
 def test_graphs_are_published_and_fetched_from_the_hub(trained, hub, tmp_path):
-    for package in ("onnx", "onnxruntime"):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="the extra `bench` is not installed")
     folder = build(trained, tmp_path / "model", "--onnx", "--push", "someone/graphs")
     kinds = {f"onnx/{part}{kind}" for part in ("translator", "encoder", "decoder") for kind in (".onnx", "_int8.onnx")}

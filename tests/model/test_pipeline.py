@@ -299,6 +299,7 @@ def test_saved_pipeline_answers_to_translation_again(tmp_path, tokenizer):
 
 def test_exported_model(model, tokenizer, tmp_path):
     pytest.importorskip("onnx", reason="the extra `bench` is not installed")
+    pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
     pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
     from modeling_jmnat.onnx_export.export import export_onnx
 

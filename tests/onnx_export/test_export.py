@@ -22,6 +22,7 @@ from tests.helpers.random_models import ARCHITECTURES, pad, random_model, random
 from tests.helpers.translation_samples import load_script, save_translators
 
 onnx = pytest.importorskip("onnx", reason="the extra `bench` is not installed")
+pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
 
 from onnx import TensorProto  # noqa: E402
@@ -330,20 +331,22 @@ def test_encoder_outputs_may_be_used_again(tmp_path):
 def test_a_loop_computes_once_what_its_body_does_not_change():
     graph = GraphWriter("loop")
     given = graph.input("given", (3,))
-    body = graph.subgraph("body", loop=True)
-    body.input("iteration", (), onnx.TensorProto.INT64)
-    going_on = body.input("going_on", (), onnx.TensorProto.BOOL)
-    before = body.input("before", (3,))
-    new = body.add("Add", before, body.add("Exp", given))
-    body = body.body((body.add("Identity", going_on), (), onnx.TensorProto.BOOL), (new, (3,), onnx.TensorProto.FLOAT))
-    times = graph.constant(torch.tensor(4))
-    graph.output("after", graph.add("Loop", times, "", given, body=body), (3,))
-    assert [node.op_type for node in graph.nodes] == ["Exp", "Loop", "Identity"]
-    assert [node.op_type for node in body.node] == ["Add", "Identity"]
+
+    def body(inner, iteration, before, count):
+        return inner.add("Add", before, inner.add("Exp", given)), inner.add("Add", count, iteration)
+
+    states = (given, TensorProto.FLOAT, (3,)), (graph.constant(torch.tensor(0)), TensorProto.INT64, ())
+    after, count = graph.loop("body", graph.constant(torch.tensor(4)), body, *states)
+    graph.output("after", after, (3,))
+    graph.output("count", count, (), TensorProto.INT64)
+    assert [node.op_type for node in graph.nodes] == ["Exp", "Loop", "Identity", "Identity"]
+    (body,) = (attribute.g for attribute in graph.nodes[1].attribute)
+    assert [node.op_type for node in body.node] == ["Identity", "Add", "Add"]
     session = onnxruntime.InferenceSession(graph.model({}).SerializeToString())
     value = torch.tensor([0.0, 1.0, -2.0])
-    (after,) = session.run(None, {"given": value.numpy()})
+    after, count = session.run(None, {"given": value.numpy()})
     torch.testing.assert_close(torch.from_numpy(after), value + 4 * value.exp())
+    assert count == 0 + 1 + 2 + 3
 
 
 def test_int8_rounds_each_row_to_its_own_scale():

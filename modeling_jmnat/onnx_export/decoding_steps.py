@@ -1,0 +1,220 @@
+"""The steps of decoding around the network, as onnxscript functions that `GraphWriter.call` inserts into a graph.
+
+Each function is the twin of its namesake in `passes_jmnat.py` or `generation_jmnat.py`, or of what its docstring
+names. Two things differ: log-probabilities are infinite at padding, so that padding comes last in every order, and
+what depends on the number of the pass alone is a table with an entry per pass, computed before the loop over passes.
+
+B sources, C length candidates, P of them that go on, R = B C or B P rows, N candidates returned, k passes, T target
+tokens, M positions to predict, n the size of a set of neighbours, H heads. `tokens` and `log_probs` are (R, T),
+`lengths` (R,), `positions` 0, 1, .. (T,); sizes of results are (1,), as `TopK` and `Slice` want them.
+"""
+
+import math
+
+from onnx import TensorProto
+from onnxscript import opset23 as op
+from onnxscript import script
+
+from ..inference.onnx_runtime import LOWEST
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+INFINITY = math.inf
+
+
+@script()
+def choose_lengths(length_logits, target_lengths, num_candidates, max_length):
+    """(B, C), from length logits (B, L); a window around `target_lengths` (B,) where these are not empty."""
+    longest = op.Min(max_length, op.Shape(length_logits, start=1) - 1)
+    if op.Size(target_lengths) > 0:
+        # The length itself first, then its neighbours: +1, -1, +2, -2, ...
+        index = op.Range(0, op.Squeeze(num_candidates), 1)
+        lengths = op.Unsqueeze(target_lengths, [1]) + (index + 1) / 2 * (index % 2 * 2 - 1)
+    else:
+        _, lengths = op.TopK(length_logits[:, : longest + 1], num_candidates)
+    return op.Max(op.Min(lengths, op.Max(longest, 2)), 2)
+
+
+@script()
+def canvas_of_masks(candidate_lengths, mask_token, padding):
+    """`Canvas.of_masks` for lengths (B, C): positions, lengths, numbers of the rows (R,), tokens, log_probs."""
+    positions = op.Range(0, op.ReduceMax(candidate_lengths, keepdims=0), 1)
+    lengths = op.Reshape(candidate_lengths, [-1])
+    rows = op.Range(0, op.Size(lengths), 1)
+    target_mask = positions < op.Unsqueeze(lengths, [1])
+    tokens = op.Where(target_mask, mask_token, padding)
+    return positions, lengths, rows, tokens, op.Where(target_mask, LOWEST, INFINITY)
+
+
+@script()
+def num_stages(num_iterations, prune_after):
+    """1, or 2 where the passes after the first `prune_after` (0: none) are over the best candidates alone."""
+    return op.Cast((prune_after > 0) & (prune_after <= num_iterations), to=INT64) + 1
+
+
+@script()
+def plan_stage(stage, stages, num_iterations, prune_after, prune_to, num_candidates, num_returned):
+    """Whether it ends with pruning, its first pass, its number of passes, and how many candidates it leaves."""
+    prunes = stage + 1 < stages
+    begin = stage * prune_after
+    num_passes = op.Where(prunes, prune_after, num_iterations) - begin
+    num_kept = op.Where(prunes, op.Max(op.Min(prune_to, num_candidates), num_returned), num_returned)
+    return prunes, begin, num_passes, num_kept
+
+
+@script()
+def attention_bias(lengths, positions, include_self):
+    """`decoder_attend_mask` (R, 1, T, T), as it is added to the scores of self-attention."""
+    target_mask = positions < op.Unsqueeze(lengths, [1])
+    attend = include_self | op.Not(op.Equal(positions, op.Unsqueeze(positions, [1])))  # (T, T)
+    return op.Where(op.Unsqueeze(target_mask, [1, 2]) & attend, 0.0, LOWEST)
+
+
+@script()
+def position_probs(query, key, attention_bias, lengths, positions):
+    """`PositionalAttention.of_lengths` (layers, R, H, T, T), from its query and key (layers, H, longest, D/H)."""
+    num_positions = op.Shape(positions)
+    query = query[:, :, :num_positions]
+    key = key[:, :, :num_positions]
+    scores = op.Unsqueeze(op.MatMul(query, op.Transpose(key, perm=[0, 1, 3, 2])), [1])  # (layers, 1, H, T, T)
+    target_mask = op.Cast(positions < op.Unsqueeze(lengths, [1]), to=FLOAT)
+    return op.Softmax(scores + attention_bias, axis=-1) * op.Unsqueeze(target_mask, [1, 3])
+
+
+@script()
+def num_remasked(lengths, positions, num_iterations):
+    """How many positions each pass predicts at most (k, 1), and which of T in order these are (k, R, T)."""
+    left = op.Unsqueeze(op.Range(num_iterations, 0, -1), [1])  # (k, 1)
+    counts = op.Max(lengths * left / num_iterations, 1)  # (k, R)
+    return op.ReduceMax(counts, [1]), positions < op.Unsqueeze(counts, [2])
+
+
+@script()
+def of_pass(iteration, most, valid):
+    """Of the results of `num_remasked` those of one pass: M (1,), and which of M in order are masked again (R, M)."""
+    most = op.Gather(most, iteration)
+    return most, op.Slice(op.Gather(valid, iteration), [0], most, [1])
+
+
+@script()
+def neighbour_sets(lengths, positions, set_size):
+    """Attributes of `RemaskOrder`: members (R, T n), distances (R, T, n), positions and never in each row (R, T)."""
+    num_positions = op.Shape(positions)
+    lengths = op.Unsqueeze(lengths, [1])
+    target_mask = positions < lengths
+    begin = op.Max(op.Min(positions, lengths - set_size), 0)
+    members = op.Unsqueeze(begin, [2]) + op.Range(0, set_size, 1)  # (R, T, n)
+    inside = (members < op.Unsqueeze(lengths, [2])) & op.Unsqueeze(target_mask, [2])
+    never = num_positions * set_size
+    distances = op.Where(inside, op.Abs(members - op.Unsqueeze(positions, [1])), never)
+    members = op.Flatten(op.Min(members, num_positions - 1))
+    shape = op.Shape(target_mask)
+    return members, distances, op.Expand(positions, shape), op.Expand(never, shape)
+
+
+@script()
+def least_probable(log_probs, most):
+    """`RemaskOrder` of single positions: the first M (R, M); of equally probable ones the first."""
+    _, order = op.TopK(log_probs, most, axis=1, largest=0)
+    return order
+
+
+@script()
+def remask_order(log_probs, most, adjacent, members, distances, positions, never, set_size):
+    """`RemaskOrder` of `neighbour_sets`: the first M (R, M)."""
+    num_positions = op.Shape(positions, start=1)
+    if adjacent:
+        order = least_probable(log_probs, num_positions)
+        rank = op.ScatterElements(order, order, positions, axis=1) * set_size
+        keys = op.Flatten(op.Unsqueeze(rank, [2]) + distances)
+        keys = op.ScatterElements(never, members, keys, axis=1, reduction="min")
+        first = least_probable(keys, most)
+    else:
+        first = least_probable(log_probs, most)
+    return first
+
+
+@script()
+def put(values, columns, valid, new):
+    """`Positions.put`: values (R, T) with `new`, (R, M) or one number, at the columns (R, M) that are valid (R, M)."""
+    kept = op.GatherElements(values, columns, axis=1)
+    return op.ScatterElements(values, columns, op.Where(valid, new, kept), axis=1)
+
+
+@script()
+def first_end(tokens, lengths, positions, eos_token):
+    """Number of tokens (R,) up to and with the first `</s>`, all of a row's tokens where it has none."""
+    ends = op.Where(op.Equal(tokens, eos_token), positions + 1, op.Unsqueeze(lengths, [1]))
+    return op.ReduceMin(ends, [1], keepdims=0)
+
+
+@script()
+def candidate_scores(log_probs, lengths, positions, length_offset, length_normalization):
+    """Sum of the log-probabilities divided by `length_divisors`, (R,)."""
+    log_probs = op.Where(positions < op.Unsqueeze(lengths, [1]), log_probs, 0.0)
+    divisors = op.Pow(op.Cast(lengths, to=FLOAT) + length_offset, length_normalization)
+    return op.ReduceSum(log_probs, [1], keepdims=0) / divisors
+
+
+@script()
+def share_of_same(found, counts):
+    """The share (B, P, P) of what two candidates hold, `counts` (B, P), that is `found` (B, P, P, T, T) in both."""
+    found = op.ReduceSum(op.ReduceMax(op.Cast(found, to=FLOAT), [4], keepdims=0), [3], keepdims=0)
+    counts = op.Max(op.Unsqueeze(counts, [1]) + op.Unsqueeze(counts, [2]), 1)
+    return (found + op.Transpose(found, perm=[0, 2, 1])) / op.Cast(counts, to=FLOAT)
+
+
+@script()
+def consensus(tokens, ends, positions):
+    """(B, P), of tokens (B, P, T) and ends (B, P), where every candidate votes."""
+    inside = positions < op.Unsqueeze(ends, [2])
+    same = op.Equal(op.Unsqueeze(tokens, [2, 4]), op.Unsqueeze(tokens, [1, 3]))  # (B, P, P, T, T)
+    same = same & (op.Unsqueeze(inside, [2, 4]) & op.Unsqueeze(inside, [1, 3]))
+    neighbours = same[:, :, :, :-1, :-1] & same[:, :, :, 1:, 1:]
+    shares = share_of_same(same, ends) + share_of_same(neighbours, ends - 1)
+    index = op.Range(0, op.Squeeze(op.Shape(ends, start=1)), 1)
+    others = op.Cast(op.Not(op.Equal(index, op.Unsqueeze(index, [1]))), to=FLOAT)  # (P, P)
+    num_others = op.Max(op.ReduceSum(others, [1], keepdims=0), 1.0)
+    return op.ReduceSum(shares * others, [2], keepdims=0) / (2.0 * num_others)
+
+
+@script()
+def by_sentence(values, num_sources):
+    """(R,) -> (B, P)."""
+    return op.Reshape(values, op.Concat(num_sources, [-1], axis=0))
+
+
+@script()
+def scores(tokens, log_probs, lengths, positions, num_sources, offset, exponent, consensus_weight, eos_token):
+    """`MaskPredict.scores` (B, P)."""
+    of_candidates = by_sentence(candidate_scores(log_probs, lengths, positions, offset, exponent), num_sources)
+    if consensus_weight > 0.0:
+        ends = by_sentence(first_end(tokens, lengths, positions, eos_token), num_sources)
+        tokens = op.Reshape(tokens, op.Concat(op.Shape(ends), op.Shape(positions), axis=0))
+        total = of_candidates + consensus_weight * consensus(tokens, ends, positions)
+    else:
+        total = op.Identity(of_candidates)
+    return total
+
+
+@script()
+def choose_best(scores, num_kept, in_order):
+    """The best of scores (B, P), best first (B, n), and indices (B n,) of their rows, these too or `in_order`."""
+    best_scores, best = op.TopK(scores, num_kept, axis=1)
+    ordered, _ = op.TopK(best, num_kept, axis=1, largest=0)
+    first_rows = op.Range(0, op.Size(scores), op.Squeeze(op.Shape(scores, start=1)))
+    rows = op.Where(in_order, ordered, best) + op.Unsqueeze(first_rows, [1])
+    return best_scores, op.Reshape(rows, [-1])
+
+
+@script()
+def cut_off(tokens, log_probs, lengths, positions, rows, candidate_lengths, eos_token, padding):
+    """Texts of the candidates chosen: sequences, token scores (B, N, L), lengths, indices among all (B, N)."""
+    ends = first_end(tokens, lengths, positions, eos_token)
+    width = op.ReduceMax(ends, keepdims=0)  # L
+    inside = op.Range(0, width, 1) < op.Unsqueeze(ends, [1])
+    num_sources = op.Shape(candidate_lengths, end=1)
+    shape = op.Concat(num_sources, [-1], op.Unsqueeze(width, [0]), axis=0)
+    sequences = op.Reshape(op.Where(inside, tokens[:, :width], padding), shape)
+    token_scores = op.Reshape(op.Where(inside, log_probs[:, :width], 0.0), shape)
+    index = by_sentence(op.Mod(rows, op.Shape(candidate_lengths, start=1)), num_sources)
+    return sequences, token_scores, by_sentence(lengths, num_sources), index
