@@ -272,6 +272,8 @@ class DecoderWriter(StackWriter):
         graph = self.graph
         weight = self.model.lm_head.weight
         logits = graph.linear(states, weight, token_bias)
+        if not graph.int8:
+            graph.shaped(logits, ("RM", weight.shape[0]), TensorProto.FLOAT)  # so that the softmax takes their memory
         probs = graph.add("Softmax", logits, axis=-1)  # LogSoftmax takes twice as long
         num_blocks = weight.shape[0] // VOCABULARY_BLOCK
         blocks = graph.reshape(probs, self.rows, -1, num_blocks, VOCABULARY_BLOCK)
