@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from ..configuration_jmnat import JMNatConfig
 from ..inference.loading import load_teacher_tokenizer
-from ..teacher.model import tokenizer_digest
+from ..utils.fingerprints import tokenizer_fingerprint
 
 NEEDED = ("student", "teacher", "source", "reference")
 TRAINING_STATE = (".pt", ".pth")  # what a checkpoint holds beside the model: optimizer, scheduler, random numbers
@@ -32,9 +32,9 @@ def check_models(arguments, names: Sequence[str] = ("student", "teacher")) -> No
             raise ValueError(f"--student {folder} is autoregressive: it must be a JM-NAT model")
         if name != "student" and is_jmnat:
             raise ValueError(f"--{name} {folder} is a JM-NAT model: it must be autoregressive")
-    digests = {name: tokenizer_digest(load_teacher_tokenizer(folder)) for name, folder in folders.items()}
-    for name, digest in digests.items():
-        if digest != digests["student"]:
+    fingerprints = {name: tokenizer_fingerprint(load_teacher_tokenizer(folder)) for name, folder in folders.items()}
+    for name, fingerprint in fingerprints.items():
+        if fingerprint != fingerprints["student"]:
             raise ValueError(
                 f"--{name} {folders[name]} has another tokenizer than --student {folders['student']}: they must share "
                 "one"

@@ -3,7 +3,6 @@
 Give a trained student and teacher with a test set, or --random_weights for the speed of models of a given size.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -34,6 +33,7 @@ from ..benchmark.timing import environment, length_table, markdown_table  # noqa
 from ..evaluation.plots import plot_bleu_against_latency  # noqa: E402
 from ..utils.atomic_files import atomic_text_file, write_json  # noqa: E402
 from ..utils.command_line import check_counts, command  # noqa: E402
+from ..utils.fingerprints import file_digest  # noqa: E402
 from ..utils.signals import terminated_as_interrupted  # noqa: E402
 
 CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
@@ -144,7 +144,7 @@ def input_hashes(folder: Path, *texts: str | None) -> dict[str, str]:
     """So that measurements are not gone on with after models, their decoding or the text have changed."""
     files = {str(path.relative_to(folder)): path for kind in HASHED for path in sorted(folder.glob(f"**/{kind}"))}
     files |= {text: Path(text) for text in texts if text is not None}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for name, path in files.items()}
+    return {name: file_digest(path)[:16] for name, path in files.items()}
 
 
 def is_plain(label: str) -> bool:

@@ -2,10 +2,9 @@
 
 DIR/dataset            Arrow `DatasetDict`; columns id, source, target, input_ids, labels
 DIR/tokenizer          the tokenizer
-DIR/preparation.json   counts of what was kept and dropped, and the tokenizer's hash; written last
+DIR/preparation.json   counts of what was kept and dropped, and the tokenizer's fingerprint; written last
 """
 
-import hashlib
 import json
 import shutil
 import sys
@@ -18,9 +17,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from ..hub.fairseq_tokenizer import CONVERTED_OPTIONS
 from ..tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
 from ..utils.atomic_files import write_json
+from ..utils.fingerprints import (
+    TOKENIZER_FILES,
+    check_tokenizer_files,
+    ids_digest,
+    legacy_folder_digest,
+    same_fingerprint,
+    tokenizer_fingerprint,
+)
 from ..utils.hub_folders import fetch_folder
 from .corpus import SPLITS, TextSplit, one_lines, read_file_splits, read_hub_splits
 
@@ -168,7 +174,7 @@ def prepare(arguments: PreparationArguments) -> dict:
         "lowercase": tokenizer.lowercase,
         "moses_source_lang": tokenizer.moses_source_lang,
         "moses_target_lang": tokenizer.moses_target_lang,
-        "tokenizer_sha256": tokenizer_hash(output_dir / "tokenizer"),
+        "tokenizer_sha256": tokenizer_fingerprint(output_dir / "tokenizer"),
     }
     write_json(output_dir / "preparation.json", result)
     (output_dir / UNFINISHED).unlink()
@@ -190,32 +196,15 @@ def load_prepared(directory: str | Path) -> tuple[datasets.DatasetDict, JMNatTok
         ) from None
     except ValueError:
         raise ValueError(f"{directory / 'preparation.json'} is damaged: prepare the data again") from None
-    if tokenizer_hash(directory / "tokenizer") != written.get("tokenizer_sha256"):
+    folder = directory / "tokenizer"
+    now = tokenizer_fingerprint(folder)
+    if not same_fingerprint(written.get("tokenizer_sha256"), now, lambda: legacy_folder_digest(folder)):
         raise ValueError(
-            f"{directory / 'tokenizer'} is not the tokenizer that made the ids in {directory / 'dataset'} "
+            f"{folder} is not the tokenizer that made the ids in {directory / 'dataset'} "
             "(tokenizer.json has another hash); prepare the data again"
         )
     data = datasets.load_from_disk(str(directory / "dataset"))
-    return data, JMNatTokenizer.from_pretrained(directory / "tokenizer")
-
-
-def tokenizer_hash(directory: str | Path) -> str:
-    """SHA-256 of what a tokenizer's folder says about ids (vocabulary, merges, normalisation, options).
-
-    Equal hashes mean equal ids. Padding and truncation, which the last call of a tokenizer may leave in its file, do
-    not count, and neither does the format of the file.
-    """
-    content = {}
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        path = Path(directory) / name
-        if not path.is_file():
-            raise ValueError(f"{directory} holds no tokenizer ({name} is missing)")
-        content.update(json.loads(path.read_text(encoding="utf-8")))
-    parts = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
-    options = ("lowercase", "moses_source_lang", "moses_target_lang", "split_special_tokens")
-    kept = {key: content.get(key) for key in parts + options}
-    kept.update({key: content[key] for key in CONVERTED_OPTIONS if content.get(key)})
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+    return data, JMNatTokenizer.from_pretrained(folder)
 
 
 def read_splits(arguments: PreparationArguments) -> dict[str, TextSplit]:
@@ -304,14 +293,10 @@ def _features() -> datasets.Features:
 
 def _as_dataset(table: pa.Table) -> datasets.Dataset:
     """A data set of the table. Its fingerprint is that of the ids: left out, the library would pickle everything."""
-    digest = hashlib.sha256()
-    for name in ("input_ids", "labels"):
-        for chunk in table.column(name).chunks:
-            digest.update(chunk.flatten().to_numpy())
     return datasets.Dataset(
         datasets.table.InMemoryTable(table),
         info=datasets.DatasetInfo(features=_features()),
-        fingerprint=digest.hexdigest()[:16],
+        fingerprint=ids_digest(table.column(name) for name in ("input_ids", "labels"))[:16],
     )
 
 
@@ -319,8 +304,8 @@ def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTo
     """The tokenizer of `arguments.tokenizer`, or one trained on the cleaned training text."""
     languages = (arguments.source_lang, arguments.target_lang) if arguments.moses else (None, None)
     if arguments.tokenizer is not None:
-        folder = fetch_folder(arguments.tokenizer, ("tokenizer.json", "tokenizer_config.json"))
-        tokenizer_hash(folder)  # names a folder that holds none
+        folder = fetch_folder(arguments.tokenizer, TOKENIZER_FILES)
+        check_tokenizer_files(folder)
         tokenizer = JMNatTokenizer.from_pretrained(folder)
         if tokenizer.eos_token_id is None or tokenizer("")["input_ids"] != [tokenizer.eos_token_id]:
             raise ValueError(f"the tokenizer of {arguments.tokenizer} does not end a text in its end token")

@@ -1,14 +1,20 @@
 """Inputs of a run: data, presets and teacher, which must stay the same when it is resumed, and the held-out text."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..data.preparation import load_prepared, tokenizer_hash
-from ..teacher.distillation import teacher_digest
+from ..data.preparation import load_prepared
 from ..training.presets import SECTIONS, load_preset
 from ..utils.atomic_files import write_json
+from ..utils.fingerprints import (
+    file_digest,
+    json_digest,
+    legacy_folder_digest,
+    model_digest,
+    same_fingerprint,
+    tokenizer_fingerprint,
+)
 from ..utils.text_files import write_lines
 from .suites import SuiteSettings
 
@@ -35,12 +41,12 @@ def held_out_text(data: Path) -> dict[str, list[str]]:
 def run_inputs(settings: SuiteSettings, text: Mapping[str, Sequence[str]]) -> dict[str, dict]:
     """What identifies a run, by the argument that chooses it."""
     presets = {"preset": settings.preset, "teacher_preset": settings.teacher_preset or settings.preset}
-    teacher = {} if settings.teacher is None else {"teacher": {"weights": teacher_digest(settings.teacher)}}
+    teacher = {} if settings.teacher is None else {"teacher": {"weights": model_digest(settings.teacher)}}
     return {
         "data": {
-            "preparation": hashlib.sha256((settings.data / "preparation.json").read_bytes()).hexdigest(),
-            "tokenizer": tokenizer_hash(settings.data / "tokenizer"),
-            "held_out_text": hashlib.sha256(json.dumps(text).encode()).hexdigest(),
+            "preparation": file_digest(settings.data / "preparation.json"),
+            "tokenizer": tokenizer_fingerprint(settings.data / "tokenizer"),
+            "held_out_text": json_digest(text),
         },
         **{name: preset_contents(preset) for name, preset in presets.items()},
         **teacher,
@@ -65,6 +71,9 @@ def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
     if not path.is_file() or not any((settings.output / "logs").glob("*")):  # no stage has begun
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
+    recorded, now = begun.get("data", {}), inputs["data"]["tokenizer"]
+    if same_fingerprint(recorded.get("tokenizer"), now, lambda: legacy_folder_digest(settings.data / "tokenizer")):
+        recorded["tokenizer"] = now
     for name in {**begun, **inputs}:
         before, now = begun.get(name, {}), inputs.get(name, {})
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]

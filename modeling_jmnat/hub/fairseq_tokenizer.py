@@ -18,8 +18,6 @@ from ..utils.text_files import iterate_lines, read_lines
 
 ESCAPED = ("&apos;", "&quot;", "&amp;")  # how Moses writes ' " &
 SPLIT_DASH = "@-@"
-# Options that only tokenizers made here have; they too decide which ids a text gets.
-CONVERTED_OPTIONS = ("bpe_merges", "bpe_end_of_word_pieces", "moses_escape", "moses_split_dashes")
 
 
 def read_dictionary(path: str | Path) -> list[str]:

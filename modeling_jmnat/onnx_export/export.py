@@ -6,7 +6,6 @@ vocabulary, D width, H heads. The graphs leave all but the last three open.
 
 import contextlib
 import copy
-import hashlib
 import logging
 import shutil
 from collections.abc import Iterator
@@ -32,6 +31,7 @@ from ..inference.onnx_runtime import (
 )
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..utils.atomic_files import atomic_file
+from ..utils.fingerprints import weights_digest
 from .graph_writer import GraphWriter
 from .network import DecoderWriter, EncoderWriter
 from .whole_translation import TranslatorWriter
@@ -110,15 +110,6 @@ def pad_vocabulary(model: JMNatForConditionalGeneration) -> None:
         _, module.weight = padded[id(weight)]
 
 
-def weights_digest(model: JMNatForConditionalGeneration) -> str:
-    """SHA-256 of all weights and their names."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        digest.update(name.encode("utf-8"))
-        digest.update(weight.contiguous().numpy())
-    return digest.hexdigest()
-
-
 @contextlib.contextmanager
 def unfinished_export(output: Path) -> Iterator[Path]:
     """Give an empty folder; its files replace those of an earlier export in `output` when the block ends well."""
@@ -191,7 +182,7 @@ def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:
 
 def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool) -> dict[str, int]:
     """Graphs and tables of a float32 model; the size in bytes of each file, all of which name the model's weights."""
-    metadata = {DIGEST: weights_digest(model)}
+    metadata = {DIGEST: weights_digest(model.state_dict())}
     pad_vocabulary(model)
     positions = positional_projections(model) if model.config.positional_attention else {}
     sizes = {}

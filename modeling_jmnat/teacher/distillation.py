@@ -5,10 +5,9 @@ an atomic rename, so a run that is killed at any moment goes on with the shards 
 is that of an uninterrupted run. The length filter works at merging: another ratio needs no new decoding.
 """
 
-import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.preparation import load_prepared
 from ..inference.beam_search import length_penalty
@@ -24,8 +24,9 @@ from ..inference.engines import CTranslate2Engine, TransformersEngine
 from ..inference.loading import DTYPES, check_languages, choose_device, load_teacher, set_languages
 from ..utils.atomic_files import atomic_text_file, write_json
 from ..utils.command_line import check_counts
+from ..utils.fingerprints import legacy_sources_digest, model_digest, same_fingerprint, sources_fingerprint
 from ..utils.text_files import write_lines
-from .model import same_tokenizer, tokenizer_digest
+from .model import same_tokenizer
 from .text_decoder import TextDecoder
 
 PLAN_NAME = "distillation_plan.json"
@@ -116,7 +117,7 @@ class DistillationPlan:
 
     Attributes:
         teacher: digest of the teacher's weights and configuration.
-        data: digest of the source lines and the tokenizer.
+        data: fingerprint of the source lines and the tokenizer.
         backend: "transformers" or "ctranslate2".
         num_beams: beam size.
         shards: number of shards.
@@ -146,18 +147,11 @@ def default_shards(sentences: int) -> int:
     return max(1, -(-sentences // SENTENCES_PER_SHARD))
 
 
-def digest(parts: Sequence[str | bytes]) -> str:
-    """SHA-256 over the parts and their borders."""
-    state = hashlib.sha256()
-    for part in parts:
-        part = part.encode("utf-8") if isinstance(part, str) else part
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.hexdigest()
-
-
-def settle_plan(output_dir: Path, plan: DistillationPlan) -> None:
+def settle_plan(output_dir: Path, plan: DistillationPlan, legacy_data: Callable[[], str]) -> None:
     """Write the plan of a new folder, or check that an earlier run in this folder had the same one.
+
+    Args:
+        legacy_data: gives what was written for `plan.data` when fingerprints had no version.
 
     Raises:
         ValueError: the folder belongs to another plan, or holds other files.
@@ -165,6 +159,8 @@ def settle_plan(output_dir: Path, plan: DistillationPlan) -> None:
     path = output_dir / PLAN_NAME
     if path.is_file():
         earlier = json.loads(path.read_text(encoding="utf-8"))
+        if same_fingerprint(earlier.get("data"), plan.data, legacy_data):
+            earlier["data"] = plan.data
         for name, now in asdict(plan).items():
             if earlier.get(name) != now:
                 raise ValueError(
@@ -311,7 +307,49 @@ def distill(arguments: DistillationArguments) -> dict:
     splits, tokenizer = load_prepared(arguments.data)
     if "train" not in splits:
         raise ValueError(f"{arguments.data} has no training split: other splits are never distilled")
-    dataset = splits["train"]
+    dataset, sources = splits["train"], splits["train"]["source"]
+    model, teacher_tokenizer, shares_vocabulary = teacher_of(arguments, tokenizer, device)
+    backend = choose_backend(arguments.backend, model, device)
+    plan = DistillationPlan(
+        teacher=model_digest(arguments.teacher),
+        data=sources_fingerprint(tokenizer, sources),
+        backend=backend,
+        num_beams=arguments.num_beams,
+        shards=min(arguments.shards or default_shards(len(dataset)), len(dataset)),
+        sentences=len(dataset),
+        dtype=number_type(model),
+        length_penalty=length_penalty(model.generation_config) if arguments.num_beams > 1 else 1.0,
+        teacher_languages=arguments.teacher_languages,
+        teacher_prefix=arguments.teacher_prefix,
+    )
+    output_dir = Path(arguments.output_dir)
+    if state.is_main_process:
+        settle_plan(output_dir, plan, lambda: legacy_sources_digest(tokenizer, sources))
+    state.wait_for_everyone()
+    store = ShardStore(output_dir, plan)
+    with_ctranslate2 = backend == "ctranslate2"
+    engine = CTranslate2Engine.from_model(model, teacher_tokenizer) if with_ctranslate2 else TransformersEngine(model)
+    search = (arguments.num_beams, arguments.batch_tokens, arguments.teacher_prefix or "")
+    decoder = TextDecoder(engine, teacher_tokenizer, shares_vocabulary, *search)
+    figures = decode_shards(store, dataset, decoder, tokenizer, state)
+    if state.is_main_process:
+        raw_pairs = zip(sources, dataset["target"], strict=True) if arguments.append_raw else None
+        counts = merge(store, output_dir, *languages, arguments.max_length_ratio or None, raw_pairs)
+        files = [str(output_dir / f"distilled.{language}") for language in languages]
+        figures = {"sentences": len(dataset), **counts, **figures, "backend": backend, "files": files}
+        write_json(output_dir / SUMMARY_NAME, figures)
+    state.wait_for_everyone()
+    return figures
+
+
+def teacher_of(
+    arguments: DistillationArguments, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
+    """The teacher, its tokenizer, and whether that is the data's.
+
+    Raises:
+        ValueError: the teacher belongs to other data, or cannot be told what the arguments tell it.
+    """
     usual = "float16" if device.type == "cuda" else "float32"
     dtype = getattr(torch, usual if arguments.dtype == "auto" else arguments.dtype)
     model, teacher_tokenizer = load_teacher(arguments.teacher, device, dtype)
@@ -324,60 +362,7 @@ def distill(arguments: DistillationArguments) -> dict:
     if arguments.teacher_languages is not None:
         set_languages(model, teacher_tokenizer, arguments.teacher_languages)
     check_languages(arguments.teacher, teacher_tokenizer, model.generation_config)
-    backend = choose_backend(arguments.backend, model, device)
-    plan = DistillationPlan(
-        teacher=teacher_digest(arguments.teacher),
-        data=digest([tokenizer_digest(tokenizer), *dataset["source"]]),
-        backend=backend,
-        num_beams=arguments.num_beams,
-        shards=min(arguments.shards or default_shards(len(dataset)), len(dataset)),
-        sentences=len(dataset),
-        dtype=number_type(model),
-        length_penalty=length_penalty(model.generation_config) if arguments.num_beams > 1 else 1.0,
-        teacher_languages=arguments.teacher_languages,
-        teacher_prefix=arguments.teacher_prefix,
-    )
-    output_dir = Path(arguments.output_dir)
-    if state.is_main_process:
-        settle_plan(output_dir, plan)
-    state.wait_for_everyone()
-    store = ShardStore(output_dir, plan)
-    with_ctranslate2 = backend == "ctranslate2"
-    decoder = TextDecoder(
-        CTranslate2Engine.from_model(model, teacher_tokenizer) if with_ctranslate2 else TransformersEngine(model),
-        teacher_tokenizer,
-        shares_vocabulary,
-        arguments.num_beams,
-        arguments.batch_tokens,
-        arguments.teacher_prefix or "",
-    )
-    figures = decode_shards(store, dataset, decoder, tokenizer, state)
-    if state.is_main_process:
-        raw_pairs = zip(dataset["source"], dataset["target"], strict=True) if arguments.append_raw else None
-        counts = merge(store, output_dir, *languages, arguments.max_length_ratio or None, raw_pairs)
-        files = [str(output_dir / f"distilled.{language}") for language in languages]
-        figures = {"sentences": len(dataset), **counts, **figures, "backend": backend, "files": files}
-        write_json(output_dir / SUMMARY_NAME, figures)
-    state.wait_for_everyone()
-    return figures
-
-
-def teacher_digest(teacher: str) -> str:
-    """Digest of a folder's configurations, tokenizer and weights; of the name for a model of the Hub."""
-    folder = Path(teacher)
-    if not folder.is_dir():
-        return digest([teacher])
-    parts = [(folder / "config.json").read_bytes()]
-    for path in sorted(folder.iterdir()):
-        if path.name in ("tokenizer.json", "tokenizer_config.json"):
-            parts.append(path.read_bytes())
-        if path.suffix == ".safetensors" or path.name.startswith("pytorch_model"):
-            state = hashlib.sha256()
-            with open(path, "rb") as file:
-                while block := file.read(2**20):
-                    state.update(block)
-            parts.append(state.digest())
-    return digest(parts)
+    return model, teacher_tokenizer, shares_vocabulary
 
 
 def languages_of(arguments: DistillationArguments) -> tuple[str, str]:

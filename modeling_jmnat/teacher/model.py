@@ -5,8 +5,6 @@ teacher is deliberately ordinary: `M2M100ForConditionalGeneration` where the pre
 (its sinusoidal positions equal the student's), `MarianMTModel` where it comes after.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,9 +22,9 @@ from transformers import (
 )
 
 from ..configuration_jmnat import JMNatConfig
-from ..hub.fairseq_tokenizer import CONVERTED_OPTIONS
 from ..inference.loading import check_languages, load_teacher_tokenizer, refuse_student
 from ..tokenization_jmnat import JMNatTokenizer
+from ..utils.fingerprints import shown, tokenizer_fingerprint
 
 SHARED_FIELDS = (
     "d_model",
@@ -137,30 +135,18 @@ def _xavier_init(model: PreTrainedModel) -> None:
             nn.init.xavier_uniform_(module.weight)
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of what maps text to ids: equal for two tokenizers that give the same ids."""
-    if tokenizer.is_fast:
-        state = json.loads(tokenizer.backend_tokenizer.to_str())
-        for name in ("truncation", "padding"):  # left behind by the last call
-            state.pop(name, None)
-    else:
-        state = tokenizer.get_vocab()
-    options = {name: tokenizer.init_kwargs.get(name) for name in ("moses_source_lang", "moses_target_lang")}
-    options.update({name: value for name in CONVERTED_OPTIONS if (value := tokenizer.init_kwargs.get(name))})
-    return hashlib.sha256(json.dumps([state, options], sort_keys=True).encode("utf-8")).hexdigest()
-
-
 def same_tokenizer(teacher: PreTrainedTokenizerBase, data: PreTrainedTokenizerBase) -> bool:
     """True where teacher and data share their token ids, False where the teacher must be talked to in text.
 
     Raises:
         ValueError: both are `JMNatTokenizer`s and differ: the teacher belongs to other data.
     """
-    if tokenizer_digest(teacher) == tokenizer_digest(data):
+    theirs, ours = tokenizer_fingerprint(teacher), tokenizer_fingerprint(data)
+    if theirs == ours:
         return True
     if isinstance(teacher, JMNatTokenizer) and isinstance(data, JMNatTokenizer):
         raise ValueError(
-            f"the teacher's tokenizer (hash {tokenizer_digest(teacher)[:12]}) is not the data's (hash "
-            f"{tokenizer_digest(data)[:12]}): prepare the data with --tokenizer and the teacher's folder"
+            f"the teacher's tokenizer (hash {shown(theirs)}) is not the data's (hash {shown(ours)}): prepare the data "
+            "with --tokenizer and the teacher's folder"
         )
     return False

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..generation_jmnat import ModelReranker
 from ..inference.loading import load_teacher
+from ..utils.fingerprints import tokenizer_fingerprint
 from ..utils.id_batches import pad_batch
-from .model import tokenizer_digest
 
 
 class TextReranker:
@@ -60,6 +60,6 @@ def load_reranker(
         ValueError: `load_teacher` refuses the model, for instance because it is a JM-NAT model.
     """
     model, tokenizer = load_teacher(directory, device)
-    if tokenizer_digest(tokenizer) == tokenizer_digest(student_tokenizer):
+    if tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(student_tokenizer):
         return model
     return TextReranker(model, tokenizer, student_tokenizer)

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..configuration_jmnat import JMNatConfig
 from ..inference.loading import check_vocabulary, load_teacher, load_teacher_tokenizer
 from ..modeling_jmnat import JMNatForConditionalGeneration
-from ..teacher.model import tokenizer_digest
 from ..tokenization_jmnat import JMNatTokenizer
+from ..utils.fingerprints import shown, tokenizer_fingerprint
 from .command import RunArguments
 from .halves import freeze_half, restart_half
 from .options import FREE_MODEL_FIELDS, ModelOptions
@@ -63,11 +63,11 @@ def trained_model(
 
 def check_same_tokenizer(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, folder: str) -> None:
     """Refuse weights that were trained on other token ids: they would be noise without any error."""
-    digests = [tokenizer_digest(tokenizer)[:12] for tokenizer in (theirs, ours)]
-    if digests[0] != digests[1]:
+    fingerprints = [tokenizer_fingerprint(tokenizer) for tokenizer in (theirs, ours)]
+    if fingerprints[0] != fingerprints[1]:
         raise ValueError(
-            f"the tokenizer of {folder} (hash {digests[0]}) is not that of the data (hash {digests[1]}): prepare the "
-            f"data with --tokenizer {folder}"
+            f"the tokenizer of {folder} (hash {shown(fingerprints[0])}) is not that of the data (hash "
+            f"{shown(fingerprints[1])}): prepare the data with --tokenizer {folder}"
         )
 
 

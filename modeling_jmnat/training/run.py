@@ -1,6 +1,5 @@
 """One training run from a prepared data set to a model folder; repeating the call resumes it."""
 
-import hashlib
 import json
 import sys
 import time
@@ -15,8 +14,8 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..data.dataset_columns import column_lengths
 from ..data.preparation import load_prepared
-from ..teacher.model import tokenizer_digest
 from ..utils.atomic_files import same_path, write_json
+from ..utils.fingerprints import data_settings, legacy_tokenizer_digest, same_fingerprint
 from ..utils.signals import terminated_as_interrupted
 from . import checkpoints
 from .arguments import TranslationTrainingArguments
@@ -129,7 +128,7 @@ def _train(run: Run, output_dir: Path) -> dict:
         check_data(data[split], tokenizer, run.limits, split, run.pad_to_multiple_of)
     settings = {**run.settings, "data": data_settings(data["train"], tokenizer)}
     settings = json.loads(json.dumps(settings))  # as it will be read back
-    compare_settings(output_dir, settings)
+    compare_settings(output_dir, settings, tokenizer)
     if (output_dir / RESULTS).is_file():
         print(f"{output_dir} holds the finished run of this command: nothing is left to do", file=sys.stderr)
         return json.loads((output_dir / RESULTS).read_text(encoding="utf-8"))
@@ -220,21 +219,20 @@ def fixed_settings(training: TranslationTrainingArguments, names: Sequence[str])
     return {name: getattr(training, name) for name in names}
 
 
-def data_settings(train_data: Dataset, tokenizer: PreTrainedTokenizerBase) -> dict:
-    """What tells one training set from another."""
-    digest = hashlib.blake2b(digest_size=16)
-    for column in ("input_ids", "labels"):
-        for chunk in train_data.with_format("arrow")[column][:].chunks:
-            digest.update(chunk.flatten().to_numpy().tobytes())
-    return {"pairs": len(train_data), "ids": digest.hexdigest(), "tokenizer": tokenizer_digest(tokenizer)}
+def compare_settings(output_dir: Path, settings: dict, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Refuse to resume a run under other settings than it began with.
 
-
-def compare_settings(output_dir: Path, settings: dict) -> None:
-    """Refuse to resume a run under other settings than it began with."""
+    Args:
+        tokenizer: of the data, for runs that recorded it when fingerprints had no version.
+    """
     path = output_dir / SETTINGS
     if not path.is_file():
         return
     before = json.loads(path.read_text())
+    if tokenizer is not None:
+        recorded, now = before.get("data", {}), settings["data"]["tokenizer"]
+        if same_fingerprint(recorded.get("tokenizer"), now, lambda: legacy_tokenizer_digest(tokenizer)):
+            recorded["tokenizer"] = now
     for section, values in settings.items():
         recorded = before.get(section, {})
         for name, value in values.items():

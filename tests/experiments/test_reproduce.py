@@ -14,8 +14,11 @@ import yaml
 from datasets import load_from_disk
 
 from modeling_jmnat.experiments import runner as experiments
+from tests.helpers.teacher_samples import prepare_words
 from tests.helpers.tiny_runs import MODEL, prepare_tiny_data
-from tests.helpers.translation_samples import load_script
+from tests.helpers.translation_samples import SCRIPTS, load_script
+
+SHIPPED = SCRIPTS.parent / "hub_card" / "multi30k_tiny" / "jmnat"
 
 TRAINING = {
     "max_steps": 12,
@@ -251,6 +254,34 @@ def test_run_that_was_begun_without_the_file_gets_one(data, preset, tmp_path, ca
     written.unlink()
     reproduce(capsys, *command)
     assert written.read_text() == before
+
+
+@pytest.mark.usefixtures("no_stage_runs")
+def test_run_from_before_fingerprints_had_a_version_goes_on(preset, tmp_path, capsys):
+    """With the digests of the data that the code wrote then."""
+    held_out = {"test_source": str(tmp_path / "validation.src"), "test_target": str(tmp_path / "validation.tgt")}
+    data = prepare_words(tmp_path, train=25, tokenizer=str(SHIPPED), lowercase=True, **held_out)
+    written = json.loads((data / "preparation.json").read_text())
+    tokenizer = "10c9e5d1462d6a811d8dc6eef66771c55e5a26d4b1e6cb3833ec001a0cd4c6b0"
+    (data / "preparation.json").write_text(json.dumps(written | {"tokenizer_sha256": tokenizer}, indent=2) + "\n")
+    before = {
+        "preparation": "bd8351b9a4de39e7e83aade2b7a94960b01d767e31254d3572ede752c7308558",
+        "tokenizer": tokenizer,
+        "held_out_text": "b6ed9ac14df26b43f3ac0558df64984e2563415427db7dc95f4482124e706815",
+    }
+    command = ["--preset", preset, "--data", data, "--output", tmp_path / "run"]
+    reproduce(capsys, *command)
+    path = tmp_path / "run" / "begun_with.json"
+    begun = json.loads(path.read_text())
+    assert begun["data"]["tokenizer"].startswith("2:")
+    assert begun["data"] | {"tokenizer": tokenizer} == before
+    path.write_text(json.dumps(begun | {"data": before}))
+    reproduce(capsys, *command)
+    assert json.loads(path.read_text()) == begun
+    path.write_text(json.dumps(begun | {"data": before | {"tokenizer": tokenizer[::-1]}}))
+    with pytest.raises(SystemExit):
+        reproduce(capsys, *command)
+    assert "was begun with (tokenizer differ)" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_stage_runs")

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 from modeling_jmnat.configuration_jmnat import JMNatConfig
 from modeling_jmnat.inference.loading import check_vocabulary, load_teacher, load_translator, set_languages
 from modeling_jmnat.modeling_jmnat import JMNatForConditionalGeneration
-from modeling_jmnat.teacher.model import tokenizer_digest
+from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from modeling_jmnat.utils.hub_folders import check_folder
 from modeling_jmnat.utils.id_batches import pad_batch
 from tests.helpers.teacher_samples import TINY, random_teacher
@@ -67,7 +67,7 @@ def test_save_and_load(tokenizer, tmp_path, normalize_before):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded, loaded_tokenizer = load_teacher(tmp_path)
-    assert tokenizer_digest(loaded_tokenizer) == tokenizer_digest(tokenizer)
+    assert tokenizer_fingerprint(loaded_tokenizer) == tokenizer_fingerprint(tokenizer)
     ids, mask = pad_batch([[7, 8, 9, 2], [11, 2]], 1)
     labels = torch.tensor([[5, 6, 2], [9, 2, 1]])
     with torch.no_grad():

@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 
 from modeling_jmnat import JMNatForConditionalGeneration, JMNatTokenizer
-from modeling_jmnat.data.preparation import tokenizer_hash
 from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.inference.translation import translate_lines
+from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 
 PAIR = Path(__file__).resolve().parents[2] / "hub_card" / "multi30k_tiny"
 
@@ -23,4 +23,4 @@ def test_both_translate_a_caption_alike():
 
 
 def test_they_share_one_tokenizer():
-    assert tokenizer_hash(PAIR / "jmnat") == tokenizer_hash(PAIR / "teacher")
+    assert tokenizer_fingerprint(PAIR / "jmnat") == tokenizer_fingerprint(PAIR / "teacher")

@@ -18,18 +18,18 @@ from modeling_jmnat.teacher.distillation import (
     ShardStore,
     decode_shards,
     default_shards,
-    digest,
     distill,
     keep_pair,
     merge,
-    teacher_digest,
 )
 from modeling_jmnat.teacher.text_decoder import TextDecoder
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
+from modeling_jmnat.utils.fingerprints import model_digest
 from modeling_jmnat.utils.text_files import read_lines
 from tests.helpers.teacher_samples import TINY, prepare_words, random_teacher, write_text
-from tests.helpers.translation_samples import load_script
+from tests.helpers.translation_samples import SCRIPTS, load_script
 
+SHIPPED = SCRIPTS.parent / "hub_card" / "multi30k_tiny" / "jmnat"
 PAIRS = 25  # training pairs
 
 
@@ -111,6 +111,27 @@ def test_five_kills_do_not_change_the_text(folder, tmp_path):
     figures = distill(options)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert (figures["kept"], figures["decoded_now"]) == (PAIRS, 0)
+
+
+def test_a_distillation_from_before_fingerprints_had_a_version_goes_on(tmp_path):
+    """With the digest of data and tokenizer that the code wrote then."""
+    data = prepare_words(tmp_path, train=PAIRS, tokenizer=str(SHIPPED), lowercase=True)
+    tokenizer = load_prepared(data)[1]
+    for model in (random_teacher(tokenizer), tokenizer):
+        model.save_pretrained(tmp_path / "teacher")
+    options = arguments(tmp_path, tmp_path / "out", num_beams=1, shards=2)
+    figures, text = distill(options), files_of(tmp_path / "out")
+    path = tmp_path / "out" / "distillation_plan.json"
+    plan = json.loads(path.read_text())
+    assert plan["data"].startswith("2:")
+    before = "bea8aa0df93199401b70ca3e8203b50eb86f60f80d63fdf28374d2294d5f313b"
+    path.write_text(json.dumps(plan | {"data": before}))
+    again = distill(options)
+    assert (again["kept"], again["decoded_now"]) == (figures["kept"], 0)
+    assert files_of(tmp_path / "out") == text
+    path.write_text(json.dumps(plan | {"data": before[::-1]}))
+    with pytest.raises(ValueError, match=f"with data={before[::-1]}, now data is 2:"):
+        distill(options)
 
 
 def test_number_of_shards_does_not_matter(folder, tmp_path):
@@ -196,7 +217,6 @@ def test_shard_ranges_cover_everything_once():
         plan = DistillationPlan("t", "d", "transformers", 5, shards, sentences, "float32", 1.0, None, None)
         assert [n for shard in range(shards) for n in plan.shard_range(shard)] == list(range(sentences))
     assert (default_shards(1), default_shards(4096), default_shards(4097)) == (1, 1, 2)
-    assert digest(["ab", "c"]) != digest(["a", "bc"])
 
 
 def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path):
@@ -339,11 +359,11 @@ def test_prefix_cannot_come_later(folder, stranger, tmp_path):
 
 def test_changed_tokenizer_is_another_teacher(folder, stranger, tmp_path):
     path = shutil.copytree(stranger[0], tmp_path / "teacher")
-    before = teacher_digest(path)
+    before = model_digest(path)
     (path / "notes.txt").write_text("mine")
-    assert teacher_digest(path) == before
+    assert model_digest(path) == before
     (path / "tokenizer_config.json").write_text("{}")
-    assert teacher_digest(path) != before
+    assert model_digest(path) != before
 
 
 def test_teacher_that_reads_token_ids_takes_neither_prefix_nor_languages(folder, tmp_path):

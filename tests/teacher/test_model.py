@@ -3,9 +3,8 @@ import torch
 from transformers import M2M100ForConditionalGeneration, MarianMTModel
 
 from modeling_jmnat.data.preparation import load_prepared
-from modeling_jmnat.inference.loading import load_teacher_tokenizer
 from modeling_jmnat.modeling_jmnat import sinusoidal_positions
-from modeling_jmnat.teacher.model import build_teacher, same_tokenizer, tokenizer_digest
+from modeling_jmnat.teacher.model import build_teacher, same_tokenizer
 from modeling_jmnat.utils.id_batches import pad_batch
 from tests.helpers.teacher_samples import TINY, prepare_words
 
@@ -51,13 +50,6 @@ def test_tokenizer_of_other_data_is_refused(tokenizer, tmp_path):
     assert same_tokenizer(tokenizer, tokenizer)
     with pytest.raises(ValueError, match="the teacher's tokenizer"):
         same_tokenizer(other, tokenizer)
-
-
-def test_digest_survives_use_and_saving(tokenizer, tmp_path):
-    before = tokenizer_digest(tokenizer)
-    tokenizer(["ban", "ban dex"], padding=True, truncation=True, max_length=4)
-    tokenizer.save_pretrained(tmp_path)
-    assert tokenizer_digest(tokenizer) == tokenizer_digest(load_teacher_tokenizer(tmp_path)) == before
 
 
 def test_special_ids_must_agree(tokenizer):

@@ -7,10 +7,10 @@ import torch
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.teacher.command import parse_teacher_command
-from modeling_jmnat.teacher.model import tokenizer_digest
 from modeling_jmnat.teacher.trainer import DataCollatorForTeacher, TeacherTrainer
 from modeling_jmnat.training.arguments import TeacherTrainingArguments
 from modeling_jmnat.training.presets import Preset
+from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from tests.helpers.teacher_samples import TINY, prepare_words, random_teacher, write_text
 from tests.helpers.translation_samples import SCRIPTS, load_script
 
@@ -117,7 +117,7 @@ def test_run_writes_a_usable_teacher(folder, tmp_path, capsys, preset):
     model, tokenizer = load_teacher(tmp_path)
     assert model.config.model_type == {"pre": "m2m_100", "post": "marian"}[preset]
     assert (model.config.encoder_layers, model.config.decoder_layers) == (1, 2)
-    assert tokenizer_digest(tokenizer) == tokenizer_digest(load_prepared(folder / "data")[1])
+    assert tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(load_prepared(folder / "data")[1])
     assert model.generation_config.num_beams == 5
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     losses = [entry["nll_loss"] for entry in log if "nll_loss" in entry]
@@ -205,7 +205,7 @@ def test_chain_from_text_to_distilled_data(tmp_path, capsys):
     )
     raw, raw_tokenizer = load_prepared(tmp_path / "data")
     new, new_tokenizer = load_prepared(tmp_path / "new")
-    assert tokenizer_digest(raw_tokenizer) == tokenizer_digest(new_tokenizer)
+    assert tokenizer_fingerprint(raw_tokenizer) == tokenizer_fingerprint(new_tokenizer)
     assert len(new["train"]) == figures["kept"] > 100  # a teacher this young leaves some lines empty
     assert set(new["train"]["source"]) <= set(raw["train"]["source"])
     assert new["train"]["target"][:] != raw["train"]["target"][: len(new["train"])]

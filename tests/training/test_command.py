@@ -22,9 +22,11 @@ from modeling_jmnat.training.data_collator import DataCollatorForJMNat
 from modeling_jmnat.training.initial_weights import copy_teacher_weights
 from modeling_jmnat.training.presets import load_preset, preset_names
 from modeling_jmnat.training.run import compare_settings
+from tests.helpers.teacher_samples import prepare_words
 from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
-from tests.helpers.translation_samples import load_script
+from tests.helpers.translation_samples import SCRIPTS, load_script
 
+SHIPPED = SCRIPTS.parent / "hub_card" / "multi30k_tiny" / "jmnat"
 TRAINING = {
     "max_steps": 24,
     "max_tokens": 100,
@@ -202,6 +204,38 @@ def test_other_settings_and_a_second_process_are_refused(through, data, preset, 
         child = Child(tmp_path / "log", train, *base, tmp_path / "locked")
         assert child.join() == 1
     assert "another process" in child.log.read_text()
+
+
+@pytest.mark.parametrize("command", ["train_jmnat", "train_teacher"])
+def test_a_run_from_before_fingerprints_had_a_version_goes_on(preset, tmp_path, capfd, command):
+    """With the digests of the data that the code wrote then; afterwards they are those of now."""
+    data = prepare_words(tmp_path, train=25, tokenizer=str(SHIPPED), lowercase=True)
+    line = ["--preset", preset, "--data", data, "--output_dir", tmp_path / "run", "--max_steps", 2, "--use_cpu", True]
+
+    def run():
+        load_script(command).main([str(word) for word in line])
+        return last_json(capfd.readouterr().out)
+
+    figures = run()
+    path = tmp_path / "run" / "run_settings.json"
+    settings = json.loads(path.read_text())
+    before = {
+        "pairs": 25,
+        "ids": "f3c1a1204273e13aeff77e0cc8bbe653",
+        "tokenizer": "3cbdc8878ccd75363e0ad4ee65c56082a3b6e20947dce6aa66704d1c681d0176",
+    }
+    assert settings["data"]["tokenizer"].startswith("2:")
+    assert settings["data"] | {"tokenizer": before["tokenizer"]} == before
+    path.write_text(json.dumps(settings | {"data": before}))
+    assert run() == figures  # nothing is left to do
+    (tmp_path / "run" / "results.json").unlink()
+    assert run()["finished"]
+    assert json.loads(path.read_text()) == settings
+    other = before | {"tokenizer": before["tokenizer"][::-1]}
+    path.write_text(json.dumps(settings | {"data": other}))
+    with pytest.raises(SystemExit):
+        run()
+    assert f"holds a run with data tokenizer={other['tokenizer']}, and now it is 2:" in capfd.readouterr().err
 
 
 def test_start_may_be_spelled_otherwise(through, tmp_path, monkeypatch):
