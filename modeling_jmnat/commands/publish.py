@@ -16,6 +16,7 @@ from ..hub.publishing import (
     save_for_everyone,
 )
 from ..utils.command_line import command
+from ..utils.locks import folder_lock
 
 
 @dataclass
@@ -66,7 +67,7 @@ def main(argv=None):
     languages = read_facts(arguments.card).languages if arguments.card else None
     model, tokenizer = load_for_publishing(arguments.model)
     output = Path(arguments.output)
-    with replaced_folder(output) as folder:
+    with folder_lock(output, "output"), replaced_folder(output) as folder:
         save_for_everyone(
             model, tokenizer, folder, languages, arguments.fp16, arguments.max_shard_size, arguments.onnx
         )

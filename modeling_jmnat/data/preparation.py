@@ -28,6 +28,7 @@ from ..utils.fingerprints import (
     tokenizer_fingerprint,
 )
 from ..utils.hub_folders import fetch_folder
+from ..utils.locks import folder_lock
 from .corpus import SPLITS, TextSplit, one_lines, read_file_splits, read_hub_splits
 
 COLUMNS = {"id": "int64", "source": "string", "target": "string", "input_ids": "int32", "labels": "int32"}
@@ -138,10 +139,18 @@ def prepare(arguments: PreparationArguments) -> dict:
     """Read, clean, tokenise and write. Returns what `preparation.json` holds.
 
     Raises:
-        ValueError: input that cannot be used; the message names file and line where there is one.
+        ValueError: input that cannot be used; the message names file and line where there is one. A folder that holds
+            a preparation already, or that another process prepares data in.
         OSError: a file that cannot be read or written.
     """
-    output_dir = _claim_output_dir(Path(arguments.output_dir), arguments.overwrite)
+    output_dir = Path(arguments.output_dir)
+    _check_writable(output_dir)
+    with folder_lock(output_dir, "output_dir"):
+        _check_free(output_dir, arguments.overwrite)
+        return _prepare(arguments, output_dir)
+
+
+def _prepare(arguments: PreparationArguments, output_dir: Path) -> dict:
     splits = read_splits(arguments)
     if arguments.append_train_of is not None:
         appended = load_prepared(arguments.append_train_of)[0]["train"]
@@ -361,18 +370,21 @@ def _mean_lengths(table: pa.Table) -> dict[str, float]:
     return {"source": round(sum(sources) / len(sources), 2), "target": round(sum(targets) / len(targets), 2)}
 
 
-def _claim_output_dir(directory: Path, overwrite: bool) -> Path:
-    """Make the folder and try it before the long work; an earlier preparation needs `overwrite`."""
-    existing = [name for name in ("preparation.json", "dataset", "tokenizer") if (directory / name).exists()]
-    if existing and not overwrite and not (directory / UNFINISHED).is_file():
-        raise ValueError(f"output_dir={directory} already holds {existing[0]}; pass --overwrite to replace it")
+def _check_writable(directory: Path) -> None:
+    """Make the folder and try it before the long work."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:
         raise ValueError(f"output_dir={directory} cannot be written ({error.strerror})") from None
-    return directory
+
+
+def _check_free(directory: Path, overwrite: bool) -> None:
+    """Refuse an earlier preparation without `overwrite`; what a killed process left is no such thing."""
+    existing = [name for name in ("preparation.json", "dataset", "tokenizer") if (directory / name).exists()]
+    if existing and not overwrite and not (directory / UNFINISHED).is_file():
+        raise ValueError(f"output_dir={directory} already holds {existing[0]}; pass --overwrite to replace it")
 
 
 def _remove_leftovers(directory: Path):

@@ -6,7 +6,6 @@ again: the commands resume by themselves. Stages end with the process that start
 """
 
 import ctypes
-import fcntl
 import functools
 import json
 import os
@@ -20,12 +19,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
 from ..utils.atomic_files import same_path, write_json
 from ..utils.command_line import GPU_MEMORY_SHARE
+from ..utils.locks import folder_lock, try_lock
 from ..utils.signals import received
 
 POLL_SECONDS = 0.5
@@ -37,7 +36,7 @@ LAST_STAGES = 3  # how many finished stages are listed with their times
 PROGRAM = (sys.executable, "-m", "modeling_jmnat.commands")
 # Marks of earlier versions name the script of a command.
 COMMAND_OF_SCRIPT = {"train_jmnat.py": "train", "prepare_data.py": "prepare", "tune_decoding.py": "tune"}
-LOCK, STAGES_LOCK = ".lock", ".stages.lock"
+STAGES_LOCK = ".stages.lock"
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -348,29 +347,14 @@ def exclusive(output_dir: Path) -> Iterator[int]:
     Raises:
         ValueError: another call has the folder, or stages of one have it even after `GRACE_SECONDS`.
     """
-    with open(output_dir / LOCK, "a") as own, open(output_dir / STAGES_LOCK, "a") as stages:
-        if not locked(own):
-            raise ValueError(f"output={output_dir} is in use by another call: wait for its end or choose another")
-        if not locked(stages):
+    with folder_lock(output_dir, "output"), open(output_dir / STAGES_LOCK, "a") as stages:
+        if not try_lock(stages.fileno()):
             print("waiting for stages of an earlier call to end", file=sys.stderr, flush=True)
-            if not locked(stages, GRACE_SECONDS):
+            if not try_lock(stages.fileno(), GRACE_SECONDS):
                 raise ValueError(
                     f"output={output_dir} is in use by stages of an earlier call: wait for their end or choose another"
                 )
         yield stages.fileno()
-
-
-def locked(file: TextIO, seconds: float = 0.0) -> bool:
-    """Lock a file, trying for some time; False if others hold it."""
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(POLL_SECONDS)
 
 
 def last_json(lines: Sequence[str]) -> dict:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 from ..configuration_jmnat import JMNatConfig, JMNatGenerationConfig
 from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..utils.locks import folder_lock
 from .fairseq_tokenizer import build_tokenizer, read_bpe_codes, read_joint_dictionary
 
 EMBEDDING = "encoder.embed_tokens.weight"
@@ -312,6 +313,12 @@ def add_checkpoint(state: dict, config: JMNatConfig, release: Release, path: Pat
         state[key] = state[key].double() + tensor.double()
 
 
+def check_new_or_empty(output_dir: Path) -> None:
+    """Refuse to replace anything."""
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise ValueError(f"output_dir={output_dir} exists and is not an empty folder: choose a new one")
+
+
 def convert_fairseq_checkpoint(
     checkpoints: Sequence[str | Path],
     source_dict: str | Path,
@@ -335,8 +342,7 @@ def convert_fairseq_checkpoint(
         OSError: a file cannot be read or written.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ValueError(f"output_dir={output_dir} exists and is not an empty folder: choose a new one")
+    check_new_or_empty(output_dir)
     symbols = read_joint_dictionary(source_dict, target_dict)
     merges = None if bpe_codes is None else read_bpe_codes(bpe_codes)
     model, release = load_fairseq_model(checkpoints)
@@ -348,15 +354,16 @@ def convert_fairseq_checkpoint(
         )
     longest = min(config.max_position_embeddings, model.generation_config.max_length)
     tokenizer = build_tokenizer(symbols, merges, moses_source_lang, moses_target_lang, lowercase, longest)
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    try:
-        temporary.chmod(0o755)  # a temporary folder is private
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        temporary.rename(output_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with folder_lock(output_dir, "output_dir", beside=True):
+        check_new_or_empty(output_dir)  # another process may have ended since
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+        try:
+            temporary.chmod(0o755)  # a temporary folder is private
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            temporary.rename(output_dir)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return {
         "release": release.name,
         "checkpoints": len(checkpoints),

@@ -32,6 +32,7 @@ from ..inference.onnx_runtime import (
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..utils.atomic_files import atomic_file
 from ..utils.fingerprints import weights_digest
+from ..utils.locks import folder_lock
 from .graph_writer import GraphWriter
 from .network import DecoderWriter, EncoderWriter
 from .whole_translation import TranslatorWriter
@@ -145,13 +146,13 @@ def export_onnx(
         Size in bytes of each file of weights.
 
     Raises:
-        ValueError: an architecture or activation that the graphs do not know.
+        ValueError: an architecture or activation that the graphs do not know, or another process writes to `output`.
     """
     if model.config.decoder_input != "mask":
         raise ValueError(f"decoder_input={model.config.decoder_input!r} cannot be exported, only 'mask'")
     model = copy.deepcopy(model).float().cpu().eval()
     warn_of_other_options(model)
-    with unfinished_export(Path(output)) as folder:
+    with folder_lock(output, "output"), unfinished_export(Path(output)) as folder:
         sizes = write_weights(model, folder, int8)
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)

@@ -8,6 +8,7 @@ is that of an uninterrupted run. The length filter works at merging: another rat
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +26,7 @@ from ..inference.loading import DTYPES, check_languages, choose_device, load_tea
 from ..utils.atomic_files import atomic_text_file, write_json
 from ..utils.command_line import check_counts
 from ..utils.fingerprints import legacy_sources_digest, model_digest, same_fingerprint, sources_fingerprint
+from ..utils.locks import folder_lock
 from ..utils.text_files import write_lines
 from .model import same_tokenizer
 from .text_decoder import TextDecoder
@@ -299,7 +301,8 @@ def distill(arguments: DistillationArguments) -> dict:
     Under `accelerate launch` the processes share the shards and the first one merges.
 
     Raises:
-        ValueError: bad arguments, a teacher whose tokenizer is not the data's, or a folder of another distillation.
+        ValueError: bad arguments, a teacher whose tokenizer is not the data's, or a folder of another distillation or
+            of one that is under way.
     """
     languages = languages_of(arguments)
     state = PartialState(cpu=choose_device(arguments.device).type == "cpu", timeout=LONGEST_WAIT)
@@ -323,22 +326,26 @@ def distill(arguments: DistillationArguments) -> dict:
         teacher_prefix=arguments.teacher_prefix,
     )
     output_dir = Path(arguments.output_dir)
-    if state.is_main_process:
-        settle_plan(output_dir, plan, lambda: legacy_sources_digest(tokenizer, sources))
-    state.wait_for_everyone()
-    store = ShardStore(output_dir, plan)
-    with_ctranslate2 = backend == "ctranslate2"
-    engine = CTranslate2Engine.from_model(model, teacher_tokenizer) if with_ctranslate2 else TransformersEngine(model)
-    search = (arguments.num_beams, arguments.batch_tokens, arguments.teacher_prefix or "")
-    decoder = TextDecoder(engine, teacher_tokenizer, shares_vocabulary, *search)
-    figures = decode_shards(store, dataset, decoder, tokenizer, state)
-    if state.is_main_process:
-        raw_pairs = zip(sources, dataset["target"], strict=True) if arguments.append_raw else None
-        counts = merge(store, output_dir, *languages, arguments.max_length_ratio or None, raw_pairs)
-        files = [str(output_dir / f"distilled.{language}") for language in languages]
-        figures = {"sentences": len(dataset), **counts, **figures, "backend": backend, "files": files}
-        write_json(output_dir / SUMMARY_NAME, figures)
-    state.wait_for_everyone()
+    # One process of several holds the lock.
+    with folder_lock(output_dir, "output_dir") if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            settle_plan(output_dir, plan, lambda: legacy_sources_digest(tokenizer, sources))
+        state.wait_for_everyone()
+        store = ShardStore(output_dir, plan)
+        with_ctranslate2 = backend == "ctranslate2"
+        engine = (
+            CTranslate2Engine.from_model(model, teacher_tokenizer) if with_ctranslate2 else TransformersEngine(model)
+        )
+        search = (arguments.num_beams, arguments.batch_tokens, arguments.teacher_prefix or "")
+        decoder = TextDecoder(engine, teacher_tokenizer, shares_vocabulary, *search)
+        figures = decode_shards(store, dataset, decoder, tokenizer, state)
+        if state.is_main_process:
+            raw_pairs = zip(sources, dataset["target"], strict=True) if arguments.append_raw else None
+            counts = merge(store, output_dir, *languages, arguments.max_length_ratio or None, raw_pairs)
+            files = [str(output_dir / f"distilled.{language}") for language in languages]
+            figures = {"sentences": len(dataset), **counts, **figures, "backend": backend, "files": files}
+            write_json(output_dir / SUMMARY_NAME, figures)
+        state.wait_for_everyone()
     return figures
 
 

@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..utils.locks import folder_lock
+
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 AVERAGING_NAME = "averaging.json"
@@ -85,14 +87,14 @@ def average_checkpoints(directories: Sequence[str | Path], output_dir: str | Pat
         checkpoints = [_Weights(directory, stack) for directory in directories]
         for checkpoint in checkpoints[1:]:
             _check_same_model(checkpoints[0], checkpoint)
+        stack.enter_context(folder_lock(output_dir, "output_dir", beside=True))
         tensors = {key: _mean(checkpoints, key) for key in sorted(checkpoints[0].keys())}
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    try:
-        _write_folder(temporary, tensors, directories)
-        _replace_folder(temporary, output_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+        try:
+            _write_folder(temporary, tensors, directories)
+            _replace_folder(temporary, output_dir)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     return output_dir
 
 

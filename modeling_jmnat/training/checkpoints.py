@@ -13,8 +13,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Container, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -26,7 +25,6 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in their place where LoRA is tr
 TRAINING_WEIGHTS = "training_weights.safetensors"
 TRAINER_STATE = "trainer_state.json"
 UNFINISHED = ".unfinished"  # folder inside a run where checkpoints are written and removed
-LOCK = ".lock"
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -132,22 +130,3 @@ def best_steps(log_history: list[dict], metric: str, count: int, steps: Containe
     """Of `steps`, those with the `count` highest values of `metric` in a trainer's log, best first; ties: earlier."""
     scores = {entry["step"]: entry[metric] for entry in log_history if metric in entry and entry["step"] in steps}
     return sorted(scores, key=lambda step: (-scores[step], step))[:count]
-
-
-@contextmanager
-def run_lock(run_dir: str | Path) -> Iterator[None]:
-    """Hold a run's folder for this process; the lock ends with the process, however it ends.
-
-    Raises:
-        ValueError: another process trains into the folder.
-    """
-    import fcntl  # not on Windows, where the models themselves are of use
-
-    run_dir = Path(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"output_dir {run_dir}: another process trains into this folder") from None
-        yield

@@ -16,6 +16,7 @@ from ..data.dataset_columns import column_lengths
 from ..data.preparation import load_prepared
 from ..utils.atomic_files import same_path, write_json
 from ..utils.fingerprints import data_settings, legacy_tokenizer_digest, same_fingerprint
+from ..utils.locks import folder_lock
 from ..utils.signals import terminated_as_interrupted
 from . import checkpoints
 from .arguments import TranslationTrainingArguments
@@ -112,7 +113,7 @@ def train_into_folder(run: Run) -> dict:
         output_dir.mkdir(parents=True, exist_ok=True)
         # One process of several holds the lock.
         with (
-            checkpoints.run_lock(output_dir) if run.training.process_index == 0 else nullcontext(),
+            folder_lock(output_dir, "output_dir") if run.training.process_index == 0 else nullcontext(),
             terminated_as_interrupted(),
         ):
             return _train(run, output_dir)

@@ -10,6 +10,7 @@ from pathlib import Path
 import datasets
 import pytest
 
+from modeling_jmnat.data import preparation
 from modeling_jmnat.data.preparation import PreparationArguments, load_prepared, prepare
 from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from modeling_jmnat.utils.text_files import read_parallel
@@ -382,6 +383,25 @@ def test_an_interrupted_preparation_is_made_anew_by_the_same_call(files, monkeyp
     (Path(files["output_dir"]) / "preparation.json").write_text("{cut")
     with pytest.raises(ValueError, match="preparation.json is damaged: prepare the data again"):
         load_prepared(files["output_dir"])
+
+
+def test_two_at_the_same_time(files, script, capsys, monkeypatch):
+    """The second call is refused at once, and what the first one writes is whole."""
+    train_tokenizer, refusals = preparation.train_joint_tokenizer, []
+
+    def in_the_midst(*arguments, **options):
+        with pytest.raises(SystemExit):
+            script.main([*as_command_line(files), "--overwrite"])
+        refusals.append(capsys.readouterr().err)
+        return train_tokenizer(*arguments, **options)
+
+    monkeypatch.setattr(preparation, "train_joint_tokenizer", in_the_midst)
+    prepare(PreparationArguments(**files))
+    sentence = (
+        f"output_dir={files['output_dir']} is in use by another process: wait for its end or choose another folder"
+    )
+    assert refusals == [f"error: {sentence}\n"]
+    assert len(load_prepared(files["output_dir"])[0]["train"]) == 600
 
 
 def test_data_prepared_before_fingerprints_had_a_version(files):

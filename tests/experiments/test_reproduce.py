@@ -290,7 +290,7 @@ def test_second_call_in_a_folder_is_refused(data, preset, tmp_path, capsys):
     output.mkdir()
     with experiments.exclusive(output), pytest.raises(SystemExit):
         reproduce(capsys, "--preset", preset, "--data", data, "--output", output)
-    assert f"output={output} is in use by another call" in capsys.readouterr().err
+    assert f"output={output} is in use by another process" in capsys.readouterr().err
     assert not (output / "text").exists()
 
 

@@ -378,7 +378,7 @@ def test_stages_of_a_killed_runner_write_their_checkpoint(tmp_path):
 def test_folder_in_use_is_refused(tmp_path):
     child = Child(tmp_path / "log", run_exclusively, tmp_path, [stage(tmp_path, "a", STOPPABLE)])
     wait_for(lambda: events(tmp_path))
-    with pytest.raises(ValueError, match=f"output={tmp_path} is in use by another call: wait"), exclusive(tmp_path):
+    with pytest.raises(ValueError, match=f"output={tmp_path} is in use by another process: wait"), exclusive(tmp_path):
         pass
     time.sleep(0.2)  # until the stage listens
     child.signal(signal.SIGTERM)

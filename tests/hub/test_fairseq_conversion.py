@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from modeling_jmnat.hub.fairseq_conversion import convert_fairseq_checkpoint, load_fairseq_model, read_checkpoint
+from modeling_jmnat.utils.locks import folder_lock
 from tests.helpers.fairseq_samples import (
     SPECIAL,
     fairseq_forward,
@@ -339,6 +340,15 @@ def test_folder_with_content_is_kept(jmnat):
     with pytest.raises(ValueError, match="exists and is not an empty folder"):
         jmnat.convert()
     assert {path: path.read_bytes() for path in jmnat.output.iterdir()} == before
+
+
+def test_a_second_process_is_refused(jmnat):
+    message = f"output_dir={jmnat.output} is in use by another process: wait for its end or choose another folder"
+    with folder_lock(jmnat.output, "output_dir", beside=True), pytest.raises(ValueError, match=message):
+        jmnat.convert()
+    assert not jmnat.output.exists()
+    jmnat.convert()
+    assert not list(jmnat.folder.glob(".*"))
 
 
 class Dangerous:

@@ -18,6 +18,7 @@ from modeling_jmnat import (
     ORTJMNatForConditionalGeneration,
 )
 from modeling_jmnat.hub.publishing import load_for_publishing, push, replaced_folder, save_for_everyone
+from modeling_jmnat.utils.locks import folder_lock
 from tests.helpers.fresh_process import run_without_package
 from tests.helpers.hub_server import TOKEN, stand_in_hub, take_for_the_hub
 from tests.helpers.teacher_samples import random_lines
@@ -220,6 +221,14 @@ def test_a_build_that_fails_changes_nothing(tmp_path):
         fail()
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"before"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_second_build_of_the_folder_is_refused(tmp_path, capsys):
+    with folder_lock(tmp_path / "model", "output"), pytest.raises(SystemExit):
+        build(SHIPPED, tmp_path / "model")
+    message = f"output={tmp_path / 'model'} is in use by another process: wait for its end or choose another folder"
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_models_and_missing_folders_get_one_sentence(tmp_path, capsys):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from modeling_jmnat import JMNatForConditionalGeneration, ORTJMNatForConditionalGeneration
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.inference.translation import translate_lines
+from modeling_jmnat.utils.locks import folder_lock
 from modeling_jmnat.utils.text_files import read_parallel
 from tests.helpers.random_models import ARCHITECTURES, pad, random_model, random_sources
 from tests.helpers.translation_samples import load_script, save_translators
@@ -496,6 +497,13 @@ def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     export_onnx(random_model(45), tmp_path)
     assert names(tmp_path) == before.keys()
+
+
+def test_a_second_export_into_the_folder_is_refused(tmp_path):
+    with folder_lock(tmp_path / "onnx", "output"):
+        with pytest.raises(ValueError, match=f"output={tmp_path / 'onnx'} is in use by another process: wait for its"):
+            export_onnx(random_model(44), tmp_path / "onnx")
+        assert names(tmp_path / "onnx") == {".lock"}
 
 
 def test_an_export_stopped_while_moving_is_not_found(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from modeling_jmnat.teacher.distillation import (
 from modeling_jmnat.teacher.text_decoder import TextDecoder
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
 from modeling_jmnat.utils.fingerprints import model_digest
+from modeling_jmnat.utils.locks import folder_lock
 from modeling_jmnat.utils.text_files import read_lines
 from tests.helpers.teacher_samples import TINY, prepare_words, random_teacher, write_text
 from tests.helpers.translation_samples import SCRIPTS, load_script
@@ -111,6 +112,18 @@ def test_five_kills_do_not_change_the_text(folder, tmp_path):
     figures = distill(options)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert (figures["kept"], figures["decoded_now"]) == (PAIRS, 0)
+
+
+def test_a_second_process_is_refused_until_the_first_one_ends(folder, tmp_path):
+    with folder_lock(tmp_path / "out", "output_dir"):
+        message = (
+            f"output_dir={tmp_path / 'out'} is in use by another process: wait for its end or choose another folder"
+        )
+        with pytest.raises(ValueError, match=message):
+            distill(arguments(folder, tmp_path / "out"))
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    assert distill(arguments(folder, tmp_path / "out"))["kept"] == PAIRS
+    assert not (tmp_path / "out" / ".lock").exists()
 
 
 def test_a_distillation_from_before_fingerprints_had_a_version_goes_on(tmp_path):

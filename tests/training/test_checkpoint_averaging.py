@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_jmnat.training.checkpoint_averaging import average_checkpoints
+from modeling_jmnat.utils.locks import folder_lock
 from tests.helpers.translation_samples import load_script
 
 
@@ -158,6 +159,17 @@ def test_full_disk_leaves_the_earlier_average_whole(checkpoints, tmp_path):
     assert done.returncode == 1
     assert "cannot write model.safetensors" in done.stderr.splitlines()[-1]
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_second_process_is_refused(checkpoints, tmp_path):
+    output = average_checkpoints(checkpoints[:1], tmp_path / "average")
+    message = f"output_dir={output} is in use by another process: wait for its end or choose another folder"
+    with folder_lock(output, "output_dir", beside=True), pytest.raises(ValueError, match=message):
+        average_checkpoints(checkpoints, output)
+    assert json.loads((output / "averaging.json").read_text())["checkpoints"] == ["checkpoint-0"]
+    average_checkpoints(checkpoints, output)
+    assert json.loads((output / "averaging.json").read_text())["checkpoints"][-1] == "checkpoint-2"
     assert not list(tmp_path.glob(".*"))
 
 

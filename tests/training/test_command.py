@@ -22,6 +22,7 @@ from modeling_jmnat.training.data_collator import DataCollatorForJMNat
 from modeling_jmnat.training.initial_weights import copy_teacher_weights
 from modeling_jmnat.training.presets import load_preset, preset_names
 from modeling_jmnat.training.run import compare_settings
+from modeling_jmnat.utils.locks import folder_lock
 from tests.helpers.teacher_samples import prepare_words
 from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
 from tests.helpers.translation_samples import SCRIPTS, load_script
@@ -200,7 +201,7 @@ def test_other_settings_and_a_second_process_are_refused(through, data, preset, 
     base = ("--preset", preset, "--data", data, "--output_dir")
     expect_error(capfd, "learning_rate=0.01, and now it is 0.5", *base, through, "--learning_rate", "0.5")
     expect_error(capfd, "d_model=16, and now it is 32", *base, through, "--d_model", "32")
-    with checkpoints.run_lock(tmp_path / "locked"):
+    with folder_lock(tmp_path / "locked", "output_dir"):
         child = Child(tmp_path / "log", train, *base, tmp_path / "locked")
         assert child.join() == 1
     assert "another process" in child.log.read_text()
