@@ -9,12 +9,13 @@ from transformers.utils import logging
 
 from ..hub.model_card import read_facts, write_card
 from ..hub.publishing import (
+    REPLACED_FILES,
     load_for_publishing,
     published_files,
     push,
-    replaced_folder,
     save_for_everyone,
 )
+from ..utils.atomic_files import replace_files
 from ..utils.command_line import command
 from ..utils.locks import folder_lock
 
@@ -67,7 +68,7 @@ def main(argv=None):
     languages = read_facts(arguments.card).languages if arguments.card else None
     model, tokenizer = load_for_publishing(arguments.model)
     output = Path(arguments.output)
-    with folder_lock(output, "output"), replaced_folder(output) as folder:
+    with folder_lock(output, "output"), replace_files(output, REPLACED_FILES) as folder:
         save_for_everyone(
             model, tokenizer, folder, languages, arguments.fp16, arguments.max_shard_size, arguments.onnx
         )

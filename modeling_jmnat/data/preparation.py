@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from ..tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
-from ..utils.atomic_files import write_json
+from ..utils.atomic_files import UNFINISHED, replace_files, write_json
 from ..utils.fingerprints import (
     TOKENIZER_FILES,
     check_tokenizer_files,
@@ -32,7 +32,7 @@ from ..utils.locks import folder_lock
 from .corpus import SPLITS, TextSplit, one_lines, read_file_splits, read_hub_splits
 
 COLUMNS = {"id": "int64", "source": "string", "target": "string", "input_ids": "int32", "labels": "int32"}
-UNFINISHED = ".unfinished"  # a file that is there while the others are written
+RESULT = "preparation.json"  # while it is missing, the rest is not complete
 CHUNK = 10_000  # pairs tokenised at a time
 
 
@@ -169,24 +169,22 @@ def _prepare(arguments: PreparationArguments, output_dir: Path) -> dict:
             _refuse_long_lines(table, split, arguments.max_model_tokens)
             counts[name] = {"read": len(table), "kept": len(table)}
         tables[name], lengths[name] = table, _mean_lengths(table)
-    _remove_leftovers(output_dir)
-    tokenizer.save_pretrained(output_dir / "tokenizer")
-    datasets.DatasetDict({name: _as_dataset(table) for name, table in tables.items()}).save_to_disk(
-        output_dir / "dataset"
-    )
-    result = {
-        "pairs": counts,
-        "mean_tokens": lengths,
-        "vocab_size": len(tokenizer),
-        "source_lang": arguments.source_lang,
-        "target_lang": arguments.target_lang,
-        "lowercase": tokenizer.lowercase,
-        "moses_source_lang": tokenizer.moses_source_lang,
-        "moses_target_lang": tokenizer.moses_target_lang,
-        "tokenizer_sha256": tokenizer_fingerprint(output_dir / "tokenizer"),
-    }
-    write_json(output_dir / "preparation.json", result)
-    (output_dir / UNFINISHED).unlink()
+    data = datasets.DatasetDict({name: _as_dataset(table) for name, table in tables.items()})
+    with replace_files(output_dir, stale=("dataset/**/*", "tokenizer/*"), last=(RESULT,)) as folder:
+        tokenizer.save_pretrained(folder / "tokenizer")
+        data.save_to_disk(folder / "dataset")
+        result = {
+            "pairs": counts,
+            "mean_tokens": lengths,
+            "vocab_size": len(tokenizer),
+            "source_lang": arguments.source_lang,
+            "target_lang": arguments.target_lang,
+            "lowercase": tokenizer.lowercase,
+            "moses_source_lang": tokenizer.moses_source_lang,
+            "moses_target_lang": tokenizer.moses_target_lang,
+            "tokenizer_sha256": tokenizer_fingerprint(folder / "tokenizer"),
+        }
+        write_json(folder / RESULT, result)
     return result
 
 
@@ -198,13 +196,13 @@ def load_prepared(directory: str | Path) -> tuple[datasets.DatasetDict, JMNatTok
     """
     directory = Path(directory)
     try:
-        written = json.loads((directory / "preparation.json").read_text())
+        written = json.loads((directory / RESULT).read_text())
     except FileNotFoundError:
         raise ValueError(
             f"{directory} holds no finished preparation (preparation.json is missing); make one with prepare_data.py"
         ) from None
     except ValueError:
-        raise ValueError(f"{directory / 'preparation.json'} is damaged: prepare the data again") from None
+        raise ValueError(f"{directory / RESULT} is damaged: prepare the data again") from None
     folder = directory / "tokenizer"
     now = tokenizer_fingerprint(folder)
     if not same_fingerprint(written.get("tokenizer_sha256"), now, lambda: legacy_folder_digest(folder)):
@@ -382,13 +380,12 @@ def _check_writable(directory: Path) -> None:
 
 def _check_free(directory: Path, overwrite: bool) -> None:
     """Refuse an earlier preparation without `overwrite`; what a killed process left is no such thing."""
-    existing = [name for name in ("preparation.json", "dataset", "tokenizer") if (directory / name).exists()]
-    if existing and not overwrite and not (directory / UNFINISHED).is_file():
+    names = (RESULT, "dataset", "tokenizer")
+    existing = [name for name in names if (directory / name).exists()]
+    interrupted = RESULT not in existing and (directory / UNFINISHED).exists()
+    if existing and not overwrite and not interrupted:
         raise ValueError(f"output_dir={directory} already holds {existing[0]}; pass --overwrite to replace it")
-
-
-def _remove_leftovers(directory: Path):
-    (directory / UNFINISHED).touch()  # until all is written: what is left by then may be replaced
-    (directory / "preparation.json").unlink(missing_ok=True)  # first: what is left is then no finished preparation
-    for name in ("dataset", "tokenizer"):
-        shutil.rmtree(directory / name, ignore_errors=True)
+    if (directory / UNFINISHED).is_file():  # a mark of earlier versions, which wrote the others in their places
+        for name in names[1:] if interrupted else ():
+            shutil.rmtree(directory / name, ignore_errors=True)
+        (directory / UNFINISHED).unlink()

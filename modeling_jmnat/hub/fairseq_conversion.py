@@ -6,8 +6,6 @@ to switches of `JMNatConfig`, so that converting is renaming: read -> average ->
 
 import pickle
 import re
-import shutil
-import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 
 from ..configuration_jmnat import JMNatConfig, JMNatGenerationConfig
 from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..utils.atomic_files import whole_folder
 from ..utils.locks import folder_lock
 from .fairseq_tokenizer import build_tokenizer, read_bpe_codes, read_joint_dictionary
 
@@ -356,14 +355,9 @@ def convert_fairseq_checkpoint(
     tokenizer = build_tokenizer(symbols, merges, moses_source_lang, moses_target_lang, lowercase, longest)
     with folder_lock(output_dir, "output_dir", beside=True):
         check_new_or_empty(output_dir)  # another process may have ended since
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-        try:
-            temporary.chmod(0o755)  # a temporary folder is private
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-            temporary.rename(output_dir)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with whole_folder(output_dir) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     return {
         "release": release.name,
         "checkpoints": len(checkpoints),

@@ -9,7 +9,6 @@ import glob
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -60,29 +59,6 @@ def carrying_code() -> Iterator[None]:
     finally:
         for cls, auto_class in before.items():
             cls._auto_class = auto_class
-
-
-@contextlib.contextmanager
-def replaced_folder(output: str | Path) -> Iterator[Path]:
-    """Give a temporary folder whose files replace those in `output` when the block ends well.
-
-    Other files in `output` stay, all but code, weights and graphs (`REPLACED_FILES`) that the new folder lacks.
-    """
-    output = Path(output)
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"{output} is a file: name a folder")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", suffix=".tmp") as temporary:
-        yield Path(temporary)
-        output.mkdir(exist_ok=True)
-        new = sorted(path.relative_to(temporary) for path in Path(temporary).rglob("*") if path.is_file())
-        for name in new:
-            (output / name).parent.mkdir(exist_ok=True)
-            (Path(temporary) / name).replace(output / name)
-    for pattern in REPLACED_FILES:
-        for path in output.glob(pattern):
-            if path.relative_to(output) not in new:
-                path.unlink()
 
 
 def load_for_publishing(source: str | Path) -> tuple[JMNatForConditionalGeneration, PreTrainedTokenizerBase]:
@@ -140,9 +116,6 @@ def save_for_everyone(
         model.float()
     if onnx:
         export_onnx(model, folder / GRAPHS_FOLDER, int8=True, tokenizer=tokenizer)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            path.chmod(0o644)  # weights are written for the owner alone
 
 
 def round_weights(model: JMNatForConditionalGeneration) -> None:

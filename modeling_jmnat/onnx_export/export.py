@@ -4,11 +4,8 @@ B sources, C length candidates, R = B C canvas rows, S source tokens, T target t
 vocabulary, D width, H heads. The graphs leave all but the last three open.
 """
 
-import contextlib
 import copy
 import logging
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -30,7 +27,7 @@ from ..inference.onnx_runtime import (
     translators_in,
 )
 from ..modeling_jmnat import JMNatForConditionalGeneration
-from ..utils.atomic_files import atomic_file
+from ..utils.atomic_files import atomic_file, replace_files
 from ..utils.fingerprints import weights_digest
 from ..utils.locks import folder_lock
 from .graph_writer import GraphWriter
@@ -43,7 +40,6 @@ EXPORTED_FILES = (
     *(graph_file(part, int8) for part in GRAPHS for int8 in (False, True)),
     POSITIONS_FILE,
 )
-UNFINISHED = ".unfinished_export"  # folder inside the output where an export is written
 
 
 def encoder_graph(model: JMNatForConditionalGeneration, int8: bool) -> GraphWriter:
@@ -111,22 +107,6 @@ def pad_vocabulary(model: JMNatForConditionalGeneration) -> None:
         _, module.weight = padded[id(weight)]
 
 
-@contextlib.contextmanager
-def unfinished_export(output: Path) -> Iterator[Path]:
-    """Give an empty folder; its files replace those of an earlier export in `output` when the block ends well."""
-    folder = output / UNFINISHED
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        for name in EXPORTED_FILES:
-            (output / name).unlink(missing_ok=True)
-        for path in sorted(folder.iterdir(), key=lambda path: path.name in TRANSLATORS):
-            path.replace(output / path.name)
-    finally:
-        shutil.rmtree(folder)
-
-
 @torch.no_grad()
 def export_onnx(
     model: JMNatForConditionalGeneration,
@@ -152,7 +132,7 @@ def export_onnx(
         raise ValueError(f"decoder_input={model.config.decoder_input!r} cannot be exported, only 'mask'")
     model = copy.deepcopy(model).float().cpu().eval()
     warn_of_other_options(model)
-    with folder_lock(output, "output"), unfinished_export(Path(output)) as folder:
+    with folder_lock(output, "output"), replace_files(output, EXPORTED_FILES, last=TRANSLATORS) as folder:
         sizes = write_weights(model, folder, int8)
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)

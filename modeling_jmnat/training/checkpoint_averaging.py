@@ -5,7 +5,6 @@ The tensors of the files are averaged, not a loaded model's `state_dict`: a tied
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..utils.atomic_files import whole_folder, write_json
 from ..utils.locks import folder_lock
 
 WEIGHTS_NAME = "model.safetensors"
@@ -89,12 +89,8 @@ def average_checkpoints(directories: Sequence[str | Path], output_dir: str | Pat
             _check_same_model(checkpoints[0], checkpoint)
         stack.enter_context(folder_lock(output_dir, "output_dir", beside=True))
         tensors = {key: _mean(checkpoints, key) for key in sorted(checkpoints[0].keys())}
-        temporary = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-        try:
-            _write_folder(temporary, tensors, directories)
-            _replace_folder(temporary, output_dir)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        with whole_folder(output_dir) as folder:
+            _write_folder(folder, tensors, directories)
     return output_dir
 
 
@@ -155,29 +151,13 @@ def _mean(checkpoints: list[_Weights], key: str) -> torch.Tensor:
 
 
 def _write_folder(folder: Path, tensors: dict[str, torch.Tensor], directories: list[Path]) -> None:
-    folder.chmod(0o755)  # a temporary folder is private
     for pattern in COPIED_PATTERNS:
         for file in sorted(directories[0].glob(pattern)):
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
     names = [directory.resolve().name for directory in directories]
-    (folder / AVERAGING_NAME).write_text(json.dumps({"checkpoints": names}, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / AVERAGING_NAME, {"checkpoints": names})
     try:
         save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"cannot write {WEIGHTS_NAME}: {error}") from None
-
-
-def _replace_folder(temporary: Path, output_dir: Path) -> None:
-    """Rename `temporary` to `output_dir`; what was there is removed after the new folder is in place."""
-    if not output_dir.exists():
-        temporary.rename(output_dir)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    output_dir.rename(old)
-    try:
-        temporary.rename(output_dir)
-    except OSError:
-        old.rename(output_dir)
-        raise
-    shutil.rmtree(old)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
+from ..utils.atomic_files import publish_folder
 from . import checkpoints
 from .callbacks import EMACallback, StopCallback
 from .checkpoint_averaging import average_checkpoints
@@ -105,7 +106,7 @@ class CheckpointingTrainer(Trainer):
                     save_file(self._training_weights(), staged / checkpoints.TRAINING_WEIGHTS)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                checkpoints.publish(staged, run_dir / staged.name)
+                publish_folder(staged, run_dir / staged.name)
                 checkpoints.thin_out(run_dir, self.args.save_total_limit, self.best_steps())
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staged, ignore_errors=True)

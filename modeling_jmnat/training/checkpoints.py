@@ -9,7 +9,6 @@ A checkpoint appears under its name by one rename. What is found under another n
 
 import json
 import logging
-import os
 import re
 import shutil
 import zipfile
@@ -18,13 +17,14 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ..utils.atomic_files import UNFINISHED, remove_folder
+
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in their place where LoRA is trained
 TRAINING_WEIGHTS = "training_weights.safetensors"
 TRAINER_STATE = "trainer_state.json"
-UNFINISHED = ".unfinished"  # folder inside a run where checkpoints are written and removed
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -78,27 +78,6 @@ def staging_folder(run_dir: str | Path) -> Path:
     return folder
 
 
-def publish(staged: Path, final: Path) -> None:
-    """Give a completely written folder its name. Survives a power cut: the files are on disk before the rename."""
-    for path in [*staged.iterdir(), staged]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if final.exists():
-        remove(final)
-    staged.rename(final)
-
-
-def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint so that a crash in between leaves nothing that looks like one."""
-    doomed = staging_folder(checkpoint.parent) / f"{checkpoint.name}.removed"
-    shutil.rmtree(doomed, ignore_errors=True)
-    checkpoint.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
 def remove_leftovers(run_dir: str | Path) -> None:
     """Delete what a crash left unfinished."""
     shutil.rmtree(Path(run_dir) / UNFINISHED, ignore_errors=True)
@@ -108,7 +87,7 @@ def remove_after(run_dir: str | Path, checkpoint: Path | None) -> None:
     """Delete the checkpoints that are newer than the one from which training goes on (None: all of them)."""
     for other in list_checkpoints(run_dir):
         if checkpoint is None or checkpoint_step(other) > checkpoint_step(checkpoint):
-            remove(other)
+            remove_folder(other)
 
 
 def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int]) -> None:
@@ -119,7 +98,7 @@ def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int])
     best_steps = set(best_steps)
     for checkpoint in checkpoints[: max(len(checkpoints) - newest, 0)]:
         if checkpoint_step(checkpoint) not in best_steps:
-            remove(checkpoint)
+            remove_folder(checkpoint)
             continue
         for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth", TRAINING_WEIGHTS):
             for path in checkpoint.glob(pattern):

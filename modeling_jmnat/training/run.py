@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..data.dataset_columns import column_lengths
 from ..data.preparation import load_prepared
-from ..utils.atomic_files import same_path, write_json
+from ..utils.atomic_files import replace_files, same_path, write_json
 from ..utils.fingerprints import data_settings, legacy_tokenizer_digest, same_fingerprint
 from ..utils.locks import folder_lock
 from ..utils.signals import terminated_as_interrupted
@@ -175,12 +175,10 @@ def finish(
         "device": torch.cuda.get_device_name() if trainer.args.device.type == "cuda" else trainer.args.device.type,
     }
     if trainer.args.should_save:
-        staged = checkpoints.staging_folder(output_dir) / "final"
-        trainer.model.save_pretrained(staged)
-        trainer.processing_class.save_pretrained(staged)
-        trainer.state.save_to_json(str(staged / checkpoints.TRAINER_STATE))
-        for path in staged.iterdir():
-            path.replace(output_dir / path.name)
+        with replace_files(output_dir) as staged:
+            trainer.model.save_pretrained(staged)
+            trainer.processing_class.save_pretrained(staged)
+            trainer.state.save_to_json(str(staged / checkpoints.TRAINER_STATE))
         checkpoints.remove_leftovers(output_dir)
         write_json(output_dir / RESULTS, results)
     trainer.accelerator.wait_for_everyone()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from modeling_jmnat.data import preparation
 from modeling_jmnat.data.preparation import PreparationArguments, load_prepared, prepare
 from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from modeling_jmnat.utils.text_files import read_parallel
-from tests.helpers.translation_samples import SCRIPTS, load_script
+from tests.helpers.translation_samples import SCRIPTS, load_script, tiny_tokenizer
 
 CORPUS = SCRIPTS / "demo_data" / "libreoffice-help"
 SHIPPED = SCRIPTS.parent / "hub_card" / "multi30k_tiny" / "jmnat"
@@ -372,7 +373,7 @@ def test_an_interrupted_preparation_is_made_anew_by_the_same_call(files, monkeyp
         patch.setattr(datasets.DatasetDict, "save_to_disk", interrupted)
         with pytest.raises(KeyboardInterrupt):
             prepare(PreparationArguments(**files))
-    assert (Path(files["output_dir"]) / "tokenizer").is_dir()
+    assert not list(Path(files["output_dir"]).iterdir())
     prepare(PreparationArguments(**files))
     load_prepared(files["output_dir"])
     assert sorted(path.name for path in Path(files["output_dir"]).iterdir()) == [
@@ -383,6 +384,80 @@ def test_an_interrupted_preparation_is_made_anew_by_the_same_call(files, monkeyp
     (Path(files["output_dir"]) / "preparation.json").write_text("{cut")
     with pytest.raises(ValueError, match="preparation.json is damaged: prepare the data again"):
         load_prepared(files["output_dir"])
+
+
+class Killed(BaseException):
+    pass
+
+
+def prepare_until_killed(calls, arguments):
+    """Stop before the `calls`-th file is removed or renamed; False if there are fewer."""
+    output, counter = Path(arguments.output_dir), 0
+
+    def counting(function):
+        def counted(path, *options, **keywords):
+            nonlocal counter
+            if output in path.parents and path.name != ".lock":
+                counter += 1
+                if counter == calls:
+                    raise Killed
+            return function(path, *options, **keywords)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("unlink", "replace"):
+            patch.setattr(Path, name, counting(getattr(Path, name)))
+        try:
+            prepare(arguments)
+        except Killed:
+            return True
+    return False
+
+
+def test_overwriting_may_stop_at_any_moment(files, monkeypatch):
+    """What is there is the old or the new preparation as a whole, or none, which the same call makes anew."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which takes most of the time
+    own = files["output_dir"] + "-tokenizer"
+    tiny_tokenizer().save_pretrained(own)
+    names = ("train_source", "train_target")
+    old = PreparationArguments(**{**files, "tokenizer": own, "overwrite": True})
+    for name in names:
+        shorter = Path(files[name]).read_text().splitlines(keepends=True)[:20]
+        Path(files[name] + ".new").write_text("".join(shorter[:19]))
+        Path(files[name]).write_text("".join(shorter))
+    longer_paths = {name: files[name] + ".new" for name in names}
+    new = PreparationArguments(**{**files, **longer_paths, "tokenizer": own, "overwrite": True})
+    prepare(old)
+    output, kept = Path(files["output_dir"]), Path(files["output_dir"] + "-kept")
+    shutil.copytree(output, kept)
+    outcomes, killed, calls = [], True, 0
+    while killed:
+        shutil.rmtree(output)
+        shutil.copytree(kept, output)
+        calls += 1
+        killed = prepare_until_killed(calls, new)
+        finished = (output / "preparation.json").exists()
+        outcomes.append(len(load_prepared(output)[0]["train"]) if finished else None)
+        prepare(PreparationArguments(**{**vars(new), "overwrite": finished}))
+        assert len(load_prepared(output)[0]["train"]) == 19
+        assert not list(output.glob(".*"))
+    assert list(dict.fromkeys(outcomes)) == [20, None, 19]
+    assert outcomes.count(None) > 10
+
+
+def test_an_interrupted_preparation_of_an_earlier_version_is_made_anew(files):
+    output = Path(files["output_dir"])
+    for name in ("dataset/train/of_earlier.arrow", "tokenizer/tokenizer.json"):
+        (output / name).parent.mkdir(parents=True)
+        (output / name).touch()
+    with pytest.raises(ValueError, match="already holds dataset; pass --overwrite"):
+        prepare(PreparationArguments(**files))
+    (output / ".unfinished").touch()  # the mark that it left
+    prepare(PreparationArguments(**files))
+    load_prepared(output)
+    assert not list(output.glob("**/of_earlier*"))
+    assert not list(output.glob(".*"))
 
 
 def test_two_at_the_same_time(files, script, capsys, monkeypatch):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from modeling_jmnat import JMNatForConditionalGeneration, ORTJMNatForConditionalGeneration
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.inference.translation import translate_lines
+from modeling_jmnat.utils.atomic_files import UNFINISHED
 from modeling_jmnat.utils.locks import folder_lock
 from modeling_jmnat.utils.text_files import read_parallel
 from tests.helpers.random_models import ARCHITECTURES, pad, random_model, random_sources
@@ -484,8 +485,8 @@ def test_an_export_removes_the_one_before_and_nothing_else(tmp_path):
 def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
     export_onnx(random_model(44), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    (tmp_path / ".unfinished_export").mkdir()  # as a process that was killed leaves it
-    (tmp_path / ".unfinished_export" / "encoder_int8.onnx").write_text("half")
+    (tmp_path / UNFINISHED / "files").mkdir(parents=True)  # as a process that was killed leaves it
+    (tmp_path / UNFINISHED / "files" / "encoder_int8.onnx").write_text("half")
 
     def full_disk(*args):
         raise OSError("disk full")

@@ -162,15 +162,18 @@ def test_full_disk_leaves_the_earlier_average_whole(checkpoints, tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_second_process_is_refused(checkpoints, tmp_path):
+def test_a_second_process_is_refused_and_leftovers_of_a_killed_one_are_removed(checkpoints, tmp_path):
     output = average_checkpoints(checkpoints[:1], tmp_path / "average")
     message = f"output_dir={output} is in use by another process: wait for its end or choose another folder"
     with folder_lock(output, "output_dir", beside=True), pytest.raises(ValueError, match=message):
         average_checkpoints(checkpoints, output)
     assert json.loads((output / "averaging.json").read_text())["checkpoints"] == ["checkpoint-0"]
+    (tmp_path / ".unfinished" / "average").mkdir(parents=True)
+    (tmp_path / ".unfinished" / "average" / "model.safetensors").write_text("half")
     average_checkpoints(checkpoints, output)
     assert json.loads((output / "averaging.json").read_text())["checkpoints"][-1] == "checkpoint-2"
     assert not list(tmp_path.glob(".*"))
+    assert {path.stat().st_mode & 0o777 for path in output.iterdir()} == {output.stat().st_mode & 0o666}
 
 
 def test_command_prints_one_line_of_json(checkpoints, tmp_path, capsys):

@@ -24,6 +24,7 @@ from modeling_jmnat.training import checkpoints
 from modeling_jmnat.training.arguments import TeacherTrainingArguments
 from modeling_jmnat.training.token_batches import TokenBatchSampler
 from modeling_jmnat.training.weight_ema import WeightEMA
+from modeling_jmnat.utils.atomic_files import remove_folder
 from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
 
 BASE = {"use_cpu": True, "disable_tqdm": True, "report_to": [], "save_strategy": "no", "seed": 3}
@@ -271,7 +272,7 @@ def test_epochs_reach_masks_and_batches_also_after_a_restart(tiny, tmp_path):
     assert spy.seen == [(step, step // steps, step // steps) for step in range(9)]
     for left in checkpoints.list_checkpoints(tmp_path):
         if checkpoints.checkpoint_step(left) > 8:
-            checkpoints.remove(left)
+            remove_folder(left)
     again = EpochSpy()
     again.trainer = make_trainer(tiny, tmp_path, callbacks=[again], **options)
     again.trainer.train(resume_from_checkpoint=True)
@@ -438,7 +439,7 @@ def run_steps(tiny, output_dir, **options):
 @pytest.mark.parametrize("damage", ["optimizer.pt", "model.safetensors", "trainer_state.json", "scheduler.pt"])
 def test_damaged_checkpoint_is_skipped(tiny, tmp_path, damage, through):
     run_steps(tiny, tmp_path)
-    checkpoints.remove(tmp_path / "checkpoint-7")
+    remove_folder(tmp_path / "checkpoint-7")
     content = (tmp_path / "checkpoint-6" / damage).read_bytes()
     (tmp_path / "checkpoint-6" / damage).write_bytes(content[: len(content) // 2])
     assert not checkpoints.is_whole(tmp_path / "checkpoint-6")
