@@ -67,9 +67,9 @@ def read_hub_splits(
             raise ValueError(f"{split}_split={wanted!r} is not in {name}; it has {', '.join(data)}")
         if len(data[wanted]) == 0:
             raise ValueError(f"{name}: split {wanted} is empty, at least one row is needed")
-        sides = [_texts(data[wanted], language, name) for language in languages]
-        origins = tuple(f"{name}, split {wanted}, {language}" for language in languages)
-        splits[split] = TextSplit(split, *sides, origins=origins, unit="row")
+        sources, targets = (_texts(data[wanted], language, name) for language in languages)
+        source_origin, target_origin = (f"{name}, split {wanted}, {language}" for language in languages)
+        splits[split] = TextSplit(split, sources, targets, (source_origin, target_origin), unit="row")
     return splits
 
 

@@ -130,9 +130,14 @@ class PreparationArguments:
             )
         if self.max_length_ratio != 0 and not self.max_length_ratio >= 1:
             raise ValueError(f"max_length_ratio={self.max_length_ratio} must be 0 (off) or at least 1")
-        needs_languages = self.moses or self.dataset_name is not None
-        if needs_languages and not (self.source_lang and self.target_lang):
+        if self.moses or self.dataset_name is not None:
+            self.languages()
+
+    def languages(self) -> tuple[str, str]:
+        """Source and target language, where both are needed."""
+        if not (self.source_lang and self.target_lang):
             raise ValueError("source_lang and target_lang are both needed with moses and with dataset_name")
+        return self.source_lang, self.target_lang
 
 
 def prepare(arguments: PreparationArguments) -> dict:
@@ -223,9 +228,8 @@ def read_splits(arguments: PreparationArguments) -> dict[str, TextSplit]:
     if named:
         raise ValueError(f"dataset_name={arguments.dataset_name!r} and text files ({named[0]}): give one of them")
     hub_names = {name: getattr(arguments, f"{name}_split") for name in SPLITS}
-    languages = (arguments.source_lang, arguments.target_lang)
     place = (arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision)
-    return read_hub_splits(*place, hub_names, languages)
+    return read_hub_splits(*place, hub_names, arguments.languages())
 
 
 def clean_train_text(split: TextSplit, arguments: PreparationArguments) -> dict[str, int]:
@@ -309,7 +313,7 @@ def _as_dataset(table: pa.Table) -> datasets.Dataset:
 
 def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTokenizer:
     """The tokenizer of `arguments.tokenizer`, or one trained on the cleaned training text."""
-    languages = (arguments.source_lang, arguments.target_lang) if arguments.moses else (None, None)
+    languages = arguments.languages() if arguments.moses else (None, None)
     if arguments.tokenizer is not None:
         folder = fetch_folder(arguments.tokenizer, TOKENIZER_FILES)
         check_tokenizer_files(folder)
@@ -326,7 +330,7 @@ def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTo
         return tokenizer
     texts = [train.sources, train.targets]
     if arguments.moses:
-        texts = [_moses_lines(side, language) for side, language in zip(texts, languages, strict=True)]
+        texts = [_moses_lines(side, language) for side, language in zip(texts, arguments.languages(), strict=True)]
     return train_joint_tokenizer(
         [*texts[0], *texts[1]],
         vocab_size=arguments.vocab_size,
