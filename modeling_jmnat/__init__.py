@@ -1,42 +1,113 @@
-"""JM-NAT: jointly masked non-autoregressive translation for Hugging Face Transformers (Guo, Xu, Chen, ACL 2020)."""
+"""JM-NAT: jointly masked non-autoregressive translation for Hugging Face Transformers (Guo, Xu, Chen, ACL 2020).
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM, AutoTokenizer
-from transformers.pipelines import PIPELINE_REGISTRY
+Importing the package loads neither PyTorch nor Transformers: public names are loaded when they are first used, and
+the auto classes of Transformers learn about JM-NAT when they are imported, before or after this package.
+"""
 
-from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
-from .generation_jmnat import JMNatGenerateOutput
-from .inference.cuda_graphs import StaticShapeJMNat
-from .inference.onnx_runtime import ORTJMNatForConditionalGeneration
-from .modeling_jmnat import JMNatForConditionalGeneration, JMNatModel, JMNatSeq2SeqLMOutput
-from .pipeline import JMNatTranslationPipeline
-from .tokenization_jmnat import JMNatTokenizer
-from .training.callbacks import EpochCallback
-from .training.data_collator import DataCollatorForJMNat
-from .training.trainer import JMNatTrainer, JMNatTrainingArguments
+import importlib
+from typing import TYPE_CHECKING, Any
 
-AutoConfig.register("jmnat", JMNatConfig, exist_ok=True)
-AutoModel.register(JMNatConfig, JMNatModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(JMNatConfig, JMNatForConditionalGeneration, exist_ok=True)
-AutoTokenizer.register(JMNatConfig, tokenizer_class=JMNatTokenizer, exist_ok=True)
-PIPELINE_REGISTRY.register_pipeline(
-    "nat-translation", pipeline_class=JMNatTranslationPipeline, pt_model=AutoModelForSeq2SeqLM, type="text"
-)
+from .utils.imports import LazyClass, when_imported
+
+if TYPE_CHECKING:
+    from .configuration_jmnat import JMNatConfig as JMNatConfig
+    from .configuration_jmnat import JMNatGenerationConfig as JMNatGenerationConfig
+    from .generation_jmnat import JMNatGenerateOutput as JMNatGenerateOutput
+    from .inference.cuda_graphs import StaticShapeJMNat as StaticShapeJMNat
+    from .inference.onnx_runtime import ORTJMNatForConditionalGeneration as ORTJMNatForConditionalGeneration
+    from .modeling_jmnat import JMNatForConditionalGeneration as JMNatForConditionalGeneration
+    from .modeling_jmnat import JMNatModel as JMNatModel
+    from .modeling_jmnat import JMNatSeq2SeqLMOutput as JMNatSeq2SeqLMOutput
+    from .pipeline import JMNatTranslationPipeline as JMNatTranslationPipeline
+    from .tokenization_jmnat import JMNatTokenizer as JMNatTokenizer
+    from .training.arguments import JMNatTrainingArguments as JMNatTrainingArguments
+    from .training.callbacks import EpochCallback as EpochCallback
+    from .training.data_collator import DataCollatorForJMNat as DataCollatorForJMNat
+    from .training.trainer import JMNatTrainer as JMNatTrainer
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "DataCollatorForJMNat",
-    "EpochCallback",
-    "JMNatConfig",
-    "JMNatForConditionalGeneration",
-    "JMNatGenerateOutput",
-    "JMNatGenerationConfig",
-    "JMNatModel",
-    "JMNatSeq2SeqLMOutput",
-    "JMNatTokenizer",
-    "JMNatTrainer",
-    "JMNatTrainingArguments",
-    "JMNatTranslationPipeline",
-    "ORTJMNatForConditionalGeneration",
-    "StaticShapeJMNat",
-]
+_MODULES = {  # of the public names
+    "DataCollatorForJMNat": "training.data_collator",
+    "EpochCallback": "training.callbacks",
+    "JMNatConfig": "configuration_jmnat",
+    "JMNatForConditionalGeneration": "modeling_jmnat",
+    "JMNatGenerateOutput": "generation_jmnat",
+    "JMNatGenerationConfig": "configuration_jmnat",
+    "JMNatModel": "modeling_jmnat",
+    "JMNatSeq2SeqLMOutput": "modeling_jmnat",
+    "JMNatTokenizer": "tokenization_jmnat",
+    "JMNatTrainer": "training.trainer",
+    "JMNatTrainingArguments": "training.arguments",
+    "JMNatTranslationPipeline": "pipeline",
+    "ORTJMNatForConditionalGeneration": "inference.onnx_runtime",
+    "StaticShapeJMNat": "inference.cuda_graphs",
+}
+
+
+__all__ = [*_MODULES]
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _lazy(name: str) -> Any:
+    return LazyClass(f"{__name__}.{_MODULES[name]}", name)
+
+
+def _register_config() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    CONFIG_MAPPING.register("jmnat", _lazy("JMNatConfig"), exist_ok=True)
+
+
+def _register_models() -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, MODEL_MAPPING
+
+    from .configuration_jmnat import JMNatConfig
+
+    MODEL_MAPPING.register(JMNatConfig, _lazy("JMNatModel"), exist_ok=True)
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING.register(JMNatConfig, _lazy("JMNatForConditionalGeneration"), exist_ok=True)
+
+
+def _register_tokenizer_name() -> None:  # for folders that hold a tokenizer alone
+    from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
+
+    REGISTERED_TOKENIZER_CLASSES["JMNatTokenizer"] = _lazy("JMNatTokenizer")
+
+
+def _register_tokenizer() -> None:
+    from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+
+    from .configuration_jmnat import JMNatConfig
+
+    TOKENIZER_MAPPING.register(JMNatConfig, _lazy("JMNatTokenizer"), exist_ok=True)
+
+
+def _register_pipeline() -> None:
+    from transformers.models.auto.modeling_auto import AutoModelForSeq2SeqLM
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    PIPELINE_REGISTRY.register_pipeline(
+        "nat-translation",
+        pipeline_class=_lazy("JMNatTranslationPipeline"),
+        pt_model=AutoModelForSeq2SeqLM,
+        type="text",
+    )
+
+
+_AUTO, _OWN_CONFIG = "transformers.models.auto", f"{__name__}.configuration_jmnat"
+when_imported([f"{_AUTO}.configuration_auto"], _register_config)
+when_imported([f"{_AUTO}.modeling_auto", _OWN_CONFIG], _register_models)
+when_imported([f"{_AUTO}.tokenization_auto"], _register_tokenizer_name)
+when_imported([f"{_AUTO}.tokenization_auto", _OWN_CONFIG], _register_tokenizer)
+when_imported(["transformers.pipelines"], _register_pipeline)

@@ -1,0 +1,73 @@
+"""What happens when something is imported: calls that wait for modules, and classes that are loaded on first use."""
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+
+class _Watcher:
+    """Finds nothing itself: the loaders of awaited modules run, right after the module, the calls that wait for it."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, list[Callable[[], None]]] = {}
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in self.calls:
+            return None
+        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next(filter(None, found), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module):
+                execute(module)
+                self.run(module.__name__)
+
+            spec.loader.exec_module = exec_module
+        return spec
+
+    def run(self, name: str) -> None:
+        for call in self.calls.pop(name, ()):
+            call()
+
+
+_watcher = _Watcher()
+sys.meta_path.insert(0, _watcher)
+
+
+def when_imported(names: Sequence[str], call: Callable[[], None]) -> None:
+    """Call as soon as all modules `names` have been executed: at once, or right after the last of them.
+
+    `call` runs inside that import, when modules that wanted it may be half executed: it must import nothing new.
+    """
+    missing = set(names)
+
+    def arrived(name: str) -> None:
+        missing.discard(name)
+        if not missing:
+            call()
+
+    for name in names:
+        _watcher.calls.setdefault(name, []).append(functools.partial(arrived, name))
+        if name in sys.modules:
+            importlib.import_module(name)  # waits if another thread is executing it
+            _watcher.run(name)
+
+
+class LazyClass:
+    """Stands for a class in a registry: the class is imported when it is called or one of its attributes is read."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.__module__, self.__name__ = module, name
+
+    def _load(self) -> type:
+        return getattr(importlib.import_module(self.__module__), self.__name__)
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):  # asked for by copy and pickle
+            raise AttributeError(name)
+        return getattr(self._load(), name)
+
+    def __call__(self, *args, **kwargs):
+        return self._load()(*args, **kwargs)

@@ -1,0 +1,84 @@
+"""Calls that wait for modules, and classes that stand for others until they are used."""
+
+import copy
+import importlib
+import pickle
+import sys
+import threading
+
+import pytest
+
+from modeling_jmnat.utils.imports import LazyClass, when_imported
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Names of two modules that have not been imported; the second imports the first."""
+    names = [f"awaited_{tmp_path.name}_{letter}".replace("-", "_") for letter in "ab"]
+    (tmp_path / f"{names[0]}.py").write_text("class Thing:\n    size = 3\n\n    def __init__(self, n=0): self.n = n\n")
+    (tmp_path / f"{names[1]}.py").write_text(f"from {names[0]} import Thing\nlast = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield names
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_a_call_waits_for_all_its_modules(modules):
+    first, second = modules
+    calls = []
+    when_imported([first], lambda: calls.append("first"))
+    when_imported([second, first], lambda: calls.append(("both", hasattr(sys.modules[second], "last"))))
+    assert calls == []
+    importlib.import_module(first)
+    assert calls == ["first"]
+    importlib.import_module(second)
+    assert calls == ["first", ("both", True)]
+    when_imported([first, second], lambda: calls.append("again"))
+    assert calls.count("again") == 1
+    importlib.reload(sys.modules[first])
+    assert len(calls) == 3
+    assert sys.modules[first].__spec__.origin.endswith(f"{first}.py")
+
+
+def test_a_module_that_fails_is_awaited_further(modules, tmp_path):
+    first = modules[0]
+    path = tmp_path / f"{first}.py"
+    text, calls = path.read_text(), []
+    when_imported([first], lambda: calls.append(1))
+    path.write_text("raise RuntimeError\n")
+    with pytest.raises(RuntimeError):
+        importlib.import_module(first)
+    assert not calls
+    path.write_text(text + "# and more\n")
+    importlib.import_module(first)
+    assert calls == [1]
+    when_imported(["absent_module"], calls.clear)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("absent_module")
+    assert calls == [1]
+
+
+def test_a_module_that_another_thread_executes_is_waited_for(modules, tmp_path):
+    first = modules[0]
+    (tmp_path / f"{first}.py").write_text("import time\ntime.sleep(0.5)\nready = True\n")
+    thread = threading.Thread(target=importlib.import_module, args=(first,))
+    thread.start()
+    while first not in sys.modules:
+        pass
+    seen = []
+    when_imported([first], lambda: seen.append(sys.modules[first].ready))
+    assert seen == [True]
+    thread.join()
+
+
+def test_a_lazy_class_is_loaded_when_it_is_used(modules):
+    first = modules[0]
+    lazy = LazyClass(first, "Thing")
+    assert lazy.__name__ == "Thing"
+    assert copy.deepcopy(lazy).__name__ == pickle.loads(pickle.dumps(lazy)).__name__ == "Thing"
+    assert first not in sys.modules
+    assert lazy.size == 3
+    assert type(lazy(n=5)) is sys.modules[first].Thing
+    assert lazy(n=5).n == 5
+    with pytest.raises(AttributeError):
+        _ = lazy.absent
