@@ -31,16 +31,13 @@ from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..onnx_export import PACKAGES as EXPORT_PACKAGES
 from ..teacher.model import build_teacher
 from ..tokenization_jmnat import JMNatTokenizer
+from .options import SIZES
 
 PACKAGES_OF_ENGINES = {"ctranslate2": ("ctranslate2",), "onnx": (*EXPORT_PACKAGES, "onnxruntime")}
 TRANSFORMERS_BEAM = "Transformers, beam 5"
 CTRANSLATE2_BEAM = "CTranslate2 int8, beam 5"
 CTRANSLATE2_GREEDY = "CTranslate2 int8, greedy"
 REFERENCES = (TRANSFORMERS_BEAM, CTRANSLATE2_BEAM, CTRANSLATE2_GREEDY)
-SIZES = {
-    "small": {"d_model": 256, "ffn": 1024, "layers": 5, "heads": 4, "vocab_size": 10_000},
-    "base": {"d_model": 512, "ffn": 2048, "layers": 6, "heads": 8, "vocab_size": 32_000},
-}
 
 
 @dataclass(frozen=True)

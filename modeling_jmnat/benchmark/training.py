@@ -25,12 +25,10 @@ from ..teacher.trainer import DataCollatorForTeacher, teacher_losses
 from ..training.data_collator import DataCollatorForJMNat
 from ..training.trainer import choose_cpu_attention
 from ..utils.markdown import markdown
-from .systems import SIZES as SIZES_OF_TRANSLATION
+from .options import TRAINING_SIZES
 from .systems import random_tokenizer, sized_config
 from .timing import spread
 
-TINY = {"d_model": 128, "ffn": 512, "layers": 3, "heads": 4, "vocab_size": 6_000}
-SIZES = {"tiny": TINY, **SIZES_OF_TRANSLATION}
 LABEL_SMOOTHING = 0.1
 MASKS = "masks and padding"
 LONGEST_PRODUCT = 0.05  # seconds that one shape is timed, at least once
@@ -104,7 +102,7 @@ class TrainingStep:
 
 def build_steps(size: str, hardware: Hardware) -> dict[str, TrainingStep]:
     """The student's and the teacher's step, with random weights."""
-    config = sized_config("size", size, SIZES)
+    config = sized_config("size", size, TRAINING_SIZES)
     tokenizer = random_tokenizer(config.vocab_size)
     torch.manual_seed(0)
     student = JMNatForConditionalGeneration(config)
@@ -308,7 +306,7 @@ def run_training_benchmark(
     """Yield the figures twice: after the steps were timed, and with the use of the hardware and the parts.
 
     Args:
-        size: a name in `SIZES`.
+        size: a name in `TRAINING_SIZES`.
         max_tokens: of a batch, source or target.
         length: of every source and target.
         num_rounds: steps of each model, at most; fewer when `time_budget` (seconds) is spent.

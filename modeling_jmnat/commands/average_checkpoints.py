@@ -3,10 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
-from ..training.checkpoint_averaging import average_checkpoints
-from ..utils.command_line import command
+from ..utils.command_line import command, parse_arguments
 
 
 @dataclass
@@ -21,7 +18,8 @@ class AveragingArguments:
 
 @command
 def main(argv=None):
-    parser = HfArgumentParser(AveragingArguments, description=__doc__)
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    (arguments,) = parse_arguments(argv, AveragingArguments, __doc__)
+    from ..training.checkpoint_averaging import average_checkpoints
+
     output = average_checkpoints(arguments.checkpoints, arguments.output)
     print(json.dumps({"checkpoints": len(arguments.checkpoints), "output": str(output)}))

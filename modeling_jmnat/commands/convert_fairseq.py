@@ -1,7 +1,7 @@
 """Turn a fairseq checkpoint of JM-NAT or Mask-Predict into a model folder that from_pretrained loads.
 
-    python run_scripts/convert_fairseq_checkpoint.py --checkpoint checkpoint_best.pt --source_dict dict.de.txt \\
-        --target_dict dict.en.txt --bpe_codes code --output_dir runs/converted
+    jmnat convert-fairseq --checkpoint checkpoint_best.pt --source_dict dict.de.txt --target_dict dict.en.txt \\
+        --bpe_codes code --output_dir runs/converted
 
 Which of the two it is, is seen from the file. The file is read without running code from it.
 """
@@ -9,11 +9,7 @@ Which of the two it is, is seen from the file. The file is read without running 
 import json
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-from transformers.utils import logging
-
-from ..hub.fairseq_conversion import convert_fairseq_checkpoint
-from ..utils.command_line import command
+from ..utils.command_line import command, parse_arguments
 
 
 @dataclass
@@ -47,8 +43,11 @@ class ConversionArguments:
 
 @command
 def main(argv=None):
-    parser = HfArgumentParser(ConversionArguments, description=__doc__.splitlines()[0])
-    (arguments,) = parser.parse_args_into_dataclasses(argv)
+    (arguments,) = parse_arguments(argv, ConversionArguments, __doc__)
+    from transformers.utils import logging
+
+    from ..hub.fairseq_conversion import convert_fairseq_checkpoint
+
     logging.disable_progress_bar()
     options = dict(vars(arguments))
     figures = convert_fairseq_checkpoint(options.pop("checkpoint"), **options)

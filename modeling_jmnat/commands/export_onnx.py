@@ -1,6 +1,6 @@
 """Write a trained JM-NAT model as ONNX graphs, which translate faster on a CPU than PyTorch does.
 
-export_onnx.py MODEL [--int8] or with --model MODEL.
+jmnat export-onnx MODEL --int8
 """
 
 import json
@@ -8,13 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-from transformers.utils import logging
-
-from ..inference.loading import is_jmnat, load_translator
-from ..inference.onnx_runtime import GRAPHS_FOLDER
-from ..onnx_export import exporter
-from ..utils.command_line import command
+from ..utils.command_line import command, parse_arguments
 
 
 @dataclass
@@ -40,7 +34,13 @@ def main(argv=None):
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and not argv[0].startswith("-"):
         argv.insert(0, "--model")
-    (arguments,) = HfArgumentParser(ExportArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    (arguments,) = parse_arguments(argv, ExportArguments, __doc__)
+    from transformers.utils import logging
+
+    from ..inference.loading import is_jmnat, load_translator
+    from ..inference.onnx_runtime import GRAPHS_FOLDER
+    from ..onnx_export import exporter
+
     export_onnx = exporter()
     if arguments.output is None and not Path(arguments.model).is_dir():
         raise ValueError(f"model {arguments.model} is not a folder: --output must say where the graphs go")

@@ -8,52 +8,62 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import sacrebleu
-from datasets import Dataset
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    HfArgumentParser,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    Trainer,
-)
-
-from .. import DataCollatorForJMNat, EpochCallback
-from ..inference.loading import is_jmnat
-from ..utils.command_line import check_counts, command
+from ..utils.command_line import check_counts, command, parse_arguments, print_help, wants_help
 from ..utils.text_files import read_parallel
 
 ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})
+DEFAULTS = {
+    "output_dir": "runs/finetuned",
+    "max_steps": 100,
+    "learning_rate": 5e-4,
+    "warmup_steps": 10,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 50,
+    "logging_steps": 20,
+    "save_strategy": "no",
+    "predict_with_generate": True,
+    "train_sampling_strategy": "group_by_length",
+}
 
 
 @dataclass
 class ExampleArguments:
+    """Which model, on which text."""
+
     data: str = field(default="", metadata={"help": "Folder with train.de.gz, train.en.gz, valid.de.gz, valid.en.gz."})
-    model: str = field(default=str(ROOT / "hub_card/de-en"), metadata={"help": "Model to begin with."})
+    model: str = field(
+        default=str(ROOT / "hub_card" / "de-en"), metadata={"help": "Model to begin with. Default: hub_card/de-en."}
+    )
     train_pairs: int = field(default=8000, metadata={"help": "Train on the first so many pairs."})
     valid_pairs: int = field(default=150, metadata={"help": "Score on the first so many pairs, before and after."})
 
 
 @command
 def main(argv=None):
-    parser = HfArgumentParser((ExampleArguments, Seq2SeqTrainingArguments), description=__doc__)
-    parser.set_defaults(output_dir="runs/finetuned", max_steps=100, learning_rate=5e-4, warmup_steps=10)
-    parser.set_defaults(per_device_train_batch_size=32, per_device_eval_batch_size=50, logging_steps=20)
-    parser.set_defaults(save_strategy="no", predict_with_generate=True, train_sampling_strategy="group_by_length")
-    arguments, training = parser.parse_args_into_dataclasses(argv)
-    check_counts(arguments, ("train_pairs", "valid_pairs"))
+    if wants_help(argv):
+        print_help([ExampleArguments], __doc__)
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForSeq2SeqLM.from_pretrained(arguments.model)
+    import numpy as np
+    import sacrebleu
+    from datasets import Dataset
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
+
+    from .. import DataCollatorForJMNat, EpochCallback
+    from ..inference.loading import is_jmnat
+
+    arguments, training = parse_arguments(argv, (ExampleArguments, Seq2SeqTrainingArguments), __doc__, DEFAULTS)
+    check_counts(arguments, ("train_pairs", "valid_pairs"))
+    name = arguments.model
+    folder = Path(arguments.data or ROOT / "run_scripts" / "demo_data" / "libreoffice-help")
+
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    model = AutoModelForSeq2SeqLM.from_pretrained(name)
     if not is_jmnat(model):
-        raise ValueError(f"model {arguments.model} is a {model.config.model_type}: it must be a JM-NAT")
+        raise ValueError(f"model {name} is a {model.config.model_type}: it must be a JM-NAT")
     model.generation_config.num_iterations = 4
 
     def load(split, limit):
-        folder = Path(arguments.data or ROOT / "run_scripts" / "demo_data" / "libreoffice-help")
         source, target = read_parallel(folder / f"{split}.de.gz", folder / f"{split}.en.gz")
         if not arguments.data:
             source = [line.lower().translate(WITHOUT_UMLAUTS) for line in source]

@@ -3,16 +3,7 @@
 import json
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
-from ..evaluation.evaluation_plots import plot_bleu_by_length, plot_bleu_under_noise
-from ..evaluation.plots import (
-    plot_bleu_against_latency,
-    plot_learning_curve,
-    read_latency_rows,
-    read_log_history,
-)
-from ..utils.command_line import command
+from ..utils.command_line import command, parse_arguments
 
 KINDS = ("run", "latency", "lengths", "noise")
 
@@ -43,7 +34,15 @@ class PlotArguments:
 
 @command
 def main(argv=None):
-    (arguments,) = HfArgumentParser(PlotArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    (arguments,) = parse_arguments(argv, PlotArguments, __doc__)
+    from ..evaluation.evaluation_plots import plot_bleu_by_length, plot_bleu_under_noise
+    from ..evaluation.plots import (
+        plot_bleu_against_latency,
+        plot_learning_curve,
+        read_latency_rows,
+        read_log_history,
+    )
+
     if sum(getattr(arguments, kind) is not None for kind in KINDS) != 1:
         raise ValueError("give one of --run, --latency, --lengths and --noise")
     if arguments.run is not None:

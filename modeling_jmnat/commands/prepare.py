@@ -1,7 +1,7 @@
-"""Turn parallel text files, or a data set of the Hugging Face Hub, into what train_jmnat.py reads: cleaned pairs, one
+"""Turn parallel text files, or a data set of the Hugging Face Hub, into what `jmnat train` reads: cleaned pairs, one
 tokenizer for both languages, and the ids. The last line of output counts the pairs read, dropped (and why) and kept.
 
-    python run_scripts/prepare_data.py --recipe iwslt14_de_en --output_dir runs/data/iwslt14   (the paper's data sets)
+    jmnat prepare --recipe iwslt14_de_en --output_dir runs/data/iwslt14   (the paper's data sets)
 """
 
 import json
@@ -9,12 +9,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import datasets
-from transformers import HfArgumentParser
-
-from ..data.preparation import PreparationArguments, prepare
+from ..data.options import PreparationArguments
 from ..experiments.paper_data import RECIPES, Recipe
-from ..utils.command_line import command
+from ..utils.command_line import command, parse_arguments, read_ahead
 
 
 @dataclass
@@ -33,22 +30,23 @@ def parse_preparation(argv: Sequence[str] | None, description: str) -> tuple[Pre
     Raises:
         ValueError: an unknown recipe, or options that do not fit together.
     """
-    parser = HfArgumentParser((RecipeArguments, PreparationArguments), description=description, allow_abbrev=False)
-    first = HfArgumentParser(RecipeArguments, add_help=False, allow_abbrev=False)
-    chosen, *_ = first.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-    recipe = None
-    if chosen.recipe is not None:
-        if chosen.recipe not in RECIPES:
-            raise ValueError(f"recipe={chosen.recipe!r} is not one of {', '.join(RECIPES)}")
-        recipe = RECIPES[chosen.recipe]
-        parser.set_defaults(**recipe.preparation)
-    _, preparation = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    name = read_ahead(argv, "recipe").recipe
+    if name is not None and name not in RECIPES:
+        raise ValueError(f"recipe={name!r} is not one of {', '.join(RECIPES)}")
+    recipe = None if name is None else RECIPES[name]
+    defaults = {} if recipe is None else recipe.preparation
+    groups = (RecipeArguments, PreparationArguments)
+    _, preparation = parse_arguments(argv, groups, description, defaults, allow_abbrev=False)
     return preparation, recipe
 
 
 @command
 def main(argv=None):
     arguments, recipe = parse_preparation(argv, __doc__)
+    import datasets
+
+    from ..data.preparation import prepare
+
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     result = prepare(arguments)

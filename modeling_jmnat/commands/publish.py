@@ -4,20 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-from transformers.utils import logging
-
-from ..hub.model_card import read_facts, write_card
-from ..hub.publishing import (
-    REPLACED_FILES,
-    load_for_publishing,
-    published_files,
-    push,
-    save_for_everyone,
-)
-from ..utils.atomic_files import replace_files
-from ..utils.command_line import command
-from ..utils.locks import folder_lock
+from ..utils.command_line import command, parse_arguments
 
 
 @dataclass
@@ -63,7 +50,20 @@ class PublishArguments:
 
 @command
 def main(argv=None):
-    (arguments,) = HfArgumentParser(PublishArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    (arguments,) = parse_arguments(argv, PublishArguments, __doc__)
+    from transformers.utils import logging
+
+    from ..hub.model_card import read_facts, write_card
+    from ..hub.publishing import (
+        REPLACED_FILES,
+        load_for_publishing,
+        published_files,
+        push,
+        save_for_everyone,
+    )
+    from ..utils.atomic_files import replace_files
+    from ..utils.locks import folder_lock
+
     logging.disable_progress_bar()
     languages = read_facts(arguments.card).languages if arguments.card else None
     model, tokenizer = load_for_publishing(arguments.model)

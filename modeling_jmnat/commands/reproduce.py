@@ -1,6 +1,6 @@
 """Run the paper's experiments as one resumable command: teacher, distillation, every system, every evaluation.
 
-    python run_scripts/reproduce.py --suite table2 --preset multi30k_tiny --data runs/data/mine --output runs/table2
+    jmnat reproduce --suite table2 --preset multi30k_tiny --data runs/data/mine --output runs/table2
 
 Give the same command again after an interruption: what is done is skipped, what was cut off goes on, other data or
 presets are refused (OUTPUT/begun_with.json tells which). Tables stand in OUTPUT/results at any time. Trainings share a
@@ -12,18 +12,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# Read when torch is loaded, in every stage, too: idle threads must not spin.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-import torch  # noqa: E402
-from transformers import HfArgumentParser  # noqa: E402
-
-from ..experiments.inputs import begin_run, check_inputs, held_out_text, run_inputs  # noqa: E402
-from ..experiments.pictures import write_pictures  # noqa: E402
-from ..experiments.runner import StageRunner, chosen_stages, exclusive  # noqa: E402
-from ..experiments.suites import SUITES, SuiteBuilder, SuiteSettings  # noqa: E402
-from ..experiments.tables import write_tables  # noqa: E402
-from ..utils.command_line import check_counts, command  # noqa: E402
+from ..experiments.systems import SUITES
+from ..utils.command_line import check_counts, command, parse_arguments
 
 SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a quarter of what fills a GPU
 
@@ -104,6 +94,12 @@ def training_options(gpu: bool, bf16: bool) -> dict:
 
 def run_reproduction(arguments: ReproduceArguments) -> dict:
     """Build the stages, run them, write the tables."""
+    import torch
+
+    from ..experiments.inputs import begin_run, check_inputs, held_out_text, run_inputs
+    from ..experiments.runner import StageRunner, chosen_stages, exclusive
+    from ..experiments.suites import SuiteBuilder, SuiteSettings
+
     gpu = torch.cuda.is_available()
     cores = os.cpu_count() or 1
     jobs = arguments.jobs or (max(1, cores // 2) if gpu else 1)
@@ -143,6 +139,9 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
 
 def summary(suites: list[str], output: Path, states: dict[str, str]) -> dict:
     """Write tables and pictures and tell how the stages ended."""
+    from ..experiments.pictures import write_pictures
+    from ..experiments.tables import write_tables
+
     for suite, text in write_tables(output, suites).items():
         print(f"\n{suite}\n\n{text}")
     write_pictures(output, suites)
@@ -155,5 +154,5 @@ def summary(suites: list[str], output: Path, states: dict[str, str]) -> dict:
 
 @command(resumes=True)
 def main(argv=None):
-    (arguments,) = HfArgumentParser(ReproduceArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    (arguments,) = parse_arguments(argv, ReproduceArguments, __doc__)
     print(json.dumps(run_reproduction(arguments)))

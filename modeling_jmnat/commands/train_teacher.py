@@ -1,6 +1,6 @@
 """Train an autoregressive teacher: an ordinary Transformer with a preset's widths and the data's vocabulary.
 
-    python run_scripts/train_teacher.py --preset multi30k_tiny --data runs/data/multi30k --output_dir runs/teacher
+    jmnat train-teacher --preset multi30k_tiny --data runs/data/multi30k --output_dir runs/teacher
 
 A run that was killed, or ended by --time_budget MINUTES, goes on when the same command is given again. Fewer
 `--max_steps` give a weak teacher, `--encoder_layers 10 --decoder_layers 2` one that decodes fast. Standard output ends
@@ -8,21 +8,18 @@ with one line of JSON: steps, and BLEU on the validation set.
 """
 
 import json
-import os
 
-# Read when torch is loaded: idle threads must not spin. Two trainings on two cores run up to nine times faster so.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from transformers.utils import logging  # noqa: E402
-
-from ..teacher.command import parse_teacher_command  # noqa: E402
-from ..teacher.run import train_teacher  # noqa: E402
-from ..utils.command_line import command  # noqa: E402
+from ..teacher.command import parse_teacher_command
+from ..utils.command_line import command
 
 
 @command(resumes=True)
 def main(argv=None):
     arguments = parse_teacher_command(argv, __doc__)
+    from transformers.utils import logging
+
+    from ..teacher.run import train_teacher
+
     logging.disable_progress_bar()
     results = train_teacher(arguments)
     if arguments.training.process_index == 0:

@@ -7,17 +7,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from transformers import HfArgumentParser, PreTrainedTokenizerBase
-from transformers.utils import logging
-
-from ..inference.loading import is_jmnat, load_translator
-from ..inference.translation import WINDOW_LINES, Translation, parse_generation_options, translate_lines
-from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import atomic_text_file
-from ..utils.command_line import check_counts, command
+from ..utils.command_line import check_counts, command, parse_arguments
 from ..utils.text_files import decode_lines, iterate_lines
+
+if TYPE_CHECKING:
+    from ..inference.translation import Translation
+
 
 SHIPPED_MODEL = str(Path(__file__).resolve().parents[2] / "hub_card" / "de-en")
 
@@ -28,9 +26,7 @@ class TranslationArguments:
 
     model: str = field(
         default=SHIPPED_MODEL,
-        metadata={
-            "help": "A trained model: a folder, or a name on the Hub. Default: hub_card/de-en, German to English."
-        },
+        metadata={"help": "A trained model: a folder, or a name on the Hub. Default: hub_card/de-en."},
     )
     input: str = field(
         default="-", metadata={"help": "Text to translate, one sentence a line; .gz is read as is. -: standard input."}
@@ -79,8 +75,12 @@ class TranslationArguments:
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
 
-def generation_options(arguments: TranslationArguments, model, tokenizer: PreTrainedTokenizerBase) -> dict:
+def generation_options(arguments: TranslationArguments, model, tokenizer) -> dict:
     """Options for `model.generate` from what was given on the command line."""
+    from ..inference.loading import is_jmnat
+    from ..inference.translation import parse_generation_options
+    from ..teacher.reranking import load_reranker
+
     jmnat = is_jmnat(model)
     options = parse_generation_options(arguments.generation_options)
     if arguments.show_passes and not jmnat:
@@ -101,7 +101,7 @@ def generation_options(arguments: TranslationArguments, model, tokenizer: PreTra
     return options | {name: value for name, value in given.items() if value is not None}
 
 
-def write_translation(file: TextIO, number: int, translation: Translation, arguments: TranslationArguments) -> None:
+def write_translation(file: TextIO, number: int, translation: "Translation", arguments: TranslationArguments) -> None:
     if arguments.show_passes:
         rows = [("source", translation.source)]
         rows += [(f"pass {turn}", canvas) for turn, canvas in enumerate(translation.canvases or [], start=1)]
@@ -117,6 +117,9 @@ def write_translation(file: TextIO, number: int, translation: Translation, argum
 
 def run_translation(arguments: TranslationArguments, lines: Iterator[str], file: TextIO, window_lines: int) -> dict:
     """Translate `lines` into `file` and return the figures."""
+    from ..inference.loading import is_jmnat, load_translator
+    from ..inference.translation import translate_lines
+
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     translations = translate_lines(
         model,
@@ -152,8 +155,12 @@ def run_translation(arguments: TranslationArguments, lines: Iterator[str], file:
 
 @command
 def main(argv=None):
-    (arguments,) = HfArgumentParser(TranslationArguments, description=__doc__).parse_args_into_dataclasses(argv)
+    (arguments,) = parse_arguments(argv, TranslationArguments, __doc__)
     check_counts(arguments, ("n_best", "batch_tokens"))
+    from transformers.utils import logging
+
+    from ..inference.translation import WINDOW_LINES
+
     logging.disable_progress_bar()
     from_stdin = arguments.input == "-"
     lines = decode_lines(sys.stdin.buffer, "standard input") if from_stdin else iterate_lines(arguments.input)

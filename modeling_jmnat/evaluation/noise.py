@@ -12,9 +12,7 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-WORD_NOISES = ("drop", "replace")
-STATE_NOISES = ("encoder_input", "encoder_output", "decoder_input")
-NOISES = WORD_NOISES + STATE_NOISES
+from .options import STATE_NOISES, WORD_NOISES
 
 
 def noisy_lines(lines: Sequence[str], kind: str, share: float, seed: int = 0) -> list[str]:

@@ -15,9 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..inference.translation import Translation, translate_lines
 from ..passes_jmnat import consensus
+from .options import CONSENSUS_WEIGHTS, EXPONENTS
 
-EXPONENTS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
-CONSENSUS_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
 # They give candidates up by scores that the exponent changes.
 PRUNING = ("prune_candidates", "prune_to")
 

@@ -26,6 +26,7 @@ from .systems import (
     NAT,
     NAT_SCRATCH,
     STATE_NOISE_LEVELS,
+    SUITES,
     WEAK_STUDENTS,
     WORD_NOISE_LEVELS,
     Student,
@@ -36,17 +37,6 @@ WEAK_TEACHER_SHARE = 0.25  # of the teacher's updates
 CASE_PASSES = 4
 # Options that are tuned on the validation text, together with the exponent of the length.
 TUNED_OPTIONS = {"remask_adjacent": [True, False]}
-
-SUITES = {
-    "main": "teacher, distillation and JM-NAT: the shortest way to a good model",
-    "table1": "more encoder or decoder layers for the basic NAT",
-    "table2": "teacher, CM-NAT and JM-NAT at k = 1, 4, 10, weak teacher, reranking, tuned decoding, latency",
-    "table3": "repeated words of the same systems, without reranking, tuning, latency and weak teacher",
-    "table4": "one training for each part left out, added or changed",
-    "figure1": "basic NAT: convergence with a frozen half, and noise on its states",
-    "figure3": "noise on the source: CM-NAT beside JM-NAT and the teacher",
-    "case_study": "sentences with the canvas of every pass",
-}
 
 
 @dataclass

@@ -1,7 +1,18 @@
-"""The systems that the experiments compare: the training options that define each of them, and how it is decoded."""
+"""The experiments, and the systems that they compare: the training options that define each, and how it is decoded."""
 
 from dataclasses import dataclass, field
 
+# Tables and figures of the paper, as `reproduce --suite` calls them.
+SUITES = {
+    "main": "teacher, distillation and JM-NAT: the shortest way to a good model",
+    "table1": "more encoder or decoder layers for the basic NAT",
+    "table2": "teacher, CM-NAT and JM-NAT at k = 1, 4, 10, weak teacher, reranking, tuned decoding, latency",
+    "table3": "repeated words of the same systems, without reranking, tuning, latency and weak teacher",
+    "table4": "one training for each part left out, added or changed",
+    "figure1": "basic NAT: convergence with a frozen half, and noise on its states",
+    "figure3": "noise on the source: CM-NAT beside JM-NAT and the teacher",
+    "case_study": "sentences with the canvas of every pass",
+}
 # Training options that turn a preset into another system. JM-NAT is the preset itself.
 CM_NAT = {
     "target_mask": "random",

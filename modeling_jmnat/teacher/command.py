@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..training.command import PRESET_HELP, parse_over_defaults, read_ahead
-from ..training.presets import Preset, load_preset
-from ..utils.command_line import check_counts
+from ..training.command import PRESET_HELP, USAGE, parse_over_defaults, preset_for
+from ..training.options import InheritedOptions, TeacherOptions
+from ..utils.command_line import check_counts, print_help, read_ahead, wants_help
 
 if TYPE_CHECKING:
     from ..training.arguments import TeacherTrainingArguments
@@ -51,12 +51,14 @@ def parse_teacher_command(argv: Sequence[str] | None, description: str) -> Teach
     Raises:
         ValueError: an unknown preset, a value out of range, or no output folder.
     """
+    preset = preset_for(argv, read_ahead(argv, "preset").preset)
+    defaults = preset.teacher_training()
+    if wants_help(argv):
+        print_help((TeacherArguments, InheritedOptions, TeacherOptions), description, defaults, usage=USAGE)
     from ..training.arguments import TeacherTrainingArguments
 
-    given = read_ahead(argv, "preset")
-    preset = Preset("none") if given.preset is None else load_preset(given.preset)
     groups = (TeacherArguments, TeacherTrainingArguments)
-    run, training = parse_over_defaults(groups, argv, description, preset.teacher_training())
+    run, training = parse_over_defaults(groups, argv, description, defaults)
     changes = {name: getattr(run, name) for name in ("encoder_layers", "decoder_layers", "dropout")}
     model = {**preset.model, **{name: value for name, value in changes.items() if value is not None}}
     return TeacherCommand(run, model, training)

@@ -3,26 +3,26 @@
 Importing this module loads neither PyTorch nor Transformers; parsing does.
 """
 
-import argparse
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+from ..utils.command_line import parse_arguments, print_help, read_ahead, wants_help
 from .options import (
     FREE_MODEL_FIELDS,
-    INHERITED_OPTIONS,
+    InheritedOptions,
     MaskingOptions,
     ModelOptions,
-    TranslationOptions,
+    StudentOptions,
     check_half,
 )
-from .presets import Preset, load_preset, preset_names
+from .presets import Preset, load_preset, preset_names, read_preset
 
 if TYPE_CHECKING:
     from .arguments import JMNatTrainingArguments
 
 PRESET_HELP = f"Recipe: {', '.join(preset_names())}, or a .yaml file of your own."
+USAGE = "%(prog)s --preset NAME --data DIR --output_dir DIR [--OPTION VALUE ...]"
 
 
 @dataclass
@@ -78,11 +78,14 @@ def parse_command(argv: Sequence[str] | None, description: str) -> TrainingComma
     Raises:
         ValueError: an unknown preset, a value out of range, or no output folder.
     """
+    given = read_ahead(argv, "preset", "init_from", "decoder_input")
+    preset = preset_for(argv, given.preset)
+    defaults = {**preset.model, **preset.masking, **preset.training}
+    if wants_help(argv):
+        groups = (RunArguments, InheritedOptions, StudentOptions, MaskingOptions, ModelOptions)
+        print_help(groups, description, defaults, usage=USAGE)
     from .arguments import JMNatTrainingArguments
 
-    given = read_ahead(argv, "preset", "init_from", "decoder_input")
-    preset = Preset("none") if given.preset is None else load_preset(given.preset)
-    defaults = {**preset.model, **preset.masking, **preset.training}
     if given.init_from is not None:
         config = config_of_start(given.init_from)
         # Sizes come with the weights, whatever the preset says; the rest is the preset's to choose.
@@ -123,12 +126,11 @@ def config_of_start(name: str):
 # For the commands of student and teacher -----------------------------------------------------------------------------
 
 
-def read_ahead(argv: Sequence[str] | None, *names: str) -> argparse.Namespace:
-    """The text of options that decide about the defaults of others, None where they are left out."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in names:
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
-    return parser.parse_known_args(argv)[0]
+def preset_for(argv: Sequence[str] | None, name: str | None) -> Preset:
+    """The preset of that name, an empty one for None; for `--help` as it is read, without Transformers."""
+    if name is None:
+        return Preset("none")
+    return read_preset(name) if wants_help(argv) else load_preset(name)
 
 
 def parse_over_defaults(
@@ -139,33 +141,7 @@ def parse_over_defaults(
     Raises:
         ValueError: a value out of range, or no output folder.
     """
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(
-        groups,
-        description=description,
-        usage="%(prog)s --preset NAME --data DIR --output_dir DIR [--FIELD VALUE ...]",
-        epilog="Every other field of transformers.TrainingArguments is an option, too.",
-        allow_abbrev=False,
-    )
-    shorten_help(parser, groups[-1])
-    parser.set_defaults(**defaults)
-    parsed = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    parsed = parse_arguments(argv, groups, description, defaults, usage=USAGE, allow_abbrev=False)
     if parsed[-1].output_dir in (None, "trainer_output"):
         raise ValueError("output_dir is missing: give --output_dir DIR, the folder of this run")
     return parsed
-
-
-def shorten_help(parser: argparse.ArgumentParser, arguments: type) -> None:
-    """Of the fields that `arguments` inherits from Transformers, show only `INHERITED_OPTIONS`, in our words."""
-    ours = {
-        name
-        for cls in arguments.__mro__
-        if issubclass(cls, TranslationOptions)
-        for name in inspect.get_annotations(cls)
-    }
-    for action in parser._actions:
-        if action.dest in INHERITED_OPTIONS:
-            action.help = INHERITED_OPTIONS[action.dest].help
-        elif action.dest in arguments.__dataclass_fields__ and action.dest not in ours:
-            action.help = argparse.SUPPRESS

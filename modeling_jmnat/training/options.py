@@ -5,7 +5,7 @@ Importing this module loads neither PyTorch nor Transformers, so that a command 
 """
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 from ..utils.command_line import check_counts
 
@@ -141,36 +141,25 @@ class TeacherOptions(TranslationOptions):
         return {f"beam{beams}": {"num_beams": beams} for beams in self.eval_num_beams}
 
 
-class InheritedOption(NamedTuple):
-    """An option that `transformers.TrainingArguments` has.
+@dataclass
+class InheritedOptions:
+    """The options of `transformers.TrainingArguments` that a newcomer needs; the others work, too."""
 
-    Args:
-        kind: int, float, bool, str, or the choices with | between them.
-    """
-
-    kind: str
-    default: Any
-    help: str
-
-
-# The inherited options that a newcomer needs, as --help shows them. The others work, too, but would bury ours.
-INHERITED_OPTIONS = {
-    "output_dir": InheritedOption("str", None, "Folder of this run: checkpoints, log and, in the end, the model."),
-    "max_steps": InheritedOption("int", -1, "Optimizer steps; -1 leaves the end to num_train_epochs."),
-    "num_train_epochs": InheritedOption("float", 3.0, "Passes over the data, where max_steps is -1."),
-    "gradient_accumulation_steps": InheritedOption("int", 1, "Batches of each process in an optimizer step."),
-    "max_grad_norm": InheritedOption("float", 1.0, "Clip gradients to this norm; 0: do not."),
-    "bf16": InheritedOption("bool", False, "Compute in bfloat16: faster on recent GPUs and on CPUs that support it."),
-    "torch_compile": InheritedOption("bool", False, "Compile the model with torch.compile."),
-    "use_cpu": InheritedOption("bool", False, "Train on the CPU even if there is a GPU."),
-    "seed": InheritedOption("int", 42, "Seed of the initial weights, of masks, of dropout and of the order of data."),
-    "dataloader_num_workers": InheritedOption("int", 0, "Processes that prepare batches; 0: the training does it."),
-    "logging_steps": InheritedOption("float", 500, "Steps from log to log; below 1: this share of all steps."),
-    "report_to": InheritedOption("str", "none", "Also log to tensorboard, wandb, ...; all, or none of them."),
-    "eval_strategy": InheritedOption("no|steps|epoch", "no", "Evaluate never, every eval_steps, or every epoch."),
-    "eval_steps": InheritedOption("float", None, "Steps from evaluation to evaluation; left out: logging_steps."),
-    "save_steps": InheritedOption("float", 500, "Steps from checkpoint to checkpoint; below 1: this share of all."),
-}
+    output_dir: str | None = _option(None, "Folder of this run: checkpoints, log and, in the end, the model.")
+    max_steps: int = _option(-1, "Optimizer steps; -1 leaves the end to num_train_epochs.")
+    num_train_epochs: float = _option(3.0, "Passes over the data, where max_steps is -1.")
+    gradient_accumulation_steps: int = _option(1, "Batches of each process in an optimizer step.")
+    max_grad_norm: float = _option(1.0, "Clip gradients to this norm; 0: do not.")
+    bf16: bool = _option(False, "Compute in bfloat16: faster on recent GPUs and on CPUs that support it.")
+    torch_compile: bool = _option(False, "Compile the model with torch.compile.")
+    use_cpu: bool = _option(False, "Train on the CPU even if there is a GPU.")
+    seed: int = _option(42, "Seed of the initial weights, of masks, of dropout and of the order of data.")
+    dataloader_num_workers: int = _option(0, "Processes that prepare batches; 0: the training does it.")
+    logging_steps: float = _option(500, "Steps from log to log; below 1: this share of all steps.")
+    report_to: str = _option("none", "Also log to tensorboard, wandb, ...; all, or none of them.")
+    eval_strategy: Literal["no", "steps", "epoch"] = _option("no", "Evaluate never, every eval_steps, or every epoch.")
+    eval_steps: float | None = _option(None, "Steps from evaluation to evaluation; left out: logging_steps.")
+    save_steps: float = _option(500, "Steps from checkpoint to checkpoint; below 1: this share of all.")
 
 
 # Model and masks -----------------------------------------------------------------------------------------------------

@@ -1,13 +1,16 @@
-"""What every command of `run_scripts/` shares: one clear sentence and a non-zero exit on bad input."""
+"""What all commands share: how options are read, and one clear sentence with a non-zero exit on bad input."""
 
+import argparse
 import functools
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
+from .help_text import help_text, usage_of
 from .signals import handling
 
 # Errors that a user causes and can mend. Anything else is a defect of ours and keeps its traceback.
@@ -16,7 +19,7 @@ GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable, such as 0.1
 
 
 def command(main=None, *, resumes: bool = False):
-    """Wrap `main(argv=None)` of a script: one of `USER_ERRORS` is printed as one sentence, exit code 1.
+    """Wrap `main(argv=None)` of a command: what a user can mend is printed as one sentence, exit code 1.
 
     SIGTERM ends it as Ctrl-C does, so that nothing half-written is left. `resumes`: the command goes on where it was.
     """
@@ -32,6 +35,9 @@ def command(main=None, *, resumes: bool = False):
             raise KeyboardInterrupt
 
         try:
+            # Read when torch is loaded: idle threads must not spin. Two trainings on two cores are up to nine times
+            # faster so.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             limit_gpu_memory()
             with handling(stop, signal.SIGTERM):
                 return main(argv)
@@ -39,13 +45,73 @@ def command(main=None, *, resumes: bool = False):
             sentence = " ".join(str(error).split())
             if isinstance(error, SafetensorError):  # it names no file
                 sentence = f"a file of weights (.safetensors) cannot be read or written ({sentence})"
-            print(f"error: {sentence}", file=sys.stderr)
-            sys.exit(1)
+            fail(sentence)
         except KeyboardInterrupt:
             print("stopped" + "; run the same command again to go on" * resumes, file=sys.stderr)
             sys.exit(128 + received[-1])
 
     return wrapped
+
+
+def fail(sentence: str) -> NoReturn:
+    """End the process with this sentence."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(1)
+
+
+# Options -------------------------------------------------------------------------------------------------------------
+
+
+def parse_arguments(
+    argv: Sequence[str] | None,
+    groups: type | Sequence[Any],
+    description: str | None,
+    defaults: Mapping[str, Any] | None = None,
+    **parser_options,
+) -> tuple:
+    """Read a command line into an object of each dataclass in `groups`; `--help` prints their fields and ends it.
+
+    Args:
+        argv: words after the name of the command, None for those of this process.
+        defaults: values by field name that replace the fields' own defaults.
+        parser_options: of `argparse.ArgumentParser`.
+    """
+    groups = [groups] if isinstance(groups, type) else groups
+    if wants_help(argv):
+        print_help(groups, description, defaults, parser_options.get("usage"))
+    from transformers import HfArgumentParser
+
+    parser = HfArgumentParser(groups, **{"prog": program(), "usage": usage_of(groups), **parser_options})
+    parser.set_defaults(**(defaults or {}))
+    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+
+
+def wants_help(argv: Sequence[str] | None) -> bool:
+    return not {"-h", "--help"}.isdisjoint(sys.argv[1:] if argv is None else argv)
+
+
+def print_help(
+    groups: Sequence[type],
+    description: str | None,
+    defaults: Mapping[str, Any] | None = None,
+    usage: str | None = None,
+) -> NoReturn:
+    """Print the options and end the process. Unlike parsing, that needs no library that takes time to load."""
+    print(help_text(program(), description or "", groups, defaults, usage), end="")
+    sys.exit(0)
+
+
+def program() -> str:
+    """The name of this command for usage: `jmnat translate`, or that of a script."""
+    return os.path.basename(sys.argv[0])
+
+
+def read_ahead(argv: Sequence[str] | None, *names: str) -> argparse.Namespace:
+    """The text of options that decide about the defaults of others, None where they are left out."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
+    return parser.parse_known_args(argv)[0]
 
 
 def check_counts(arguments, names: Sequence[str]) -> None:

@@ -18,17 +18,18 @@ from tests.helpers.translation_samples import load_script, save_translators, tin
 for package in ("onnx", "onnxscript", "onnxruntime", "ctranslate2", "sacrebleu"):
     pytest.importorskip(package, reason="the extras `bench` and `train` are not installed")
 
+from modeling_jmnat.benchmark import cpu_run, gpu_run  # noqa: E402
 from modeling_jmnat.benchmark import run as benchmark_run  # noqa: E402
 from modeling_jmnat.benchmark import systems as benchmark_systems  # noqa: E402
 from modeling_jmnat.benchmark import timing as benchmark  # noqa: E402
 from modeling_jmnat.benchmark.gpu import gpu_table  # noqa: E402
 from modeling_jmnat.benchmark.models import copy_models  # noqa: E402
 from modeling_jmnat.benchmark.onnx_profile import PARTS, read_events  # noqa: E402
+from modeling_jmnat.benchmark.options import SIZES, BenchmarkArguments  # noqa: E402
 from modeling_jmnat.benchmark.run import Benchmark, Plan  # noqa: E402
 from modeling_jmnat.benchmark.systems import (  # noqa: E402
     CTRANSLATE2_GREEDY,
     REFERENCES,
-    SIZES,
     TRANSFORMERS_BEAM,
     System,
     installed,
@@ -468,16 +469,15 @@ def test_the_command(folder, tmp_path, capsys):
 
 
 def test_rules_that_read_probabilities_need_trained_weights(tmp_path):
-    script = load_script("benchmark")
-    arguments = script.BenchmarkArguments(output=str(tmp_path), passes=[1, 4, 10])
+    arguments = BenchmarkArguments(output=str(tmp_path), passes=[1, 4, 10])
     plain = {f"k = {passes}": {"num_iterations": passes} for passes in (1, 4, 10)}
-    assert script.settings(arguments, trained=False) == plain
-    assert script.settings(arguments, trained=True) == plain | {
+    assert cpu_run.settings(arguments, trained=False) == plain
+    assert cpu_run.settings(arguments, trained=True) == plain | {
         "k = 4, pruned": {"num_iterations": 4, "prune_candidates": 1, "prune_to": 2},
         "k = 10, pruned": {"num_iterations": 10, "prune_candidates": 1, "prune_to": 2},
         "k = 10, adaptive": {"num_iterations": 10, "confidence_threshold": 0.7},
     }
-    systems = student_systems("x", script.settings(arguments, trained=True), [1, 4])
+    systems = student_systems("x", cpu_run.settings(arguments, trained=True), [1, 4])
     assert (
         sum("pruned" in system.label for system in systems) == 2 * 3
     )  # neither one pass nor one candidate can be pruned
@@ -485,7 +485,7 @@ def test_rules_that_read_probabilities_need_trained_weights(tmp_path):
 
 def test_the_picture_leaves_rules_out():
     rows = [ours(4, "k = 4", 38.0), ours(4, "k = 4, pruned", 38.0), {"system": "CTranslate2 int8", "label": "beam 5"}]
-    assert load_script("benchmark").points(rows) == [rows[0], rows[2]]
+    assert cpu_run.points(rows) == [rows[0], rows[2]]
 
 
 def test_missing_arguments_are_named(tmp_path, capsys):
@@ -545,7 +545,7 @@ def test_other_inputs_are_other_measurements(tmp_path):
         (tmp_path / name).write_text(name)
 
     def hashes():
-        return load_script("benchmark").input_hashes(tmp_path, str(tmp_path / "test.de"), None)
+        return cpu_run.input_hashes(tmp_path, str(tmp_path / "test.de"), None)
 
     before = hashes()
     assert set(before) == {*names[:3], str(tmp_path / "test.de")}
@@ -565,14 +565,13 @@ def test_terminated_it_leaves_nothing_behind(name, tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("SIGTERM did not stop the command")
 
-    script = load_script(name)
-    monkeypatch.setattr(script, "random_work", random_work)
+    monkeypatch.setattr({"benchmark": cpu_run, "benchmark_gpu": gpu_run}[name], "random_work", random_work)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     previous = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a command without a handler of its own goes on
     try:
         arguments = ["--output", str(tmp_path / "figures"), "--random_weights", "small"]
         with pytest.raises(SystemExit) as stopped:
-            script.main([*arguments, *(["--device", "cpu"] if name == "benchmark_gpu" else [])])
+            load_script(name).main([*arguments, *(["--device", "cpu"] if name == "benchmark_gpu" else [])])
     finally:
         signal.signal(signal.SIGTERM, previous)
     assert stopped.value.code == 130

@@ -10,11 +10,10 @@ from tests.helpers.translation_samples import load_script
 
 pytest.importorskip("accelerate", reason="the extra `train` is not installed")
 
-from modeling_jmnat.benchmark import systems as benchmark_systems  # noqa: E402
 from modeling_jmnat.benchmark import training as training_benchmark  # noqa: E402
+from modeling_jmnat.benchmark.options import SIZES, TRAINING_SIZES  # noqa: E402
 from modeling_jmnat.benchmark.systems import sized_config  # noqa: E402
 from modeling_jmnat.benchmark.training import (  # noqa: E402
-    SIZES,
     Hardware,
     TrainingStep,
     build_steps,
@@ -32,7 +31,7 @@ TINY = {"d_model": 16, "ffn": 24, "layers": 2, "heads": 2, "vocab_size": 50}
 
 @pytest.fixture(autouse=True)
 def micro(monkeypatch):
-    monkeypatch.setitem(SIZES, "micro", TINY)
+    monkeypatch.setitem(TRAINING_SIZES, "micro", TINY)
 
 
 def gradients_of_optimiser(step, monkeypatch):
@@ -90,10 +89,10 @@ def test_operations_and_shapes_by_hand():
 
 
 def test_sizes_are_those_of_the_benchmark_of_translation_and_tiny():
-    assert {name: SIZES[name] for name in benchmark_systems.SIZES} == benchmark_systems.SIZES
-    assert set(SIZES) - set(benchmark_systems.SIZES) == {"tiny", "micro"}
+    assert {name: TRAINING_SIZES[name] for name in SIZES} == SIZES
+    assert set(TRAINING_SIZES) - set(SIZES) == {"tiny", "micro"}
     for size, layers in (("small", 5), ("tiny", 3)):
-        assert sized_config("size", size, SIZES).decoder_layers == layers
+        assert sized_config("size", size, TRAINING_SIZES).decoder_layers == layers
 
 
 def test_features_have_the_length_and_end():

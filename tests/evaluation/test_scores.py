@@ -11,6 +11,7 @@ import torch
 from sacremoses import MosesTokenizer
 from transformers import T5Config, T5ForConditionalGeneration
 
+from modeling_jmnat.evaluation import run
 from modeling_jmnat.evaluation import scores as evaluation
 from modeling_jmnat.evaluation.scores import (
     count_repeated_tokens,
@@ -332,17 +333,16 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
 
 
 def test_an_interruption_leaves_the_rows_that_were_done(folder, tmp_path, monkeypatch):
-    script = load_script("evaluate")
-    rows = script.evaluate_model
+    rows = run.evaluate_model
 
     def interrupted(*arguments, **options):
         yield next(rows(*arguments, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "evaluate_model", interrupted)
+    monkeypatch.setattr(run, "evaluate_model", interrupted)
     text = ["--source", str(folder / "test.src"), "--reference", str(folder / "test.tgt.gz")]
     with pytest.raises(SystemExit) as stopped:
-        script.main(["--model", str(folder / "student"), *text, "--output", str(tmp_path / "report")])
+        load_script("evaluate").main(["--model", str(folder / "student"), *text, "--output", str(tmp_path / "report")])
     assert stopped.value.code == 130
     assert [row["num_iterations"] for row in json.loads((tmp_path / "report").read_text())["results"]] == [1]
 

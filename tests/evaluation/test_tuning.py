@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+import tempfile
 
 import pytest
 
@@ -11,6 +12,7 @@ from modeling_jmnat import (
     JMNatGenerationConfig,
     ORTJMNatForConditionalGeneration,
 )
+from modeling_jmnat.evaluation import tuning_run
 from modeling_jmnat.evaluation.tuning import (
     beam_settings,
     best_setting,
@@ -18,6 +20,7 @@ from modeling_jmnat.evaluation.tuning import (
     candidate_settings,
     tried_candidates,
 )
+from modeling_jmnat.evaluation.tuning_run import folders_of, save_options
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.inference.translation import Translation, translate_lines
 from modeling_jmnat.teacher.reranking import load_reranker
@@ -158,7 +161,7 @@ def test_exported_graphs_get_the_choice_too(folder, tmp_path, tune):
     before = {path.name: path.stat().st_size for path in (tmp_path / "onnx").iterdir()}
     best = {"length_normalization": 0.0, "num_length_candidates": 2, "num_iterations": 2, "remask_adjacent": False}
     best |= {"length_offset": 3.0, "num_return_sequences": 2, "max_length": 9, "suppress_tokens": [0, 1, 4, 7, 9]}
-    tune.save_options(tune.folders_of(str(tmp_path)), model, best)
+    save_options(folders_of(str(tmp_path)), model, best)
     assert before.keys() == {path.name for path in (tmp_path / "onnx").iterdir()}
     sources = tokenizer([line for line in LINES if line], padding=True, return_tensors="pt")
     expected = model.generate(**sources)
@@ -179,7 +182,7 @@ def test_exported_graphs_get_the_choice_too(folder, tmp_path, tune):
 
 
 def test_without_onnx_exported_graphs_are_refused_before_the_work(folder, tmp_path, tune, monkeypatch, capsys):
-    monkeypatch.setattr(tune, "load_translator", lambda *arguments: pytest.fail("the work has begun"))
+    monkeypatch.setattr(tuning_run, "load_translator", lambda *arguments: pytest.fail("the work has begun"))
     monkeypatch.setitem(sys.modules, "modeling_jmnat.onnx_export.export", None)  # as where it cannot be imported
     (tmp_path / "text").write_text("a b\n")
     (tmp_path / "translator_int8.onnx").touch()
@@ -204,8 +207,8 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(folder, tmp_
     def read_only(dir):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(tune.tempfile, "TemporaryFile", read_only)
-    monkeypatch.setattr(tune, "load_translator", lambda *arguments: pytest.fail("the work has begun"))
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(tuning_run, "load_translator", lambda *arguments: pytest.fail("the work has begun"))
     (tmp_path / "text").write_text("a b\n")
     text = ["--source", str(tmp_path / "text"), "--reference", str(tmp_path / "text")]
     with pytest.raises(SystemExit):

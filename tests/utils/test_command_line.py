@@ -3,12 +3,13 @@
 import os
 import signal
 import time
+from dataclasses import dataclass, field
 
 import pytest
 from safetensors import safe_open
 
 from modeling_jmnat.utils.atomic_files import atomic_text_file
-from modeling_jmnat.utils.command_line import command
+from modeling_jmnat.utils.command_line import command, parse_arguments, read_ahead
 from modeling_jmnat.utils.signals import handling
 
 
@@ -54,3 +55,40 @@ def test_a_signal_ends_a_command_with_what_it_leaves_cleaned_up(tmp_path, capsys
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(KeyError):
         command(lambda argv: {}["absent"])()
+
+
+@dataclass
+class Options:
+    """What to do."""
+
+    data: str = field(metadata={"help": "Folder."})
+    steps: int = field(default=3, metadata={"help": "Steps."})
+
+
+def test_options_come_from_dataclass_defaults_and_command_line(capsys):
+    assert parse_arguments(["--data", "x"], Options, "") == (Options("x", 3),)
+    assert parse_arguments(["--data", "x"], [Options], "", {"steps": 5}) == (Options("x", 5),)
+    assert parse_arguments(["--data=y", "--steps", "4"], Options, "", {"steps": 5}) == (Options("y", 4),)
+    with pytest.raises(SystemExit) as stopped:
+        parse_arguments(["--steps", "4"], Options, "")
+    assert stopped.value.code == 2
+    assert "--data DATA [--OPTION VALUE ...]" in capsys.readouterr().err
+    for words in (["-h"], ["--steps", "4", "--help"]):
+        with pytest.raises(SystemExit) as stopped:
+            parse_arguments(words, Options, "About it.", {"steps": 5})
+        assert not stopped.value.code
+        text = capsys.readouterr().out
+        assert "About it." in text
+        assert "Steps. (default: 5)" in text
+    assert read_ahead(["--preset", "a", "--other", "1"], "preset", "init_from").preset == "a"
+    assert read_ahead(["--init-from=b"], "preset", "init_from").init_from == "b"
+    assert read_ahead([], "preset").preset is None
+
+
+def test_idle_threads_do_not_spin(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    seen = []
+    command(lambda argv: seen.append(os.environ["OMP_WAIT_POLICY"]))([])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    command(lambda argv: seen.append(os.environ["OMP_WAIT_POLICY"]))([])
+    assert seen == ["PASSIVE", "ACTIVE"]

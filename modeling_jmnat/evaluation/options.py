@@ -1,0 +1,150 @@
+"""The options of the commands `evaluate` and `tune`. Importing this module loads neither PyTorch nor Transformers."""
+
+import sys
+from dataclasses import dataclass, field
+
+from ..utils.command_line import check_counts
+
+WORD_NOISES = ("drop", "replace")
+STATE_NOISES = ("encoder_input", "encoder_output", "decoder_input")
+NOISES = WORD_NOISES + STATE_NOISES
+EXPONENTS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
+CONSENSUS_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+
+
+@dataclass
+class EvaluationArguments:
+    """What to evaluate, on which text, with which decoding options."""
+
+    model: str = field(
+        metadata={"help": "A trained model: JM-NAT, or an autoregressive teacher. A folder, or a name on the Hub."}
+    )
+    source: str = field(metadata={"help": "Text to translate, one sentence a line; .gz is read as is."})
+    reference: str = field(metadata={"help": "Reference translations, line by line; .gz is read as is."})
+    output: str | None = field(default=None, metadata={"help": "JSON file for all figures and settings."})
+    num_iterations: list[int] | None = field(
+        default=None, metadata={"help": "JM-NAT: numbers of decoder passes to evaluate. Default: 1 4 10."}
+    )
+    num_beams: list[int] | None = field(
+        default=None, metadata={"help": "Autoregressive models: beam sizes to evaluate, 1 is greedy. Default: 1 5."}
+    )
+    num_length_candidates: int | None = field(
+        default=None, metadata={"help": "JM-NAT: target lengths tried per sentence. Default: as saved with the model."}
+    )
+    generation_options: str | None = field(
+        default=None, metadata={"help": """Further decoding options as JSON, such as '{"early_stop": true}'."""}
+    )
+    tuning: str | None = field(
+        default=None, metadata={"help": "JSON file of tune_decoding.py: decode with the options that it found best."}
+    )
+    reranker: str | None = field(
+        default=None,
+        metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
+    )
+    target_language: str = field(
+        default="en", metadata={"help": "Two-letter language of the references, for Moses tokenisation."}
+    )
+    lowercase: bool = field(default=False, metadata={"help": "Ignore case in all scores, as the paper on IWSLT14."})
+    noise: str | None = field(
+        default=None,
+        metadata={
+            "help": "Disturb the translation, a row for each of --noise_levels: drop or replace words of the source, "
+            "or add normal noise to encoder_input, encoder_output or decoder_input."
+        },
+    )
+    noise_levels: list[float] = field(
+        default_factory=lambda: [0.0, 0.02, 0.04, 0.06, 0.08, 0.1],
+        metadata={"help": "Shares of the words, or standard deviations relative to the size of the states."},
+    )
+    latency_sentences: int = field(
+        default=0, metadata={"help": "Also time this many sentences one at a time (milliseconds: mean, p50, p99)."}
+    )
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768."},
+    )
+    translations: str | None = field(
+        default=None, metadata={"help": "Folder for the translations themselves, one file per row of the table."}
+    )
+    backend: str = field(
+        default="torch",
+        metadata={
+            "help": "torch; cuda_graphs, faster on a GPU; onnx or onnx_int8, faster on a CPU, for a model that "
+            "export_onnx.py has written."
+        },
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
+    dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
+
+    def __post_init__(self):
+        check_counts(self, ["batch_tokens"])
+        if self.noise is not None and self.noise not in NOISES:
+            raise ValueError(f"noise={self.noise!r} is not one of {', '.join(NOISES)}")
+        largest = 1.0 if self.noise in WORD_NOISES else sys.float_info.max
+        if not self.noise_levels or not all(0 <= level <= largest for level in self.noise_levels):
+            raise ValueError(
+                f"noise_levels={self.noise_levels} must hold at least one level, shares of words from 0 to 1, "
+                "standard deviations of at least 0"
+            )
+        if self.latency_sentences < 0:
+            raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
+
+
+@dataclass
+class TuningArguments:
+    """Which model, on which text, among which settings."""
+
+    model: str = field(
+        metadata={
+            "help": "Folder of a trained model: JM-NAT, or an autoregressive teacher; with --save False also a name "
+            "on the Hub."
+        }
+    )
+    source: str = field(metadata={"help": "Validation text, one sentence a line; .gz is read as is."})
+    reference: str = field(metadata={"help": "Its reference translations, line by line; .gz is read as is."})
+    exponents: list[float] = field(
+        default_factory=lambda: list(EXPONENTS),
+        metadata={"help": "Values of length_normalization (JM-NAT) or length_penalty (beam search)."},
+    )
+    consensus_weights: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "JM-NAT: values of consensus_weight, for what the candidates have in common. Default: 0 0.5 1 2."
+        },
+    )
+    num_length_candidates: list[int] | None = field(
+        default=None, metadata={"help": "JM-NAT: numbers of target lengths. Default: as saved with the model."}
+    )
+    grid: str | None = field(
+        default=None,
+        metadata={
+            "help": """Lists of values of further options as JSON, such as '{"remask_adjacent": [true, false]}'. """
+            "Default: num_iterations 4 and 10, over which the mean of BLEU counts; beam 5."
+        },
+    )
+    generation_options: str | None = field(
+        default=None, metadata={"help": "Options of all settings as JSON; they are saved, too."}
+    )
+    reranker: str | None = field(
+        default=None, metadata={"help": "JM-NAT: tune for candidates that this autoregressive model scores."}
+    )
+    lowercase: bool = field(default=False, metadata={"help": "Ignore case in BLEU."})
+    save: bool = field(
+        default=True,
+        metadata={"help": "Write the choice into the model's generation_config.json and its exported graphs."},
+    )
+    output: str | None = field(default=None, metadata={"help": "JSON file for all figures; evaluate.py --tuning."})
+    batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768."},
+    )
+    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
+    dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
+
+    def __post_init__(self):
+        from ..configuration_jmnat import LARGEST_EXPONENT
+
+        for name, values in (("exponents", self.exponents), ("consensus_weights", self.consensus_weights or [0.0])):
+            if not values or not all(0 <= value <= LARGEST_EXPONENT for value in values):
+                raise ValueError(f"{name}={values} must be at least one number, all in [0, {LARGEST_EXPONENT}]")
+        check_counts(self, ("num_length_candidates", "batch_tokens"))

@@ -1,0 +1,147 @@
+"""Settings of decoding compared on validation text and the best one saved, for the command `tune`."""
+
+import sys
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+from transformers import PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from ..configuration_jmnat import JMNatOptions
+from ..inference.loading import is_jmnat, load_translator
+from ..inference.onnx_runtime import GRAPHS_FOLDER, translators_in
+from ..inference.translation import check_options, parse_generation_options
+from ..onnx_export import exporter
+from ..teacher.reranking import load_reranker
+from ..utils.atomic_files import atomic_file
+from ..utils.text_files import read_parallel
+from .options import CONSENSUS_WEIGHTS, TuningArguments
+from .scores import describe_environment
+from .tuning import beam_settings, best_setting, candidate_settings
+
+DEFAULT_ITERATIONS, DEFAULT_BEAMS = [4, 10], 5
+# Options of decoding that are set here, and what decides on them.
+JMNAT_CHOICES = {
+    "num_length_candidates": "--num_length_candidates",
+    "num_beams": "--num_length_candidates",
+    "num_return_sequences": "--num_length_candidates",
+    "length_normalization": "--exponents",
+    "length_offset": "--exponents",
+    "consensus_weight": "--consensus_weights",
+}
+BEAM_CHOICES = {"length_penalty": "--exponents"}
+
+
+def parse_grid(text: str | None) -> dict[str, list]:
+    """Lists of values by option, from JSON."""
+    grid = parse_generation_options(text, "grid")
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"grid={text!r}: {name} must have a list of values, at least one")
+    return grid
+
+
+def check_choices(choices: dict[str, str], grid: Collection[str], shared: Collection[str]) -> None:
+    """Refuse options that would be overwritten: those in `choices`, and of the `shared` ones those in the grid."""
+    for name, option in choices.items():
+        if name in grid or name in shared:
+            raise ValueError(f"{name} cannot be given in --grid or --generation_options: {option} decides on it")
+    for name in grid:
+        if name in shared:
+            raise ValueError(f"{name} cannot be given in --generation_options: --grid decides on it")
+
+
+def check_grid(model, grid: dict[str, list], shared: dict) -> None:
+    """Refuse values that decoding could not use before the first of them is tried."""
+    for name, values in grid.items():
+        for value in values:
+            check_options(model, shared | {name: value})
+
+
+def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: dict):
+    """The settings to be compared, each with its translations."""
+    grid = parse_grid(arguments.grid)
+    common = {"max_batch_tokens": arguments.batch_tokens, "progress": sys.stderr.isatty()}
+    if is_jmnat(model):
+        one_pass = model.config.decoder_input == "source_copy"
+        grid.setdefault("num_iterations", [1] if one_pass else DEFAULT_ITERATIONS)
+        check_choices(JMNAT_CHOICES, grid, shared)
+        check_grid(model, grid, shared)
+        saved = model.generation_config.num_length_candidates or JMNatOptions().num_length_candidates
+        counts = arguments.num_length_candidates or [saved]
+        if arguments.reranker is not None:
+            shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
+        tried = counts, arguments.exponents, arguments.consensus_weights or CONSENSUS_WEIGHTS
+        return candidate_settings(model, tokenizer, sources, grid, *tried, generation=shared, **common)
+    for name in ("num_length_candidates", "consensus_weights", "reranker"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} does not apply to an autoregressive model")
+    grid.setdefault("num_beams", [DEFAULT_BEAMS])
+    check_choices(BEAM_CHOICES, grid, shared)
+    check_grid(model, grid, shared)
+    grid["length_penalty"] = arguments.exponents
+    return beam_settings(model, tokenizer, sources, grid, generation=shared, **common)
+
+
+def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
+    """Everything that goes into the JSON file, and the model; one printed line per setting as soon as it is known."""
+    from sacrebleu.metrics import BLEU
+
+    if arguments.save:
+        check_folders(arguments.model)
+    sources, references = read_parallel(arguments.source, arguments.reference)
+    model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
+    shared = parse_generation_options(arguments.generation_options)
+    metric, rows = BLEU(lowercase=arguments.lowercase), []
+    for setting, texts in settings_of(arguments, model, tokenizer, sources, shared):
+        rows.append(setting | {"sacrebleu": round(metric.corpus_score(texts, [references]).score, 4)})
+        print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    report = {
+        "settings": {
+            "model": Path(arguments.model).resolve().name,
+            "source": Path(arguments.source).name,
+            "sentences": len(sources),
+            "lowercase": arguments.lowercase,
+            "generation": shared,
+            "reranker": Path(arguments.reranker).resolve().name if arguments.reranker else None,
+        },
+        **describe_environment(model),
+        "sacrebleu_signature": str(metric.get_signature()),
+        "results": rows,
+        "best": shared | best_setting(rows),
+    }
+    return report, model
+
+
+def folders_of(model: str) -> list[Path]:
+    """Where generation configurations are: with the model, and with its exported graphs where there are any."""
+    return [folder for folder in (Path(model), Path(model) / GRAPHS_FOLDER) if folder.is_dir()]
+
+
+def check_folders(model: str) -> None:
+    """Refuse a model with which nothing can be saved, before the work."""
+    if not folders_of(model):
+        raise ValueError(f"model {model} is not a folder: the choice can only be saved in one, see --save")
+    for folder in folders_of(model):
+        if translators_in(folder):
+            exporter()  # without its packages the graphs' own options could not be written
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"model {model}: {folder / GENERATION_CONFIG_NAME} cannot be written ({error.strerror}), see --save"
+            ) from None
+
+
+def save_options(folders: list[Path], model: PreTrainedModel, options: dict) -> None:
+    """Into the generation configuration in each of the folders, and into the graphs that have these options."""
+    model.generation_config.update(**options)
+    for folder in folders:
+        with atomic_file(folder / GENERATION_CONFIG_NAME) as file:
+            model.generation_config.save_pretrained(folder, config_file_name=file.name)
+        if translators_in(folder):
+            from ..onnx_export.export import write_defaults  # which needs the package onnx
+
+            write_defaults(model, folder)
