@@ -1,19 +1,42 @@
-"""python -m modeling_jmnat.commands NAME [OPTIONS]: run the command of this package whose module has that name."""
+"""`jmnat NAME ...`, and the same as `python -m modeling_jmnat.commands NAME ...`."""
 
+import difflib
 import importlib
-import pkgutil
 import sys
+from collections.abc import Sequence
 
-from . import __path__ as folders
+from .. import __version__
+from . import COMMANDS
 
-COMMANDS = sorted(module.name for module in pkgutil.iter_modules(folders) if not module.name.startswith("_"))
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the first word names with the words after it."""
+    name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name == "--version":
+        print(f"jmnat {__version__}")
+    else:
+        name = name.replace("_", "-")
+        if name not in COMMANDS:
+            print(f"error: {unknown(name)}", file=sys.stderr)
+            sys.exit(2)
+        sys.argv = [f"jmnat {name}", *words]
+        importlib.import_module(f".{name.replace('-', '_')}", __package__).main()
 
 
-def main(argv=None):
-    name, *options = (sys.argv[1:] if argv is None else argv) or [""]
-    if name not in COMMANDS:
-        sys.exit(f"error: {name!r} is not one of {', '.join(COMMANDS)}")
-    importlib.import_module(f".{name}", __package__).main(options)
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        ["usage: jmnat COMMAND [--OPTION VALUE ...]", "", *lines, "", "jmnat COMMAND --help lists its options."]
+    )
+
+
+def unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {close[0]}?" if close else "jmnat --help lists the commands"
+    return f"{name!r} is not a command: {hint}"
 
 
 if __name__ == "__main__":

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_jmnat.commands.__main__ import COMMANDS
-from modeling_jmnat.commands.__main__ import main as run_command
+from modeling_jmnat.commands import COMMANDS
 from modeling_jmnat.experiments import runner as experiments
 from modeling_jmnat.experiments.runner import (
     Stage,
@@ -187,7 +186,7 @@ def test_marks_of_earlier_versions_are_read(tmp_path):
 )
 def test_scripts_of_earlier_marks_are_commands_of_today(script, command):
     assert words_of_mark({"command": [f"/some/where/{script}.py", "--seed", "1"]}) == [command, "--seed", "1"]
-    assert command in COMMANDS
+    assert command.replace("_", "-") in COMMANDS
     assert load_script(script).__name__ == f"modeling_jmnat.commands.{command}"
 
 
@@ -224,10 +223,6 @@ def test_stages_run_the_commands_of_the_package(tmp_path, monkeypatch):
     assert (
         "train_source=None and train_target=None: both files are needed" in (tmp_path / "logs" / "a.log").read_text()
     )
-    with pytest.raises(SystemExit, match="error: 'nothing' is not one of average_checkpoints, "):
-        run_command(["nothing"])
-    with pytest.raises(SystemExit, match="error: '' is not one of"):
-        run_command([])
 
 
 def test_what_is_done_and_left_is_told(tmp_path, capsys):
