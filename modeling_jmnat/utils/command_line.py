@@ -5,7 +5,7 @@ import functools
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from safetensors import SafetensorError
@@ -14,8 +14,13 @@ from .help_text import help_text, usage_of
 from .signals import handling
 
 # Errors that a user causes and can mend. Anything else is a defect of ours and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, ImportError, SafetensorError)
+USER_ERRORS = (ValueError, OSError, SafetensorError)
 GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable, such as 0.1: the most of a GPU to take
+EXTRAS = {  # of setup.cfg, with the modules that they bring
+    "train": ("accelerate", "datasets", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece", "tensorboard", "yaml"),
+    "bench": ("ctranslate2", "onnx", "onnxruntime", "onnxscript"),
+    "space": ("gradio", "selenium"),
+}
 
 
 def command(main=None, *, resumes: bool = False):
@@ -46,6 +51,8 @@ def command(main=None, *, resumes: bool = False):
             if isinstance(error, SafetensorError):  # it names no file
                 sentence = f"a file of weights (.safetensors) cannot be read or written ({sentence})"
             fail(sentence)
+        except ImportError as error:
+            fail(missing_library(error))
         except KeyboardInterrupt:
             print("stopped" + "; run the same command again to go on" * resumes, file=sys.stderr)
             sys.exit(128 + received[-1])
@@ -57,6 +64,26 @@ def fail(sentence: str) -> NoReturn:
     """End the process with this sentence."""
     print(f"error: {sentence}", file=sys.stderr)
     sys.exit(1)
+
+
+def missing_library(error: ImportError) -> str:
+    """One sentence on a library to install; an error of an import that is a defect is raised again."""
+    names = [cause.name.partition(".")[0] for cause in causes(error) if cause.name]
+    for extra, modules in EXTRAS.items():
+        for name in modules:
+            if name in names:
+                return f"this command needs {name}: pip install 'modeling-jmnat[{extra}]'"
+    if names:
+        raise error
+    return " ".join(str(error).split())  # says itself what to install
+
+
+def causes(error: BaseException | None) -> Iterator[ImportError]:
+    """The errors of imports in a traceback, the last one first."""
+    while error is not None:
+        if isinstance(error, ImportError):
+            yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 # Options -------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The command `jmnat`: its list, and quick `--help`."""
+"""The command `jmnat`: its list, quick `--help`, and what it says when something is missing."""
 
 import json
 import pkgutil
@@ -18,9 +18,10 @@ from modeling_jmnat.teacher.command import TeacherArguments
 from modeling_jmnat.training.arguments import JMNatTrainingArguments, TeacherTrainingArguments
 from modeling_jmnat.training.command import RunArguments
 from modeling_jmnat.training.options import MaskingOptions, ModelOptions
-from tests.helpers.translation_samples import SCRIPTS, load_script
+from modeling_jmnat.utils.command_line import EXTRAS
+from tests.helpers.translation_samples import SCRIPTS, load_script, save_translators
 
-HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "accelerate", "datasets", "pyarrow", "sacrebleu", "onnx")
+HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", *(name for names in EXTRAS.values() for name in names))
 EVERY_HELP = """
 import contextlib, io, json, sys
 blocked = json.loads(sys.argv[1])
@@ -34,6 +35,19 @@ for name in COMMANDS:
         main([name, "--help"])
     texts[name] = printed.getvalue()
 print(json.dumps(texts))
+"""
+WITHOUT_EXTRAS = """
+import contextlib, io, json, sys
+blocked, commands = map(json.loads, sys.argv[1:])
+sys.modules.update(dict.fromkeys(blocked))
+from modeling_jmnat.commands.__main__ import main
+for words in commands:
+    with contextlib.redirect_stderr(io.StringIO()) as printed, contextlib.redirect_stdout(io.StringIO()):
+        try:
+            main(words)
+        except SystemExit:
+            pass
+    print(printed.getvalue().strip().splitlines()[-1])
 """
 
 
@@ -115,3 +129,29 @@ def test_help_of_trainings_shows_options_that_exist(helps, name, groups):
     shown = set(re.findall(r"^  --(\w+)", helps[name], re.MULTILINE))
     assert {"output_dir", "max_steps", "max_tokens", "data"} < shown
     assert shown < {item.name for group in groups for item in fields(group)}
+
+
+def test_a_missing_extra_is_named_and_translating_needs_none(tmp_path):
+    student = save_translators(tmp_path) / "student"
+    (tmp_path / "text").write_text("ein haus\n")
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 2.0}]}')
+    text = f"--source {tmp_path}/text --reference {tmp_path}/text"
+    run = f"--preset demo --data {tmp_path} --output_dir {tmp_path}/run"
+    train = "pip install 'modeling-jmnat[train]'"
+    cases = {
+        f"prepare --output_dir {tmp_path}/data": f"this command needs datasets: {train}",
+        f"train {run}": f"this command needs accelerate: {train}",
+        f"train-teacher {run}": f"this command needs accelerate: {train}",
+        "distill --teacher x --data x --output_dir x": f"this command needs accelerate: {train}",
+        f"evaluate --model {student} {text}": f"this command needs sacrebleu: {train}",
+        f"tune --model {student} {text}": f"this command needs sacrebleu: {train}",
+        f"plot --run {tmp_path} --output {tmp_path}/x.png": f"this command needs matplotlib: {train}",
+        "finetune-example": f"this command needs sacrebleu: {train}",
+        f"export-onnx {student}": "the package onnx is not installed: pip install onnx onnxruntime",
+        f"translate --model {student} --input {tmp_path}/text --output {tmp_path}/output": '{"sentences": 1, ',
+    }
+    blocked = [name for names in EXTRAS.values() for name in names if name != "yaml"]
+    lines = python(WITHOUT_EXTRAS, blocked, [words.split() for words in cases]).splitlines()
+    assert [line.removeprefix("error: ")[: len(start)] for line, start in zip(lines, cases.values(), strict=True)] == [
+        *cases.values()
+    ]

@@ -57,6 +57,36 @@ def test_a_defect_keeps_its_traceback():
         command(lambda argv: {}["absent"])()
 
 
+def missing(name):
+    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def test_a_missing_extra_is_named(capsys):
+    def hidden(argv):  # as Transformers' own lazy modules do
+        try:
+            missing("accelerate.utils")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("Could not import module 'Trainer'") from error
+
+    for main, sentence in (
+        (lambda argv: missing("datasets"), "datasets: pip install 'modeling-jmnat[train]'"),
+        (lambda argv: missing("onnx.helper"), "onnx: pip install 'modeling-jmnat[bench]'"),
+        (lambda argv: missing("gradio"), "gradio: pip install 'modeling-jmnat[space]'"),
+        (hidden, "accelerate: pip install 'modeling-jmnat[train]'"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            command(main)()
+        assert stopped.value.code == 1
+        assert capsys.readouterr().err == f"error: this command needs {sentence}\n"
+
+
+def test_any_other_missing_module_is_a_defect():
+    with pytest.raises(ModuleNotFoundError, match="modeling_jmnat.absent"):
+        command(lambda argv: missing("modeling_jmnat.absent"))()
+    with pytest.raises(ImportError, match="cannot import name"):
+        command(lambda argv: exec("from json import absent"))()
+
+
 @dataclass
 class Options:
     """What to do."""
