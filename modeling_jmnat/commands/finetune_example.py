@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..utils.command_line import check_counts, command, parse_arguments, print_help, wants_help
 from ..utils.text_files import read_parallel
+from .shipped import demo_text, shipped_model
 
-ROOT = Path(__file__).resolve().parents[2]
 WITHOUT_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss"})
 DEFAULTS = {
     "output_dir": "runs/finetuned",
@@ -33,7 +33,7 @@ class ExampleArguments:
 
     data: str = field(default="", metadata={"help": "Folder with train.de.gz, train.en.gz, valid.de.gz, valid.en.gz."})
     model: str = field(
-        default=str(ROOT / "hub_card" / "de-en"), metadata={"help": "Model to begin with. Default: hub_card/de-en."}
+        default="", metadata={"help": "Model to begin with. Default: the one that comes with the project."}
     )
     train_pairs: int = field(default=8000, metadata={"help": "Train on the first so many pairs."})
     valid_pairs: int = field(default=150, metadata={"help": "Score on the first so many pairs, before and after."})
@@ -54,8 +54,8 @@ def main(argv=None):
 
     arguments, training = parse_arguments(argv, (ExampleArguments, Seq2SeqTrainingArguments), __doc__, DEFAULTS)
     check_counts(arguments, ("train_pairs", "valid_pairs"))
-    name = arguments.model
-    folder = Path(arguments.data or ROOT / "run_scripts" / "demo_data" / "libreoffice-help")
+    name = arguments.model or shipped_model()
+    folder = Path(arguments.data) if arguments.data else demo_text()
 
     tokenizer = AutoTokenizer.from_pretrained(name)
     model = AutoModelForSeq2SeqLM.from_pretrained(name)

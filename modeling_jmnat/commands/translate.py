@@ -6,18 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from ..utils.atomic_files import atomic_text_file
 from ..utils.command_line import check_counts, command, parse_arguments
 from ..utils.text_files import decode_lines, iterate_lines
+from .shipped import shipped_model
 
 if TYPE_CHECKING:
     from ..inference.translation import Translation
-
-
-SHIPPED_MODEL = str(Path(__file__).resolve().parents[2] / "hub_card" / "de-en")
 
 
 @dataclass
@@ -25,8 +22,11 @@ class TranslationArguments:
     """What to translate, with which model and decoding options."""
 
     model: str = field(
-        default=SHIPPED_MODEL,
-        metadata={"help": "A trained model: a folder, or a name on the Hub. Default: hub_card/de-en."},
+        default="",
+        metadata={
+            "help": "A trained model: a folder, or a name on the Hub. Default: the one that comes with the project, "
+            "German to English."
+        },
     )
     input: str = field(
         default="-", metadata={"help": "Text to translate, one sentence a line; .gz is read as is. -: standard input."}
@@ -157,6 +157,7 @@ def run_translation(arguments: TranslationArguments, lines: Iterator[str], file:
 def main(argv=None):
     (arguments,) = parse_arguments(argv, TranslationArguments, __doc__)
     check_counts(arguments, ("n_best", "batch_tokens"))
+    arguments.model = arguments.model or shipped_model()
     from transformers.utils import logging
 
     from ..inference.translation import WINDOW_LINES

@@ -1,4 +1,4 @@
-"""The command `jmnat`: its list, quick `--help`, and what it says when something is missing."""
+"""The command `jmnat`: its list, quick `--help`, what it says when something is missing, and what comes with it."""
 
 import json
 import pkgutil
@@ -12,13 +12,14 @@ import pytest
 
 import modeling_jmnat
 from modeling_jmnat import commands
-from modeling_jmnat.commands import COMMANDS
+from modeling_jmnat.commands import COMMANDS, shipped
 from modeling_jmnat.commands.__main__ import main
 from modeling_jmnat.teacher.command import TeacherArguments
 from modeling_jmnat.training.arguments import JMNatTrainingArguments, TeacherTrainingArguments
 from modeling_jmnat.training.command import RunArguments
 from modeling_jmnat.training.options import MaskingOptions, ModelOptions
 from modeling_jmnat.utils.command_line import EXTRAS
+from tests.helpers.hub_server import stand_in_hub, take_for_the_hub
 from tests.helpers.translation_samples import SCRIPTS, load_script, save_translators
 
 HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", *(name for names in EXTRAS.values() for name in names))
@@ -70,7 +71,7 @@ def helps() -> dict[str, str]:
 
 
 def test_the_list_has_every_command(capsys):
-    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)} - {"__main__"}
+    modules = {module.name for module in pkgutil.iter_modules(commands.__path__)} - {"__main__", "shipped"}
     assert {name.replace("-", "_") for name in COMMANDS} == modules
     scripts = {load_script(path.stem).__name__ for path in SCRIPTS.glob("*.py")}
     assert scripts == {f"modeling_jmnat.commands.{module}" for module in modules}
@@ -155,3 +156,54 @@ def test_a_missing_extra_is_named_and_translating_needs_none(tmp_path):
     assert [line.removeprefix("error: ")[: len(start)] for line, start in zip(lines, cases.values(), strict=True)] == [
         *cases.values()
     ]
+
+
+# What comes with the project -----------------------------------------------------------------------------------------
+
+
+def test_in_a_checkout_model_and_text_lie_beside_the_package(monkeypatch):
+    monkeypatch.delenv(shipped.MODEL_VARIABLE, raising=False)
+    monkeypatch.delenv(shipped.TEXT_VARIABLE, raising=False)
+    assert shipped.shipped_model().endswith("hub_card/de-en")
+    assert (shipped.demo_text() / "valid.en.gz").is_file()
+    monkeypatch.setenv(shipped.MODEL_VARIABLE, str(SCRIPTS))
+    assert shipped.shipped_model() == str(SCRIPTS)
+
+
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """As at a user's who has the wheel: nothing beside the package, and a Hub on this machine."""
+    with stand_in_hub() as hub:
+        take_for_the_hub(monkeypatch, hub, tmp_path / "cache")
+        monkeypatch.setattr(shipped, "CHECKOUT", tmp_path)
+        for name in (shipped.MODEL_VARIABLE, shipped.TEXT_VARIABLE):
+            monkeypatch.delenv(name, raising=False)
+        yield hub
+
+
+def test_installed_the_model_is_fetched_from_the_hub(installed, tmp_path, capsys):
+    student = save_translators(tmp_path) / "student"
+    files = {path.name: path.read_bytes() for path in student.iterdir()}
+    installed.repositories[shipped.MODEL_REPOSITORY] = files
+    (tmp_path / "text").write_text("ein haus\n")
+    main(["translate", "--input", str(tmp_path / "text"), "--output", str(tmp_path / "translation")])
+    assert len((tmp_path / "translation").read_text().splitlines()) == 1
+    assert json.loads(capsys.readouterr().err.splitlines()[-1])["sentences"] == 1
+
+
+def test_installed_the_text_is_fetched_from_the_hub(installed):
+    installed.repositories[f"datasets/{shipped.TEXT_REPOSITORY}"] = {"train.de.gz": b"x", "README.md": b"y"}
+    folder = shipped.demo_text()
+    assert [path.name for path in folder.iterdir()] == ["train.de.gz"]
+
+
+def test_a_hub_without_them_is_one_sentence(installed, tmp_path, capsys):
+    for words, what in (
+        (["translate"], "the model that comes with this project cannot be had: .*; give --model, a folder or a name"),
+        (["finetune-example", "--model", "x"], "the text that comes with this project cannot be had: .*; give --data"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert stopped.value.code == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert re.match(f"error: {what}", line)

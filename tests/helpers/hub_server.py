@@ -126,7 +126,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def read(self, path: str):
         parts = path.strip("/").split("/")
-        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        kind = "datasets/" if "datasets" in parts[:2] else ""  # the repositories of models have no such word
+        if kind and parts[0] != "api":
+            del parts[0]
+        name = kind + "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
         files = self.hub.repositories.get(name)
         if files is None:
             return self.answer(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
