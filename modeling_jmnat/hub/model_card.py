@@ -16,7 +16,7 @@ from ..inference.onnx_runtime import GRAPHS_FOLDER
 from ..pipeline import JMNatTranslationPipeline
 from ..utils.markdown import markdown
 
-TEMPLATE = Path(__file__).resolve().parents[2] / "hub_card" / "model_card.md"
+TEMPLATE = Path(__file__).with_name("model_card.md")
 PICTURE = "bleu_latency.png"
 TAGS = ["jmnat", "non-autoregressive", "custom_code"]
 EXAMPLE_PASSES = 4  # of the snippet that shows every pass
