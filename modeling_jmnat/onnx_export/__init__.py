@@ -1,12 +1,10 @@
 """Writing a model as ONNX graphs; this file can be imported without the packages that writing needs."""
 
-PACKAGES = ("onnx", "onnxscript")  # that writing graphs needs, and running them does not
-
 
 def exporter():
     """The function `export_onnx`; ValueError where a package that it needs is not installed."""
     try:
         from .export import export_onnx
     except ImportError as error:
-        raise ValueError(f"ONNX graphs cannot be written ({error}): pip install {' '.join(PACKAGES)}") from None
+        raise ValueError(f"ONNX graphs cannot be written ({error}): pip install 'modeling-jmnat[bench]'") from None
     return export_onnx

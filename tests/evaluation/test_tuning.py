@@ -189,7 +189,7 @@ def test_without_onnx_exported_graphs_are_refused_before_the_work(folder, tmp_pa
     text = ["--source", str(tmp_path / "text"), "--reference", str(tmp_path / "text")]
     with pytest.raises(SystemExit):
         tune.main(["--model", str(tmp_path), *text])
-    assert "pip install onnx" in capsys.readouterr().err
+    assert "pip install 'modeling-jmnat[bench]'" in capsys.readouterr().err
 
 
 def test_the_command_tunes_a_teacher(folder, tmp_path, tune):
