@@ -1,5 +1,7 @@
 """Writing a model as ONNX graphs; this file can be imported without the packages that writing needs."""
 
+PACKAGES = ("onnx", "onnxscript")  # that writing graphs needs, and running them does not
+
 
 def exporter():
     """The function `export_onnx`; ValueError where a package that it needs is not installed."""
