@@ -158,6 +158,7 @@ class JMNatGenerationMixin(GenerationMixin):
 
     if TYPE_CHECKING:  # what the model that is mixed in has
         config: Any
+        generation_config_class: Any
 
         def encode_for_generation(
             self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None

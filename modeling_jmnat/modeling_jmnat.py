@@ -194,7 +194,9 @@ class JMNatPositionalAttention(JMNatAttention):
         scores = (torch.matmul(query, key.transpose(2, 3)) * self.scaling).float()
         return scores.masked_fill(~attend_mask, torch.finfo(scores.dtype).min).softmax(dim=-1).to(positions.dtype)
 
-    def forward(self, hidden_states, attention_mask=None, positions=None, probs=None, **kwargs):
+    def forward(  # type: ignore[override]
+        self, hidden_states, attention_mask=None, positions=None, probs=None, **kwargs
+    ):
         """hidden_states (B, T, D); either positions (1, T, D) with attention_mask, or `probs` (B, H, T, T)."""
         value = self.split_heads(self.v_proj(hidden_states))
         if probs is not None:
@@ -264,10 +266,11 @@ class JMNatDecoderLayer(JMNatLayer):
     ) -> torch.Tensor:
         """hidden_states (R, T, D). Encoder tensors may have fewer rows, B: R/B consecutive rows share each of them."""
 
+        sources: Any = encoder_hidden_states if encoder_key_value is None else encoder_key_value[0]
+
         def cross_attention(states):
-            num_sources = (encoder_hidden_states if encoder_key_value is None else encoder_key_value[0]).shape[0]
             output, _ = self.encoder_attn(
-                states.reshape(num_sources, -1, states.shape[-1]),
+                states.reshape(sources.shape[0], -1, states.shape[-1]),
                 encoder_attention_mask,
                 encoder_hidden_states,
                 encoder_key_value,

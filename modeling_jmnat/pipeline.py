@@ -66,7 +66,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
             raise ValueError(f"this pipeline translates with JM-NAT, not with a {model.config.model_type} model")
         if device is None and not isinstance(model, torch.nn.Module):
             device = model.device  # exported graphs stay where they are
-        super().__init__(model, *args, device=device, **kwargs)
+        super().__init__(model, *args, device=device, **kwargs)  # type: ignore[misc]
 
     def _sanitize_parameters(self, split_sentences=None, src_lang=None, return_history=None, **generation):
         if not isinstance(src_lang, (str, type(None))):

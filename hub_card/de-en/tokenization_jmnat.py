@@ -127,7 +127,9 @@ class JMNatTokenizer(TokenizersBackend):
     def _switch_to_target_mode(self):
         self._reads_target = True
 
-    def _encode_plus(self, text, text_pair=None, is_split_into_words=False, **kwargs):
+    def _encode_plus(  # type: ignore[override]
+        self, text, text_pair=None, is_split_into_words=False, **kwargs
+    ):
         if not is_split_into_words:  # split words have their tokenisation already
             text = _map_strings(self.split_text, text)
             text_pair = None if text_pair is None else _map_strings(self.split_text, text_pair)

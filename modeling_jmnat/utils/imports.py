@@ -24,7 +24,7 @@ class _Watcher:
                 execute(module)
                 self.run(module.__name__)
 
-            spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
     def run(self, name: str) -> None:
