@@ -15,6 +15,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import passes
 import pytest
 from transformers import AutoTokenizer
 
@@ -22,9 +23,6 @@ from tests.helpers.teacher_samples import random_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "hub_card" / "space"
-sys.path.insert(0, str(SPACE))
-
-import passes  # noqa: E402
 
 PHONE = (375, 700)
 DESKTOP = (1100, 900)

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import passes
 import pytest
+import rendering
 import torch
 import yaml
 
@@ -17,10 +19,6 @@ from tests.helpers.translation_samples import save_translators, tiny_student, ti
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "hub_card" / "space"
-sys.path.insert(0, str(SPACE))
-
-import passes  # noqa: E402
-import rendering  # noqa: E402
 
 SENTENCE = random_lines(1, seed=9)[0]
 
