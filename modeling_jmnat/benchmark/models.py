@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from ..configuration_jmnat import JMNatConfig
-from ..inference.loading import load_teacher_tokenizer
+from ..inference.loading import NO_FOREIGN_CODE, load_teacher_tokenizer
 from ..utils.fingerprints import tokenizer_fingerprint
 
 NEEDED = ("student", "teacher", "source", "reference")
@@ -27,7 +27,7 @@ def check_models(arguments, names: Sequence[str] = ("student", "teacher")) -> No
     for name, folder in folders.items():
         if not Path(folder).is_dir():
             raise ValueError(f"{name} {folder} is not a folder: give the folder of a saved model")
-        is_jmnat = AutoConfig.from_pretrained(folder).model_type == JMNatConfig.model_type
+        is_jmnat = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE).model_type == JMNatConfig.model_type
         if name == "student" and not is_jmnat:
             raise ValueError(f"--student {folder} is autoregressive: it must be a JM-NAT model")
         if name != "student" and is_jmnat:

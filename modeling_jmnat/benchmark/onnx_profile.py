@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
+from ..inference.loading import NO_FOREIGN_CODE
 from ..inference.onnx_runtime import GRAPHS, PASS, TRANSLATOR, find_graphs, graph_file, load_session
 from ..utils.markdown import markdown
 from .systems import System, load_engine
@@ -108,7 +109,7 @@ def plain_product_speed(system: System, num_threads: int) -> float:
     """Multiplications a second of the first linear layer of a feed-forward block, `PLAIN_ROWS` states at once."""
     from ..onnx_export.graph_writer import GraphWriter
 
-    config = AutoConfig.from_pretrained(system.folder)
+    config = AutoConfig.from_pretrained(system.folder, **NO_FOREIGN_CODE)
     width, inner, int8 = config.d_model, config.decoder_ffn_dim, system.int8
     graph = GraphWriter("product", int8)
     states = torch.randn(PLAIN_ROWS, width)

@@ -25,7 +25,7 @@ from ..configuration_jmnat import JMNatConfig, resolve_options
 from ..inference.ctranslate2_models import ctranslate2_converter
 from ..inference.cuda_graphs import StaticShapeJMNat
 from ..inference.engines import CTranslate2Engine, Engine, JMNatEngine, TransformersEngine
-from ..inference.loading import load_teacher_tokenizer
+from ..inference.loading import NO_FOREIGN_CODE, load_teacher_tokenizer
 from ..inference.onnx_runtime import ORTJMNatForConditionalGeneration, other_options
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..onnx_export import PACKAGES as EXPORT_PACKAGES
@@ -94,11 +94,15 @@ class System:
 @functools.cache
 def load_search(folder: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig, GenerationConfig]:
     """What CTranslate2 needs of the model that was converted: its tokenizer and its configurations."""
-    return load_teacher_tokenizer(folder), AutoConfig.from_pretrained(folder), GenerationConfig.from_pretrained(folder)
+    return (
+        load_teacher_tokenizer(folder),
+        AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE),
+        GenerationConfig.from_pretrained(folder),
+    )
 
 
 def load_transformers(system: System, num_threads: int | None) -> TransformersEngine:
-    model = AutoModelForSeq2SeqLM.from_pretrained(system.folder, dtype=getattr(torch, system.dtype))
+    model = AutoModelForSeq2SeqLM.from_pretrained(system.folder, dtype=getattr(torch, system.dtype), **NO_FOREIGN_CODE)
     return TransformersEngine(model.eval().to(system.device))
 
 
@@ -109,7 +113,9 @@ def load_ctranslate2(system: System, num_threads: int | None) -> CTranslate2Engi
 
 
 def load_torch(system: System, num_threads: int | None) -> JMNatEngine:
-    model = JMNatForConditionalGeneration.from_pretrained(system.folder, dtype=getattr(torch, system.dtype))
+    model = JMNatForConditionalGeneration.from_pretrained(
+        system.folder, dtype=getattr(torch, system.dtype), **NO_FOREIGN_CODE
+    )
     model = model.eval().to(system.device)
     return JMNatEngine(StaticShapeJMNat(model) if system.graphs else model)
 
@@ -184,7 +190,7 @@ def prepare_teacher(folder: str | Path) -> None:
     """Write `folder`/ctranslate2 from the autoregressive model in `folder`, if CTranslate2 is installed."""
     if importlib.util.find_spec("ctranslate2") is None:
         return
-    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32, **NO_FOREIGN_CODE)
     converter = ctranslate2_converter(model, load_teacher_tokenizer(folder))
     converter.convert(str(Path(folder) / "ctranslate2"), force=True)
 

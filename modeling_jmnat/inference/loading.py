@@ -28,6 +28,8 @@ from ..utils.hub_folders import check_folder
 from .cuda_graphs import StaticShapeJMNat
 from .onnx_runtime import ORTJMNatForConditionalGeneration, find_graphs
 
+# Code that lies in a folder is never run. Unless told so, Transformers asks on standard input, which may be the text.
+NO_FOREIGN_CODE = {"trust_remote_code": False}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
 LOAD_ITS_OWN = "load the tokenizer that was saved with this model"
@@ -78,9 +80,9 @@ def load_translator(
         return _load_exported(directory, device, dtype, int8=backend == "onnx_int8")
     torch_device = choose_device(device)
     try:
-        config = AutoConfig.from_pretrained(directory)
-        model = AutoModelForSeq2SeqLM.from_pretrained(directory, config=config, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, **NO_FOREIGN_CODE)
+        model = AutoModelForSeq2SeqLM.from_pretrained(directory, config=config, dtype=dtype, **NO_FOREIGN_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"model {directory} cannot be loaded: {_first_line(error)}") from None
     check_vocabulary(model, tokenizer)
@@ -96,7 +98,7 @@ def _load_exported(
             raise ValueError(f"{name}={value!r} cannot be chosen: exported graphs take auto or {only}")
     folder = find_graphs(directory, int8)
     model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **NO_FOREIGN_CODE)
     check_vocabulary(model, tokenizer)
     return model, tokenizer
 
@@ -143,7 +145,7 @@ def load_teacher(
     """
     tokenizer = load_teacher_tokenizer(directory)
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto")
+        model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto", **NO_FOREIGN_CODE)
     except SafetensorError as error:
         raise ValueError(f"the weights of {directory} cannot be read: {error}") from None
     refuse_student(directory, model.config)
@@ -171,7 +173,7 @@ def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         if name == JMNatTokenizer.__name__:
             return JMNatTokenizer.from_pretrained(directory)
     try:
-        return AutoTokenizer.from_pretrained(directory)
+        return AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
     except OSError as error:
         raise ValueError(f"the tokenizer of {directory} cannot be loaded: {_first_line(error)}") from None
     except (ImportError, ValueError) as error:

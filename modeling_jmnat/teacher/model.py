@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from ..configuration_jmnat import JMNatConfig
-from ..inference.loading import check_languages, load_teacher_tokenizer, refuse_student
+from ..inference.loading import NO_FOREIGN_CODE, check_languages, load_teacher_tokenizer, refuse_student
 from ..tokenization_jmnat import JMNatTokenizer
 from ..utils.fingerprints import shown, tokenizer_fingerprint
 
@@ -112,7 +112,7 @@ def can_start(directory: str | Path, model_section: Mapping, tokenizer: PreTrain
         ValueError: no such folder, a model that is not autoregressive, one that was trained on other data with a
             tokenizer of this package, or a multilingual one without languages.
     """
-    theirs, config = load_teacher_tokenizer(directory), AutoConfig.from_pretrained(directory)
+    theirs, config = load_teacher_tokenizer(directory), AutoConfig.from_pretrained(directory, **NO_FOREIGN_CODE)
     refuse_student(directory, config)
     try:
         generation_config = GenerationConfig.from_pretrained(directory)

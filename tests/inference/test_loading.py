@@ -1,6 +1,9 @@
 """Saved models and their tokenizers: what is loaded, and one sentence for each thing that is wrong."""
 
+import json
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +11,13 @@ import torch
 from transformers import GenerationConfig
 
 from modeling_jmnat.configuration_jmnat import JMNatConfig
-from modeling_jmnat.inference.loading import check_vocabulary, load_teacher, load_translator, set_languages
+from modeling_jmnat.inference.loading import (
+    check_vocabulary,
+    load_teacher,
+    load_teacher_tokenizer,
+    load_translator,
+    set_languages,
+)
 from modeling_jmnat.modeling_jmnat import JMNatForConditionalGeneration
 from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from modeling_jmnat.utils.hub_folders import check_folder
@@ -115,3 +124,35 @@ def test_codes_of_m2m100_lose_their_underscores():
         tokenizer, model = M2M100(), SimpleNamespace(generation_config=GenerationConfig())
         set_languages(model, tokenizer, codes)
         assert (tokenizer.src_lang, model.generation_config.forced_bos_token_id) == ("de", 8)
+
+
+@pytest.fixture
+def foreign(tmp_path, tokenizer):
+    """A folder of a model that Transformers does not know, whose code leaves a trace when it is run."""
+    folder = tmp_path / "foreign"
+    random_teacher(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    code = {"AutoConfig": "evil.Config", "AutoModelForSeq2SeqLM": "evil.Model"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "foreign", "auto_map": code}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Foreign", "auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\n")
+    return folder
+
+
+@pytest.mark.parametrize("load", [load_translator, load_teacher, load_teacher_tokenizer])
+def test_code_in_a_folder_is_never_run_nor_asked_about(load, foreign, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked on standard input"))
+    with pytest.raises(ValueError, match="code"):
+        load(foreign)
+    assert not (tmp_path / "trace").exists()
+
+
+def test_a_command_does_not_take_its_text_for_an_answer(foreign, tmp_path):
+    command = [sys.executable, "-m", "modeling_jmnat.commands", "translate", "--model", str(foreign)]
+    done = subprocess.run(command, input="yes, ein Hund\n", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: model {foreign} cannot be loaded: ")
+    assert not (tmp_path / "trace").exists()
