@@ -60,49 +60,27 @@ class Recipe:
         )
 
 
-def _scores(teacher: float, *others: float) -> dict[str, float]:
-    names = ("CM-NAT k=4", "CM-NAT k=10", "JM-NAT k=4", "JM-NAT k=10")
-    return {"teacher": teacher, **dict(zip(names, others, strict=True))}
-
-
-def _languages(source: str, target: str) -> dict[str, str]:
-    return {"source_lang": source, "target_lang": target}
+def _recipe(title: str, text: dict, languages: str, preset: str, num_length_candidates: int, *bleu: float) -> Recipe:
+    source_lang, target_lang = languages.split("-")
+    preparation = text | {"source_lang": source_lang, "target_lang": target_lang}
+    systems = ("teacher", "CM-NAT k=4", "CM-NAT k=10", "JM-NAT k=4", "JM-NAT k=10")
+    return Recipe(title, preparation, preset, num_length_candidates, dict(zip(systems, bleu, strict=True)))
 
 
 RECIPES = {
-    "iwslt14_de_en": Recipe(
-        "IWSLT14 German to English",
-        IWSLT14 | _languages("de", "en"),
-        "iwslt14",
-        4,
-        _scores(32.99, 30.42, 31.71, 31.27, 32.59),
+    "iwslt14_de_en": _recipe(
+        "IWSLT14 German to English", IWSLT14, "de-en", "iwslt14", 4, 32.99, 30.42, 31.71, 31.27, 32.59
     ),
-    "wmt14_en_de": Recipe(
-        "WMT14 English to German",
-        WMT14 | _languages("en", "de"),
-        "wmt_base",
-        3,
-        _scores(28.04, 25.94, 27.03, 27.05, 27.69),
+    "wmt14_en_de": _recipe(
+        "WMT14 English to German", WMT14, "en-de", "wmt_base", 3, 28.04, 25.94, 27.03, 27.05, 27.69
     ),
-    "wmt14_de_en": Recipe(
-        "WMT14 German to English",
-        WMT14 | _languages("de", "en"),
-        "wmt_base",
-        3,
-        _scores(32.69, 29.90, 30.53, 31.51, 32.24),
+    "wmt14_de_en": _recipe(
+        "WMT14 German to English", WMT14, "de-en", "wmt_base", 3, 32.69, 29.90, 30.53, 31.51, 32.24
     ),
-    "wmt16_en_ro": Recipe(
-        "WMT16 English to Romanian",
-        WMT16 | _languages("en", "ro"),
-        "wmt_base",
-        3,
-        _scores(34.13, 32.53, 33.08, 32.97, 33.52),
+    "wmt16_en_ro": _recipe(
+        "WMT16 English to Romanian", WMT16, "en-ro", "wmt_base", 3, 34.13, 32.53, 33.08, 32.97, 33.52
     ),
-    "wmt16_ro_en": Recipe(
-        "WMT16 Romanian to English",
-        WMT16 | _languages("ro", "en"),
-        "wmt_base",
-        3,
-        _scores(34.46, 33.23, 33.31, 33.21, 33.72),
+    "wmt16_ro_en": _recipe(
+        "WMT16 Romanian to English", WMT16, "ro-en", "wmt_base", 3, 34.46, 33.23, 33.31, 33.21, 33.72
     ),
 }
