@@ -24,6 +24,7 @@ from transformers.utils import is_sentencepiece_available
 from ..configuration_jmnat import JMNatConfig
 from ..generation_jmnat import VOCABULARY_PADDING
 from ..tokenization_jmnat import JMNatTokenizer
+from ..utils.finite import check_finite
 from ..utils.hub_folders import check_folder
 from .cuda_graphs import StaticShapeJMNat
 from .onnx_runtime import ORTJMNatForConditionalGeneration, find_graphs
@@ -85,6 +86,7 @@ def load_translator(
         tokenizer = AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ValueError(f"model {directory} cannot be loaded: {_first_line(error)}") from None
+    check_finite(model, directory)
     check_vocabulary(model, tokenizer)
     model = model.to(torch_device).eval()
     return (StaticShapeJMNat(model) if backend == "cuda_graphs" else model), tokenizer
@@ -149,6 +151,7 @@ def load_teacher(
     except SafetensorError as error:
         raise ValueError(f"the weights of {directory} cannot be read: {error}") from None
     refuse_student(directory, model.config)
+    check_finite(model, directory)
     if model.config.vocab_size < len(tokenizer):
         raise ValueError(
             f"{directory}: the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: save "

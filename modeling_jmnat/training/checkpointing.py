@@ -1,5 +1,6 @@
 """`CheckpointingTrainer`: runs that may be killed at any moment, resume exactly, and end with their best weights."""
 
+import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -8,9 +9,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerState
-from transformers.trainer_utils import PredictionOutput, TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput, has_length
 
 from ..utils.atomic_files import publish_folder
+from ..utils.finite import is_finite, not_finite
 from . import checkpoints
 from .callbacks import EMACallback, StopCallback
 from .checkpoint_averaging import average_checkpoints
@@ -27,6 +29,7 @@ class CheckpointingTrainer(Trainer):
     - SIGTERM, SIGINT and the end of `time_budget` stop training after the current step, with a checkpoint.
     - With `ema_decay`, everything but the training step itself uses the averaged weights.
     - `keep_best` keeps the checkpoints with the highest BLEU, from which `choose_final_weights` chooses.
+    - A loss, gradient or weight that is NaN or infinite ends training by FloatingPointError; nothing of it is saved.
 
     Subclasses define `final_bleu`.
     """
@@ -89,6 +92,31 @@ class CheckpointingTrainer(Trainer):
         if training_weights.is_file():
             self.model.load_state_dict(load_file(training_weights), strict=False)
 
+    def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs) -> None:
+        control = self.control
+        at_rest = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        if at_rest or self.args.device.type == "cpu":  # reading a number off a GPU in every step would cost time
+            # With fp16 an infinite gradient is routine: the scaler skips the update. A sum of losses keeps its NaN.
+            norm = None if self.accelerator.scaler is not None else grad_norm
+            if not is_finite(tr_loss):
+                raise self._diverged("the loss")
+            if norm is not None and not is_finite(norm):
+                raise self._diverged("the norm of the gradients")
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        where = f"step {self.state.global_step}"
+        if has_length(self.callback_handler.train_dataloader):
+            epoch = math.ceil(self.state.epoch)
+            batch = round((self.state.epoch - epoch + 1) * len(self.callback_handler.train_dataloader))
+            where += f" (batch {batch} of epoch {epoch})"
+        newest = checkpoints.newest_whole(self.args.output_dir)
+        kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
+        return FloatingPointError(
+            f"{what} is no longer finite at {where} and nothing of it was saved; {kept}. Train in another output_dir "
+            "with a lower learning_rate, more warmup_steps or a max_grad_norm such as 1"
+        )
+
     # Saving ----------------------------------------------------------------------------------------------------------
 
     def _get_output_dir(self, trial=None) -> str:
@@ -96,6 +124,8 @@ class CheckpointingTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial=None) -> None:
         """Write the checkpoint aside, then give it its name; a full disk leaves the earlier ones as they were."""
+        if (name := not_finite(self.model)) is not None:
+            raise self._diverged(f"the weight {name}")
         run_dir = Path(self.args.output_dir)
         self._saving_folder = checkpoints.staging_folder(run_dir)
         staged = self._saving_folder / f"checkpoint-{self.state.global_step}"

@@ -12,6 +12,7 @@ from ..inference.loading import check_vocabulary, load_teacher, load_teacher_tok
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..tokenization_jmnat import JMNatTokenizer
 from ..utils.fingerprints import shown, tokenizer_fingerprint
+from ..utils.finite import check_finite
 from .command import RunArguments
 from .halves import freeze_half, restart_half
 from .options import FREE_MODEL_FIELDS, ModelOptions
@@ -58,7 +59,9 @@ def trained_model(
             )
     check_same_tokenizer(JMNatTokenizer.from_pretrained(folder), tokenizer, folder)
     # Changes given to the model's from_pretrained would end up in its generation config as well.
-    return JMNatForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32)
+    model = JMNatForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32)
+    check_finite(model, folder)
+    return model
 
 
 def check_same_tokenizer(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, folder: str) -> None:

@@ -16,6 +16,7 @@ from ..data.dataset_columns import column_lengths
 from ..data.preparation import load_prepared
 from ..utils.atomic_files import replace_files, same_path, write_json
 from ..utils.fingerprints import data_settings, legacy_tokenizer_digest, same_fingerprint
+from ..utils.finite import check_finite
 from ..utils.locks import folder_lock
 from ..utils.signals import terminated_as_interrupted
 from . import checkpoints
@@ -159,6 +160,7 @@ def finish(
 ) -> dict:
     """Write the final model and then, as the last file, the results, those of `final_scores` included."""
     report = trainer.choose_final_weights()
+    check_finite(trainer.model, output_dir)
     if final_scores is not None:
         report.update(final_scores(trainer))
     speeds = [entry["target_tokens_per_second"] for entry in trainer.state.log_history if "nll_loss" in entry]

@@ -14,7 +14,7 @@ from .help_text import help_text, usage_of
 from .signals import handling
 
 # Errors that a user causes and can mend. Anything else is a defect of ours and keeps its traceback.
-USER_ERRORS = (ValueError, OSError, SafetensorError)
+USER_ERRORS = (ValueError, OSError, SafetensorError, FloatingPointError)
 GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable, such as 0.1: the most of a GPU to take
 EXTRAS = {  # of setup.cfg, with the modules that they bring
     "train": ("accelerate", "datasets", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece", "tensorboard", "yaml"),

@@ -126,6 +126,17 @@ def test_codes_of_m2m100_lose_their_underscores():
         assert (tokenizer.src_lang, model.generation_config.forced_bos_token_id) == ("de", 8)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(("load", "name"), [(load_translator, "student"), (load_teacher, "teacher")])
+def test_weights_that_are_no_numbers_are_refused(load, name, value, student, tokenizer, tmp_path):
+    model = tiny_student(tokenizer) if name == "student" else random_teacher(tokenizer)
+    model.get_encoder().layers[0].fc1.bias.data[3] = value
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the weights of .* are not finite \(model\.encoder\.layers\.0\.fc1\.bias\)"):
+        load(tmp_path)
+
+
 @pytest.fixture
 def foreign(tmp_path, tokenizer):
     """A folder of a model that Transformers does not know, whose code leaves a trace when it is run."""

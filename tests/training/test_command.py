@@ -293,6 +293,17 @@ def test_bad_input_is_named(data, preset, tmp_path, capfd):
     expect_error(capfd, "file", "--preset", preset, "--data", data, "--output_dir", tmp_path / "file" / "run")
 
 
+def test_a_run_that_diverges_fails_and_keeps_no_weights(data, preset, tmp_path, capfd):
+    run = tmp_path / "run"
+    base = ("--preset", preset, "--data", data, "--output_dir", run, "--save_steps", 1)
+    message = "is no longer finite at step"
+    expect_error(capfd, message, *base, "--learning_rate", 1e30, "--warmup_steps", 0, "--max_grad_norm", 0)
+    assert not (run / "results.json").exists()
+    assert not (run / "model.safetensors").exists()
+    for checkpoint in checkpoints.list_checkpoints(run):
+        assert all(value.isfinite().all() for value in load_file(checkpoint / checkpoints.WEIGHTS).values())
+
+
 def test_another_tokenizer_is_refused(through, preset, tmp_path, capfd):
     (tmp_path / "other").mkdir()
     other = prepare_tiny_data(tmp_path / "other", num_train=20)

@@ -498,6 +498,73 @@ def test_full_disk_leaves_the_last_good_checkpoint(tiny, tmp_path, through):
     assert_equal_weights(run_steps(tiny, tmp_path).model.state_dict(), through)
 
 
+class Poison(TrainerCallback):
+    """Makes the fourth step diverge: its loss, a gradient, or a weight after it."""
+
+    def __init__(self, what, value):
+        self.what, self.value = what, value
+
+    def now(self, what, state):
+        return what == self.what and state.global_step == 3 + (what == "weight")
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.now("loss", state):
+            loss_outputs = self.trainer.loss_outputs
+
+            def poisoned(*arguments):
+                outputs = loss_outputs(*arguments)
+                outputs.loss = outputs.loss * self.value
+                return outputs
+
+            self.trainer.loss_outputs = poisoned
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if self.now("weight", state):
+            model.get_decoder().layers[0].fc1.bias.data[0] = self.value
+
+    def attach(self, trainer):
+        self.trainer = trainer
+        bias = trainer.model.get_decoder().layers[0].fc1.bias
+        if self.what == "gradient":
+            bias.register_hook(lambda grad: grad * self.value if trainer.state.global_step == 3 else grad)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("what", "sentence"),
+    [
+        ("loss", "the loss"),
+        ("gradient", "the norm of the gradients"),
+        ("weight", r"the weight model\.decoder\.layers\.0\.fc1\.bias"),
+    ],
+)
+def test_divergence_ends_training_and_costs_no_checkpoint(
+    tiny, tmp_path, through, what, sentence, value, max_grad_norm
+):
+    """`save_total_limit` would leave nothing but the weights that are lost."""
+    poison = Poison(what, value)
+    options = {"max_tokens": 100, "save_strategy": "steps", "save_steps": 2, "max_steps": 7, "ema_decay": 0.9}
+    options |= {"learning_rate": 0.01, "warmup_steps": 1, "save_total_limit": 1, "max_grad_norm": max_grad_norm}
+    trainer = make_trainer(tiny, tmp_path, callbacks=[poison], **options)
+    poison.attach(trainer)
+    place = r"at step 4 \(batch 4 of epoch 1\).* the last good checkpoint is .*checkpoint-2\."
+    with pytest.raises(FloatingPointError, match=f"{sentence} is no longer finite {place}"):
+        trainer.train()
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["checkpoint-2"]
+    if max_grad_norm:
+        assert_equal_weights(run_steps(tiny, tmp_path).model.state_dict(), through)
+
+
+def test_divergence_before_the_first_checkpoint_is_found_in_the_second_epoch(tiny, tmp_path):
+    poison = Poison("loss", math.nan)
+    trainer = make_trainer(tiny, tmp_path, callbacks=[poison], per_device_train_batch_size=20, max_steps=6)
+    poison.attach(trainer)
+    assert len(trainer.get_train_dataloader()) == 3
+    with pytest.raises(FloatingPointError, match=r"at step 4 \(batch 1 of epoch 2\).*; there is no checkpoint yet\."):
+        trainer.train()
+
+
 def test_resuming_can_be_declined(tiny, tmp_path):
     run_steps(tiny, tmp_path, max_steps=2)
     trainer = make_trainer(tiny, tmp_path, max_steps=1)

@@ -1,0 +1,27 @@
+"""Numbers that are NaN or infinite: found before they are saved, or before a model that holds them is used."""
+
+import torch
+from torch import nn
+
+
+def is_finite(value: torch.Tensor | float) -> bool:
+    """Whether no element is NaN or infinite."""
+    return bool(torch.as_tensor(value).isfinite().all())
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The name of a parameter with a number that is NaN or infinite, None if there is none."""
+    parameters = model.named_parameters()
+    return next((name for name, value in parameters if not value.is_meta and not is_finite(value)), None)
+
+
+def check_finite(model: nn.Module, directory: object) -> None:
+    """Refuse a model from `directory` whose weights are no numbers: its translations would be empty, without an error.
+
+    Raises:
+        ValueError: a weight is NaN or infinite.
+    """
+    if (name := not_finite(model)) is not None:
+        raise ValueError(
+            f"the weights of {directory} are not finite ({name}): its training diverged, so take an earlier checkpoint"
+        )
