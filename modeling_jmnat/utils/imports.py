@@ -71,3 +71,12 @@ class LazyClass:
 
     def __call__(self, *args, **kwargs):
         return self._load()(*args, **kwargs)
+
+    def __mro_entries__(self, bases: tuple) -> tuple[type]:  # a subclass is one of the class itself
+        return (self._load(),)
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return isinstance(instance, self._load())
+
+    def __subclasscheck__(self, subclass: type) -> bool:
+        return issubclass(subclass, self._load())

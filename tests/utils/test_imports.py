@@ -82,3 +82,19 @@ def test_a_lazy_class_is_loaded_when_it_is_used(modules):
     assert lazy(n=5).n == 5
     with pytest.raises(AttributeError):
         _ = lazy.absent
+
+
+def test_a_lazy_class_can_stand_where_a_class_does(modules):
+    """What Transformers and its users do with the entries of its registries."""
+    lazy = LazyClass(modules[0], "Thing")
+
+    class Child(lazy):
+        pass
+
+    real = sys.modules[modules[0]].Thing
+    assert Child.__mro__[:2] == (Child, real)
+    assert isinstance(real(n=5), lazy)
+    assert isinstance(Child(n=5), lazy)
+    assert not isinstance(5, lazy)
+    assert issubclass(Child, lazy)
+    assert not issubclass(int, lazy)
