@@ -9,7 +9,6 @@ import sys
 import traceback
 
 import pytest
-import torch
 import yaml
 from datasets import load_from_disk
 
@@ -89,13 +88,7 @@ class ForkedCommand:
         return self.returncode
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads would not survive the fork."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def reproduce(capsys, *arguments):

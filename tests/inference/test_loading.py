@@ -23,22 +23,7 @@ from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from modeling_jmnat.utils.hub_folders import check_folder
 from modeling_jmnat.utils.id_batches import pad_batch
 from tests.helpers.teacher_samples import TINY, random_teacher
-from tests.helpers.translation_samples import save_translators, tiny_student, tiny_tokenizer
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_translators(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def student(tokenizer):
-    return tiny_student(tokenizer)
+from tests.helpers.translation_samples import tiny_student
 
 
 def test_tokenizer_of_another_model_is_refused(student, tokenizer):

@@ -12,24 +12,9 @@ import torch
 
 from modeling_jmnat.inference.translation import LONGER_TARGETS, parse_generation_options, translate_lines
 from tests.helpers.teacher_samples import WORDS, random_lines, random_teacher
-from tests.helpers.translation_samples import SCRIPTS, load_script, save_translators, tiny_student, tiny_tokenizer
+from tests.helpers.translation_samples import SCRIPTS, load_script, tiny_student
 
 PASSES = {"num_iterations": 3, "num_length_candidates": 3}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_translators(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def student(tokenizer):
-    return tiny_student(tokenizer)
 
 
 @pytest.fixture(scope="module")

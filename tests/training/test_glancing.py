@@ -9,7 +9,7 @@ from modeling_jmnat import DataCollatorForJMNat
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.training.own_predictions import after_glancing, first_pass_predictions
 from tests.helpers.tiny_runs import prepare_tiny_data, tiny_model
-from tests.training.test_trainer import GradientRecorder, assert_same_step, make_trainer
+from tests.training.test_trainer import assert_same_step, make_trainer, one_step
 
 
 @pytest.fixture(scope="module")
@@ -124,29 +124,15 @@ def test_no_row_takes_part(tiny):
     assert all(torch.equal(after[name], plain[name]) for name in plain)
 
 
-def one_step(tiny, output_dir, batch_size, accumulation, **fields):
-    recorder = GradientRecorder()
-    trainer = make_trainer(
-        tiny,
-        output_dir,
-        {"dropout": 0.0, "encoder_loss_weight": 0.5, "ngram_loss_weight": 0.5, "length_loss_weight": 0.5},
-        collator_of(tiny, **fields),
-        callbacks=[recorder],
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=accumulation,
-        max_steps=1,
-        logging_steps=1,
-        max_grad_norm=0.0,
-    )
-    trainer.train()
-    return trainer.state.log_history[0], recorder.gradients
+def one_glancing_step(tiny, output_dir, batch_size, accumulation, **fields):
+    return one_step(tiny, output_dir, batch_size, accumulation, collator_of(tiny, **fields))
 
 
 def test_accumulation_gives_the_same_loss_and_gradients(tiny, tmp_path):
-    whole = one_step(tiny, tmp_path, 8, 1)
-    assert_same_step(whole, one_step(tiny, tmp_path, 2, 4))
-    assert_same_step(whole, one_step(tiny, tmp_path, 1, 8))
-    assert one_step(tiny, tmp_path, 8, 1, glancing_ratio=0.0)[0]["loss"] != whole[0]["loss"]
+    whole = one_glancing_step(tiny, tmp_path, 8, 1)
+    assert_same_step(whole, one_glancing_step(tiny, tmp_path, 2, 4))
+    assert_same_step(whole, one_glancing_step(tiny, tmp_path, 1, 8))
+    assert one_glancing_step(tiny, tmp_path, 8, 1, glancing_ratio=0.0)[0]["loss"] != whole[0]["loss"]
 
 
 def test_trainer_divides_by_what_is_left_to_predict(tiny, tmp_path):

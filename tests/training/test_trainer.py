@@ -30,12 +30,7 @@ from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
 BASE = {"use_cpu": True, "disable_tqdm": True, "report_to": [], "save_strategy": "no", "seed": 3}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +60,14 @@ def make_trainer(tiny, output_dir, model_fields=None, collator=None, callbacks=(
     )
 
 
-def one_step(tiny, output_dir, batch_size, accumulation, **fields):
+def one_step(tiny, output_dir, batch_size, accumulation, collator=None, **fields):
     """Logged losses and gradients of one optimizer step, without dropout and clipping."""
     recorder = GradientRecorder()
     trainer = make_trainer(
         tiny,
         output_dir,
         {"dropout": 0.0, "encoder_loss_weight": 0.5, "ngram_loss_weight": 0.5, "length_loss_weight": 0.5},
+        collator,
         callbacks=[recorder],
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
@@ -425,13 +421,12 @@ def test_losses_keep_to_the_token_budget_of_an_evaluation(tiny, tmp_path):
     assert metrics[0]["eval_loss"] == pytest.approx(metrics[1]["eval_loss"], rel=1e-5)
 
 
+SEVEN_STEPS = {"max_tokens": 100, "save_strategy": "steps", "save_steps": 2, "max_steps": 7, "ema_decay": 0.9}
+SEVEN_STEPS |= {"learning_rate": 0.01, "warmup_steps": 1}
+
+
 def run_steps(tiny, output_dir, **options):
-    options = {
-        **{"max_tokens": 100, "save_strategy": "steps", "save_steps": 2, "max_steps": 7, "ema_decay": 0.9},
-        **{"learning_rate": 0.01, "warmup_steps": 1},
-        **options,
-    }
-    trainer = make_trainer(tiny, output_dir, **options)
+    trainer = make_trainer(tiny, output_dir, **{**SEVEN_STEPS, **options})
     trainer.train(resume_from_checkpoint=True)
     return trainer
 
@@ -486,9 +481,7 @@ class FileSizeLimit(TrainerCallback):
 def test_full_disk_leaves_the_last_good_checkpoint(tiny, tmp_path, through):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
-        options = {"max_tokens": 100, "save_strategy": "steps", "save_steps": 2, "max_steps": 7, "ema_decay": 0.9}
-        options.update(learning_rate=0.01, warmup_steps=1, save_total_limit=1)
-        trainer = make_trainer(tiny, tmp_path, callbacks=[FileSizeLimit(3)], **options)
+        trainer = make_trainer(tiny, tmp_path, callbacks=[FileSizeLimit(3)], **SEVEN_STEPS, save_total_limit=1)
         with pytest.raises(OSError, match="checkpoint-4 cannot be saved"):
             trainer.train()
     finally:
@@ -544,8 +537,7 @@ def test_divergence_ends_training_and_costs_no_checkpoint(
 ):
     """`save_total_limit` would leave nothing but the weights that are lost."""
     poison = Poison(what, value)
-    options = {"max_tokens": 100, "save_strategy": "steps", "save_steps": 2, "max_steps": 7, "ema_decay": 0.9}
-    options |= {"learning_rate": 0.01, "warmup_steps": 1, "save_total_limit": 1, "max_grad_norm": max_grad_norm}
+    options = {**SEVEN_STEPS, "save_total_limit": 1, "max_grad_norm": max_grad_norm}
     trainer = make_trainer(tiny, tmp_path, callbacks=[poison], **options)
     poison.attach(trainer)
     place = r"at step 4 \(batch 4 of epoch 1\).* the last good checkpoint is .*checkpoint-2\."
