@@ -6,14 +6,15 @@ The file is one of those that a saved model carries along, so that it works wher
 import os
 import re
 import types
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.base import ChunkPipeline
 
-from .tokenization_jmnat import show_canvas
+from .tokenization_jmnat import MARKS, clean_text, show_canvas
 
 # As `config.custom_pipelines` holds it: `pipeline("translation", model=..., trust_remote_code=True)` finds the class.
 CUSTOM_PIPELINES = {
@@ -27,6 +28,39 @@ CUSTOM_PIPELINES = {
 MAY_END = re.compile(r"""[.!?…؟۔।]["'”’“»«›‹)\]]*\s|[。！？]""")
 LAST_SIGNS = re.compile(r"(?<!\W)\W+$")  # tried once in a run of signs, not at each of them
 WIDE_SPACES = re.compile(r"[^\S\x00-\x7f]")
+
+ADDRESS_END = r"""[^\s<>"'“”«».,:;!?)\]}…]"""
+FILE_TYPES = (
+    "bak|c|cfg|conf|cpp|css|csv|deb|dll|docx?|exe|gif|gz|h|html?|ini|jpe?g|js|json|log|md|mp[34]|od[pst]|pdf|png|pptx?|"
+    "py|rpm|sh|so|svg|tar|toml|tsv|txt|xlsx?|xml|ya?ml|zip|com|de|io|net|org"
+)
+NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
+NUMBER = r"\d+(?:[.,:/'’-]\d+)*"
+# What a translation copies, the most special first. `protect` adds words with characters that have no piece.
+COPIED = re.compile(
+    "|".join(
+        (
+            rf"""(?:(?:https?|ftps?|file|git|ssh)://|mailto:)[^\s<>"]*{ADDRESS_END}|www\.[^\s<>"]*{ADDRESS_END}""",
+            r"[\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)+",  # e-mail
+            r"</?[A-Za-z][^<>]*>|&(?:#\d+|#x[0-9A-Fa-f]+|[A-Za-z]\w*);",  # markup
+            # Placeholders of shells, templates, C and Python.
+            r"\$\{[^{}\s]*\}|\$\([A-Za-z_]\w*\)|\$[A-Za-z_]\w*\$?|%[A-Za-z_]\w+%|@[A-Z_][A-Z0-9_]*@|\[\[[^\[\]]*\]\]",
+            r"\{\{[^{}]*\}\}|\{[\w.:!,%]*\}|%\([A-Za-z_]\w*\)[-+ 0#]?\d*[a-z]|%\d+(?![\w$])",
+            r"%(?:\d+\$)?[-+0#]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[diouxXeEfgGcsp@](?!\w)",
+            # Paths, options, identifiers, names of files and sites.
+            r"(?<![\w/~.])(?:~|\.{1,2})?(?:/[\w.+@-]*\w)+/?|\b[A-Za-z]:\\[^\s\"<>|]*[\w\\]|(?<![\w-])--[A-Za-z][\w-]*\w",
+            rf"\b[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES})\b",
+            r"\b(?:[a-z]\w*?(?:_[a-z0-9]+)+|[A-Z]\w*?(?:_[A-Z0-9]+)+)\b",
+            r"\b[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\b|\b0x[0-9A-Fa-f]+\b",
+            # Amounts of money, telephone numbers, dates and times, numbers: a short ordinal ("3. Mai") is a word.
+            rf"(?<![\w.,])[€$£¥][ \xa0\u202f]?{NUMBER}",
+            r"(?<![\w.,])[+-]?\d{1,3}(?:[ \xa0\u2009\u202f]\d{3})+(?!\d)(?:[.,]\d+)?(?:[ \xa0\u202f]?[€$£¥](?!\w))?",
+            rf"(?<![\w.,])[+-]?{NUMBER}[ \xa0\u202f]?[€$£¥](?!\w)|(?<![\w.,])\+\d{{1,3}}(?:[ /-]?(?:\(\d+\)|\d+))+",
+            r"\b\d{4}-\d\d-\d\dT[\d:.]*\d(?:Z|[+-]\d\d:?\d\d)?|(?<!\w)[A-Z]{1,5}-?\d[\w-]*(?:\.\d+)*",
+            r"(?<![\w.,])[v+-]?\d+(?:[.,:/'’-]\d+)+|(?:(?<![\w)\]])[+-])?(?<![^\W\d_])(?:\d{3,}|\d{1,2}(?!\d|\.\s))",
+        )
+    )
+)
 
 
 class JMNatTranslationPipeline(ChunkPipeline):
@@ -96,9 +130,11 @@ class JMNatTranslationPipeline(ChunkPipeline):
         for number, piece in enumerate(pieces, start=1):
             sentence = piece.strip()
             before, after = piece.split(sentence, 1) if sentence else (piece, "")
+            marked, items = protect(self.tokenizer, sentence)
+            as_it_is = sentence if is_copied(marked, items) else None if clean_text(sentence) else ""
             yield {
-                **self.encode(sentence),
-                "space": {"before": before, "after": after, "blank": not sentence},
+                **self.encode(marked),
+                "space": {"before": before, "after": after, "as_it_is": as_it_is, "items": items},
                 "is_last": number == len(pieces),
             }
 
@@ -130,13 +166,18 @@ class JMNatTranslationPipeline(ChunkPipeline):
         ranks = len(texts) // len(spaces)
         results = []
         for index, space in enumerate(spaces):
-            of_piece = [""] * ranks if space["blank"] else texts[index * ranks : (index + 1) * ranks]
+            as_it_is, items = space["as_it_is"], space["items"]
+            of_piece = [restore(text, items) for text in texts[index * ranks : (index + 1) * ranks]]
+            if as_it_is is not None:
+                of_piece = [as_it_is] * ranks
             result = {**space, "texts": of_piece, "history": None}
             if output.history is not None:
                 passes = output.history[: int(output.num_passes[index])]
                 result["history"] = [
                     [
-                        "" if space["blank"] else show_canvas(self.tokenizer, turn.canvas[index, best].tolist())
+                        restore(show_canvas(self.tokenizer, turn.canvas[index, best].tolist()), items)
+                        if as_it_is is None
+                        else as_it_is
                         for turn in passes
                     ]
                     for best in output.best_candidates[index].tolist()
@@ -206,3 +247,85 @@ def split_line(line: str, language: str) -> list[str]:
         sentences.append(line[position : position + len(sentence)])
         position += len(sentence)
     return sentences
+
+
+# What is to be copied ------------------------------------------------------------------------------------------------
+
+
+def find_copied(text: str, known_characters: frozenset[str]) -> list[tuple[int, int]]:
+    """Spans of the text that are to be copied, in order.
+
+    Those of `COPIED`, and words that hold characters without a piece of their own, which would be predicted byte by
+    byte; several such words in a row are one span.
+    """
+    spans = [match.span() for match in COPIED.finditer(text)]
+    taken = {position for span in spans for position in range(*span)}
+    kinds = "".join(
+        "-" if position in taken else _kind(character, known_characters) for position, character in enumerate(text)
+    )
+    spans += [match.span() for match in re.finditer("w*u(?:i?[uw])*(?: u(?:i?[uw])*)*", kinds)]
+    return sorted(spans)
+
+
+def _kind(character: str, known_characters: frozenset[str]) -> str:
+    """u: unknown, i: invisible, w: of a word, a space, or - for another sign."""
+    if character not in known_characters and not character.isspace():
+        # Behind a flag, to which invisible tags belong.
+        return "u" if clean_text(f"\U0001f3f4{character}") != "\U0001f3f4" else "i"
+    return " " if character.isspace() else "w" if character.isalnum() else "-"
+
+
+def protect(tokenizer, text: str, first: int = 0, items: Sequence[str] | None = None) -> tuple[str, list[str]]:
+    """Put marks in the place of what is to be copied: numbers, addresses, markup, words in unknown characters.
+
+    Args:
+        first: number of the first mark; items that stand twice share one, and at most ten are marked.
+        items: mark these wherever they stand, instead of looking for some: the other side of a training pair.
+
+    Returns:
+        The text with marks, and what they stand for: `restore` puts it back into a translation. Where the vocabulary
+        has no marks, the text as it is and nothing.
+    """
+    if not getattr(tokenizer, "has_marks", False):
+        return text, []
+    if items is None:
+        spans = find_copied(text, tokenizer.known_characters)
+        items = list(dict.fromkeys(text[begin:end] for begin, end in spans))[: len(MARKS)]
+    else:
+        longest_first = "|".join(map(re.escape, sorted(items, key=len, reverse=True)))
+        found = re.finditer(rf"(?<![^\W_])(?:{longest_first})(?!\d)", text) if items else ()
+        spans = [match.span() for match in found]
+    marks = {item: MARKS[(first + number) % len(MARKS)] for number, item in enumerate(items)}
+    pieces, position = [], 0
+    for begin, end in spans:
+        pieces += [text[position:begin], marks.get(text[begin:end], text[begin:end])]
+        position = end
+    return "".join([*pieces, text[position:]]), list(items)
+
+
+def protect_pair(tokenizer, source: str, target: str) -> tuple[str, str]:
+    """Source and target of a training pair with marks for what stands in both.
+
+    One pair in eight also has its names marked, so that marks are learned in every place of a sentence. Which one, and
+    the first mark, depends on the source alone: every mark is trained as often as the others.
+    """
+    if not getattr(tokenizer, "has_marks", False):
+        return source, target
+    drawn = zlib.crc32(source.encode())
+    items = protect(tokenizer, source)[1]
+    if drawn % 8 == 0:
+        items += [name for name in NAMES.findall(source) if name not in items]
+    items = [item for item in items if protect(tokenizer, target, items=[item])[0] != target][: len(MARKS)]
+    first = drawn // 8
+    return protect(tokenizer, source, first, items)[0], protect(tokenizer, target, first, items)[0]
+
+
+def restore(text: str, items: Sequence[str]) -> str:
+    """A translation with `items` in the place of their marks; marks that stand for nothing are dropped."""
+    replacements = dict(zip(MARKS, items, strict=False))
+    return re.sub(f"[{''.join(MARKS)}]", lambda match: replacements.get(match[0], ""), text)
+
+
+def is_copied(marked: str, items: Sequence[str]) -> bool:
+    """Whether a text with marks holds no letter besides, so that its translation is the text itself."""
+    return bool(items) and not any(map(str.isalpha, marked))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import datasets
 
-from ..tokenization_jmnat import LINE_BREAKS
+from ..tokenization_jmnat import LINE_BREAKS, clean_text
 from ..utils.text_files import read_parallel
 
 SPLITS = ("train", "validation", "test")
@@ -25,8 +25,8 @@ class TextSplit:
     unit: str = "line"
 
     def __post_init__(self):
-        self.sources = [text.strip() for text in self.sources]
-        self.targets = [text.strip() for text in self.targets]
+        self.sources = [clean_text(text) for text in self.sources]
+        self.targets = [clean_text(text) for text in self.targets]
 
     def place(self, side: int, row: int) -> str:
         return f"{self.origins[side]}: {self.unit} {row + 1}"

@@ -53,6 +53,17 @@ class PreparationArguments:
         },
     )
     lowercase: bool = field(default=False, metadata={"help": "Lower-case everything, references included."})
+    unicode_form: str = field(
+        default="NFC",
+        metadata={"help": "Unicode form of all text: NFC, or NFKC, which also makes full-width letters plain ones."},
+    )
+    mark_copied: bool = field(
+        default=False,
+        metadata={
+            "help": "Teach the model to copy: numbers, addresses, markup and words in unknown characters that stand "
+            "on both sides are marked. A tokenizer given by --tokenizer decides itself, by whether it has marks."
+        },
+    )
     moses: bool = field(
         default=False,
         metadata={"help": "Apply Moses tokenisation before the vocabulary, as the paper; needs the two languages."},

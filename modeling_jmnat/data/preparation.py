@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from ..pipeline import protect_pair
 from ..tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
 from ..utils.atomic_files import UNFINISHED, replace_files, write_json
 from ..utils.fingerprints import (
@@ -172,13 +173,15 @@ def clean_train_tokens(table: pa.Table, arguments: PreparationArguments, counts:
 
 
 def encode_split(split: TextSplit, tokenizer: JMNatTokenizer) -> pa.Table:
-    """Columns id, source, target (as decoding gives them back), input_ids and labels (both end in `</s>`)."""
+    """Columns id, source, target, and input_ids and labels, which end in `</s>` and hold marks for what is copied."""
     schema = _features().arrow_schema
     starts = range(0, len(split.sources), CHUNK)
     tables = []
     for start in tqdm(starts, desc=f"tokenising {split.name}", disable=not sys.stderr.isatty()):
         sources, targets = (side[start : start + CHUNK] for side in (split.sources, split.targets))
-        encoded = tokenizer(sources, text_target=targets, verbose=False)
+        marked = [protect_pair(tokenizer, *pair) for pair in zip(sources, targets, strict=True)]
+        marked_sources, marked_targets = (list(side) for side in zip(*marked, strict=True))
+        encoded = tokenizer(marked_sources, text_target=marked_targets, verbose=False)
         columns = {
             "id": range(start, start + len(sources)),
             "source": [tokenizer.normalize_text(text) for text in sources],
@@ -234,6 +237,8 @@ def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTo
         moses_source_lang=languages[0],
         moses_target_lang=languages[1],
         model_max_length=arguments.max_model_tokens,
+        unicode_form=arguments.unicode_form,
+        marks=arguments.mark_copied,
     )
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
+from ..pipeline import is_copied, protect, restore
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
 from .beam_search import max_source_length, max_target_length
@@ -167,9 +168,14 @@ def translate_lines(
     first_number = 1
     with tqdm(total=total, desc="translating", unit=" lines", disable=not progress) as bar:
         while window := list(itertools.islice(lines, window_lines)):
-            encoded = encode_lines(model, tokenizer, window, first_number)
-            results = [Translation(source=line, candidates=_blank(model, generation)) for line in window]
-            translatable = [index for index, ids in enumerate(encoded) if ids]
+            marked = [protect(tokenizer, line) for line in window]
+            encoded = encode_lines(model, tokenizer, [text for text, _ in marked], first_number)
+            copied = [line if is_copied(*text) else "" for line, text in zip(window, marked, strict=True)]
+            results = [
+                Translation(source=line, candidates=_untranslated(model, text, generation))
+                for line, text in zip(window, copied, strict=True)
+            ]
+            translatable = [index for index, ids in enumerate(encoded) if ids and not copied[index]]
             bar.update(len(window) - len(translatable))
             for batch in length_sorted_batches([len(encoded[index]) for index in translatable], budget, rows):
                 indices = [translatable[position] for position in batch]
@@ -177,6 +183,8 @@ def translate_lines(
                 for index, output in zip(
                     indices, _generate(model, tokenizer, sources, budget, generation), strict=True
                 ):
+                    items = marked[index][1]
+                    output["candidates"] = [(restore(text, items), score) for text, score in output["candidates"]]
                     for name, value in output.items():
                         setattr(results[index], name, value)
                 bar.update(len(batch))
@@ -184,9 +192,9 @@ def translate_lines(
             first_number += len(window)
 
 
-def _blank(model: Translator, generation: dict) -> list[tuple[str, float | None]]:
+def _untranslated(model: Translator, text: str, generation: dict) -> list[tuple[str, float | None]]:
     saved = model.generation_config.num_return_sequences if is_jmnat(model) else None
-    return [("", 0.0)] * (generation.get("num_return_sequences") or saved or 1)
+    return [(text, 0.0)] * (generation.get("num_return_sequences") or saved or 1)
 
 
 def encode_lines(

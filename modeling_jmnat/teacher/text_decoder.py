@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..inference.beam_search import max_source_length
 from ..inference.engines import Engine, decode
+from ..pipeline import protect, restore
 
 
 class TextDecoder:
@@ -41,7 +42,12 @@ class TextDecoder:
         Args:
             advance: called with the number of sentences after each batch.
         """
-        if not self.shares_vocabulary:
+        items: list[list[str]] = [[]] * len(sources)
+        if self.shares_vocabulary and self.tokenizer.has_marks:  # those of the ids stand for what both sides hold
+            marked = [protect(self.tokenizer, source) for source in sources]
+            items = [copied for _, copied in marked]
+            input_ids = self.tokenizer([source for source, _ in marked])["input_ids"]
+        elif not self.shares_vocabulary:
             input_ids = self.tokenizer([self.prefix + source for source in sources])["input_ids"]
         limit = max_source_length(self.engine.config)
         fitting = [index for index, ids in enumerate(input_ids) if len(ids) <= limit]
@@ -50,5 +56,5 @@ class TextDecoder:
         )
         texts: list[str | None] = [None] * len(input_ids)
         for index, ids in zip(fitting, outputs, strict=True):
-            texts[index] = str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            texts[index] = restore(str(self.tokenizer.decode(ids, skip_special_tokens=True)), items[index])
         return texts

@@ -6,6 +6,7 @@ import torch
 
 from modeling_jmnat.data.preparation import PreparationArguments, prepare
 from modeling_jmnat.teacher.model import build_teacher
+from modeling_jmnat.tokenization_jmnat import BYTE_TOKENS
 
 WORDS = [a + b for a in ("ba", "de", "gi", "ko", "lu", "ma") for b in ("n", "r", "s", "t", "x")]
 TINY = {
@@ -45,6 +46,14 @@ def prepare_words(folder, train=60, **options):
     return folder / "data"
 
 
+@torch.no_grad()
+def rarely_write_bytes(model, tokenizer):
+    """Byte pieces by chance form no character, and decoding drops them: let the model write words instead."""
+    vocabulary, weight = tokenizer.get_vocab(), model.get_input_embeddings().weight
+    rows = [vocabulary[piece] for piece in BYTE_TOKENS if piece in vocabulary]
+    weight[[row for row in rows if row < len(weight)]] *= 0.3
+
+
 def random_teacher(tokenizer, normalize_before=True, seed=0):
     """Random weights with strong cross-attention, so that the translation depends on the source."""
     torch.manual_seed(seed)
@@ -53,4 +62,5 @@ def random_teacher(tokenizer, normalize_before=True, seed=0):
         for name, parameter in model.named_parameters():
             if "encoder_attn." in name and name.endswith("weight"):
                 parameter *= 3
+    rarely_write_bytes(model, tokenizer)
     return model

@@ -8,7 +8,7 @@ import torch
 
 from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
-from tests.helpers.teacher_samples import TINY, random_lines, random_teacher
+from tests.helpers.teacher_samples import TINY, random_lines, random_teacher, rarely_write_bytes
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "run_scripts"
 
@@ -26,6 +26,7 @@ def tiny_student(tokenizer, seed=0, **fields):
         for name, parameter in model.named_parameters():
             if name.endswith(("encoder_attn.q_proj.weight", "encoder_attn.out_proj.weight", "embed_lengths.weight")):
                 parameter *= 4
+    rarely_write_bytes(model, tokenizer)
     return model
 
 

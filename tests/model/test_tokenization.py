@@ -4,20 +4,26 @@ import copy
 import gzip
 import json
 import pickle
+import random
 import subprocess
 import sys
 import unicodedata
 from pathlib import Path
 
 import pytest
+from datasets.fingerprint import Hasher
 
 from modeling_jmnat.tokenization_jmnat import (
     BYTE_TOKENS,
+    MARK_PIECES,
+    MARKS,
     SPECIAL_TOKENS,
     JMNatTokenizer,
+    clean_text,
     moses_tool,
     show_canvas,
     train_joint_tokenizer,
+    with_marks,
 )
 
 CORPUS = Path(__file__).resolve().parents[2] / "run_scripts" / "demo_data" / "libreoffice-help"
@@ -71,16 +77,156 @@ def test_ids_are_those_of_fairseq(tokenizer):
     assert tokenizer.vocab_size == len(tokenizer) == 1500
 
 
+# Format characters that are seen: signs in front of Arabic and Kaithi numbers, joints of hieroglyphs.
+VISIBLE = {*range(0x600, 0x606), 0x6DD, 0x70F, 0x890, 0x891, 0x8E2, 0x110BD, 0x110CD, *range(0x13430, 0x13440)}
+BLANK_LETTERS = "\u034f\u115f\u1160\u3164\uffa0"
+
+
+def is_white(character):
+    return character.isspace() or character == "\u2800"
+
+
+def is_invisible(character):
+    """By the tables of Python, where the normalizer has ranges; joiners and tags aside."""
+    of_no_width = unicodedata.category(character) in ("Cf", "Cc") and ord(character) not in VISIBLE
+    return (of_no_width and not is_white(character)) or character in BLANK_LETTERS + "\ufffd"
+
+
+def slowly_cleaned(text):
+    """Character by character, for text without joiners and tags."""
+    text = "".join(" " if is_white(character) else character for character in text if not is_invisible(character))
+    return " ".join(word for word in unicodedata.normalize("NFC", text).split(" ") if word)
+
+
 def test_raw_text_comes_back_exactly(tokenizer):
     held_out = lines_of("test", "de", 2000) + lines_of("test", "en", 2000) + ODD_TEXTS
     ids = tokenizer(held_out)["input_ids"]
-    assert tokenizer.batch_decode(ids, skip_special_tokens=True) == [
-        unicodedata.normalize("NFC", text) for text in held_out
+    cleaned = [
+        slowly_cleaned(text) if "\u200d" not in text else unicodedata.normalize("NFC", text) for text in held_out
     ]
+    assert tokenizer.batch_decode(ids, skip_special_tokens=True) == cleaned
+    assert cleaned[:4000] == [unicodedata.normalize("NFC", text) for text in held_out[:4000]]  # clean text stays
     for row in ids:
         assert row[-1] == 2
         assert not set(row[:-1]) & set(range(5))  # never <unk>, and special tokens in the text are plain text
         assert max(row) < 1500
+
+
+def test_every_character_is_cleaned_by_its_kind():
+    joiners_and_tags = {0x180E, 0x200C, 0x200D, *range(0xE0020, 0xE0080)}
+    for code in {*range(0x110000)} - joiners_and_tags - {*range(0xD800, 0xE000)}:
+        character = chr(code)
+        if is_white(character) or is_invisible(character):
+            assert clean_text(f"a{character}b") == ("a b" if is_white(character) else "ab"), hex(code)
+            assert clean_text(f"{character}a{character}") == "a", hex(code)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Die\u00a0Datei wird ge\u00adöffnet.",
+        "Die\u202fDatei wird\u2009geöffnet.",
+        "Die\tDatei\u3000wird geöffnet.",
+        "\ufeffDie Datei wird ge\u200böffnet.",
+        "\u200eDie Datei wird geöffnet.\u200f",
+        "\tDie Datei wird geöffnet. ",
+        "  Die  Datei wird\u2028geöffnet.\r\n",
+        "Die Da\u2060tei wird geo\u200d\u0308ffnet.",
+        "\u202aDie Datei\u202c wird\x00 geöffnet.\x7f",
+    ],
+)
+def test_white_space_and_invisible_characters_change_no_id(tokenizer, text):
+    assert tokenizer(text)["input_ids"] == tokenizer("Die Datei wird geöffnet.")["input_ids"]
+
+
+def test_text_of_invisible_characters_is_empty(tokenizer):
+    for text in ("\u200b\u200c\u200d\ufeff", "\u00ad", "\U000e0041\u2063", " \u2800\u3164"):
+        assert tokenizer(text)["input_ids"] == [tokenizer.eos_token_id]
+
+
+def test_joiners_stay_where_a_script_needs_them():
+    kept = [
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "👩\u200d👩\u200d👧",
+        "❤\ufe0f\u200d🔥",
+        "🏴\U000e0067\U000e0062\U000e007f",
+        "ᠠ\u180eᠨ",
+    ]
+    for text in kept:
+        assert clean_text(text) == text
+        assert clean_text(f"a\u200d{text}\u200c") == f"a{text}"
+
+
+def test_no_ids_are_decoded_to_a_replacement_character(tokenizer):
+    generator = random.Random(3)
+    vocabulary = tokenizer.get_vocab()
+    pieces = [vocabulary[piece] for piece in BYTE_TOKENS] + tokenizer("Datei öffnen")["input_ids"][:-1] * 20
+    texts = [tokenizer.decode(generator.choices(pieces, k=generator.randrange(12))) for _ in range(2000)]
+    assert not any("\ufffd" in text for text in texts)
+    assert sum("Datei" in text for text in texts) > 100  # what stands around is kept
+    assert tokenizer.decode([vocabulary["<0xF0>"], *tokenizer("Datei öffnen")["input_ids"]]).endswith(
+        "Datei öffnen</s>"
+    )
+
+
+def test_half_characters_are_refused(tokenizer):
+    for text in ("Datei\ud83d", "\udc80", ["gut", "\ud800 schlecht"]):
+        with pytest.raises(ValueError, match="holds half of a character .a lone surrogate.: read it as UTF-8"):
+            tokenizer(text)
+        with pytest.raises(ValueError, match="lone surrogate"):
+            tokenizer(text_target=text)
+
+
+def test_unicode_form_is_part_of_the_tokenizer(texts):
+    with pytest.raises(ValueError, match="unicode_form='NFD' must be 'NFC' or 'NFKC'"):
+        train_joint_tokenizer(texts, 1000, unicode_form="NFD")
+    compatible = train_joint_tokenizer(texts, vocab_size=1000, unicode_form="NFKC")
+    for text in ("ﬁnden", "Ｄａｔｅｉ", "10²", "Datei\u00a0öffnen"):
+        ids = compatible(text)["input_ids"]
+        assert ids == compatible(unicodedata.normalize("NFKC", text))["input_ids"]
+        assert compatible.decode(ids, skip_special_tokens=True) == unicodedata.normalize("NFKC", text)
+
+
+def test_use_does_not_change_the_hash_of_a_tokenizer(tokenizer, moses):
+    """`datasets.map` keeps its cache for as long as the hash stays."""
+    for used in (tokenizer, moses):
+        used = copy.deepcopy(used)
+        before = Hasher.hash(used)
+        used(["eins", "eins zwei drei"], text_target=["a", "b"], padding=True, truncation=True, max_length=3)
+        used.decode(used("Ein Satz.")["input_ids"])
+        assert used.known_characters
+        assert Hasher.hash(used) == before
+        assert Hasher.hash(pickle.loads(pickle.dumps(used))) == before
+        assert used(["eins", "eins zwei"], padding=True)["attention_mask"][0][-1] == 0
+
+
+def test_marks_follow_the_ids_that_there_were(texts, tokenizer, tmp_path):
+    marked = with_marks(tokenizer)
+    assert not tokenizer.has_marks
+    assert marked.has_marks
+    assert len(marked) == len(tokenizer) + len(MARK_PIECES)
+    held_out = lines_of("test", "de", 300)
+    assert marked(held_out)["input_ids"] == tokenizer(held_out)["input_ids"]
+    marked.save_pretrained(tmp_path)
+    from_start = train_joint_tokenizer(texts, 1500, marks=True)
+    assert len(from_start) == 1500
+    for other in (marked, JMNatTokenizer.from_pretrained(tmp_path), from_start):
+        first, second = MARKS[0], MARKS[-1]
+        ids = other(f"Die Seite {first}, ({second}) {first}")["input_ids"]
+        pieces = [other.convert_ids_to_tokens(i) for i in ids]
+        assert [piece for piece in pieces if piece.strip() in MARKS] == [f" {first}", second, f" {first}"]
+        assert other.decode(ids, skip_special_tokens=True) == f"Die Seite {first}, ({second}) {first}"
+        assert not other.known_characters & {*MARKS}
+        with pytest.raises(ValueError, match="must be one of train_joint_tokenizer that has no marks yet"):
+            with_marks(other)
+
+
+def test_tokenizers_of_before_read_text_as_before():
+    shipped = JMNatTokenizer.from_pretrained(CORPUS.parents[2] / "hub_card" / "multi30k_tiny" / "jmnat")
+    ids = shipped("ein\u00a0hund\u200b")["input_ids"]
+    assert shipped.decode(ids, skip_special_tokens=True) == "ein\u00a0hund\u200b"
+    assert not shipped.has_marks
 
 
 def test_first_word_has_the_same_piece_as_elsewhere(tokenizer):

@@ -1,0 +1,178 @@
+"""What a translation copies: which parts of a text are found, how marks stand for them, and how they come back."""
+
+import gzip
+import random
+from pathlib import Path
+
+import pytest
+
+from modeling_jmnat.pipeline import is_copied, protect, protect_pair, restore
+from modeling_jmnat.tokenization_jmnat import MARKS, train_joint_tokenizer
+
+CORPUS = Path(__file__).resolve().parents[2] / "run_scripts" / "demo_data" / "libreoffice-help"
+COPIED = {
+    "numbers": ["7", "42", "1.234,50", "1,234.50", "10 000", "10\u00a0000,25", "-5", "3/4", "1990", "007", "1'000"],
+    "amounts": ["1.234,50 €", "$19.99", "€\u202f20", "5 £", "12,5\u00a0€"],
+    "dates and times": ["24.12.2023", "2023-12-24", "12/24/2023", "5:30", "14.30", "2024-01-15T10:30:00Z", "23:59:59"],
+    "telephone numbers": ["+49 30 123456", "+1 (555) 123-4567", "0170/1234567"],
+    "addresses": [
+        "http://www.example.org/a?b=1",
+        "https://example.de",
+        "www.example.org",
+        "ftp://a.b/c_d",
+        "mailto:a@b.de",
+        "example.com",
+        "info@example.de",
+        "first.last+tag@sub.example.co.uk",
+    ],
+    "placeholders": [
+        "$FILE_NAME$",
+        "${name}",
+        "$HOME",
+        "$(PWD)",
+        "%PATH%",
+        "%s",
+        "%1$s",
+        "%d",
+        "%(name)s",
+        "%1",
+        "%.2f",
+    ]
+    + ["{0}", "{name}", "{{user}}", "{}", "@VERSION@", "[[link]]"],
+    "markup": ["<emph>", "</emph>", '<a href="x">', "<br/>", "&amp;", "&#160;", "&#xA0;"],
+    "identifiers": [
+        "snake_case",
+        "MAX_VALUE",
+        "--help",
+        "--long-option",
+        "/usr/bin/env",
+        "~/x.txt",
+        "C:\\\\Temp\\\\a.txt",
+    ]
+    + ["file_name.txt", "report.pdf", "libfoo.so", "A4", "MP3", "B-52", "v1.2.3", "0x1F"]
+    + ["3f2504e0-4f89-11d3-9a0c-0305e82c3301"],
+    "other scripts and signs": [
+        "👍",
+        "👍🏽",
+        "👩\u200d👩\u200d👧",
+        "🇩🇪",
+        "日本語",
+        "العربية",
+        "السلام عليكم",
+        "Ωμέγα",
+        "ñandú",
+        "™",
+    ],
+}
+WORDS = [
+    "Er kam am 3. Oktober.",
+    "am 21. Mai",
+    "Leser_innen und a < b oder b > c",
+    "Das ist z. B. ein Test (siehe oben), usw.",
+    "10%ige Lösung"[3:],
+    "e-mail, E-Mail-Adresse und 100-prozentig"[:22],
+    "Wie bitte?! — „Nein“, sagte er …",
+    "und/oder",
+    "Tom & Maria",
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    lines = [*WORDS, "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz ÄÖÜäöüß 0123456789"]
+    lines += ["".join(map(chr, range(0x21, 0x7F))), "€£§°–—„“”‚‘’…«»"]
+    return train_joint_tokenizer(lines * 3, 1000, marks=True)
+
+
+@pytest.mark.parametrize(("kind", "item"), [(kind, item) for kind, items in COPIED.items() for item in items])
+def test_items_are_found_whole(tokenizer, kind, item):
+    for text in ("Das ist {} hier.", "({})", "{}", "Siehe: {}", "Es war „{}“!"):
+        marked, items = protect(tokenizer, text.replace("{}", item))
+        assert items == [item], text
+        assert marked == text.replace("{}", MARKS[0])
+        assert restore(marked, items) == text.replace("{}", item)
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_words_are_left_alone(tokenizer, text):
+    assert protect(tokenizer, text) == (text, [])
+
+
+def test_equal_items_share_a_mark_and_ten_are_marked(tokenizer):
+    a, b = MARKS[:2]
+    assert protect(tokenizer, "Von 10 bis 20, nicht bis 10") == (f"Von {a} bis {b}, nicht bis {a}", ["10", "20"])
+    text = " ".join(map(str, range(10, 25)))
+    marked, items = protect(tokenizer, text)
+    assert items == text.split()[:10]
+    assert marked.split() == [*MARKS, *text.split()[10:]]
+    assert restore(marked, items) == text
+
+
+def test_any_text_is_restored(tokenizer):
+    with gzip.open(CORPUS / "test.de.gz", "rt", encoding="utf-8", newline="\n") as file:
+        texts = [line.rstrip("\n") for line in file]
+    generator = random.Random(1)
+    items = [item for kind in COPIED.values() for item in kind]
+    texts += [
+        "".join(generator.choices([*items, " ", "a", ".", MARKS[0], MARKS[9], "\u200b"], k=8)) for _ in range(2000)
+    ]
+    for text in texts:
+        assert restore(*protect(tokenizer, text)) == text or len(protect(tokenizer, text)[1]) == len(MARKS)
+
+
+def test_marks_in_the_text_are_copied_like_any_unknown_sign(tokenizer):
+    text = f"Das Zeichen {MARKS[3]} hier"
+    marked, items = protect(tokenizer, text)
+    assert (marked, items) == (f"Das Zeichen {MARKS[0]} hier", [MARKS[3]])
+    assert restore(marked, items) == text
+
+
+def test_marks_that_stand_for_nothing_are_dropped():
+    assert restore(f"a {MARKS[0]} b{MARKS[5]}", ["x"]) == "a x b"
+
+
+def test_pairs_are_marked_where_both_sides_agree(tokenizer):
+    source, target = "Am 19. Mai 1990 kam er um 14.30 Uhr auf Seite 12.", "On May 19, 1990 he came at 2:30 to page 12."
+    marked_source, marked_target = protect_pair(tokenizer, source, target)
+    marks = [character for character in marked_source if character in MARKS]
+    assert sorted(marks) == sorted(character for character in marked_target if character in MARKS)
+    assert len(marks) == 2
+    assert "14.30" in marked_source
+    assert "2:30" in marked_target
+    assert restore(marked_source, ["x"] * 10).count("x") == 2
+    firsts = {protect_pair(tokenizer, f"Seite {n} von n", f"Page {n} of n")[0] for n in range(11, 99)}
+    assert {character for text in firsts for character in text if character in MARKS} == {*MARKS}
+
+
+def test_ordinals_of_the_target_share_the_number(tokenizer):
+    marked = protect_pair(tokenizer, "Die 90er Jahre", "The 90s")
+    assert [text[4] in MARKS for text in marked] == [True, True]
+    assert marked[0][5:] == "er Jahre"
+    assert marked[1][5:] == "s"
+
+
+def test_some_names_are_marked(tokenizer):
+    pairs = [
+        (f"{name} schläft.", f"{name} is asleep.") for name in ("Tom", "Maria", "Anna", "Otto", "Ida", "Paul", "Eva")
+    ]
+    pairs += [(f"{a} und {b}", f"{a} and {b}") for (a, _), (b, _) in zip(pairs, pairs[1:], strict=False)]
+    marked = [protect_pair(tokenizer, *pair) for pair in pairs * 1]
+    changed = [pair for pair, new in zip(pairs, marked, strict=True) if pair != new]
+    for pair in changed:
+        source, target = protect_pair(tokenizer, *pair)
+        assert [c for c in source if c in MARKS] == [c for c in target if c in MARKS]
+    many = [protect_pair(tokenizer, f"Tom kam {n * 'sehr '}spät.", f"Tom came {n * 'very '}late.") for n in range(200)]
+    assert 10 < sum(pair[0][0] in MARKS for pair in many) < 45  # one in eight
+
+
+def test_text_without_a_word_is_its_own_translation(tokenizer):
+    for text in ("7", "12:30", "https://example.org", "👍 👍", "10 + 5 = 15", "%s: {0}"):
+        assert is_copied(*protect(tokenizer, text)), text
+    for text in ("x", "7 Katzen", "Danke.", "", "…", "Seite 7"):
+        assert not is_copied(*protect(tokenizer, text)), text
+
+
+def test_a_vocabulary_without_marks_has_nothing_marked():
+    plain = train_joint_tokenizer(["ab 12 cd"] * 3, 400)
+    assert protect(plain, "ab 12 👍") == ("ab 12 👍", [])
+    assert protect_pair(plain, "ab 12", "cd 12") == ("ab 12", "cd 12")
