@@ -5,6 +5,7 @@ computes it. B sentences, C length candidates, T positions.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options, saved_generation_config
-from .passes_jmnat import JMNatPass, MaskPredict, first_end, length_divisors
+from .losses_jmnat import first_end, length_divisors
+from .passes_jmnat import JMNatPass, MaskPredict
 
 # What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
 IGNORED_ARGUMENTS = (
@@ -49,9 +51,9 @@ class JMNatGenerateOutput(ModelOutput):
         sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization, with a reranker its mean
             log-probability in place of the model's; and consensus_weight * consensus.
         token_scores: (R, T') log-probabilities, 0 at padding.
-        lengths: (R,) T of the candidate, `</s>` included.
+        lengths: (R,) T of the candidate, `</s>` included, without the repeats that were deleted or collapsed.
         num_passes: (B,) most passes that any candidate of the sentence took.
-        history: with `output_history`, one `JMNatPass` per pass.
+        history: with `output_history`, one `JMNatPass` per pass, before repeats are collapsed.
         candidate_lengths: (B, C) the lengths tried, most probable first.
         best_candidates: (B, num_return_sequences) index of each returned sequence among the candidates.
     """
@@ -151,6 +153,21 @@ def check_same_vocabulary(of_reranker: int, own: int) -> None:
         raise ValueError(
             f"reranker has {of_reranker} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
         )
+
+
+@lru_cache(maxsize=8)
+def token_table(ids: tuple[int, ...], vocab_size: int, device: torch.device) -> torch.Tensor:
+    """(V,) bool, True at `repeatable_tokens`. It stays on its device: no decoding has to wait for a copy.
+
+    Raises:
+        ValueError: an id beyond the vocabulary.
+    """
+    for i in (min(ids), max(ids)):
+        if not 0 <= i < vocab_size:
+            raise ValueError(f"repeatable_tokens holds {i}, ids must lie in [0, {vocab_size})")
+    table = torch.zeros(vocab_size, dtype=torch.bool)
+    table[list(ids)] = True
+    return table.to(device)
 
 
 class JMNatGenerationMixin(GenerationMixin):
@@ -253,13 +270,17 @@ class JMNatGenerationMixin(GenerationMixin):
         input_ids: torch.Tensor | None = None,
         reranker=None,
         num_positions: int | None = None,
+        rightful: torch.Tensor | None = None,
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
         """All passes and the choice: the output, T wide, and the numbers (R,) of tokens in its sequences.
 
-        With `num_positions` = T and no rule that stops rows, no step waits for the device.
+        With `num_positions` = T and no rule that stops rows, no step waits for the device. `rightful` are the
+        `_rightful_repeats` where these are known already.
         """
         suppressed = self._suppressed_tokens(options, lengths.device)
-        decoding = MaskPredict(self, options, lengths, states, source_mask, suppressed, num_positions)
+        if rightful is None:
+            rightful = self._rightful_repeats(options, source_mask, input_ids)
+        decoding = MaskPredict(self, options, lengths, states, source_mask, suppressed, num_positions, rightful)
         copied = None
         if self.config.decoder_input == "source_copy":
             copied = self.copy_source(input_ids, source_mask, decoding.target_mask)
@@ -270,8 +291,8 @@ class JMNatGenerationMixin(GenerationMixin):
         self, decoding: MaskPredict, source_mask=None, input_ids=None, reranker=None
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
         """The `num_return_sequences` best candidates of each sentence, best first, see `_decode`."""
-        options, lengths, pad = decoding.options, decoding.lengths, self.config.pad_token_id
-        tokens, log_probs, num_passes = (values.unflatten(0, lengths.shape) for values in decoding.candidates)
+        options, pad, shape = decoding.options, self.config.pad_token_id, decoding.lengths.shape
+        tokens, log_probs, num_passes, lengths = (values.unflatten(0, shape) for values in decoding.texts())
         ends = first_end(tokens, lengths, self.config.eos_token_id)  # (B, C)
         texts = tokens.masked_fill(decoding.positions >= ends[..., None], pad)  # (B, C, T)
         scores = None
@@ -290,7 +311,7 @@ class JMNatGenerationMixin(GenerationMixin):
             lengths=lengths[sentence, best].flatten(),
             num_passes=num_passes.amax(dim=1),
             history=tuple(decoding.history) if options.output_history else None,
-            candidate_lengths=lengths,
+            candidate_lengths=decoding.lengths,
             best_candidates=best,
         )
         return output, ends
@@ -337,7 +358,7 @@ class JMNatGenerationMixin(GenerationMixin):
         num_candidates = options.num_length_candidates
         longest, target_lengths = self._check_lengths(len(length_log_probs), options, target_lengths)
         if target_lengths is None:
-            lengths = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1).indices
+            lengths = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1).indices + options.length_shift
         else:
             target_lengths = target_lengths.to(length_log_probs.device)
             # The length itself first, then its neighbours: +1, -1, +2, -2, ...
@@ -365,6 +386,25 @@ class JMNatGenerationMixin(GenerationMixin):
                 f"it must hold one length for each of {num_sentences} sentences"
             )
         return longest, target_lengths
+
+    def _rightful_repeats(
+        self, options: JMNatOptions, source_mask: torch.Tensor, input_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """(B, V) bool, True at tokens that may stand twice in a row in a sentence's translation; None without rules.
+
+        These are `repeatable_tokens`, special tokens but `</s>`, and those that do so in the source (B, S), if known.
+        """
+        if not (options.remask_repeats or options.delete_repeats or options.collapse_repeats):
+            return None
+        config = self.config
+        special = (config.pad_token_id, config.mask_token_id, config.bos_token_id, config.unk_token_id)
+        ids = (*(options.repeatable_tokens or ()), *(i for i in special if i is not None))
+        rightful = token_table(ids, config.vocab_size, source_mask.device).repeat(len(source_mask), 1)
+        if input_ids is None:
+            return rightful
+        source_mask = source_mask[:, : input_ids.shape[1]]
+        twice = (input_ids[:, 1:] == input_ids[:, :-1]) & source_mask[:, 1:] & source_mask[:, :-1]
+        return rightful.scatter(1, torch.where(twice, input_ids[:, 1:], config.pad_token_id), True)
 
     def _suppressed_tokens(self, options: JMNatOptions, device) -> torch.Tensor | None:
         """(V,) bool, True at ids that are never predicted; None when there are none."""

@@ -1,12 +1,15 @@
-"""The terms of the training loss (Eq. 8 of the paper and its length term), one pure function each.
+"""The terms of the training loss (Eq. 8 of the paper and its length term) and the scores of candidates in decoding.
 
-All are computed in float32 whatever the dtype that comes in, and none of them loops over sentences or n-grams.
-Shapes: B sentences, T target positions, V vocabulary, N masked positions of the whole batch, L length classes.
+All are pure functions, computed in float32 whatever the dtype that comes in, and none of them loops over sentences or
+n-grams. Shapes: B sentences, C length candidates, T target positions, V vocabulary, N masked positions of the whole
+batch, L length classes.
 """
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+
+from .configuration_jmnat import JMNatOptions
 
 NGRAM_ALIGNMENTS = ("any", "gold")
 
@@ -200,3 +203,48 @@ def _count_ngrams(
     for window in windows:
         same_ngram = same_ngram & same_token[:, window, window]
     return same_ngram.sum(dim=2), starts & ~same_ngram.tril(diagonal=-1).any(dim=2)
+
+
+# How candidates are compared in decoding -----------------------------------------------------------------------------
+
+
+def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Number of tokens (..) up to and with the first `</s>` of (.., T), all of a row's tokens where it has none."""
+    positions = torch.arange(tokens.shape[-1], device=tokens.device)
+    ends = torch.where(tokens == eos_token_id, positions + 1, tokens.shape[-1] + 1).amin(dim=-1)
+    return torch.minimum(ends, lengths)
+
+
+def length_divisors(lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
+    """(T + length_offset)**length_normalization."""
+    return (lengths + options.length_offset).float() ** options.length_normalization
+
+
+def candidate_scores(log_probs: torch.Tensor, lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
+    """Sum of log_probs (.., T), which are 0 at padding, divided by `length_divisors`."""
+    return log_probs.sum(dim=-1) / length_divisors(lengths, options)
+
+
+def consensus(tokens: torch.Tensor, ends: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
+    """Agreement of each candidate with the others, as in minimum Bayes risk decoding (Kumar and Byrne, 2004).
+
+    Mean, over the other candidates, of the unigram and bigram overlap (Dice coefficient) with this one.
+
+    Args:
+        tokens: (B, C, T).
+        ends: (B, C) numbers of tokens.
+        voters: (B, C) bool, the candidates that the others are compared with.
+
+    Returns:
+        (B, C) in [0, 1]; 0 where there is no other voter.
+    """
+    inside = torch.arange(tokens.shape[-1], device=tokens.device) < ends[..., None]
+    same = tokens[:, :, None, :, None] == tokens[:, None, :, None, :]  # (B, C, C, T, T)
+    same &= inside[:, :, None, :, None] & inside[:, None, :, None, :]
+    shares = torch.zeros((), device=tokens.device)
+    for counts, found in ((ends, same), (ends - 1, same[..., :-1, :-1] & same[..., 1:, 1:])):
+        found = found.any(dim=-1).sum(dim=-1)  # (B, C, C), how many of the first are in the second
+        counts = (counts[:, :, None] + counts[:, None, :]).clamp(min=1)
+        shares = shares + (found + found.transpose(1, 2)) / counts
+    others = voters[:, None, :] & ~torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    return (shares * others).sum(dim=-1) / (2 * others.sum(dim=-1).clamp(min=1))

@@ -13,7 +13,7 @@ import torch
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.base import ChunkPipeline
 
-from .tokenization_jmnat import show_canvas
+from .tokenization_jmnat import set_repeatable_tokens, show_canvas
 
 # As `config.custom_pipelines` holds it: `pipeline("translation", model=..., trust_remote_code=True)` finds the class.
 CUSTOM_PIPELINES = {
@@ -67,6 +67,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
         if device is None and not isinstance(model, torch.nn.Module):
             device = model.device  # exported graphs stay where they are
         super().__init__(model, *args, device=device, **kwargs)  # type: ignore[misc]
+        set_repeatable_tokens(model, self.tokenizer)
 
     def _sanitize_parameters(self, split_sentences=None, src_lang=None, return_history=None, **generation):
         if not isinstance(src_lang, (str, type(None))):

@@ -99,14 +99,18 @@ class FixedRows(MaskPredict):
         return self.written
 
     def predict(self, masked: torch.Tensor, positions: Positions) -> Canvas:
-        num_passes = self.rows.canvas.num_passes + ~self.stopped
-        canvas = super().predict(masked, positions.without(self.stopped))._replace(num_passes=num_passes)
+        num_passes, going_on = self.rows.canvas.num_passes + ~self.stopped, ~self.stopped[:, None]
+        valid = going_on.expand_as(positions.columns) if positions.valid is None else positions.valid & going_on
+        canvas = super().predict(masked, Positions(positions.columns, valid))._replace(num_passes=num_passes)
         for values, new in zip(self.written, canvas, strict=True):
             values.copy_(new)
         return canvas
 
     def keep(self, going_on: torch.Tensor) -> None:
         self.stopped.logical_or_(~going_on)
+
+    def delete_repeats(self, kept: torch.Tensor | None = None) -> None:
+        super().delete_repeats(self.stopped)
 
 
 class CapturedPasses:
@@ -295,9 +299,12 @@ class StaticShapeJMNat(JMNatGenerationMixin):
             pad_to(states, sources),
             pad_to(source_mask, sources, False),
         ]
+        rightful = self.model._rightful_repeats(options, source_mask, input_ids)
+        if rightful is not None:
+            inputs.append(pad_to(rightful, (num_rows,), False))
         if rows_may_stop(options):
             unused = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
-            inputs.append(pad_to(unused, (num_rows,), True))  # nobody waits for rows that fill up a batch
+            inputs.insert(0, pad_to(unused, (num_rows,), True))  # nobody waits for rows that fill up a batch
         key = ("decode", sources, num_positions, repr(options))
         with torch.inference_mode(False), torch.no_grad():
             output, ends = self._run(key, options, num_positions, inputs)
@@ -309,17 +316,18 @@ class StaticShapeJMNat(JMNatGenerationMixin):
     def _run(self, key: Hashable, options: JMNatOptions, num_positions: int, inputs: Sequence[torch.Tensor]):
         """All passes: in one graph, or in one for each where a rule may make some of them needless."""
 
-        def start(lengths, states, source_mask, unused):
+        def start(unused, lengths, states, source_mask, rightful=None):
             suppressed = self.model._suppressed_tokens(options, lengths.device)
-            shared = (lengths, states, source_mask, suppressed, num_positions)
+            shared = (lengths, states, source_mask, suppressed, num_positions, rightful)
             return FixedRows(self.model, options, *shared, unused=unused)
 
         def finish(decoding):
             decoding.finish(0)  # gives nothing up that was not given up before, unless all rows had stopped by then
             return self.model._choose_candidates(decoding)
 
-        def decode(lengths, states, source_mask):
-            return self.model._decode(options, lengths, states, source_mask, num_positions=num_positions)
+        def decode(lengths, states, source_mask, rightful=None):
+            fixed = {"num_positions": num_positions, "rightful": rightful}
+            return self.model._decode(options, lengths, states, source_mask, **fixed)
 
         if not rows_may_stop(options):
             return self.graphs(key, decode, *inputs)

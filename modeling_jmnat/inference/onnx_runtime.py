@@ -105,7 +105,8 @@ TRANSLATOR_INPUTS = (
     TranslatorInput("target_lengths", np.int64, 1, None, lambda *_: ()),  # as many as sources, or none
 )
 # With any option beyond these at another value than its default, passes are run one by one.
-TRANSLATOR_OPTIONS = (*(each.option for each in TRANSLATOR_INPUTS if each.option), "return_dict_in_generate")
+NO_RULES = ("repeatable_tokens", "return_dict_in_generate")  # nothing by themselves
+TRANSLATOR_OPTIONS = (*(each.option for each in TRANSLATOR_INPUTS if each.option), *NO_RULES)
 OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
 
 

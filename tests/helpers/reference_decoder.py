@@ -4,6 +4,7 @@ Nothing is padded, cached or shared between passes: `SlowModel` reads one senten
 `slow_decode` encodes the source anew in every pass of every candidate and projects every position onto the vocabulary.
 """
 
+import copy
 import math
 from itertools import pairwise
 
@@ -161,14 +162,14 @@ def slow_loss(config, sentences, logits, length_logits, encoder_logits):
     return loss, parts
 
 
-def remasked_positions(log_probs, count, set_size=1):
+def remasked_positions(log_probs, count, set_size=1, first=()):
     """The `count` positions that are masked again.
 
-    By rising probability each token takes along its set: the `set_size` consecutive tokens that begin with it, or the
-    last ones of the row; first itself, then the nearest.
+    By rising probability, but those of `first` before all others, each token takes along its set: the `set_size`
+    consecutive tokens that begin with it, or the last ones of the row; first itself, then the nearest.
     """
     length, taken = len(log_probs), []
-    for token in sorted(range(length), key=lambda t: log_probs[t]):
+    for token in sorted(range(length), key=lambda t: (t not in first, log_probs[t])):
         begin = max(0, min(token, length - set_size))
         members = range(begin, min(begin + set_size, length))
         for position in sorted(members, key=lambda p: (abs(p - token), p)):
@@ -181,6 +182,33 @@ def num_remasked(length, iteration, num_iterations, schedule):
     if schedule == "linear":
         return max(1, length * (num_iterations - iteration) // num_iterations)
     return max(1, math.floor(length * math.cos(math.pi * iteration / (2 * num_iterations)) + 1e-9))
+
+
+def wrong_repeats(source, tokens, repeatable):
+    """Positions of tokens that equal the one before: not those of `repeatable`, nor pairs that the source has."""
+    in_source = [one for one, two in pairwise(source) if one == two]
+    return [
+        t + 1
+        for t, (one, two) in enumerate(pairwise(tokens))
+        if one == two and one not in repeatable and one not in in_source
+    ]
+
+
+def less_probable_repeats(source, tokens, log_probs, repeatable):
+    """Of each two equal neighbours the less probable one, of equally probable ones the second."""
+    return [t if log_probs[t] <= log_probs[t - 1] else t - 1 for t in wrong_repeats(source, tokens, repeatable)]
+
+
+def without_repeats(source, tokens, log_probs, repeatable):
+    """Tokens and log-probabilities with one token, the most probable, in place of each run of equal ones."""
+    wrong, shorter, best = wrong_repeats(source, tokens, repeatable), [], []
+    for t, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True)):
+        if t in wrong:
+            best[-1] = max(best[-1], log_prob)
+        else:
+            shorter.append(token)
+            best.append(log_prob)
+    return shorter, best
 
 
 def full_log_probs(model, source, canvas, suppressed):
@@ -196,6 +224,8 @@ class SlowCandidate:
 
     def __init__(self, model, source, length, options):
         self.model, self.source, self.length, self.options = model, source, length, options
+        self.tried_length = length
+        self.repeatable = [0, 1, 3, 4, *(options["repeatable_tokens"] or [])]
         self.tokens = [model.config.mask_token_id] * length
         self.log_probs = [0.0] * length
         self.num_passes, self.done, self.history = 0, False, []
@@ -203,18 +233,24 @@ class SlowCandidate:
     def step(self, iteration):
         """Pass number `iteration` + 1, unless the candidate stops before it."""
         config, options = self.model.config, self.options
+        threshold = options["confidence_threshold"]
+        limit = 1.0 if threshold is None else math.log(threshold)  # no log-probability reaches 1
+        if iteration > 0 and min(self.log_probs) >= limit:
+            self.done = True
+            return
+        if options["delete_repeats"] and 0 < iteration == options["num_iterations"] - 1:
+            self.drop_repeats()
         if iteration == 0:
             chosen = list(range(self.length))
         else:
             count = num_remasked(self.length, iteration, options["num_iterations"], options["remask_schedule"])
             set_size = config.ngram_size if options["remask_adjacent"] else 1
-            chosen = remasked_positions(self.log_probs, count, set_size)
-            if options["confidence_threshold"] is not None:
-                limit = math.log(options["confidence_threshold"])
-                chosen = [t for t in chosen if self.log_probs[t] < limit]
-        if not chosen:
-            self.done = True
-            return
+            first = []
+            if options["remask_repeats"]:
+                first = less_probable_repeats(self.source, self.tokens, self.log_probs, self.repeatable)
+            first = [t for t in first if self.log_probs[t] < limit]
+            chosen = remasked_positions(self.log_probs, count, set_size, first)
+            chosen = [t for t in chosen if self.log_probs[t] < limit]
         canvas = [config.mask_token_id if t in chosen else token for t, token in enumerate(self.tokens)]
         if config.decoder_input == "source_copy":
             canvas = [self.source[t * len(self.source) // self.length] for t in range(self.length)]
@@ -227,6 +263,18 @@ class SlowCandidate:
         self.history.append((canvas, list(self.tokens), list(self.log_probs)))
         if options["early_stop"] and iteration > 0 and self.tokens == before:
             self.done = True
+
+    def drop_repeats(self):
+        self.tokens, self.log_probs = without_repeats(self.source, self.tokens, self.log_probs, self.repeatable)
+        self.length = len(self.tokens)
+
+    def finished(self):
+        """As it is compared with others: without the repeats that are collapsed."""
+        text = copy.copy(self)
+        text.unfinished = self
+        if self.options["collapse_repeats"]:
+            text.drop_repeats()
+        return text
 
     def score(self):
         length = self.length + self.options["length_offset"]
@@ -251,7 +299,8 @@ def slow_consensus(candidate, candidates):
 
 
 def slow_ranking(candidates):
-    """Candidates of one source by their scores and what they have in common, best first."""
+    """Candidates of one source by their scores and what they have in common, best first, as they are returned."""
+    candidates = [candidate.finished() for candidate in candidates]
     for candidate in candidates:
         weight = candidate.options["consensus_weight"]
         candidate.final_score = candidate.score() + weight * slow_consensus(candidate, candidates)
@@ -273,6 +322,11 @@ DEFAULTS = {
     "prune_to": 1,
     "confidence_threshold": None,
     "update_all": False,
+    "remask_repeats": False,
+    "delete_repeats": False,
+    "collapse_repeats": False,
+    "repeatable_tokens": None,
+    "length_shift": 0,
 }
 
 
@@ -284,7 +338,7 @@ def slow_decode(model, source, target_length=None, **options):
     if target_length is None:
         length_logits = model.model.encoder(input_ids=torch.tensor([source])).length_logits[0].tolist()
         ranking = sorted(range(1, len(length_logits)), key=lambda length: -length_logits[length])
-        lengths = ranking[:num_candidates]
+        lengths = [length + options["length_shift"] for length in ranking[:num_candidates]]
     else:
         lengths = [target_length]
         while len(lengths) < num_candidates:  # one longer, one shorter, two longer, ...
@@ -298,6 +352,7 @@ def slow_decode(model, source, target_length=None, **options):
             if not candidate.done:
                 candidate.step(iteration)
         if options["prune_candidates"] == iteration + 1:
-            going_on = slow_ranking(going_on)[: max(options["num_return_sequences"], options["prune_to"])]
+            best = slow_ranking(going_on)[: max(options["num_return_sequences"], options["prune_to"])]
+            going_on = [candidate.unfinished for candidate in best]
     ranked = slow_ranking(going_on)
     return ranked[: options["num_return_sequences"]], candidates

@@ -13,11 +13,17 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, Seq2SeqT
 
 from modeling_jmnat import JMNatForConditionalGeneration, JMNatGenerationConfig
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES, JMNatOptions
-from modeling_jmnat.passes_jmnat import RemaskOrder, consensus, num_remasked
+from modeling_jmnat.passes_jmnat import Canvas, RemaskOrder, Repeats, consensus, num_remasked
 from tests.helpers.hub_server import stand_in_hub, take_for_the_hub
 from tests.helpers.random_models import ARCHITECTURES, pad, random_batch, random_model, random_sources
+from tests.helpers.reference_decoder import (
+    less_probable_repeats,
+    remasked_positions,
+    slow_decode,
+    without_repeats,
+    wrong_repeats,
+)
 from tests.helpers.reference_decoder import num_remasked as slow_num_remasked
-from tests.helpers.reference_decoder import remasked_positions, slow_decode
 
 # Each changes something that the others leave alone; several are combined with several.
 OPTIONS = {
@@ -49,6 +55,22 @@ OPTIONS = {
     "consensus_pruned": {"consensus_weight": 5.0, "prune_candidates": 1, "prune_to": 3, "num_length_candidates": 6},
     "consensus_of_one": {"consensus_weight": 5.0, "num_length_candidates": 1},
     "one_candidate": {"num_length_candidates": 1},
+    "remask_repeats": {"remask_repeats": True},
+    "remask_repeats_not_adjacent": {"remask_repeats": True, "remask_adjacent": False, "num_iterations": 4},
+    "collapse_repeats": {"collapse_repeats": True, "num_iterations": 2, "num_return_sequences": 4},
+    "collapse_some_repeats": {"collapse_repeats": True, "num_iterations": 1, "repeatable_tokens": [*range(5, 15)]},
+    "delete_repeats": {"delete_repeats": True, "num_iterations": 4, "num_return_sequences": 4},
+    "delete_repeats_update_all": {"delete_repeats": True, "update_all": True, "remask_adjacent": False},
+    "repeats_early_stop": {"delete_repeats": True, "early_stop": True, "collapse_repeats": True, "num_iterations": 4},
+    "repeats_threshold": {"delete_repeats": True, "remask_repeats": True, "confidence_threshold": 0.5},
+    "repeats_pruned": {"delete_repeats": True, "collapse_repeats": True, "prune_candidates": 2, "prune_to": 2},
+    "repeats_consensus": {"remask_repeats": True, "collapse_repeats": True, "consensus_weight": 5.0},
+    "every_rule_of_repeats": {
+        **{"remask_repeats": True, "delete_repeats": True, "collapse_repeats": True, "length_shift": 1},
+        **{"num_return_sequences": 3, "num_iterations": 4},
+    },
+    "shorter": {"length_shift": -2},
+    "far_too_long": {"length_shift": 9, "num_iterations": 3},
     "many_candidates": {"num_length_candidates": 11, "num_iterations": 3, "num_return_sequences": 2},
 }
 
@@ -74,7 +96,7 @@ def assert_equals_slow_decoder(model, sources, target_lengths=None, **options):
         scores += [candidate.final_score for candidate in best]
         lengths += [candidate.length for candidate in best]
         passes.append(max(candidate.num_passes for candidate in candidates))
-        assert output.candidate_lengths[i].tolist() == [candidate.length for candidate in candidates]
+        assert output.candidate_lengths[i].tolist() == [candidate.tried_length for candidate in candidates]
     if found is None:
         found = [row[: len(text)] for row, text in zip(output.sequences.tolist(), expected, strict=True)]
     assert found == expected
@@ -125,6 +147,11 @@ def test_random_options_equal_the_slow_decoder(seed):
             "update_all": draw(True, False),
             "length_normalization": draw(0.0, 0.7, 1.0, 1.5),
             "consensus_weight": draw(0.0, 1.0, 10.0),
+            "remask_repeats": draw(True, False),
+            "delete_repeats": draw(True, False),
+            "collapse_repeats": draw(True, False),
+            "repeatable_tokens": draw(None, [5, 7, 9, 11]),
+            "length_shift": draw(0, 0, 1),
         }
         assert_equals_slow_decoder(model, random_sources(model, 4, draw(*range(100))), **options)
 
@@ -196,6 +223,10 @@ def test_models_are_decided_enough_for_these_tests():
         {"prune_candidates": 3, "remask_adjacent": False},
         {"prune_candidates": 2, "prune_to": 2, "early_stop": True},
         {"update_all": True, "num_iterations": 4},
+        {"remask_repeats": True, "collapse_repeats": True, "num_iterations": 2, "num_return_sequences": 2},
+        {"delete_repeats": True, "collapse_repeats": True, "num_iterations": 4, "length_shift": 1},
+        {"delete_repeats": True, "remask_repeats": True, "early_stop": True, "consensus_weight": 2.0},
+        {"delete_repeats": True, "prune_candidates": 2, "prune_to": 2, "num_iterations": 4},
     ],
 )
 def test_a_sentence_depends_on_nothing_else_in_its_batch(options):
@@ -466,6 +497,165 @@ def test_adjacent_remasking_takes_the_exact_number_in_sets(ngram_size):
             assert sum(run < ngram_size for run in runs) <= 1  # only the last set may be cut short
 
 
+# -------------------------------------------------------------------------------------------------- repeated tokens
+
+
+def canvas_of(tokens, probs):
+    """One row, beside padding."""
+    tokens, probs = torch.tensor([[*tokens, 1, 1]]), torch.tensor([[*probs, 1.0, 1.0]])
+    return Canvas(tokens, probs.log(), torch.tensor([3]), torch.tensor([tokens.shape[1] - 2]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "probs", "less_probable", "left", "left_probs"),
+    [
+        ([5, 6, 6, 7], [0.5, 0.4, 0.3, 0.2], [2], [5, 6, 7], [0.5, 0.4, 0.2]),
+        ([5, 6, 6, 7], [0.5, 0.3, 0.4, 0.2], [1], [5, 6, 7], [0.5, 0.4, 0.2]),
+        ([5, 6, 6, 7], [0.5, 0.3, 0.3, 0.2], [2], [5, 6, 7], [0.5, 0.3, 0.2]),  # of equals the second
+        ([6, 6, 6, 2], [0.9, 0.3, 0.5, 0.2], [1], [6, 2], [0.9, 0.2]),  # 1 is the lesser one in both pairs
+        ([6, 6, 6, 2], [0.4, 0.9, 0.5, 0.2], [0, 2], [6, 2], [0.9, 0.2]),
+        ([6, 6, 7, 7], [0.4, 0.9, 0.5, 0.2], [0, 3], [6, 7], [0.9, 0.5]),
+        ([6, 7, 6, 7], [0.4, 0.9, 0.5, 0.2], [], [6, 7, 6, 7], [0.4, 0.9, 0.5, 0.2]),  # no neighbours
+        ([8, 8, 6, 6], [0.4, 0.9, 0.5, 0.2], [3], [8, 8, 6], [0.4, 0.9, 0.5]),  # 8 may stand twice
+        ([9, 9, 9, 6], [0.4, 0.9, 0.5, 0.2], [], [9, 9, 9, 6], [0.4, 0.9, 0.5, 0.2]),  # the source has 9 9
+        ([7, 2, 2, 2], [0.4, 0.9, 0.5, 0.2], [2, 3], [7, 2], [0.4, 0.9]),  # the end is a word like others
+        ([4, 4, 3, 3], [0.4, 0.9, 0.5, 0.2], [], [4, 4, 3, 3], [0.4, 0.9, 0.5, 0.2]),  # special tokens are not
+    ],
+)
+def test_repeats_by_hand(tokens, probs, less_probable, left, left_probs):
+    model = random_model(1)
+    source, repeatable = [9, 9, 5, 6, 2], [8]
+    options = JMNatOptions(collapse_repeats=True, repeatable_tokens=repeatable)
+    rightful = model._rightful_repeats(options, torch.ones(1, 5, dtype=torch.bool), torch.tensor([source]))
+    repeats, canvas = Repeats(rightful, torch.tensor([0])), canvas_of(tokens, probs)
+    assert repeats.less_probable(canvas)[0].nonzero().flatten().tolist() == less_probable
+    shorter = canvas.without(repeats(canvas.tokens), 1)
+    padding = len(tokens) + 2 - len(left)
+    assert shorter.tokens[0].tolist() == left + [1] * padding
+    torch.testing.assert_close(shorter.log_probs.exp()[0], torch.tensor(left_probs + [1.0] * padding))
+    assert (shorter.lengths.item(), shorter.num_passes.item()) == (len(left), 3)
+    slow = source, tokens, torch.tensor(probs).log().tolist()
+    assert sorted(set(less_probable_repeats(*slow, [0, 1, 3, 4, 8]))) == less_probable
+    assert without_repeats(*slow, [0, 1, 3, 4, 8])[0] == left
+
+
+def test_pairs_of_the_source_alone_are_rightful():
+    """Padding on either side makes no pair, nor does an id that other sentences repeat."""
+    model = random_model(1)
+    sources = [[7, 7, 2], [7, 8, 7, 2], [5, 5, 5, 6, 6, 2]]
+    for side in ("right", "left"):
+        input_ids, mask = pad(sources, side, value=7)
+        rightful = model._rightful_repeats(JMNatOptions(remask_repeats=True), mask.bool(), input_ids)
+        assert [row.nonzero().flatten().tolist() for row in rightful] == [
+            *([0, 1, 3, 4, 7], [0, 1, 3, 4], [0, 1, 3, 4, 5, 6]),
+        ]
+    rightful = model._rightful_repeats(JMNatOptions(delete_repeats=True), mask.bool(), None)
+    assert [row.nonzero().flatten().tolist() for row in rightful] == [[0, 1, 3, 4]] * 3
+    assert model._rightful_repeats(JMNatOptions(length_shift=1), mask.bool(), input_ids) is None
+
+
+def test_collapsed_texts_hold_no_repeats_and_keep_their_scores():
+    model = random_model(11)
+    sources = random_sources(model, 48, 11)
+    options = {"num_iterations": 2, "num_return_sequences": 4}
+    plain = generate(model, sources, **options)
+    repeats = [len(wrong_repeats(sources[row // 4], text, [0, 1, 3, 4])) for row, text in enumerate(texts(plain))]
+    assert sum(repeats) > 30
+    output = generate(model, sources, collapse_repeats=True, output_history=True, **options)
+    rightful = 0
+    for row, text in enumerate(texts(output)):
+        assert not wrong_repeats(sources[row // 4], text, [0, 1, 3, 4])
+        rightful += any(one == two for one, two in zip(text, text[1:], strict=False))
+        best = output.best_candidates.flatten()[row]
+        last = output.history[-1]
+        length = int(output.candidate_lengths[row // 4, best])
+        tokens, log_probs = (values[row // 4, best, :length].tolist() for values in last[1:])
+        tokens, log_probs = without_repeats(sources[row // 4], tokens, log_probs, [0, 1, 3, 4])
+        assert tokens[: len(text)] == text
+        assert len(tokens) == output.lengths[row]
+        assert sum(log_probs) / len(tokens) == pytest.approx(float(output.sequences_scores[row]), rel=1e-4)
+        scores = output.token_scores[row]
+        assert scores[: len(text)].tolist() == pytest.approx(log_probs[: len(text)])
+        assert not scores[len(text) :].any()
+    assert rightful > 0  # of the source
+    everything = generate(model, sources, collapse_repeats=True, repeatable_tokens=list(range(23)), **options)
+    assert texts(everything) == texts(plain)
+    assert torch.equal(everything.sequences_scores, plain.sequences_scores)
+
+
+def test_repeats_are_deleted_before_the_last_pass_alone():
+    model = random_model(11)
+    sources = random_sources(model, 24, 11)
+    counter = Counter(model)
+    output = generate(model, sources, delete_repeats=True, num_iterations=4, output_history=True)
+    assert counter.decoder == 4
+    assert output.num_passes.tolist() == [4] * 24
+    plain = generate(model, sources, num_iterations=4, output_history=True)
+    for before, now in zip(plain.history[:3], output.history[:3], strict=True):
+        assert torch.equal(now.tokens, before.tokens)
+    shorter, third, last = 0, output.history[2], output.history[3]
+    for row, source in enumerate(sources):
+        for c, length in enumerate(output.candidate_lengths[row].tolist()):
+            kept, _ = without_repeats(
+                source, third.tokens[row, c, :length].tolist(), third.log_probs[row, c, :length].tolist(), [0, 1, 3, 4]
+            )
+            canvas = last.canvas[row, c].tolist()
+            num_masked = slow_num_remasked(len(kept), 3, 4, "linear")
+            assert canvas.count(4) == num_masked
+            assert all(token in (4, old) for token, old in zip(canvas, kept, strict=False))
+            assert canvas[len(kept) :] == [1] * (len(canvas) - len(kept))
+            assert last.tokens[row, c, len(kept) :].eq(1).all()
+            shorter += len(kept) < length
+    assert shorter > 20
+    for few in ({"num_iterations": 1}, {"num_iterations": 4, "repeatable_tokens": list(range(23))}):
+        without = generate(model, sources, **{"delete_repeats": False, **few})
+        assert texts(generate(model, sources, delete_repeats=True, **few)) == texts(without)
+
+
+def test_repeats_are_masked_again_first():
+    model = random_model(11, ngram_size=2)
+    sources = random_sources(model, 24, 11)
+    for adjacent in (False, True):
+        options = {
+            "remask_repeats": True,
+            "remask_adjacent": adjacent,
+            "num_iterations": 4,
+            "num_length_candidates": 1,
+        }
+        output = generate(model, sources, output_history=True, **options)
+        seen = 0
+        for before, now in zip(output.history, output.history[1:], strict=False):
+            for row, source in enumerate(sources):
+                length = int(output.candidate_lengths[row, 0])
+                tokens, log_probs = (values[row, 0, :length].tolist() for values in before[1:])
+                first = set(less_probable_repeats(source, tokens, log_probs, [0, 1, 3, 4]))
+                masked = {t for t, token in enumerate(now.canvas[row, 0].tolist()) if token == 4}
+                lowest = min(first, key=lambda t: log_probs[t], default=None)
+                assert lowest is None or lowest in masked
+                if not adjacent:
+                    assert first <= masked or masked <= first
+                seen += len(first)
+        assert seen > 20
+
+
+def test_given_lengths_are_not_shifted():
+    model = random_model(13)
+    sources = random_sources(model, 3, 13)
+    given = {"target_lengths": torch.tensor([3, 5, 7]), "num_length_candidates": 1}
+    assert generate(model, sources, length_shift=2, **given).candidate_lengths.flatten().tolist() == [3, 5, 7]
+    plain, shifted = (generate(model, sources, length_shift=shift).candidate_lengths for shift in (0, 3))
+    assert torch.equal(shifted, (plain + 3).clamp(max=12))
+
+
+def test_a_source_without_ids_has_no_rightful_pairs():
+    model = random_model(16)
+    input_ids, attention_mask = pad([[5, 5, 9, 2], [6, 7, 2]])
+    options = {"attention_mask": attention_mask, "collapse_repeats": True, "num_iterations": 1}
+    embeddings = model.get_input_embeddings()(input_ids)
+    for row in model.generate(inputs_embeds=embeddings, **options).tolist():
+        assert not wrong_repeats([], row, [0, 1, 3, 4])
+
+
 # -------------------------------------------------------------------------------------------------- what is returned
 
 
@@ -589,6 +779,14 @@ def test_suppressed_tokens_never_come():
         ({"max_length": 3.5}, "max_length=3.5 must be a whole number of at least 2"),
         ({"suppress_tokens": 5}, "suppress_tokens=5 must be None or a list of token ids"),
         ({"early_stop": "yes"}, "early_stop='yes' must be True or False"),
+        ({"collapse_repeats": 1}, "collapse_repeats=1 must be True or False"),
+        ({"delete_repeats": "last"}, "delete_repeats='last' must be True or False"),
+        ({"repeatable_tokens": "letters"}, "repeatable_tokens='letters' must be None or a list of token ids"),
+        ({"repeatable_tokens": [5, 23], "remask_repeats": True}, r"repeatable_tokens holds 23, .* in \[0, 23\)"),
+        ({"repeatable_tokens": [5, -1], "remask_repeats": True}, r"repeatable_tokens holds -1, .* in \[0, 23\)"),
+        ({"length_shift": 0.5}, r"length_shift=0.5 must be a whole number in \[-100, 100\]"),
+        ({"length_shift": True}, "length_shift=True must be a whole number in"),
+        ({"length_shift": 101}, "length_shift=101 must be a whole number in"),
         ({"suppress_tokens": [23]}, r"suppress_tokens=\[23\] must lie in \[0, 23\)"),
         (
             {"target_lengths": torch.tensor([3])},
@@ -756,6 +954,11 @@ FIRST = {
     "prune_to": 2,
     "confidence_threshold": 0.5,
     "update_all": True,
+    "remask_repeats": True,
+    "delete_repeats": True,
+    "collapse_repeats": True,
+    "repeatable_tokens": [],
+    "length_shift": -1,
     "output_history": True,
     "return_dict_in_generate": True,
     "max_length": 20,  # the library's default, as a user's choice
@@ -775,6 +978,11 @@ SECOND = {
     "prune_to": 1,
     "confidence_threshold": None,
     "update_all": False,
+    "remask_repeats": False,
+    "delete_repeats": False,
+    "collapse_repeats": False,
+    "repeatable_tokens": [5, 22],
+    "length_shift": 0,
     "output_history": False,
     "return_dict_in_generate": False,
     "max_length": None,
