@@ -24,6 +24,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 logger = logging.getLogger(__name__)
 
 REMASK_SCHEDULES = ("linear", "cosine")
+REPEAT_RULES = ("remask_repeats", "delete_repeats", "collapse_repeats")
 LARGEST_SHIFT = 100  # of a length
 LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows; and weight of a consensus
 PIPELINE_FILE = "pipeline.py"

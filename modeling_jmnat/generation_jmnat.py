@@ -15,7 +15,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options, saved_generation_config
+from .configuration_jmnat import OPTION_NAMES, REPEAT_RULES, JMNatOptions, resolve_options, saved_generation_config
 from .losses_jmnat import first_end, length_divisors
 from .passes_jmnat import JMNatPass, MaskPredict
 
@@ -394,17 +394,20 @@ class JMNatGenerationMixin(GenerationMixin):
 
         These are `repeatable_tokens`, special tokens but `</s>`, and those that do so in the source (B, S), if known.
         """
-        if not (options.remask_repeats or options.delete_repeats or options.collapse_repeats):
+        if not any(getattr(options, rule) for rule in REPEAT_RULES):
             return None
-        config = self.config
-        special = (config.pad_token_id, config.mask_token_id, config.bos_token_id, config.unk_token_id)
-        ids = (*(options.repeatable_tokens or ()), *(i for i in special if i is not None))
-        rightful = token_table(ids, config.vocab_size, source_mask.device).repeat(len(source_mask), 1)
+        rightful = self._repeatable_tokens(options, source_mask.device).repeat(len(source_mask), 1)
         if input_ids is None:
             return rightful
         source_mask = source_mask[:, : input_ids.shape[1]]
         twice = (input_ids[:, 1:] == input_ids[:, :-1]) & source_mask[:, 1:] & source_mask[:, :-1]
-        return rightful.scatter(1, torch.where(twice, input_ids[:, 1:], config.pad_token_id), True)
+        return rightful.scatter(1, torch.where(twice, input_ids[:, 1:], self.config.pad_token_id), True)
+
+    def _repeatable_tokens(self, options: JMNatOptions, device: torch.device) -> torch.Tensor:
+        """(V,) bool, True at `repeatable_tokens` and special tokens but `</s>`."""
+        special = (getattr(self.config, f"{name}_token_id") for name in ("pad", "mask", "bos", "unk"))
+        ids = (*(options.repeatable_tokens or ()), *(i for i in special if i is not None))
+        return token_table(ids, self.config.vocab_size, device)
 
     def _suppressed_tokens(self, options: JMNatOptions, device) -> torch.Tensor | None:
         """(V,) bool, True at ids that are never predicted; None when there are none."""

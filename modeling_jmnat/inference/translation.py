@@ -55,9 +55,10 @@ class Translation:
             scores by the sum / length**length_penalty, and only if `num_return_sequences` is given; otherwise, and in
             greedy search, the score is None.
         token_ids: ids of the best candidate, without special tokens.
-        num_passes: decoder passes. This and the next three are None for autoregressive models.
+        num_passes: decoder passes. This and the next four are None for autoregressive models.
         candidate_lengths: the target lengths that were tried, `</s>` included, most probable first.
-        lengths: the target lengths of `candidates`.
+        lengths: the target lengths of `candidates`, without repeats that were deleted or collapsed.
+        candidate_indices: of which of `candidate_lengths` each of `candidates` was made.
         canvases: with `output_history=True`, what the decoder read in each pass, as text.
         candidate_ids: ids of all `candidates`, with special tokens, without padding.
     """
@@ -68,6 +69,7 @@ class Translation:
     num_passes: int | None = None
     candidate_lengths: list[int] | None = None
     lengths: list[int] | None = None
+    candidate_indices: list[int] | None = None
     canvases: list[str] | None = None
     candidate_ids: list[list[int]] = field(default_factory=list)
 
@@ -280,10 +282,14 @@ def _read_output(tokenizer: PreTrainedTokenizerBase, output: Any, num_sentences:
     if output.get("lengths") is not None:
         for result, lengths in zip(results, output.lengths.view(num_sentences, returned).tolist(), strict=True):
             result["lengths"] = lengths
-    for name in ("num_passes", "candidate_lengths"):
+    for name, called in (
+        ("num_passes", "num_passes"),
+        ("candidate_lengths", "candidate_lengths"),
+        ("best_candidates", "candidate_indices"),
+    ):
         if output.get(name) is not None:
             for result, value in zip(results, output[name].tolist(), strict=True):
-                result[name] = value
+                result[called] = value
     if output.get("history") is not None:
         for index, result in enumerate(results):
             best = int(output.best_candidates[index, 0])
