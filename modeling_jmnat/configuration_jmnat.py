@@ -280,7 +280,8 @@ class JMNatGenerationConfig(GenerationConfig):
 
     Args:
         num_iterations: k, decoder passes, exactly (10).
-        num_length_candidates: C, target lengths tried per sentence (4).
+        num_length_candidates: C, target lengths tried per sentence, all different: fewer where `max_length` leaves
+            fewer (4). `num_beams` is taken for it.
         remask_adjacent: mask the least probable tokens again together with their neighbours, in sets of n (True).
         remask_schedule: how many, T (1 - i/k) with `"linear"` or T cos(pi i / 2k) with `"cosine"` ("linear").
         early_stop: a candidate that a pass leaves unchanged stops (False).
@@ -311,7 +312,7 @@ class JMNatGenerationConfig(GenerationConfig):
     """
 
     def __init__(self, **kwargs):
-        options = {name: kwargs.pop(name, None) for name in OPTION_NAMES}
+        options: dict[str, Any] = {name: kwargs.pop(name, None) for name in OPTION_NAMES}
         for name in REMOVED_OPTIONS:
             if kwargs.pop(name, None):
                 logger.warning("%s is no longer an option of decoding and is ignored", name)
@@ -322,6 +323,11 @@ class JMNatGenerationConfig(GenerationConfig):
     def _set_options(self, options: dict[str, Any]) -> None:
         for name, value in options.items():
             setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "num_beams" and value is not None:  # set later, it outranks the candidates that were saved
+            self.num_length_candidates = value
 
     @classmethod
     def from_model_config(cls, model_config) -> "JMNatGenerationConfig":
@@ -335,8 +341,9 @@ class JMNatGenerationConfig(GenerationConfig):
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
         # Seq2SeqTrainer writes these into a config that lacks them (a max_length of 20 would cut every longer target)
-        # and pads what it gathers to max_length, so this must not be much larger than sentences are.
-        return {**GenerationConfig._get_default_generation_params(), "max_length": 1024}
+        # and pads what it gathers to max_length, so this must not be much larger than sentences are. One beam would be
+        # one length candidate.
+        return {**GenerationConfig._get_default_generation_params(), "max_length": 1024, "num_beams": None}
 
     def validate(self, *args, **kwargs) -> None:
         """The library's checks and ours. The n-best comes from length candidates, not from beams."""
@@ -367,6 +374,15 @@ def resolve_options(*sources: Any) -> JMNatOptions:
                 setattr(options, name, value)
                 break
     return options
+
+
+def under_own_names(given: dict[str, Any]) -> dict[str, Any]:
+    """Options with `num_beams` and `max_new_tokens`, if set, as the options that say the same here."""
+    names = dict(given)
+    num_beams, longest = names.pop("num_beams", None), names.pop("max_new_tokens", None)
+    if names.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines call the width of the search so
+        names["num_length_candidates"] = num_beams
+    return names if longest is None else {**names, "max_length": longest}  # nothing comes before new tokens
 
 
 def saved_generation_config(

@@ -4,19 +4,28 @@ A model with `encode_for_generation`, `prepare_decoding` and `predict_tokens` ge
 computes it. B sentences, C length candidates, T positions.
 """
 
+import difflib
+import functools
+import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from .configuration_jmnat import OPTION_NAMES, REPEAT_RULES, JMNatOptions, resolve_options, saved_generation_config
-from .losses_jmnat import first_end, length_divisors
+from .configuration_jmnat import (
+    OPTION_NAMES,
+    REPEAT_RULES,
+    JMNatOptions,
+    resolve_options,
+    saved_generation_config,
+    under_own_names,
+)
+from .losses_jmnat import first_end, length_divisors, reranker_scores
 from .passes_jmnat import JMNatPass, MaskPredict
 
 # What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
@@ -30,14 +39,33 @@ IGNORED_ARGUMENTS = (
     "synced_gpus",
     "use_cache",
 )
-# Fields of a generation config that are obeyed, or that say the same for every model.
-UNDERSTOOD_FIELDS = (
-    *OPTION_NAMES,
+# Of Transformers' own `generate`: those that are understood here, and what to use in place of the others.
+UNDERSTOOD_OPTIONS = (
     *("num_beams", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
-    *("use_cache", "transformers_version", "_from_model_config"),
+    *("use_cache", "transformers_version"),
 )
-# Vocabulary logits that a reranker makes at once, in elements: the rows beyond it are scored in further pieces.
-MAX_LOGITS = 2**27
+SUBSTITUTES = {
+    "did you mean early_stop?": ("early_stopping",),
+    "did you mean length_normalization?": ("length_penalty", "exponential_decay_length_penalty"),
+    "did you mean num_length_candidates?": ("num_beam_groups", "diversity_penalty"),
+    "did you mean suppress_tokens, a list of single ids?": ("bad_words_ids", "begin_suppress_tokens", "sequence_bias"),
+    "each pass takes the most probable tokens, nothing is sampled": (
+        *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        "penalty_alpha",
+    ),
+    "did you mean remask_repeats, delete_repeats or collapse_repeats?": (
+        *("no_repeat_ngram_size", "repetition_penalty", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty"),
+    ),
+    "lengths are chosen before words: set target_lengths, or favour longer ones by length_normalization": (
+        *("min_length", "min_new_tokens"),
+    ),
+    "the scores are part of the output with return_dict_in_generate=True": ("output_scores",),
+    "did you mean output_history?": ("output_logits", "output_attentions", "output_hidden_states", "return_history"),
+    "num_iterations decides how long decoding takes": ("max_time", "stop_strings"),
+    "it is an argument of generate": ("target_lengths", "reranker", "streamer", "generation_config"),
+}
+# Preference for a length that no prediction leads to, in log-probability.
+NOT_PREDICTED = -1e6
 # A vocabulary may be rounded up in a model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
 VOCABULARY_PADDING = 64
 
@@ -68,85 +96,6 @@ class JMNatGenerateOutput(ModelOutput):
     best_candidates: torch.Tensor | None = None
 
 
-class ModelReranker:
-    """Scores candidates by an autoregressive sequence-to-sequence model that shares their vocabulary (section 4.4).
-
-    Raises:
-        ValueError: the model does not tell its decoder_start_token_id.
-    """
-
-    def __init__(self, model: PreTrainedModel, pad_token_id: int):
-        self.model, self.pad_token_id = model, pad_token_id
-        starts = (getattr(x, "decoder_start_token_id", None) for x in (model.generation_config, model.config))
-        self.start = next((start for start in starts if start is not None), None)
-        if self.start is None:
-            raise ValueError("reranker has no decoder_start_token_id: set it in its generation_config")
-
-    @torch.no_grad()
-    def score(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, candidate_ids: torch.Tensor
-    ) -> torch.Tensor:
-        """Mean log-probability (N,) of candidates (N, T), padded right, `</s>` included; -inf for one without tokens.
-
-        The sources (B, S) have N / B candidates each, in consecutive rows.
-        """
-        per_source, remainder = divmod(len(candidate_ids), len(input_ids))
-        if remainder or not per_source:
-            raise ValueError(
-                f"candidate_ids has {len(candidate_ids)} rows: give a multiple of the {len(input_ids)} of input_ids"
-            )
-        states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        labels = candidate_ids.masked_fill(candidate_ids == self.pad_token_id, -100)
-        inputs = F.pad(candidate_ids[:, :-1], (1, 0), value=self.start)  # (N, T)
-        rows_at_once = max(1, MAX_LOGITS // (candidate_ids.shape[1] * self.model.config.vocab_size))
-        scores = []
-        for rows in torch.arange(len(candidate_ids), device=candidate_ids.device).split(rows_at_once):
-            logits = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states[rows // per_source]),
-                attention_mask=attention_mask[rows // per_source],
-                decoder_input_ids=inputs[rows],
-                decoder_attention_mask=torch.ones_like(inputs[rows]),
-                use_cache=False,
-            ).logits  # (rows, T, V)
-            losses = F.cross_entropy(logits.float().transpose(1, 2), labels[rows], reduction="none")  # (rows, T)
-            counts = (labels[rows] != -100).sum(dim=1)
-            scores.append((-losses.sum(dim=1) / counts.clamp(min=1)).masked_fill(counts == 0, -torch.inf))
-        return torch.cat(scores)
-
-
-def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """Scores (B, C) of candidates (B, C, T).
-
-    Args:
-        reranker: an object with a method `score` as `ModelReranker` has it, or an autoregressive model.
-    """
-    if not hasattr(reranker, "score"):
-        reranker = ModelReranker(reranker, pad_token_id)
-    return reranker.score(input_ids, attention_mask, candidates.flatten(0, 1)).view(candidates.shape[:2])
-
-
-def check_generation_config(generation_config: GenerationConfig) -> None:
-    """ValueError for what is no configuration, and for what one cannot ask for."""
-    if not isinstance(generation_config, GenerationConfig):
-        raise ValueError(f"generation_config is a {type(generation_config).__name__}, it must be a GenerationConfig")
-    if generation_config.do_sample:
-        raise ValueError("do_sample=True is not supported: each pass takes the most probable tokens")
-    usual = (GenerationConfig().to_dict(), GenerationConfig._get_default_generation_params())
-    for name, value in generation_config.to_dict().items():
-        says_nothing = value is None or value is False or any(value == values.get(name) for values in usual)
-        if says_nothing or name in UNDERSTOOD_FIELDS:
-            continue
-        if name in ("target_lengths", "reranker"):
-            raise ValueError(f"{name} in generation_config has no effect: give it to generate itself")
-        raise ValueError(f"{name}={value!r} in generation_config has no effect: options are {', '.join(OPTION_NAMES)}")
-
-
-def longest_output(generation_config: GenerationConfig) -> dict[str, int]:
-    """`max_new_tokens` of a config, if set, as the option that says the same: nothing comes before new tokens."""
-    longest = generation_config.max_new_tokens
-    return {} if longest is None else {"max_length": longest}
-
-
 def check_same_vocabulary(of_reranker: int, own: int) -> None:
     """ValueError where the sizes differ by more than rounding up for speed explains."""
     if abs(of_reranker - own) >= VOCABULARY_PADDING:
@@ -155,7 +104,7 @@ def check_same_vocabulary(of_reranker: int, own: int) -> None:
         )
 
 
-@lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)
 def token_table(ids: tuple[int, ...], vocab_size: int, device: torch.device) -> torch.Tensor:
     """(V,) bool, True at `repeatable_tokens`. It stays on its device: no decoding has to wait for a copy.
 
@@ -168,6 +117,50 @@ def token_table(ids: tuple[int, ...], vocab_size: int, device: torch.device) -> 
     table = torch.zeros(vocab_size, dtype=torch.bool)
     table[list(ids)] = True
     return table.to(device)
+
+
+@functools.cache
+def library_defaults() -> dict[str, tuple]:
+    """The values of each option of Transformers' own `generate` that ask for nothing."""
+    usual = vars(GenerationConfig()), GenerationConfig._get_default_generation_params()
+    return {name: (None, False, *(values.get(name) for values in usual)) for name in usual[0] | usual[1]}
+
+
+def check_option_names(given: dict[str, Any]) -> None:
+    """ValueError for options, of arguments or a config, that `generate` does not have; the library's at rest pass."""
+    refused = []
+    for name, value in sorted(given.items()):
+        at_rest = value is None or (isinstance(value, str | Real) and value in library_defaults().get(name, ()))
+        if not at_rest and name not in (*OPTION_NAMES, *UNDERSTOOD_OPTIONS):
+            refused.append(f"{name}={reprlib.repr(value)} ({substitute(name, OPTION_NAMES)})")
+    if refused:
+        raise ValueError(f"generate does not support {', '.join(refused)}")
+
+
+def substitute(name: str, known: Iterable[str]) -> str:
+    """What to use in place of an option that is none of the `known`."""
+    for sentence, names in SUBSTITUTES.items():
+        if name in names:
+            return sentence
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else "JMNatGenerationConfig explains all options"
+
+
+def stated_options(generation_config: GenerationConfig | None) -> dict[str, Any]:
+    """What a config sets; private fields say nothing about decoding."""
+    fields = {} if generation_config is None else vars(generation_config)
+    return {name: value for name, value in fields.items() if value is not None and not name.startswith("_")}
+
+
+def check_target_lengths(target_lengths, num_sentences: int) -> torch.Tensor:
+    """`target_lengths` as a tensor (B,); ValueError where it has another shape."""
+    target_lengths = torch.as_tensor(target_lengths).long()
+    if target_lengths.shape != (num_sentences,):
+        raise ValueError(
+            f"target_lengths has shape {tuple(target_lengths.shape)}, "
+            f"it must hold one length for each of {num_sentences} sentences"
+        )
+    return target_lengths
 
 
 class JMNatGenerationMixin(GenerationMixin):
@@ -317,75 +310,74 @@ class JMNatGenerationMixin(GenerationMixin):
         return output, ends
 
     def _resolve_generation_options(self, generation_config, kwargs: dict[str, Any]) -> JMNatOptions:
-        """Merge and check; whatever is left in `kwargs` is a mistake and is named."""
-        kwargs = self._translate_arguments(kwargs)
-        sources = [kwargs]
-        if generation_config is not None:
-            check_generation_config(generation_config)
-            sources += [longest_output(generation_config), generation_config]
-            if generation_config.num_beams is not None:
-                sources.append({"num_length_candidates": generation_config.num_beams})
-        options = resolve_options(*sources, longest_output(self.generation_config), self.generation_config)
+        """Merge arguments, the config given and the model's own, which may all ask for the same, and check."""
+        if not isinstance(generation_config, GenerationConfig | None):
+            kind = type(generation_config).__name__
+            raise ValueError(f"generation_config is a {kind}, it must be a GenerationConfig")
+        saved = stated_options(self.generation_config)
+        if saved.get("num_beams") == 1:  # Seq2SeqTrainer writes the library's default into it
+            del saved["num_beams"]
+        sources = kwargs, stated_options(generation_config), saved
+        for given in sources:
+            check_option_names(given)
+            for name in ("pad_token_id", "eos_token_id"):
+                own, value = getattr(self.config, name), given.get(name)
+                if value is not None and own not in (value if isinstance(value, list | tuple) else [value]):
+                    raise ValueError(f"{name}={value} is {own} in this model: leave it out")
+        options = resolve_options(*map(under_own_names, sources))
         options.check()
+        self._check_options(options)
+        return options
+
+    def _check_options(self, options: JMNatOptions) -> None:
+        """Check against the model; as many candidates remain as there are lengths from 2 to the longest allowed."""
         if self.config.decoder_input == "source_copy" and options.num_iterations > 1:
             raise ValueError(
                 f"num_iterations={options.num_iterations} must be 1 with decoder_input='source_copy': "
                 "the basic NAT has no masks to refine"
             )
-        return options
-
-    @staticmethod
-    def _translate_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `generate` under our own names; ValueError for those that it does not know."""
-        kwargs = dict(kwargs)
-        num_beams = kwargs.pop("num_beams", None)
-        if kwargs.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines call the width of the search so
-            kwargs["num_length_candidates"] = num_beams
-        max_new_tokens = kwargs.pop("max_new_tokens", None)
-        if max_new_tokens is not None:  # nothing comes before the new tokens
-            kwargs["max_length"] = max_new_tokens
-        unset = (None, False)
-        unknown = [name for name in kwargs if name not in OPTION_NAMES and not any(kwargs[name] is x for x in unset)]
-        if unknown:
+        ids, specials = options.suppress_tokens or (), ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
+        if ids and not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
+            raise ValueError(f"suppress_tokens={list(ids)} must lie in [0, {self.config.vocab_size})")
+        no_text = {self.config.mask_token_id, *(getattr(self.config, name) for name in specials)} - {None}
+        if len(no_text.union(ids)) >= self.config.vocab_size:
             raise ValueError(
-                f"generate got {', '.join(sorted(unknown))}, which it does not know; options are "
-                f"{', '.join(OPTION_NAMES)}, target_lengths and reranker"
+                f"suppress_tokens={reprlib.repr(list(ids))} leaves no token that a text could hold: suppress fewer"
             )
-        return kwargs
+        if options.num_length_candidates > self.config.max_target_length:
+            raise ValueError(
+                f"num_length_candidates={options.num_length_candidates} is more than the "
+                f"{self.config.max_target_length} lengths there are"
+            )
+        longest = self._longest_target(options)
+        options.num_length_candidates = min(options.num_length_candidates, longest - 1)
+        if options.num_return_sequences > options.num_length_candidates:
+            raise ValueError(
+                f"num_return_sequences={options.num_return_sequences} is more than the "
+                f"{options.num_length_candidates} lengths from 2 to {longest}: allow longer ones by max_length"
+            )
+
+    def _longest_target(self, options: JMNatOptions) -> int:
+        return min(self.config.max_target_length, options.max_length or self.config.max_target_length)
 
     def _choose_lengths(self, length_log_probs, options: JMNatOptions, target_lengths) -> torch.Tensor:
-        """(B, C) candidate lengths, from 2 (one token and `</s>`) to the longest allowed."""
-        num_candidates = options.num_length_candidates
-        longest, target_lengths = self._check_lengths(len(length_log_probs), options, target_lengths)
+        """(B, C) candidate lengths, all different, from 2 (one token and `</s>`) to the longest allowed."""
+        longest = self._longest_target(options)
         if target_lengths is None:
-            lengths = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1).indices + options.length_shift
-        else:
-            target_lengths = target_lengths.to(length_log_probs.device)
-            # The length itself first, then its neighbours: +1, -1, +2, -2, ...
-            steps = [(i + 1) // 2 * (1 if i % 2 else -1) for i in range(num_candidates)]
-            lengths = target_lengths[:, None] + torch.tensor(steps, device=target_lengths.device)
-        return lengths.clamp(min=2, max=max(longest, 2))
-
-    def _check_lengths(
-        self, num_sentences: int, options: JMNatOptions, target_lengths
-    ) -> tuple[int, torch.Tensor | None]:
-        """The longest length allowed, and `target_lengths` as a tensor (B,); ValueError where they cannot be."""
-        longest = self.config.max_target_length
-        if options.max_length is not None:
-            longest = min(longest, options.max_length)
-        if options.num_length_candidates > longest:
-            raise ValueError(
-                f"num_length_candidates={options.num_length_candidates} is more than the {longest} lengths there are"
+            predicted = torch.arange(longest + 1, device=length_log_probs.device)
+            shifted = (predicted + options.length_shift).clamp(min=2, max=longest)
+            nearest = predicted.clamp(min=1 + options.length_shift, max=longest + options.length_shift)
+            preference = (
+                (NOT_PREDICTED - (predicted - nearest).abs()).to(length_log_probs).repeat(len(length_log_probs), 1)
             )
-        if target_lengths is None:
-            return longest, None
-        target_lengths = torch.as_tensor(target_lengths).long()
-        if target_lengths.shape != (num_sentences,):
-            raise ValueError(
-                f"target_lengths has shape {tuple(target_lengths.shape)}, "
-                f"it must hold one length for each of {num_sentences} sentences"
-            )
-        return longest, target_lengths
+            preference.scatter_reduce_(1, shifted.expand_as(preference), length_log_probs[:, : longest + 1], "amax")
+            preference = preference[:, 2:]
+        else:  # the length itself first, then its neighbours: +1, -1, +2, -2, ...
+            target_lengths = check_target_lengths(target_lengths, len(length_log_probs)).to(length_log_probs.device)
+            lengths = torch.arange(2, longest + 1, device=target_lengths.device)
+            steps = lengths - target_lengths.clamp(min=2, max=longest)[:, None]
+            preference = (steps > 0).long() - 2 * steps.abs()
+        return preference.topk(options.num_length_candidates, dim=1).indices + 2
 
     def _rightful_repeats(
         self, options: JMNatOptions, source_mask: torch.Tensor, input_ids: torch.Tensor | None
@@ -417,8 +409,6 @@ class JMNatGenerationMixin(GenerationMixin):
         ids = [i for i in ids if i is not None]
         if not ids:
             return None
-        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
-            raise ValueError(f"suppress_tokens={ids} must lie in [0, {self.config.vocab_size})")
         suppressed = torch.zeros(self.config.vocab_size, dtype=torch.bool, device=device)
         for i in ids:  # one by one: a list of indices would be copied to the device, which waits for it
             suppressed[i].fill_(True)

@@ -8,12 +8,16 @@ batch, L length classes.
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from .configuration_jmnat import JMNatOptions
 
 NGRAM_ALIGNMENTS = ("any", "gold")
 
 
+# Vocabulary logits that a reranker makes at once, in elements: the rows beyond it are scored in further pieces.
+MAX_LOGITS = 2**27
 # Logits that are looked at together. On a CPU they stay in its cache; on a GPU there must be enough to keep it busy.
 BLOCK = {"cpu": 2**18}
 LARGE_BLOCK = 2**28
@@ -248,3 +252,60 @@ def consensus(tokens: torch.Tensor, ends: torch.Tensor, voters: torch.Tensor) ->
         shares = shares + (found + found.transpose(1, 2)) / counts
     others = voters[:, None, :] & ~torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
     return (shares * others).sum(dim=-1) / (2 * others.sum(dim=-1).clamp(min=1))
+
+
+class ModelReranker:
+    """Scores candidates by an autoregressive sequence-to-sequence model that shares their vocabulary (section 4.4).
+
+    Raises:
+        ValueError: the model does not tell its decoder_start_token_id.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_token_id: int):
+        self.model, self.pad_token_id = model, pad_token_id
+        starts = (getattr(x, "decoder_start_token_id", None) for x in (model.generation_config, model.config))
+        self.start = next((start for start in starts if start is not None), None)
+        if self.start is None:
+            raise ValueError("reranker has no decoder_start_token_id: set it in its generation_config")
+
+    @torch.no_grad()
+    def score(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, candidate_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean log-probability (N,) of candidates (N, T), padded right, `</s>` included; -inf for one without tokens.
+
+        The sources (B, S) have N / B candidates each, in consecutive rows.
+        """
+        per_source, remainder = divmod(len(candidate_ids), len(input_ids))
+        if remainder or not per_source:
+            raise ValueError(
+                f"candidate_ids has {len(candidate_ids)} rows: give a multiple of the {len(input_ids)} of input_ids"
+            )
+        states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        labels = candidate_ids.masked_fill(candidate_ids == self.pad_token_id, -100)
+        inputs = F.pad(candidate_ids[:, :-1], (1, 0), value=self.start)  # (N, T)
+        rows_at_once = max(1, MAX_LOGITS // (candidate_ids.shape[1] * self.model.config.vocab_size))
+        scores = []
+        for rows in torch.arange(len(candidate_ids), device=candidate_ids.device).split(rows_at_once):
+            logits = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states[rows // per_source]),
+                attention_mask=attention_mask[rows // per_source],
+                decoder_input_ids=inputs[rows],
+                decoder_attention_mask=torch.ones_like(inputs[rows]),
+                use_cache=False,
+            ).logits  # (rows, T, V)
+            losses = F.cross_entropy(logits.float().transpose(1, 2), labels[rows], reduction="none")  # (rows, T)
+            counts = (labels[rows] != -100).sum(dim=1)
+            scores.append((-losses.sum(dim=1) / counts.clamp(min=1)).masked_fill(counts == 0, -torch.inf))
+        return torch.cat(scores)
+
+
+def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """Scores (B, C) of candidates (B, C, T).
+
+    Args:
+        reranker: an object with a method `score` as `ModelReranker` has it, or an autoregressive model.
+    """
+    if not hasattr(reranker, "score"):
+        reranker = ModelReranker(reranker, pad_token_id)
+    return reranker.score(input_ids, attention_mask, candidates.flatten(0, 1)).view(candidates.shape[:2])

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import ModelOutput
 
 from ..configuration_jmnat import REPEAT_RULES, JMNatConfig, JMNatGenerationConfig, JMNatOptions
-from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
+from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin, check_target_lengths
 from ..modeling_jmnat import decoder_attend_mask, token_mask
 from ..utils.hub_folders import fetch_folder
 
@@ -78,11 +78,6 @@ def bias_of_suppressed(model, options: JMNatOptions) -> torch.Tensor:
     return token_bias(model.config.vocab_size, model._suppressed_tokens(options, "cpu"))
 
 
-def longest_target(model, options: JMNatOptions) -> int:
-    longest = model.config.max_target_length
-    return longest if options.max_length is None else min(longest, options.max_length)
-
-
 def adjacent_remasking(model, options: JMNatOptions) -> bool | None:
     """None where sets of neighbours have a single token."""
     return options.remask_adjacent if model.config.ngram_size > 1 else None
@@ -102,7 +97,7 @@ TRANSLATOR_INPUTS = (
     *(TranslatorInput(x, np.bool_, 0, x) for x in REPEAT_RULES),
     TranslatorInput("prune_candidates", np.int64, 0, "prune_candidates", lambda _, each: each.prune_candidates or 0),
     TranslatorInput("remask_adjacent", np.bool_, 0, "remask_adjacent", adjacent_remasking),
-    TranslatorInput("max_length", np.int64, 1, "max_length", longest_target),
+    TranslatorInput("max_length", np.int64, 1, "max_length", lambda model, options: model._longest_target(options)),
     TranslatorInput("repeatable", np.bool_, 1, "repeatable_tokens", table_of_repeatable),
     TranslatorInput("token_bias", np.float32, 1, "suppress_tokens", bias_of_suppressed),
     TranslatorInput("target_lengths", np.int64, 1, None, lambda *_: ()),  # as many as sources, or none
@@ -395,10 +390,9 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         of_options = None if other_options(options) else self.option_feeds(options)
         if of_options is None:
             return None
-        _, target_lengths = self._check_lengths(len(input_ids), options, target_lengths)
         feeds = {**self.source_feeds(input_ids, attention_mask), **of_options}
         if target_lengths is not None:
-            feeds["target_lengths"] = target_lengths.numpy()
+            feeds["target_lengths"] = check_target_lengths(target_lengths, len(input_ids)).numpy()
         sequences, scores, token_scores, lengths, candidate_lengths, best = map(
             torch.from_numpy, self.translator.run(None, feeds)
         )

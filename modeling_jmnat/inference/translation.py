@@ -14,7 +14,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from ..configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
+from ..configuration_jmnat import OPTION_NAMES, is_count, is_number
+from ..generation_jmnat import substitute
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
 from .beam_search import max_source_length, max_target_length
@@ -40,6 +41,7 @@ AUTOREGRESSIVE_OPTIONS = (
     "repetition_penalty",
 )
 WINDOW_LINES = 4096
+ARGUMENTS = ("reranker",)  # of `generate` that are no options
 # The budget counts source tokens. A batch whose targets need more than this multiple of it is decoded in pieces.
 LONGER_TARGETS = 2
 
@@ -95,7 +97,7 @@ def parse_generation_options(text: str | None, argument: str = "generation_optio
     known = dict.fromkeys((*OPTION_NAMES, *AUTOREGRESSIVE_OPTIONS))
     for name in options:
         if name not in known:
-            raise ValueError(f"generation option {name!r} is not one of {', '.join(known)}")
+            raise ValueError(f"generation option {name!r} is unknown ({substitute(name, known)})")
     return options
 
 
@@ -106,8 +108,8 @@ def check_options(model: Translator, generation: dict) -> None:
         ValueError: naming the option, its value and what is allowed.
     """
     if is_jmnat(model):
-        beams = {"num_length_candidates": generation["num_beams"]} if generation.get("num_beams") is not None else {}
-        resolve_options(generation, beams, model.generation_config).check()
+        of_model = {name: value for name, value in generation.items() if name not in ARGUMENTS}
+        model._resolve_generation_options(None, of_model)
         return
     for name, value in generation.items():
         if value is None:

@@ -15,6 +15,7 @@ from onnx import TensorProto
 from onnxscript import opset23 as op
 from onnxscript import script
 
+from ..generation_jmnat import NOT_PREDICTED
 from ..inference.onnx_runtime import LOWEST
 
 FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
@@ -23,16 +24,28 @@ INFINITY = math.inf
 
 @script()
 def choose_lengths(length_logits, target_lengths, num_candidates, max_length, length_shift):
-    """(B, C), from length logits (B, L); a window around `target_lengths` (B,) where these are not empty."""
-    longest = op.Min(max_length, op.Shape(length_logits, start=1) - 1)
+    """(B, C), from length logits (B, L); a window around `target_lengths` (B,) where these are not empty; and C (1,).
+
+    The lengths of a sentence are distinct: C is no more than there are from 2 to the longest allowed.
+    """
+    longest = op.Max(op.Min(max_length, op.Shape(length_logits, start=1) - 1), 2)
+    num_candidates = op.Min(num_candidates, longest - 1)
     if op.Size(target_lengths) > 0:
         # The length itself first, then its neighbours: +1, -1, +2, -2, ...
-        index = op.Range(0, op.Squeeze(num_candidates), 1)
-        lengths = op.Unsqueeze(target_lengths, [1]) + (index + 1) / 2 * (index % 2 * 2 - 1)
+        targets = op.Unsqueeze(op.Max(op.Min(target_lengths, longest), 2), [1])
+        steps = op.Range(2, op.Squeeze(longest) + 1, 1) - targets
+        preference = op.Cast(op.Cast(steps > 0, to=INT64) - 2 * op.Abs(steps), to=FLOAT)
     else:
-        _, best = op.TopK(length_logits[:, : longest + 1], num_candidates)
-        lengths = best + length_shift
-    return op.Max(op.Min(lengths, op.Max(longest, 2)), 2)
+        classes = op.Range(0, op.Squeeze(longest) + 1, 1)
+        lengths = op.Max(op.Min(classes + length_shift, longest), 2)
+        nearest = op.Max(op.Min(classes, longest + length_shift), length_shift + 1)
+        never = op.Cast(-op.Abs(classes - nearest), to=FLOAT) + NOT_PREDICTED
+        logits = length_logits[:, : longest + 1]
+        lengths = op.Expand(lengths, op.Shape(logits))
+        never = op.Expand(never, op.Shape(logits))
+        preference = op.ScatterElements(never, lengths, logits, axis=1, reduction="max")[:, 2:]
+    _, best = op.TopK(preference, num_candidates)
+    return best + 2, num_candidates
 
 
 @script()

@@ -44,7 +44,7 @@ class TranslatorWriter:
         length_logits, self.source_states = encoder.write()
         self.source_bias = encoder.source_bias()
         choice = options.target_lengths, options.num_length_candidates, options.max_length, options.length_shift
-        self.candidate_lengths = graph.call(steps.choose_lengths, length_logits, *choice)
+        self.candidate_lengths, self.num_candidates = graph.call(steps.choose_lengths, length_logits, *choice)
         self.positions, self.lengths, self.rows, self.tokens, self.log_probs = graph.call(
             steps.canvas_of_masks, self.candidate_lengths, self.config.mask_token_id, self.config.pad_token_id
         )
@@ -80,10 +80,10 @@ class TranslatorWriter:
         is_last, deletes, begin, num_passes, num_kept = graph.call(
             steps.plan_stage,
             *(number, self.bounds, self.num_stages, options.prune_candidates, options.prune_to),
-            *(options.num_length_candidates, options.num_return_sequences),
+            *(self.num_candidates, options.num_return_sequences),
             *(options.num_iterations, options.delete_repeats),
         )
-        pairs = graph.add("Gather", self.pairs, graph.add("Div", rows, options.num_length_candidates))
+        pairs = graph.add("Gather", self.pairs, graph.add("Div", rows, self.num_candidates))
         without = partial(graph.call, steps.rows_without_repeats)
         vocabulary = options.repeatable, pairs, self.config.pad_token_id
         tokens, log_probs, lengths = without(tokens, log_probs, lengths, self.positions, deletes, *vocabulary)
@@ -115,7 +115,7 @@ class Passes:
         self.model, self.config, self.options = translator.model, translator.config, translator.options
         self.begin, self.lengths, self.positions = begin, lengths, translator.positions
         self.repeats = self.options.remask_repeats, self.options.repeatable, pairs
-        source = graph.add("Div", rows, self.options.num_length_candidates)
+        source = graph.add("Div", rows, translator.num_candidates)
         self.source_states = [
             tuple(graph.add("Gather", value, source) for value in layer) for layer in translator.source_states
         ]

@@ -327,6 +327,7 @@ DEFAULTS = {
     "collapse_repeats": False,
     "repeatable_tokens": None,
     "length_shift": 0,
+    "max_length": None,
 }
 
 
@@ -334,18 +335,19 @@ DEFAULTS = {
 def slow_decode(model, source, target_length=None, **options):
     """The best `SlowCandidate`s of one source, best first, and all that were tried."""
     options = {**DEFAULTS, **options}
-    num_candidates = options["num_length_candidates"]
+    longest = min(model.config.max_target_length, options["max_length"] or model.config.max_target_length)
     if target_length is None:
         length_logits = model.model.encoder(input_ids=torch.tensor([source])).length_logits[0].tolist()
-        ranking = sorted(range(1, len(length_logits)), key=lambda length: -length_logits[length])
-        lengths = [length + options["length_shift"] for length in ranking[:num_candidates]]
-    else:
-        lengths = [target_length]
-        while len(lengths) < num_candidates:  # one longer, one shorter, two longer, ...
-            step = (len(lengths) + 1) // 2
-            lengths.append(target_length + step if len(lengths) % 2 else target_length - step)
-    longest = model.config.max_target_length
-    candidates = [SlowCandidate(model, source, min(max(2, length), longest), options) for length in lengths]
+        best_first = sorted(range(1, len(length_logits)), key=lambda length: -length_logits[length])
+        shift = options["length_shift"]
+        best_first = [min(max(2, length + shift), longest) for length in best_first if length <= longest]
+        best_first += sorted(range(2, longest + 1), key=lambda length: -length if shift > 0 else length)  # the nearest
+    else:  # one longer, one shorter, two longer, ...
+        middle = min(max(2, target_length), longest)
+        steps = [step for more in range(1, longest) for step in (more, -more)]
+        best_first = [middle, *(middle + step for step in steps if 2 <= middle + step <= longest)]
+    lengths = list(dict.fromkeys(best_first))[: options["num_length_candidates"]]
+    candidates = [SlowCandidate(model, source, length, options) for length in lengths]
     going_on = candidates
     for iteration in range(options["num_iterations"]):
         for candidate in going_on:

@@ -238,7 +238,7 @@ def test_generation_options_are_known_ones(name):
     assert parse_generation_options(None) == {}
     options = {"num_iterations": 4, "num_beams": 2, "max_new_tokens": 9, "suppress_tokens": [1]}
     assert parse_generation_options(json.dumps(options)) == options
-    with pytest.raises(ValueError, match=f"^generation option '{name}' is not one of .*early_stop,.*length_penalty,"):
+    with pytest.raises(ValueError, match=rf"^generation option '{name}' is unknown \([^,]*\)$"):
         parse_generation_options(json.dumps({**options, name: "x"}))
 
 
@@ -336,7 +336,7 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
         (["--model", student, "--input", str(good), "--generation_options", "{"], "error: generation_options='{'"),
         (
             ["--model", student, "--input", str(good), "--generation_options", '{"beam": 1}'],
-            "error: generation option 'beam' is not one of num_iterations,",
+            "error: generation option 'beam' is unknown (did you mean num_beams?)",
         ),
         (
             ["--model", str(folder / "teacher"), "--input", str(good), "--show_passes"],

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,9 @@ OPTIONS = {
     },
     "shorter": {"length_shift": -2},
     "far_too_long": {"length_shift": 9, "num_iterations": 3},
+    "as_many_candidates_as_lengths": {"num_length_candidates": 12, "num_iterations": 3, "consensus_weight": 5.0},
+    "fewer_lengths_than_candidates": {"max_length": 3, "consensus_weight": 5.0, "num_return_sequences": 2},
+    "a_single_length": {"max_length": 2, "consensus_weight": 5.0},
     "many_candidates": {"num_length_candidates": 11, "num_iterations": 3, "num_return_sequences": 2},
 }
 
@@ -644,7 +648,11 @@ def test_given_lengths_are_not_shifted():
     given = {"target_lengths": torch.tensor([3, 5, 7]), "num_length_candidates": 1}
     assert generate(model, sources, length_shift=2, **given).candidate_lengths.flatten().tolist() == [3, 5, 7]
     plain, shifted = (generate(model, sources, length_shift=shift).candidate_lengths for shift in (0, 3))
-    assert torch.equal(shifted, (plain + 3).clamp(max=12))
+    for before, after in zip((plain + 3).clamp(max=12).tolist(), shifted.tolist(), strict=True):
+        assert len(set(after)) == 4
+        if len(set(before)) == 4:  # otherwise others come for the twins
+            assert after == before
+        assert list(dict.fromkeys(before)) == [length for length in after if length in before]
 
 
 def test_a_source_without_ids_has_no_rightful_pairs():
@@ -763,7 +771,10 @@ def test_suppressed_tokens_never_come():
         ({"num_iterations": True}, "num_iterations=True must be a whole number"),
         ({"num_length_candidates": 0}, "num_length_candidates=0 must be a whole number of at least 1"),
         ({"num_length_candidates": 13}, "num_length_candidates=13 is more than the 12 lengths there are"),
-        ({"max_length": 3}, "num_length_candidates=4 is more than the 3 lengths there are"),
+        (
+            {"max_length": 3, "num_return_sequences": 3},
+            "num_return_sequences=3 is more than the 2 lengths from 2 to 3: allow longer ones by max_length",
+        ),
         ({"max_length": 1}, "max_length=1 must be a whole number of at least 2"),
         ({"num_return_sequences": 5}, "num_return_sequences=5 is more than num_length_candidates=4"),
         ({"remask_schedule": "sine"}, "remask_schedule='sine' is not one of linear, cosine"),
@@ -792,11 +803,6 @@ def test_suppressed_tokens_never_come():
             {"target_lengths": torch.tensor([3])},
             r"target_lengths has shape \(1,\), it must hold one length for each of 2",
         ),
-        ({"num_iteration": 4}, "generate got num_iteration, which it does not know; options are num_iterations"),
-        ({"num_iteration": 0}, "generate got num_iteration, "),
-        ({"temperature": 0.7, "do_sample": True}, "generate got do_sample, temperature, which"),
-        ({"length_penalty": 1.2}, "generate got length_penalty"),
-        ({"assistant_model": torch.ones(2)}, "generate got assistant_model"),
         ({"logits_processor": [print]}, "logits_processor, stopping_criteria and streamer are not supported"),
         ({"streamer": object()}, "logits_processor, stopping_criteria and streamer are not supported"),
     ],
@@ -805,6 +811,105 @@ def test_bad_options_are_named(options, sentence):
     model = random_model()
     with pytest.raises(ValueError, match=sentence):
         generate(model, random_sources(model, 2), **options)
+
+
+# Options that `generate` does not have, and what it says to each.
+UNKNOWN = {
+    "early_stopping": (True, "did you mean early_stop?"),
+    "length_penalty": (2.0, "did you mean length_normalization?"),
+    "do_sample": (True, "nothing is sampled"),
+    "temperature": (0.7, "nothing is sampled"),
+    "top_k": (3, "nothing is sampled"),
+    "no_repeat_ngram_size": (2, "did you mean remask_repeats"),
+    "min_length": (40, "set target_lengths"),
+    "num_beam_groups": (2, "did you mean num_length_candidates?"),
+    "bad_words_ids": ([[7]], "did you mean suppress_tokens"),
+    "output_scores": (True, "return_dict_in_generate=True"),
+    "num_iteration": (4, "did you mean num_iterations?"),
+    "remask_adjacnt": (False, "did you mean remask_adjacent?"),
+    "xyz": (0, "JMNatGenerationConfig explains all options"),
+    "pad_token_id": (5, "1 in this model"),
+    "eos_token_id": ([7, 8], "2 in this model"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_option_gets_the_same_short_answer_wherever_it_stands(name):
+    model = random_model()
+    (value, hint), input_ids = UNKNOWN[name], torch.tensor([[5, 6, 2]])
+    plain = GenerationConfig()
+    setattr(plain, name, value)
+    answers = set()
+    for given in ({name: value}, {"generation_config": plain}, {"generation_config": JMNatGenerationConfig()}, {}):
+        if isinstance(given.get("generation_config"), JMNatGenerationConfig):
+            setattr(given["generation_config"], name, value)
+        if not given:
+            setattr(model.generation_config, name, value)
+        with pytest.raises(ValueError, match=re.escape(name)) as refused:
+            model.generate(input_ids, **given)
+        answers.add(str(refused.value))
+    (answer,) = answers
+    assert hint in answer
+    assert len(answer) < 200
+
+
+def test_all_unknown_options_are_named_at_once():
+    with pytest.raises(ValueError, match=r"do_sample=True \(each.*\), temperature=0.7 \(each pass"):
+        generate(random_model(), [[5, 2]], temperature=0.7, do_sample=True)
+    with pytest.raises(ValueError, match="assistant_model=") as refused:
+        generate(random_model(), [[5, 2]], assistant_model=torch.ones(100))
+    assert len(str(refused.value)) < 150
+
+
+def test_options_mean_the_same_wherever_they_stand():
+    for name, value in {"num_beams": 2, "num_length_candidates": 3, "max_new_tokens": 4, "num_iterations": 3}.items():
+        plain, model = GenerationConfig(**{name: value}), random_model(16)
+        sources = random_sources(model, 8, 16)
+        by_argument = generate(model, sources, **{name: value})
+        assert not torch.equal(by_argument.sequences, generate(model, sources).sequences)
+        by_config = generate(model, sources, generation_config=plain)
+        setattr(model.generation_config, name, value)
+        for other in (by_config, generate(model, sources)):
+            assert torch.equal(by_argument.sequences, other.sequences)
+            assert torch.equal(by_argument.candidate_lengths, other.candidate_lengths)
+
+
+def test_the_librarys_defaults_ask_for_nothing():
+    model = random_model(16)
+    sources = random_sources(model, 8, 16)
+    expected = generate(model, sources).sequences
+    usual = {**GenerationConfig._get_default_generation_params(), "eos_token_id": [2], "pad_token_id": 1}
+    del usual["max_length"], usual["num_beams"], usual["return_dict_in_generate"]
+    assert torch.equal(generate(model, sources, **usual).sequences, expected)
+    assert torch.equal(generate(model, sources, generation_config=GenerationConfig(**usual)).sequences, expected)
+    model.generation_config.update(**usual)
+    assert torch.equal(generate(model, sources).sequences, expected)
+
+
+def test_candidate_lengths_are_distinct():
+    model = random_model(16)
+    sources = random_sources(model, 5, 16)
+    for name, value, expected in (
+        *(("num_length_candidates", 5, 5), ("num_length_candidates", 12, 11)),
+        *(("max_length", 3, 2), ("max_new_tokens", 3, 2), ("max_length", 2, 1)),
+    ):
+        for target_lengths in (None, torch.tensor([2, 3, 12, 40, 0])):
+            lengths = generate(model, sources, target_lengths=target_lengths, **{name: value}).candidate_lengths
+            assert lengths.shape == (5, expected)
+            assert all(len(set(row)) == len(row) and min(row) >= 2 for row in lengths.tolist())
+    window = generate(model, sources, target_lengths=[2, 3, 12, 40, 7], num_length_candidates=5).candidate_lengths
+    shifted = [[2, 3, 4, 5, 6], [3, 4, 2, 5, 6], [12, 11, 10, 9, 8], [12, 11, 10, 9, 8], [7, 8, 6, 9, 5]]
+    assert window.tolist() == shifted
+
+
+@pytest.mark.parametrize("left", [[], [1, 2], [0, 1, 2, 3, 4]])
+def test_something_must_be_left_to_say(left):
+    model = random_model(16)
+    suppressed = [token for token in range(23) if token not in left]
+    with pytest.raises(ValueError, match=r"suppress_tokens=\[.*\] leaves no token that a text could hold"):
+        generate(model, [[5, 2]], suppress_tokens=suppressed)
+    suppressed.remove(9)
+    assert 9 in generate(model, [[5, 2]], suppress_tokens=suppressed, num_iterations=1).sequences
 
 
 def test_what_the_library_passes_along_is_taken():
@@ -837,7 +942,8 @@ def test_a_length_below_two_counts_as_two():
         model.model.encoder.embed_lengths.weight[1:] *= 0.0
         model.model.encoder.embed_lengths.weight[1] += 10 * model.model.encoder(torch.tensor([[5, 2]]))[0][0, 0].sign()
     output = generate(model, random_sources(model, 3, 16), num_length_candidates=12)
-    assert sorted(output.candidate_lengths[0].tolist()) == [2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert output.candidate_lengths[0, 0] == 2
+    assert sorted(output.candidate_lengths[0].tolist()) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
 def test_the_mask_may_come_second_and_options_third():
@@ -859,12 +965,8 @@ def test_the_mask_may_come_second_and_options_third():
     ("config", "message"),
     [
         ("nonsense", "generation_config is a str, it must be a GenerationConfig"),
-        (GenerationConfig(do_sample=True), "do_sample=True is not supported"),
-        (JMNatGenerationConfig(target_lengths=[3]), "target_lengths in generation_config has no effect"),
-        (GenerationConfig(min_length=15), "min_length=15 in generation_config has no effect: options are num_iter"),
-        (GenerationConfig(no_repeat_ngram_size=2), "no_repeat_ngram_size=2 in generation_config has no effect"),
-        (GenerationConfig(bad_words_ids=[[7]]), r"bad_words_ids=\[\[7\]\] in generation_config has no effect"),
-        (JMNatGenerationConfig(num_iteration=3), "num_iteration=3 in generation_config has no effect"),
+        (JMNatGenerationConfig(target_lengths=[3]), r"target_lengths=\[3\] \(it is an argument of generate\)"),
+        (JMNatGenerationConfig(min_length=4, num_iteration=3), r"min_length=4 \(.*\), num_iteration=3 \(did you mean"),
     ],
 )
 def test_configs_that_cannot_be_followed_are_refused(config, message):

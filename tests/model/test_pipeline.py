@@ -267,7 +267,7 @@ def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
     longest = model.config.max_position_embeddings
     with pytest.raises(ValueError, match=rf"beginning 'wort wort.*the model allows at most {longest}"):
         translate([TEXTS[0], long])
-    with pytest.raises(ValueError, match="generate got num_iteration, which it does not know"):
+    with pytest.raises(ValueError, match=r"generate does not support num_iteration=3 \(did you mean num_iterations"):
         translate(TEXTS, num_iteration=3)
     with pytest.raises(ValueError, match="src_lang=5 must be a two-letter language"):
         translate(TEXTS, src_lang=5)

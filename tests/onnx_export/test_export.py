@@ -129,6 +129,7 @@ AT_ONCE = {name: options for name, options in OPTIONS.items() if options.keys() 
     "score": {"length_normalization": 0.5, "length_offset": 3.0},
     "short": {"max_length": 5},
     "two_tokens": {"max_length": 3, "num_length_candidates": 3},
+    "fewer_lengths_than_candidates": {"max_length": 4, "num_length_candidates": 9, "consensus_weight": 5.0},
     "more_passes_than_tokens": {"num_iterations": 20, "max_length": 8},
     "given": {"target_lengths": [2, 40, 6, 9, 3, 4, 5, 7, 8, 10], "num_length_candidates": 5},
 }
@@ -144,6 +145,19 @@ def test_a_whole_translation_equals_its_passes(name, ngram_size, tmp_path):
         assert not {"encoder", "decoder", "positions"} & vars(exported).keys()  # they have not been loaded
         assert_same(decode(pass_by_pass(tmp_path), sources, **AT_ONCE[name]), output)
         assert_same(decode(model, sources, **AT_ONCE[name]), output)
+
+
+def test_the_graph_itself_takes_no_more_candidates_than_there_are_lengths(tmp_path):
+    model, exported = both(tmp_path, 61)
+    sources = random_sources(model, 10, 61)
+    feeds = exported.source_feeds(*pad(sources))
+    feeds |= {"num_iterations": np.array(4), "num_length_candidates": np.array([9]), "max_length": np.array([4])}
+    names = [output.name for output in exported.translator.get_outputs()]
+    found = dict(zip(names, exported.translator.run(None, feeds), strict=True))
+    expected = decode(model, sources, num_length_candidates=9, max_length=4)
+    assert found["candidate_lengths"].shape == (10, 3)
+    assert found["candidate_lengths"].tolist() == expected.candidate_lengths.tolist()
+    assert found["sequences"][:, 0].tolist() == expected.sequences.tolist()
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS.keys() - AT_ONCE.keys()))
