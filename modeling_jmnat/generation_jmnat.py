@@ -81,7 +81,8 @@ class JMNatGenerateOutput(ModelOutput):
         token_scores: (R, T') log-probabilities, 0 at padding.
         lengths: (R,) T of the candidate, `</s>` included, without the repeats that were deleted or collapsed.
         num_passes: (B,) most passes that any candidate of the sentence took.
-        history: with `output_history`, one `JMNatPass` per pass, before repeats are collapsed.
+        history: with `output_history`, one `JMNatPass` per pass; `history[-1].tokens` are the final candidates, before
+            repeats are collapsed.
         candidate_lengths: (B, C) the lengths tried, most probable first.
         best_candidates: (B, num_return_sequences) index of each returned sequence among the candidates.
     """

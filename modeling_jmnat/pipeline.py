@@ -43,7 +43,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         split_sentences: False translates each text as one sentence (True).
         src_lang: two-letter language whose abbreviations do not end a sentence; by default `source_language` of the
             model's configuration.
-        return_history: records also hold `history`, what the decoder read in each pass, ` __` for a masked token.
+        return_history: records also hold `history`: what the decoder read in each pass, ` __` for a masked token, and
+            at the end the translation.
         any option of `generate`: `num_iterations`, `num_length_candidates`, `num_return_sequences`, ...
 
     Raises:
@@ -154,10 +155,9 @@ class JMNatTranslationPipeline(ChunkPipeline):
             if pieces[0]["history"] is not None:
                 # A sentence that stopped before others is shown as it came out.
                 canvases = [[*piece["history"][rank], piece["texts"][rank]] for piece in pieces]
-                num_passes = max(map(len, canvases)) - 1
                 record["history"] = [
                     join(pieces, [of_piece[min(turn, len(of_piece) - 1)] for of_piece in canvases])
-                    for turn in range(num_passes)
+                    for turn in range(max(map(len, canvases)))
                 ]
             records.append(record)
         return records

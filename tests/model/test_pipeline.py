@@ -134,7 +134,7 @@ def test_history_holds_the_canvas_of_each_pass(model, tokenizer, translate):
         for rank, record in enumerate(records):
             best = output.best_candidates[0, rank]
             canvases = [show_canvas(tokenizer, turn.canvas[0, best].tolist()) for turn in output.history]
-            assert record["history"] == canvases
+            assert record["history"] == [*canvases, record["translation_text"]]
             assert len(canvases) == 5
             assert set(canvases[0].split()) == {"__"}
 
@@ -159,6 +159,7 @@ def test_history_of_several_sentences(model, tokenizer):
             for record in alone
         ]
         assert canvas == "".join(shown)
+    assert whole["history"][-1] == whole["translation_text"]
     assert len(whole["history"]) == longest
 
 
