@@ -81,6 +81,7 @@ class JMNatGenerateOutput(ModelOutput):
         token_scores: (R, T') log-probabilities, 0 at padding.
         lengths: (R,) T of the candidate, `</s>` included, without the repeats that were deleted or collapsed.
         num_passes: (B,) most passes that any candidate of the sentence took.
+        tokens_per_forward: (R,) tokens of each sequence per decoder pass, as text diffusion models report it.
         history: with `output_history`, one `JMNatPass` per pass; `history[-1].tokens` are the final candidates, before
             repeats are collapsed.
         candidate_lengths: (B, C) the lengths tried, most probable first.
@@ -92,6 +93,7 @@ class JMNatGenerateOutput(ModelOutput):
     token_scores: torch.Tensor | None = None
     lengths: torch.Tensor | None = None
     num_passes: torch.Tensor | None = None
+    tokens_per_forward: torch.Tensor | None = None
     history: tuple[JMNatPass, ...] | None = None
     candidate_lengths: torch.Tensor | None = None
     best_candidates: torch.Tensor | None = None
@@ -227,7 +229,11 @@ class JMNatGenerationMixin(GenerationMixin):
             output = self.generate_at_once(options, input_ids, target_lengths, **source)
         if output is None:
             output = self._generate_by_passes(options, input_ids, target_lengths, reranker, **source)
-        return output if options.return_dict_in_generate or options.output_history else output.sequences
+        if not (options.return_dict_in_generate or options.output_history):
+            return output.sequences
+        num_passes = output.num_passes.repeat_interleave(options.num_return_sequences)
+        output.tokens_per_forward = (output.sequences != self.config.pad_token_id).sum(dim=1) / num_passes
+        return output
 
     def _check_inputs(self, input_ids: torch.Tensor | None, reranker) -> None:
         if input_ids is not None and not input_ids.numel():

@@ -733,6 +733,17 @@ def test_scores_and_token_scores():
         torch.testing.assert_close(output.token_scores[row, :width], log_probs[row // 3, candidate, :width])
 
 
+def test_tokens_per_forward_counts_the_passes_of_each_sentence():
+    model = random_model(18)
+    sources = random_sources(model, 8, 18)
+    output = generate(model, sources, num_iterations=4, num_return_sequences=2)
+    assert output.tokens_per_forward.tolist() == [len(text) / 4 for text in texts(output)]
+    output = generate(model, sources, early_stop=True)
+    assert len(set(output.num_passes.tolist())) > 1
+    expected = [len(text) / passes for text, passes in zip(texts(output), output.num_passes.tolist(), strict=True)]
+    torch.testing.assert_close(output.tokens_per_forward, torch.tensor(expected))
+
+
 def test_text_ends_at_the_first_end():
     model = random_model(11)
     for suppress_tokens in (None, [0, 1, 2, 4]):
