@@ -8,14 +8,13 @@ import difflib
 import functools
 import reprlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
-from transformers.utils import ModelOutput
 
 from .configuration_jmnat import (
     OPTION_NAMES,
@@ -25,20 +24,12 @@ from .configuration_jmnat import (
     saved_generation_config,
     under_own_names,
 )
-from .losses_jmnat import first_end, length_divisors, reranker_scores
-from .passes_jmnat import JMNatPass, MaskPredict
+from .losses_jmnat import JMNatGenerateOutput, check_same_vocabulary, choose_candidates, first_end, length_preferences
+from .passes_jmnat import MaskPredict
 
-# What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
-IGNORED_ARGUMENTS = (
-    "labels",
-    "decoder_input_ids",
-    "decoder_attention_mask",
-    "masked_positions",
-    "encoder_targets",
-    "loss_denominators",
-    "synced_gpus",
-    "use_cache",
-)
+# In a batch of a training collator, whose `decoder_input_ids` are the reference, partly masked, and so no canvas.
+OF_TRAINING = ("labels", "masked_positions", "encoder_targets", "loss_denominators")
+IGNORED_ARGUMENTS = ("synced_gpus", "use_cache")  # what Trainer and pipelines hand over beside, without meaning here
 # Of Transformers' own `generate`: those that are understood here, and what to use in place of the others.
 UNDERSTOOD_OPTIONS = (
     *("num_beams", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
@@ -62,49 +53,10 @@ SUBSTITUTES = {
     "the scores are part of the output with return_dict_in_generate=True": ("output_scores",),
     "did you mean output_history?": ("output_logits", "output_attentions", "output_hidden_states", "return_history"),
     "num_iterations decides how long decoding takes": ("max_time", "stop_strings"),
-    "it is an argument of generate": ("target_lengths", "reranker", "streamer", "generation_config"),
+    "it is an argument of generate": ("target_lengths", "reranker", "streamer", "decoder_input_ids"),
 }
 # Preference for a length that no prediction leads to, in log-probability.
 NOT_PREDICTED = -1e6
-# A vocabulary may be rounded up in a model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
-VOCABULARY_PADDING = 64
-
-
-@dataclass
-class JMNatGenerateOutput(ModelOutput):
-    """Result of `generate(..., return_dict_in_generate=True)`; R is B num_return_sequences, best first.
-
-    Args:
-        sequences: (R, T') ids up to and with the first `</s>`, padded on the right.
-        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization, with a reranker its mean
-            log-probability in place of the model's; and consensus_weight * consensus.
-        token_scores: (R, T') log-probabilities, 0 at padding.
-        lengths: (R,) T of the candidate, `</s>` included, without the repeats that were deleted or collapsed.
-        num_passes: (B,) most passes that any candidate of the sentence took.
-        tokens_per_forward: (R,) tokens of each sequence per decoder pass, as text diffusion models report it.
-        history: with `output_history`, one `JMNatPass` per pass; `history[-1].tokens` are the final candidates, before
-            repeats are collapsed.
-        candidate_lengths: (B, C) the lengths tried, most probable first.
-        best_candidates: (B, num_return_sequences) index of each returned sequence among the candidates.
-    """
-
-    sequences: torch.Tensor | None = None
-    sequences_scores: torch.Tensor | None = None
-    token_scores: torch.Tensor | None = None
-    lengths: torch.Tensor | None = None
-    num_passes: torch.Tensor | None = None
-    tokens_per_forward: torch.Tensor | None = None
-    history: tuple[JMNatPass, ...] | None = None
-    candidate_lengths: torch.Tensor | None = None
-    best_candidates: torch.Tensor | None = None
-
-
-def check_same_vocabulary(of_reranker: int, own: int) -> None:
-    """ValueError where the sizes differ by more than rounding up for speed explains."""
-    if abs(of_reranker - own) >= VOCABULARY_PADDING:
-        raise ValueError(
-            f"reranker has {of_reranker} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
-        )
 
 
 @functools.lru_cache(maxsize=8)
@@ -166,6 +118,58 @@ def check_target_lengths(target_lengths, num_sentences: int) -> torch.Tensor:
     return target_lengths
 
 
+def check_canvas(canvas, attention_mask: torch.Tensor | None, config) -> torch.Tensor:
+    """`decoder_input_ids` (B, T) as the canvas to begin with; ValueError where it cannot be one.
+
+    A row has as many tokens as stand before its padding. `<mask>` at its end becomes `</s>`, which is predicted
+    nowhere, so that a text is never cut off before what stands.
+    """
+    canvas, pad = torch.as_tensor(canvas).long(), config.pad_token_id
+    if attention_mask is not None and attention_mask.shape == canvas.shape:
+        canvas = canvas.masked_fill(attention_mask == 0, pad)
+    if canvas.dim() != 2 or not canvas.numel():
+        raise ValueError(f"decoder_input_ids has shape {tuple(canvas.shape)}, it must be (B, T)")
+    lengths = (canvas != pad).sum(dim=1, keepdim=True)
+    if (canvas == pad).logical_and(torch.arange(canvas.shape[1], device=canvas.device) < lengths).any():
+        raise ValueError("decoder_input_ids holds padding before other tokens: pad on the right")
+    if lengths.min() < 2 or lengths.max() > config.max_target_length:
+        raise ValueError(
+            f"decoder_input_ids has rows of {int(lengths.min())} to {int(lengths.max())} tokens, "
+            f"they must have 2 to {config.max_target_length}, </s> included"
+        )
+    if canvas.min() < 0 or canvas.max() >= config.vocab_size:
+        raise ValueError(f"decoder_input_ids must lie in [0, {config.vocab_size})")
+    last = canvas.gather(1, lengths - 1)
+    return canvas.scatter(1, lengths - 1, last.masked_fill(last == config.mask_token_id, config.eos_token_id))
+
+
+def check_streamer(streamer, options: JMNatOptions, *sources) -> None:
+    """ValueError for what is no streamer, and for more than one text."""
+    if streamer is None:
+        return
+    if not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise ValueError(f"streamer is a {type(streamer).__name__}, it needs the methods put and end")
+    num_sentences = max((len(source) for source in sources if torch.is_tensor(source)), default=1)
+    if num_sentences > 1 or options.num_return_sequences > 1:
+        raise ValueError(
+            f"streamer takes one text, not {num_sentences} sentences with num_return_sequences="
+            f"{options.num_return_sequences}: give one sentence at a time"
+        )
+
+
+def draft_sender(streamer):
+    """What sends the leading candidate to `streamer.put_draft` after a pass; None for a streamer without it."""
+    if not hasattr(streamer, "put_draft"):
+        return None
+
+    def send(decoding: MaskPredict) -> None:
+        texts, best = decoding.texts(), decoding.scores()[0].argmax()
+        end = first_end(texts.tokens[best], texts.lengths[best], decoding.model.config.eos_token_id)
+        streamer.put_draft(value=texts.tokens[best, :end][None].cpu())
+
+    return send
+
+
 class JMNatGenerationMixin(GenerationMixin):
     """`generate` for models that predict all target tokens at once."""
 
@@ -189,6 +193,7 @@ class JMNatGenerationMixin(GenerationMixin):
         streamer=None,
         target_lengths: torch.Tensor | None = None,
         reranker=None,
+        decoder_input_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor | JMNatGenerateOutput:
         """Translate in exactly `num_iterations` passes over the candidates of the most probable lengths.
@@ -201,6 +206,9 @@ class JMNatGenerationMixin(GenerationMixin):
             inputs: (B, S) source ids, also as `input_ids`; or `inputs_embeds`, or `encoder_outputs`.
             target_lengths: (B,) lengths to use instead of the predicted ones; C candidates form a window around them.
             reranker: an autoregressive seq2seq model that chooses among the candidates (noisy parallel decoding).
+            decoder_input_ids: (B, T) canvas to begin with, padded on the right: `<mask>` is predicted, all else stands
+                in every pass (prefix, infilling). Its length, `</s>` included, is the length; see `check_canvas`.
+            streamer: its `put_draft`, if it has one, gets the leading candidate after each pass, `put` the result.
 
         Returns:
             (B num_return_sequences, L) ids padded on the right, or a `JMNatGenerateOutput` with
@@ -209,26 +217,46 @@ class JMNatGenerationMixin(GenerationMixin):
         Raises:
             ValueError: an option out of its range, an unknown or unsupported argument.
         """
-        attention_mask = kwargs.pop("attention_mask", None)
         if torch.is_tensor(generation_config):  # `generate(input_ids, attention_mask, generation_config)`
-            attention_mask, generation_config, logits_processor = generation_config, logits_processor, None
+            kwargs["attention_mask"], generation_config, logits_processor = generation_config, logits_processor, None
         elif generation_config is None and isinstance(logits_processor, GenerationConfig):  # without a mask
             generation_config, logits_processor = logits_processor, None
-        if logits_processor or stopping_criteria or streamer:
+        if logits_processor or stopping_criteria:
             raise ValueError(
-                "logits_processor, stopping_criteria and streamer are not supported: all words are predicted at once"
+                "logits_processor and stopping_criteria are not supported: all words are predicted at once"
             )
+        training, input_ids = {name: kwargs.pop(name, None) for name in OF_TRAINING}, kwargs.pop("input_ids", inputs)
+        targets, given_mask = training["encoder_targets"], kwargs.pop("decoder_attention_mask", None)
+        if targets is not None and input_ids is not None:  # the source as it was before masking
+            input_ids = torch.where(targets == -100, input_ids, targets)
+        canvas = None
+        if decoder_input_ids is not None and all(value is None for value in training.values()):
+            canvas = check_canvas(decoder_input_ids, given_mask, self.config)
+        source = {name: kwargs.pop(name, None) for name in ("attention_mask", "inputs_embeds", "encoder_outputs")}
         kwargs = {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
-        input_ids = kwargs.pop("input_ids", inputs)
-        source = {name: kwargs.pop(name, None) for name in ("inputs_embeds", "encoder_outputs")}
-        source["attention_mask"] = attention_mask
         options = self._resolve_generation_options(generation_config, kwargs)
+        if canvas is not None:
+            options = self._options_of_canvas(options, target_lengths)
         self._check_inputs(input_ids, reranker)
+        check_streamer(streamer, options, input_ids, *source.values())
+        return self._translate(options, input_ids, target_lengths, reranker, canvas, streamer, source)
+
+    def _translate(
+        self, options: JMNatOptions, input_ids, target_lengths, reranker, canvas, streamer, source: dict
+    ) -> torch.Tensor | JMNatGenerateOutput:
+        """`generate` after all checks."""
         output: Any = None
-        if reranker is None:
+        if reranker is None and canvas is None and not hasattr(streamer, "put_draft"):
             output = self.generate_at_once(options, input_ids, target_lengths, **source)
         if output is None:
-            output = self._generate_by_passes(options, input_ids, target_lengths, reranker, **source)
+            output = self._generate_by_passes(
+                options, input_ids, target_lengths, reranker, canvas, draft_sender(streamer), **source
+            )
+        if streamer is not None:
+            if getattr(streamer, "skip_prompt", False):
+                streamer.put(output.sequences[:, :0].cpu())  # it waits for one, and there is none
+            streamer.put(output.sequences.cpu())
+            streamer.end()
         if not (options.return_dict_in_generate or options.output_history):
             return output.sequences
         num_passes = output.num_passes.repeat_interleave(options.num_return_sequences)
@@ -250,12 +278,19 @@ class JMNatGenerationMixin(GenerationMixin):
         return None
 
     def _generate_by_passes(
-        self, options: JMNatOptions, input_ids, target_lengths, reranker, **source
+        self, options: JMNatOptions, input_ids, target_lengths, reranker, canvas=None, after_pass=None, **source
     ) -> JMNatGenerateOutput:
         """Encode once, choose lengths, make the passes, choose among the candidates."""
         states, source_mask, length_log_probs = self.encode_for_generation(input_ids, **source)
-        lengths = self._choose_lengths(length_log_probs, options, target_lengths)
-        output, ends = self._decode(options, lengths, states, source_mask, input_ids, reranker)
+        if canvas is None:
+            lengths = self._choose_lengths(length_log_probs, options, target_lengths)
+        elif len(canvas) != len(length_log_probs):
+            raise ValueError(f"decoder_input_ids has {len(canvas)} rows, it needs one for each source")
+        else:
+            canvas = canvas.to(length_log_probs.device)
+            lengths = (canvas != self.config.pad_token_id).sum(dim=1, keepdim=True)
+        by_passes = {"canvas": canvas, "after_pass": after_pass}
+        output, ends = self._decode(options, lengths, states, source_mask, input_ids, reranker, **by_passes)
         width = int(ends.max())
         for name in ("sequences", "token_scores"):
             output[name] = output[name][:, :width]
@@ -271,6 +306,8 @@ class JMNatGenerationMixin(GenerationMixin):
         reranker=None,
         num_positions: int | None = None,
         rightful: torch.Tensor | None = None,
+        canvas: torch.Tensor | None = None,
+        after_pass=None,
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
         """All passes and the choice: the output, T wide, and the numbers (R,) of tokens in its sequences.
 
@@ -280,41 +317,13 @@ class JMNatGenerationMixin(GenerationMixin):
         suppressed = self._suppressed_tokens(options, lengths.device)
         if rightful is None:
             rightful = self._rightful_repeats(options, source_mask, input_ids)
-        decoding = MaskPredict(self, options, lengths, states, source_mask, suppressed, num_positions, rightful)
+        sources = states, source_mask
+        decoding = MaskPredict(self, options, lengths, *sources, suppressed, num_positions, rightful, canvas)
         copied = None
         if self.config.decoder_input == "source_copy":
             copied = self.copy_source(input_ids, source_mask, decoding.target_mask)
-        decoding.run(copied)
-        return self._choose_candidates(decoding, source_mask, input_ids, reranker)
-
-    def _choose_candidates(
-        self, decoding: MaskPredict, source_mask=None, input_ids=None, reranker=None
-    ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
-        """The `num_return_sequences` best candidates of each sentence, best first, see `_decode`."""
-        options, pad, shape = decoding.options, self.config.pad_token_id, decoding.lengths.shape
-        tokens, log_probs, num_passes, lengths = (values.unflatten(0, shape) for values in decoding.texts())
-        ends = first_end(tokens, lengths, self.config.eos_token_id)  # (B, C)
-        texts = tokens.masked_fill(decoding.positions >= ends[..., None], pad)  # (B, C, T)
-        scores = None
-        if reranker is not None:
-            means = reranker_scores(reranker, input_ids, source_mask.long(), texts, pad)
-            scores = (means * (lengths / length_divisors(lengths, options)).to(means)).to(lengths.device)
-        scores, best = decoding.scores(scores).sort(dim=1, descending=True, stable=True)  # ties: more probable length
-        scores, best = (values[:, : options.num_return_sequences] for values in (scores, best))
-        sentence = torch.arange(best.shape[0], device=best.device)[:, None]
-        ends = ends[sentence, best].flatten()
-        token_scores = log_probs[sentence, best].flatten(0, 1)
-        output = JMNatGenerateOutput(
-            sequences=texts[sentence, best].flatten(0, 1),
-            sequences_scores=scores.flatten(),
-            token_scores=token_scores.masked_fill(decoding.positions >= ends[:, None], 0.0),
-            lengths=lengths[sentence, best].flatten(),
-            num_passes=num_passes.amax(dim=1),
-            history=tuple(decoding.history) if options.output_history else None,
-            candidate_lengths=decoding.lengths,
-            best_candidates=best,
-        )
-        return output, ends
+        decoding.run(copied, after_pass)
+        return choose_candidates(decoding, source_mask, input_ids, reranker)
 
     def _resolve_generation_options(self, generation_config, kwargs: dict[str, Any]) -> JMNatOptions:
         """Merge arguments, the config given and the model's own, which may all ask for the same, and check."""
@@ -364,6 +373,15 @@ class JMNatGenerationMixin(GenerationMixin):
                 f"{options.num_length_candidates} lengths from 2 to {longest}: allow longer ones by max_length"
             )
 
+    def _options_of_canvas(self, options: JMNatOptions, target_lengths) -> JMNatOptions:
+        """One candidate, of the canvas's length: `</s>` is predicted nowhere, and no token is deleted."""
+        if self.config.decoder_input == "source_copy":
+            raise ValueError("decoder_input_ids is not supported with decoder_input='source_copy': it has no masks")
+        if target_lengths is not None or options.num_return_sequences > 1:
+            raise ValueError("decoder_input_ids is one candidate: leave target_lengths and num_return_sequences out")
+        options = replace(options, num_length_candidates=1, delete_repeats=False, collapse_repeats=False)
+        return replace(options, suppress_tokens=[*self._suppressed_ids(options), self.config.eos_token_id])
+
     def _longest_target(self, options: JMNatOptions) -> int:
         return min(self.config.max_target_length, options.max_length or self.config.max_target_length)
 
@@ -371,20 +389,13 @@ class JMNatGenerationMixin(GenerationMixin):
         """(B, C) candidate lengths, all different, from 2 (one token and `</s>`) to the longest allowed."""
         longest = self._longest_target(options)
         if target_lengths is None:
-            predicted = torch.arange(longest + 1, device=length_log_probs.device)
-            shifted = (predicted + options.length_shift).clamp(min=2, max=longest)
-            nearest = predicted.clamp(min=1 + options.length_shift, max=longest + options.length_shift)
-            preference = (
-                (NOT_PREDICTED - (predicted - nearest).abs()).to(length_log_probs).repeat(len(length_log_probs), 1)
-            )
-            preference.scatter_reduce_(1, shifted.expand_as(preference), length_log_probs[:, : longest + 1], "amax")
-            preference = preference[:, 2:]
+            preferences = length_preferences(length_log_probs, longest, options.length_shift)
         else:  # the length itself first, then its neighbours: +1, -1, +2, -2, ...
             target_lengths = check_target_lengths(target_lengths, len(length_log_probs)).to(length_log_probs.device)
             lengths = torch.arange(2, longest + 1, device=target_lengths.device)
             steps = lengths - target_lengths.clamp(min=2, max=longest)[:, None]
-            preference = (steps > 0).long() - 2 * steps.abs()
-        return preference.topk(options.num_length_candidates, dim=1).indices + 2
+            preferences = (steps > 0).long() - 2 * steps.abs()
+        return preferences.topk(options.num_length_candidates, dim=1).indices + 2
 
     def _rightful_repeats(
         self, options: JMNatOptions, source_mask: torch.Tensor, input_ids: torch.Tensor | None
@@ -408,12 +419,13 @@ class JMNatGenerationMixin(GenerationMixin):
         ids = (*(options.repeatable_tokens or ()), *(i for i in special if i is not None))
         return token_table(ids, self.config.vocab_size, device)
 
+    def _suppressed_ids(self, options: JMNatOptions) -> list[int]:
+        usual = self.config.pad_token_id, self.config.mask_token_id, self.config.bos_token_id
+        return [i for i in (usual if options.suppress_tokens is None else options.suppress_tokens) if i is not None]
+
     def _suppressed_tokens(self, options: JMNatOptions, device) -> torch.Tensor | None:
         """(V,) bool, True at ids that are never predicted; None when there are none."""
-        ids = options.suppress_tokens
-        if ids is None:
-            ids = [self.config.pad_token_id, self.config.mask_token_id, self.config.bos_token_id]
-        ids = [i for i in ids if i is not None]
+        ids = self._suppressed_ids(options)
         if not ids:
             return None
         suppressed = torch.zeros(self.config.vocab_size, dtype=torch.bool, device=device)

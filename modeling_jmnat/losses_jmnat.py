@@ -1,21 +1,29 @@
-"""The terms of the training loss (Eq. 8 of the paper and its length term) and the scores of candidates in decoding.
+"""The terms of the training loss (Eq. 8 of the paper and its length term), and the scores and choice of candidates.
 
 All are pure functions, computed in float32 whatever the dtype that comes in, and none of them loops over sentences or
 n-grams. Shapes: B sentences, C length candidates, T target positions, V vocabulary, N masked positions of the whole
 batch, L length classes.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from .configuration_jmnat import JMNatOptions
 
 NGRAM_ALIGNMENTS = ("any", "gold")
 
 
+# Preference for a length that no prediction leads to, in log-probability.
+NOT_PREDICTED = -1e6
+# A vocabulary may be rounded up in a model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
+VOCABULARY_PADDING = 64
 # Vocabulary logits that a reranker makes at once, in elements: the rows beyond it are scored in further pieces.
 MAX_LOGITS = 2**27
 # Logits that are looked at together. On a CPU they stay in its cache; on a GPU there must be enough to keep it busy.
@@ -309,3 +317,87 @@ def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tenso
     if not hasattr(reranker, "score"):
         reranker = ModelReranker(reranker, pad_token_id)
     return reranker.score(input_ids, attention_mask, candidates.flatten(0, 1)).view(candidates.shape[:2])
+
+
+def check_same_vocabulary(of_reranker: int, own: int) -> None:
+    """ValueError where the sizes differ by more than rounding up for speed explains."""
+    if abs(of_reranker - own) >= VOCABULARY_PADDING:
+        raise ValueError(
+            f"reranker has {of_reranker} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
+        )
+
+
+def length_preferences(length_log_probs: torch.Tensor, longest: int, shift: int) -> torch.Tensor:
+    """(B, longest - 1), by which target lengths from 2 to `longest` are chosen: those of the classes (B, L) + `shift`.
+
+    A length outside counts as the nearest inside. Those that no class leads to come last, the nearest first.
+    """
+    classes = torch.arange(longest + 1, device=length_log_probs.device)
+    lengths = (classes + shift).clamp(min=2, max=longest)
+    nearest = classes.clamp(min=1 + shift, max=longest + shift)
+    preferences = (NOT_PREDICTED - (classes - nearest).abs()).to(length_log_probs).repeat(len(length_log_probs), 1)
+    preferences.scatter_reduce_(1, lengths.expand_as(preferences), length_log_probs[:, : longest + 1], "amax")
+    return preferences[:, 2:]
+
+
+@dataclass
+class JMNatGenerateOutput(ModelOutput):
+    """Result of `generate(..., return_dict_in_generate=True)`; R is B num_return_sequences, best first.
+
+    Args:
+        sequences: (R, T') ids up to and with the first `</s>`, padded on the right.
+        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization, with a reranker its mean
+            log-probability in place of the model's; and consensus_weight * consensus.
+        token_scores: (R, T') log-probabilities, 0 at padding.
+        lengths: (R,) T of the candidate, `</s>` included, without the repeats that were deleted or collapsed.
+        num_passes: (B,) most passes that any candidate of the sentence took.
+        tokens_per_forward: (R,) tokens of each sequence per decoder pass, as text diffusion models report it.
+        history: with `output_history`, one `JMNatPass` per pass; `history[-1].tokens` are the final candidates, before
+            repeats are collapsed.
+        candidate_lengths: (B, C) the lengths tried, most probable first.
+        best_candidates: (B, num_return_sequences) index of each returned sequence among the candidates.
+    """
+
+    sequences: torch.Tensor | None = None
+    sequences_scores: torch.Tensor | None = None
+    token_scores: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    num_passes: torch.Tensor | None = None
+    tokens_per_forward: torch.Tensor | None = None
+    history: tuple[Any, ...] | None = None
+    candidate_lengths: torch.Tensor | None = None
+    best_candidates: torch.Tensor | None = None
+
+
+def choose_candidates(
+    decoding, source_mask=None, input_ids=None, reranker=None
+) -> tuple[JMNatGenerateOutput, torch.Tensor]:
+    """The `num_return_sequences` best candidates of each sentence, best first, and their numbers of tokens (R,).
+
+    Args:
+        decoding: a `MaskPredict` after its last pass.
+    """
+    options, config, shape = decoding.options, decoding.model.config, decoding.lengths.shape
+    tokens, log_probs, num_passes, lengths = (values.unflatten(0, shape) for values in decoding.texts())
+    ends = first_end(tokens, lengths, config.eos_token_id)  # (B, C)
+    texts = tokens.masked_fill(decoding.positions >= ends[..., None], config.pad_token_id)  # (B, C, T)
+    scores = None
+    if reranker is not None:
+        means = reranker_scores(reranker, input_ids, source_mask.long(), texts, config.pad_token_id)
+        scores = (means * (lengths / length_divisors(lengths, options)).to(means)).to(lengths.device)
+    scores, best = decoding.scores(scores).sort(dim=1, descending=True, stable=True)  # ties: more probable length
+    scores, best = (values[:, : options.num_return_sequences] for values in (scores, best))
+    sentence = torch.arange(best.shape[0], device=best.device)[:, None]
+    ends = ends[sentence, best].flatten()
+    token_scores = log_probs[sentence, best].flatten(0, 1)
+    output = JMNatGenerateOutput(
+        sequences=texts[sentence, best].flatten(0, 1),
+        sequences_scores=scores.flatten(),
+        token_scores=token_scores.masked_fill(decoding.positions >= ends[:, None], 0.0),
+        lengths=lengths[sentence, best].flatten(),
+        num_passes=num_passes.amax(dim=1),
+        history=tuple(decoding.history) if options.output_history else None,
+        candidate_lengths=decoding.lengths,
+        best_candidates=best,
+    )
+    return output, ends

@@ -166,26 +166,29 @@ class RemaskOrder:
     Args:
         lengths: (A,) numbers of tokens.
         num_positions: T.
+        fixed: (A, T) bool, True at tokens that stand in every pass; None: there are none.
     """
 
-    def __init__(self, lengths: torch.Tensor, num_positions: int, set_size: int = 1):
+    def __init__(self, lengths: torch.Tensor, num_positions: int, set_size: int = 1, fixed=None):
         positions = torch.arange(num_positions, device=lengths.device)[None]
         self.lengths, self.num_positions, self.set_size = lengths, num_positions, set_size
         self.positions = positions.expand(lengths.shape[0], -1)
-        self.padding = positions >= lengths[:, None]
+        beyond = positions >= lengths[:, None]
+        self.padding = beyond if fixed is None else beyond | fixed  # never masked again
         if set_size > 1:
             begin = torch.minimum(positions, lengths[:, None] - set_size).clamp(min=0)
             members = begin[:, :, None] + torch.arange(set_size, device=lengths.device)  # (A, T, n)
-            inside = (members < lengths[:, None, None]) & ~self.padding[:, :, None]
+            inside = ((members < lengths[:, None, None]) & ~self.padding[:, :, None]).flatten(1)
             self.never = num_positions * set_size
-            self.distances = (members - positions[:, :, None]).abs().masked_fill(~inside, self.never).flatten(1)
             self.members = members.clamp(max=num_positions - 1).flatten(1)  # (A, T n)
+            inside &= ~self.padding.gather(1, self.members)
+            self.distances = (members - positions[:, :, None]).abs().flatten(1).masked_fill(~inside, self.never)
 
     def __call__(self, log_probs: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
         """Log-probabilities of the present tokens (A, T) -> positions (A, T), those of `first` first, padding last."""
         order = log_probs.masked_fill(self.padding, math.inf).argsort(dim=1, stable=True)
         if first is not None:
-            order = order.gather(1, (~first).gather(1, order).byte().argsort(dim=1, stable=True))
+            order = order.gather(1, (~first | self.padding).gather(1, order).byte().argsort(dim=1, stable=True))
         if self.set_size == 1:
             return order
         rank = torch.empty_like(order).scatter_(1, order, self.positions) * self.set_size
@@ -203,23 +206,24 @@ class Remasking:
         set_size: n of adjacent re-masking, 1 without it.
         equal_lengths: whether all lengths are known to be T; then no row has fewer positions to predict than another.
         repeats: `Repeats` of the same rows; None: no rule asks for them.
+        fixed: as for `RemaskOrder`; the schedule counts the other tokens.
     """
 
-    def __init__(
-        self, options: JMNatOptions, lengths, num_positions: int, set_size: int, equal_lengths: bool, repeats=None
-    ):
+    def __init__(self, options, lengths, num_positions, set_size, equal_lengths, repeats=None, fixed=None):
         self.options, self.lengths, self.set_size, self.repeats = options, lengths, set_size, repeats
-        self.order = RemaskOrder(lengths, num_positions, set_size)
-        self.all_valid = equal_lengths and options.confidence_threshold is None
+        self.fixed, self.order = fixed, RemaskOrder(lengths, num_positions, set_size, fixed)
+        self.num_free = (~self.order.padding).sum(dim=1)  # (A,)
+        self.all_valid = equal_lengths and options.confidence_threshold is None and fixed is None
 
     def select(self, rows: torch.Tensor) -> "Remasking":
         """Of the rows `rows` (A',)."""
         repeats = None if self.repeats is None else Repeats(self.repeats.rightful, self.repeats.sentences[rows])
-        return self.of_lengths(self.lengths[rows], repeats, self.all_valid)
+        fixed = None if self.fixed is None else self.fixed[rows]
+        return self.of_lengths(self.lengths[rows], repeats, self.all_valid, fixed)
 
-    def of_lengths(self, lengths: torch.Tensor, repeats: Repeats | None, equal_lengths: bool = False) -> "Remasking":
+    def of_lengths(self, lengths: torch.Tensor, repeats, equal_lengths: bool = False, fixed=None) -> "Remasking":
         """Of rows with other lengths."""
-        return Remasking(self.options, lengths, self.order.num_positions, self.set_size, equal_lengths, repeats)
+        return Remasking(self.options, lengths, self.order.num_positions, self.set_size, equal_lengths, repeats, fixed)
 
     def every_position(self) -> Positions:
         return Positions(self.order.positions, None if self.all_valid else ~self.order.padding)
@@ -238,7 +242,8 @@ class Remasking:
         columns = self.order(log_probs, first)[:, :most]
         if self.all_valid:
             return Positions(columns, None)
-        valid = self.order.positions[:, :most] < num_remasked(self.lengths, *schedule)[:, None]
+        counts = torch.minimum(num_remasked(self.num_free, *schedule), self.num_free)  # none of a row that is fixed
+        valid = self.order.positions[:, :most] < counts[:, None]
         if threshold is not None:
             valid = valid & (log_probs.gather(1, columns) < math.log(threshold))
         return Positions(columns, valid)
@@ -301,21 +306,15 @@ class MaskPredict:
         num_positions: T, at least the longest length; None asks the device for that length. With it no row leaves the
             batch, so that no step waits for the device.
         rightful: (B, V), see `Repeats`; None: no rule asks for it.
+        canvas: (R, T) what the rows begin with, in which all but `<mask>` and `<pad>` stands; None: `<mask>` alone.
 
     `candidates` are all R rows; `given_up` (B, C) is True at those that `prune_candidates` has left behind.
     """
 
     def __init__(
-        self,
-        model,
-        options: JMNatOptions,
-        lengths: torch.Tensor,
-        states,
-        source_mask: torch.Tensor,
-        suppressed: torch.Tensor | None,
-        num_positions: int | None = None,
-        rightful: torch.Tensor | None = None,
-    ):
+        self, model, options: JMNatOptions, lengths: torch.Tensor, states, source_mask: torch.Tensor, suppressed,
+        num_positions: int | None = None, rightful: torch.Tensor | None = None, canvas: torch.Tensor | None = None
+    ):  # fmt: skip
         self.model, self.options, self.lengths, self.suppressed = model, options, lengths, suppressed
         self.sources = states, source_mask
         self.rows_leave = num_positions is None
@@ -330,15 +329,20 @@ class MaskPredict:
         self.repeats = None
         if rightful is not None:
             self.repeats = Repeats(rightful, torch.arange(lengths.numel(), device=lengths.device) // lengths.shape[1])
-        canvas = Canvas.of_masks(lengths.flatten(), longest, model.config.mask_token_id, model.config.pad_token_id)
+        masks = Canvas.of_masks(lengths.flatten(), longest, model.config.mask_token_id, model.config.pad_token_id)
+        rows, fixed = masks, None
+        if canvas is not None:
+            rows, fixed = masks._replace(tokens=canvas[:, :longest]), canvas[:, :longest] != masks.tokens
         set_size = model.config.ngram_size if options.remask_adjacent else 1
-        remasking = Remasking(options, canvas.lengths, longest, set_size, shortest == longest, self.repeats)
-        self.rows = ActiveRows(canvas, remasking, model.prepare_decoding(*self.sources, self.target_mask))
+        remasking = Remasking(options, masks.lengths, longest, set_size, shortest == longest, self.repeats, fixed)
+        self.rows = ActiveRows(rows, remasking, model.prepare_decoding(*self.sources, self.target_mask))
 
-    def run(self, first_tokens: torch.Tensor | None = None) -> None:
-        """All passes; `first_tokens` (R, T) take the place of `<mask>` in the first one."""
+    def run(self, first_tokens: torch.Tensor | None = None, after_pass=None) -> None:
+        """All passes; `first_tokens` (R, T) are in place of `<mask>` in the first, `after_pass` is called by each."""
         for iteration in range(self.options.num_iterations):
             self.one_pass(iteration, first_tokens)
+            if after_pass is not None:
+                after_pass(self)
             if not self.rows.any_left:
                 break
         self.finish(iteration)
@@ -432,10 +436,7 @@ class MaskPredict:
         self.history.append(JMNatPass(*entries))
 
     def scores(self, scores: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, C) by which candidates are compared; -inf at those given up.
-
-        Their `candidate_scores`, or `scores` in their place, and the weighted consensus.
-        """
+        """(B, C): `scores` or `candidate_scores`, plus the weighted consensus; -inf at candidates given up."""
         options = self.options
         tokens, log_probs, _, lengths = (values.unflatten(0, self.lengths.shape) for values in self.texts())
         if scores is None:

@@ -45,6 +45,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
             model's configuration.
         return_history: records also hold `history`: what the decoder read in each pass, ` __` for a masked token, and
             at the end the translation.
+        streamer: as for `generate`, for one text at a time; it ends after the last sentence of the text.
         any option of `generate`: `num_iterations`, `num_length_candidates`, `num_return_sequences`, ...
 
     Raises:
@@ -118,6 +119,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         """Translate one piece, or a batch of them where the loader has made lists of what is no tensor."""
         spaces, is_last = model_inputs["space"], model_inputs["is_last"]
         batched = isinstance(is_last, list)
+        if generation.get("streamer") is not None:
+            generation["streamer"] = SentenceStreamer(generation["streamer"], is_last, spaces)
         output = self.model.generate(
             input_ids=model_inputs["input_ids"],
             attention_mask=model_inputs["attention_mask"],
@@ -169,6 +172,21 @@ class JMNatTranslationPipeline(ChunkPipeline):
         custom_object_save(self, save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
         self.tokenizer.save_pretrained(save_directory, **kwargs)
+
+
+class SentenceStreamer:
+    """The `streamer` of a text for one of its sentences, or for a batch, which `generate` refuses.
+
+    It ends with the last sentence; a blank piece has nothing to show.
+    """
+
+    def __init__(self, streamer, is_last: bool | list[bool], spaces: dict | list[dict]):
+        blank = isinstance(spaces, dict) and spaces["blank"]
+        self.skip_prompt = getattr(streamer, "skip_prompt", False)
+        self.put = (lambda value: None) if blank else streamer.put
+        if hasattr(streamer, "put_draft"):
+            self.put_draft = (lambda value: None) if blank else streamer.put_draft
+        self.end = streamer.end if is_last else (lambda: None)
 
 
 def join(pieces: list[dict], texts: list[str]) -> str:

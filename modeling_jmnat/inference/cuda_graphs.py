@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from ..configuration_jmnat import JMNatOptions
-from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
+from ..generation_jmnat import JMNatGenerationMixin
+from ..losses_jmnat import JMNatGenerateOutput, choose_candidates
 from ..modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, as_encoder_output, token_mask
 from ..passes_jmnat import Canvas, MaskPredict, Positions
 
@@ -200,8 +201,8 @@ class StaticShapeJMNat(JMNatGenerationMixin):
     """A JM-NAT model with the same `generate`, in fixed shapes and CUDA graphs.
 
     Decoding waits for the GPU twice: for the longest candidate length and for the longest text; and with `early_stop`
-    or `confidence_threshold` before each pass. `output_history`, a reranker and decoders that copy the source
-    run as the model runs them.
+    or `confidence_threshold` before each pass. `output_history`, a reranker, a canvas to begin with, drafts
+    for a streamer and decoders that copy the source run as the model runs them.
 
     Args:
         model: on its final device and in its final dtype; its weights may change in place, but must not be moved.
@@ -284,13 +285,16 @@ class StaticShapeJMNat(JMNatGenerationMixin):
         source_mask: torch.Tensor,
         input_ids: torch.Tensor | None = None,
         reranker=None,
+        canvas: torch.Tensor | None = None,
+        after_pass=None,
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
         """As the model's, in graphs for each (B, S, T) rounded up and each set of options."""
-        others = reranker is not None or self.config.decoder_input != "mask"
-        if others or options.output_history:
+        others = reranker is not None or canvas is not None or after_pass is not None
+        if others or self.config.decoder_input != "mask" or options.output_history:
             source_mask = source_mask if input_ids is None else source_mask[:, : input_ids.shape[1]]
             states = states[:, : source_mask.shape[1]]
-            return self.model._decode(options, lengths, states, source_mask, input_ids, reranker)
+            by_passes = {"canvas": canvas, "after_pass": after_pass}
+            return self.model._decode(options, lengths, states, source_mask, input_ids, reranker, **by_passes)
         num_positions = length_bucket(int(lengths.max()), self.config.max_target_length)
         rows, num_rows = lengths.shape[0], coarse_bucket(lengths.shape[0])
         sources = (num_rows, length_bucket(states.shape[1], self.config.max_position_embeddings))
@@ -323,7 +327,7 @@ class StaticShapeJMNat(JMNatGenerationMixin):
 
         def finish(decoding):
             decoding.finish(0)  # gives nothing up that was not given up before, unless all rows had stopped by then
-            return self.model._choose_candidates(decoding)
+            return choose_candidates(decoding)
 
         def decode(lengths, states, source_mask, rightful=None):
             fixed = {"num_positions": num_positions, "rightful": rightful}

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import is_sentencepiece_available
 
 from ..configuration_jmnat import JMNatConfig
-from ..generation_jmnat import VOCABULARY_PADDING
+from ..losses_jmnat import VOCABULARY_PADDING
 from ..tokenization_jmnat import JMNatTokenizer, set_repeatable_tokens
 from ..utils.finite import check_finite
 from ..utils.hub_folders import check_folder

@@ -41,7 +41,7 @@ AUTOREGRESSIVE_OPTIONS = (
     "repetition_penalty",
 )
 WINDOW_LINES = 4096
-ARGUMENTS = ("reranker",)  # of `generate` that are no options
+ARGUMENTS = ("reranker", "streamer")  # of `generate` that are no options
 # The budget counts source tokens. A batch whose targets need more than this multiple of it is decoded in pieces.
 LONGER_TARGETS = 2
 

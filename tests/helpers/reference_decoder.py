@@ -162,18 +162,19 @@ def slow_loss(config, sentences, logits, length_logits, encoder_logits):
     return loss, parts
 
 
-def remasked_positions(log_probs, count, set_size=1, first=()):
+def remasked_positions(log_probs, count, set_size=1, first=(), fixed=()):
     """The `count` positions that are masked again.
 
     By rising probability, but those of `first` before all others, each token takes along its set: the `set_size`
-    consecutive tokens that begin with it, or the last ones of the row; first itself, then the nearest.
+    consecutive tokens that begin with it, or the last ones of the row; first itself, then the nearest. Those `fixed`
+    are left out.
     """
     length, taken = len(log_probs), []
     for token in sorted(range(length), key=lambda t: (t not in first, log_probs[t])):
         begin = max(0, min(token, length - set_size))
         members = range(begin, min(begin + set_size, length))
         for position in sorted(members, key=lambda p: (abs(p - token), p)):
-            if position not in taken:
+            if token not in fixed and position not in (*taken, *fixed):
                 taken.append(position)
     return taken[:count]
 
@@ -226,7 +227,8 @@ class SlowCandidate:
         self.model, self.source, self.length, self.options = model, source, length, options
         self.tried_length = length
         self.repeatable = [0, 1, 3, 4, *(options["repeatable_tokens"] or [])]
-        self.tokens = [model.config.mask_token_id] * length
+        self.tokens = list(options["canvas"] or [model.config.mask_token_id] * length)
+        self.free = [t for t, token in enumerate(self.tokens) if token == model.config.mask_token_id]
         self.log_probs = [0.0] * length
         self.num_passes, self.done, self.history = 0, False, []
 
@@ -241,22 +243,25 @@ class SlowCandidate:
         if options["delete_repeats"] and 0 < iteration == options["num_iterations"] - 1:
             self.drop_repeats()
         if iteration == 0:
-            chosen = list(range(self.length))
+            chosen = self.free
         else:
-            count = num_remasked(self.length, iteration, options["num_iterations"], options["remask_schedule"])
+            num_free = len(self.free) if options["canvas"] else self.length
+            count = num_remasked(num_free, iteration, options["num_iterations"], options["remask_schedule"])
             set_size = config.ngram_size if options["remask_adjacent"] else 1
             first = []
             if options["remask_repeats"]:
                 first = less_probable_repeats(self.source, self.tokens, self.log_probs, self.repeatable)
             first = [t for t in first if self.log_probs[t] < limit]
-            chosen = remasked_positions(self.log_probs, count, set_size, first)
+            fixed = [t for t in range(self.length) if t not in self.free] if options["canvas"] else []
+            chosen = remasked_positions(self.log_probs, count, set_size, first, fixed)
             chosen = [t for t in chosen if self.log_probs[t] < limit]
         canvas = [config.mask_token_id if t in chosen else token for t, token in enumerate(self.tokens)]
         if config.decoder_input == "source_copy":
             canvas = [self.source[t * len(self.source) // self.length] for t in range(self.length)]
         log_probs = full_log_probs(self.model, self.source, canvas, options["suppress_tokens"])
         before = list(self.tokens)
-        for t in range(self.length) if options["update_all"] else chosen:
+        everything = self.free if options["canvas"] else range(self.length)
+        for t in everything if options["update_all"] else chosen:
             self.tokens[t] = int(log_probs[t].argmax())
             self.log_probs[t] = float(log_probs[t].max())
         self.num_passes += 1
@@ -327,6 +332,7 @@ DEFAULTS = {
     "collapse_repeats": False,
     "repeatable_tokens": None,
     "length_shift": 0,
+    "canvas": None,
     "max_length": None,
 }
 
@@ -335,6 +341,11 @@ DEFAULTS = {
 def slow_decode(model, source, target_length=None, **options):
     """The best `SlowCandidate`s of one source, best first, and all that were tried."""
     options = {**DEFAULTS, **options}
+    if options["canvas"]:
+        suppressed = [*options["suppress_tokens"], model.config.eos_token_id]
+        options |= {"num_length_candidates": 1, "suppress_tokens": suppressed}
+        options |= {"delete_repeats": False, "collapse_repeats": False}
+        target_length = len(options["canvas"])
     longest = min(model.config.max_target_length, options["max_length"] or model.config.max_target_length)
     if target_length is None:
         length_logits = model.model.encoder(input_ids=torch.tensor([source])).length_logits[0].tolist()

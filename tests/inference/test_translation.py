@@ -315,6 +315,19 @@ def test_command_writes_n_best_and_passes(folder, tmp_path, lines, one_by_one, t
         assert (rows[0][1], rows[-1][1]) == (line, text)
 
 
+def test_command_shows_drafts_apart_from_the_translations(folder, tmp_path, lines, one_by_one, translate, capsys):
+    source = tmp_path / "source.txt"
+    source.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    common = ["--model", str(folder / "student"), "--input", str(source)]
+    translate([*common, "--num_iterations", "3", "--num_length_candidates", "3", "--watch"])
+    captured = capsys.readouterr()
+    assert captured.out == "".join(f"{text}\n" for text in one_by_one)
+    drafts = captured.err.split("\033[33m")[1:]
+    assert len(drafts) == 3 * sum(bool(line.strip()) for line in lines)
+    assert drafts[2].split("\033[0m")[0] == next(text for text in one_by_one if text)
+    assert stop(translate, [*common, "--watch", "--n_best", "2"], capsys).startswith("error: --watch shows the best")
+
+
 def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path, translate, capsys):
     student = str(folder / "student")
     good, long, empty, output = (tmp_path / f"{name}.txt" for name in ("good", "long", "empty", "out"))
