@@ -50,6 +50,9 @@ SUBSTITUTES = {
     "lengths are chosen before words: set target_lengths, or favour longer ones by length_normalization": (
         *("min_length", "min_new_tokens"),
     ),
+    "fix tokens by decoder_input_ids": (
+        *("forced_bos_token_id", "forced_eos_token_id", "force_words_ids", "constraints", "prefix_allowed_tokens_fn"),
+    ),
     "the scores are part of the output with return_dict_in_generate=True": ("output_scores",),
     "did you mean output_history?": ("output_logits", "output_attentions", "output_hidden_states", "return_history"),
     "num_iterations decides how long decoding takes": ("max_time", "stop_strings"),

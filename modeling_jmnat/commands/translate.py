@@ -58,6 +58,13 @@ class TranslationArguments:
         default=False,
         metadata={"help": "Show for each line how the translation arises, pass by pass, instead of the text alone."},
     )
+    glossary: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with a source term, a tab and a target term in each line. Where a line holds a source term, "
+            "whole and in any case, its translation holds the target term as it is written in the file."
+        },
+    )
     watch: bool = field(
         default=False,
         metadata={
@@ -150,9 +157,13 @@ def write_translation(file: TextIO, number: int, translation: "Translation", arg
 
 def run_translation(arguments: TranslationArguments, lines: Iterator[str], file: TextIO, window_lines: int) -> dict:
     """Translate `lines` into `file` and return the figures."""
+    from ..inference.glossary import Glossary
     from ..inference.loading import is_jmnat, load_translator
     from ..inference.translation import translate_lines
 
+    if arguments.glossary is not None and arguments.n_best is not None:
+        raise ValueError("--glossary gives one translation of each line: leave --n_best out")
+    glossary = None if arguments.glossary is None else Glossary.read(arguments.glossary)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     translations = translate_lines(
         model,
@@ -161,6 +172,7 @@ def run_translation(arguments: TranslationArguments, lines: Iterator[str], file:
         max_batch_tokens=1 if arguments.watch else arguments.batch_tokens,  # one line: a streamer takes no more
         window_lines=window_lines,
         progress=sys.stderr.isatty() and window_lines > 1,
+        glossary=glossary,
         **generation_options(arguments, model, tokenizer),
     )
     sentences = tokens = passes = 0

@@ -19,6 +19,7 @@ from ..generation_jmnat import substitute
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
 from .beam_search import max_source_length, max_target_length
+from .glossary import Glossary, translate_with_terms
 from .loading import Translator, is_jmnat
 
 # Options of beam search that count something, with the least value allowed.
@@ -143,6 +144,7 @@ def translate_lines(
     window_lines: int = WINDOW_LINES,
     progress: bool = False,
     total: int | None = None,
+    glossary: Glossary | None = None,
     **generation,
 ) -> Iterator[Translation]:
     """Yield the translation of each line, in order, while `lines` is still being read.
@@ -155,6 +157,7 @@ def translate_lines(
         max_batch_tokens: padded source tokens of a batch times candidates; by default 4,096 on a CPU and 32,768 on a
             GPU.
         progress: whether to draw a progress bar on standard error; `total` is the number of lines, if known.
+        glossary: terms that must stand in the translations, see `Glossary`; a line that needs it has one candidate.
         generation: options of `model.generate`, such as `num_iterations=4, num_length_candidates=4`.
 
     Raises:
@@ -165,6 +168,8 @@ def translate_lines(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     check_options(model, generation)
+    if glossary is not None:
+        glossary.check(model, tokenizer)
     budget = max_batch_tokens or default_batch_tokens(model.device)
     rows = candidates_per_sentence(model, generation)
     lines = iter(lines)
@@ -183,6 +188,8 @@ def translate_lines(
                 ):
                     for name, value in output.items():
                         setattr(results[index], name, value)
+                    if glossary is not None:
+                        _put_terms(model, tokenizer, results[index], glossary, generation)
                 bar.update(len(batch))
             yield from results
             first_number += len(window)
@@ -243,6 +250,17 @@ def _generate(
         for index, fields in zip(piece, _read_output(tokenizer, output, len(piece)), strict=True):
             results[index] = fields
     return results
+
+
+def _put_terms(model: Any, tokenizer, translation: Translation, glossary: Glossary, generation: dict) -> None:
+    """Translate a line again, if that is needed, so that it holds the terms of the glossary."""
+    output = translate_with_terms(model, tokenizer, translation.source, translation.token_ids, glossary, **generation)
+    if output is None:
+        return
+    passes = translation.num_passes or 0
+    for name, value in _read_output(tokenizer, output, 1)[0].items():
+        setattr(translation, name, value)
+    translation.num_passes = passes + int(output.num_passes[0])
 
 
 def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutput:
