@@ -47,9 +47,7 @@ SUBSTITUTES = {
     "did you mean remask_repeats, delete_repeats or collapse_repeats?": (
         *("no_repeat_ngram_size", "repetition_penalty", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty"),
     ),
-    "lengths are chosen before words: set target_lengths, or favour longer ones by length_normalization": (
-        *("min_length", "min_new_tokens"),
-    ),
+    "set target_lengths, or favour longer ones by length_normalization": ("min_length", "min_new_tokens"),
     "fix tokens by decoder_input_ids": (
         *("forced_bos_token_id", "forced_eos_token_id", "force_words_ids", "constraints", "prefix_allowed_tokens_fn"),
     ),

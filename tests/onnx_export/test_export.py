@@ -129,6 +129,8 @@ AT_ONCE = {name: options for name, options in OPTIONS.items() if options.keys() 
     "score": {"length_normalization": 0.5, "length_offset": 3.0},
     "short": {"max_length": 5},
     "two_tokens": {"max_length": 3, "num_length_candidates": 3},
+    "shifted_far": {"length_shift": 9, "num_length_candidates": 5},
+    "shifted_back": {"length_shift": -3, "num_length_candidates": 5},
     "fewer_lengths_than_candidates": {"max_length": 4, "num_length_candidates": 9, "consensus_weight": 5.0},
     "more_passes_than_tokens": {"num_iterations": 20, "max_length": 8},
     "given": {"target_lengths": [2, 40, 6, 9, 3, 4, 5, 7, 8, 10], "num_length_candidates": 5},
