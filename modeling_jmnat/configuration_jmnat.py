@@ -24,6 +24,8 @@ from transformers.utils import GENERATION_CONFIG_NAME
 logger = logging.getLogger(__name__)
 
 REMASK_SCHEDULES = ("linear", "cosine")
+REPEAT_RULES = ("remask_repeats", "delete_repeats", "collapse_repeats")
+LARGEST_SHIFT = 100  # of a length
 LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows; and weight of a consensus
 PIPELINE_FILE = "pipeline.py"
 SIZES = (
@@ -205,20 +207,26 @@ class JMNatOptions:
     prune_to: int = 1
     confidence_threshold: float | None = None
     update_all: bool = False
+    remask_repeats: bool = False
+    delete_repeats: bool = False
+    collapse_repeats: bool = False
+    repeatable_tokens: list[int] | None = None
+    length_shift: int = 0
     output_history: bool = False
     return_dict_in_generate: bool = False
     max_length: int | None = None
 
     def check(self) -> None:
         """Raises ValueError naming the option, its value and what is allowed."""
-        for name in ("remask_adjacent", "early_stop", "update_all", "output_history", "return_dict_in_generate"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+        for option in fields(self):
+            if option.type is bool and not isinstance(getattr(self, option.name), bool):
+                raise ValueError(f"{option.name}={getattr(self, option.name)!r} must be True or False")
         if self.remask_schedule not in REMASK_SCHEDULES:
             raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
-        ids = self.suppress_tokens
-        if ids is not None and not (isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids)):
-            raise ValueError(f"suppress_tokens={ids!r} must be None or a list of token ids")
+        for name in ("suppress_tokens", "repeatable_tokens"):
+            ids = getattr(self, name)
+            if ids is not None and not (isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids)):
+                raise ValueError(f"{name}={ids!r} must be None or a list of token ids")
         self._check_counts()
         self._check_numbers()
 
@@ -239,6 +247,10 @@ class JMNatOptions:
             )
 
     def _check_numbers(self) -> None:
+        if not is_count(self.length_shift, -LARGEST_SHIFT) or self.length_shift > LARGEST_SHIFT:
+            raise ValueError(
+                f"length_shift={self.length_shift!r} must be a whole number in [-{LARGEST_SHIFT}, {LARGEST_SHIFT}]"
+            )
         threshold = self.confidence_threshold
         if threshold is not None and not (is_number(threshold) and 0 < threshold <= 1):
             raise ValueError(f"confidence_threshold={threshold!r} must be None or in (0, 1]")
@@ -268,7 +280,8 @@ class JMNatGenerationConfig(GenerationConfig):
 
     Args:
         num_iterations: k, decoder passes, exactly (10).
-        num_length_candidates: C, target lengths tried per sentence (4).
+        num_length_candidates: C, target lengths tried per sentence, all different: fewer where `max_length` leaves
+            fewer (4). `num_beams` is taken for it.
         remask_adjacent: mask the least probable tokens again together with their neighbours, in sets of n (True).
         remask_schedule: how many, T (1 - i/k) with `"linear"` or T cos(pi i / 2k) with `"cosine"` ("linear").
         early_stop: a candidate that a pass leaves unchanged stops (False).
@@ -286,11 +299,20 @@ class JMNatGenerationConfig(GenerationConfig):
         confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None);
             with `update_all` it only decides which rows stop.
         update_all: each pass refreshes every position, not the masked ones alone (False).
+        remask_repeats: of two equal neighbours the less probable one is masked again before other tokens (False).
+        delete_repeats: before the last of two or more passes equal neighbours become one token, so that the candidate
+            is shorter; the pass mends the seam. Needs passes to spare: it helps from k = 4 on and harms below (False).
+        collapse_repeats: equal neighbours left after the last pass become one token (False).
+        repeatable_tokens: ids that these three rules never touch, as they stand twice in a row by right; other pieces
+            of words may do so where the source has the same pair. `repeatable_tokens(tokenizer)` lists the single
+            letters, digits, signs and bytes of a vocabulary (None: no more than special tokens).
+        length_shift: added to the predicted lengths, which are too short rather than too long where repeats are
+            deleted or collapsed (0).
         output_history: return each pass's canvas and log-probabilities (False).
     """
 
     def __init__(self, **kwargs):
-        options = {name: kwargs.pop(name, None) for name in OPTION_NAMES}
+        options: dict[str, Any] = {name: kwargs.pop(name, None) for name in OPTION_NAMES}
         for name in REMOVED_OPTIONS:
             if kwargs.pop(name, None):
                 logger.warning("%s is no longer an option of decoding and is ignored", name)
@@ -301,6 +323,11 @@ class JMNatGenerationConfig(GenerationConfig):
     def _set_options(self, options: dict[str, Any]) -> None:
         for name, value in options.items():
             setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "num_beams" and value is not None:  # set later, it outranks the candidates that were saved
+            self.num_length_candidates = value
 
     @classmethod
     def from_model_config(cls, model_config) -> "JMNatGenerationConfig":
@@ -314,8 +341,9 @@ class JMNatGenerationConfig(GenerationConfig):
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
         # Seq2SeqTrainer writes these into a config that lacks them (a max_length of 20 would cut every longer target)
-        # and pads what it gathers to max_length, so this must not be much larger than sentences are.
-        return {**GenerationConfig._get_default_generation_params(), "max_length": 1024}
+        # and pads what it gathers to max_length, so this must not be much larger than sentences are. One beam would be
+        # one length candidate.
+        return {**GenerationConfig._get_default_generation_params(), "max_length": 1024, "num_beams": None}
 
     def validate(self, *args, **kwargs) -> None:
         """The library's checks and ours. The n-best comes from length candidates, not from beams."""
@@ -346,6 +374,15 @@ def resolve_options(*sources: Any) -> JMNatOptions:
                 setattr(options, name, value)
                 break
     return options
+
+
+def under_own_names(given: dict[str, Any]) -> dict[str, Any]:
+    """Options with `num_beams` and `max_new_tokens`, if set, as the options that say the same here."""
+    names = dict(given)
+    num_beams, longest = names.pop("num_beams", None), names.pop("max_new_tokens", None)
+    if names.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines call the width of the search so
+        names["num_length_candidates"] = num_beams
+    return names if longest is None else {**names, "max_length": longest}  # nothing comes before new tokens
 
 
 def saved_generation_config(

@@ -14,7 +14,7 @@ import torch
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.base import ChunkPipeline
 
-from .tokenization_jmnat import MARKS, clean_text, show_canvas
+from .tokenization_jmnat import MARKS, clean_text, set_repeatable_tokens, show_canvas
 
 # As `config.custom_pipelines` holds it: `pipeline("translation", model=..., trust_remote_code=True)` finds the class.
 CUSTOM_PIPELINES = {
@@ -77,7 +77,9 @@ class JMNatTranslationPipeline(ChunkPipeline):
         split_sentences: False translates each text as one sentence (True).
         src_lang: two-letter language whose abbreviations do not end a sentence; by default `source_language` of the
             model's configuration.
-        return_history: records also hold `history`, what the decoder read in each pass, ` __` for a masked token.
+        return_history: records also hold `history`: what the decoder read in each pass, ` __` for a masked token, and
+            at the end the translation.
+        streamer: as for `generate`, for one text at a time; it ends after the last sentence of the text.
         any option of `generate`: `num_iterations`, `num_length_candidates`, `num_return_sequences`, ...
 
     Raises:
@@ -101,6 +103,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
         if device is None and not isinstance(model, torch.nn.Module):
             device = model.device  # exported graphs stay where they are
         super().__init__(model, *args, device=device, **kwargs)  # type: ignore[misc]
+        set_repeatable_tokens(model, self.tokenizer)
 
     def _sanitize_parameters(self, split_sentences=None, src_lang=None, return_history=None, **generation):
         if not isinstance(src_lang, (str, type(None))):
@@ -152,6 +155,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         """Translate one piece, or a batch of them where the loader has made lists of what is no tensor."""
         spaces, is_last = model_inputs["space"], model_inputs["is_last"]
         batched = isinstance(is_last, list)
+        if generation.get("streamer") is not None:
+            generation["streamer"] = SentenceStreamer(generation["streamer"], is_last, spaces)
         output = self.model.generate(
             input_ids=model_inputs["input_ids"],
             attention_mask=model_inputs["attention_mask"],
@@ -194,10 +199,9 @@ class JMNatTranslationPipeline(ChunkPipeline):
             if pieces[0]["history"] is not None:
                 # A sentence that stopped before others is shown as it came out.
                 canvases = [[*piece["history"][rank], piece["texts"][rank]] for piece in pieces]
-                num_passes = max(map(len, canvases)) - 1
                 record["history"] = [
                     join(pieces, [of_piece[min(turn, len(of_piece) - 1)] for of_piece in canvases])
-                    for turn in range(num_passes)
+                    for turn in range(max(map(len, canvases)))
                 ]
             records.append(record)
         return records
@@ -209,6 +213,21 @@ class JMNatTranslationPipeline(ChunkPipeline):
         custom_object_save(self, save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
         self.tokenizer.save_pretrained(save_directory, **kwargs)
+
+
+class SentenceStreamer:
+    """The `streamer` of a text for one of its sentences, or for a batch, which `generate` refuses.
+
+    It ends with the last sentence; a blank piece has nothing to show.
+    """
+
+    def __init__(self, streamer, is_last: bool | list[bool], spaces: dict | list[dict]):
+        blank = isinstance(spaces, dict) and spaces["blank"]
+        self.skip_prompt = getattr(streamer, "skip_prompt", False)
+        self.put = (lambda value: None) if blank else streamer.put
+        if hasattr(streamer, "put_draft"):
+            self.put_draft = (lambda value: None) if blank else streamer.put_draft
+        self.end = streamer.end if is_last else (lambda: None)
 
 
 def join(pieces: list[dict], texts: list[str]) -> str:

@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
 
@@ -15,6 +15,8 @@ from .shipped import shipped_model
 
 if TYPE_CHECKING:
     from ..inference.translation import Translation
+
+WATCH_SECONDS = 0.1  # that a draft stays
 
 
 @dataclass
@@ -56,6 +58,20 @@ class TranslationArguments:
         default=False,
         metadata={"help": "Show for each line how the translation arises, pass by pass, instead of the text alone."},
     )
+    glossary: str | None = field(
+        default=None,
+        metadata={
+            "help": "File with a source term, a tab and a target term in each line. Where a line holds a source term, "
+            "whole and in any case, its translation holds the target term as it is written in the file."
+        },
+    )
+    watch: bool = field(
+        default=False,
+        metadata={
+            "help": "Show on standard error how each line arises: a draft after each pass, over the one before. "
+            "Lines are translated one by one."
+        },
+    )
     batch_tokens: int | None = field(
         default=None,
         metadata={"help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768."},
@@ -87,6 +103,10 @@ def generation_options(arguments: TranslationArguments, model, tokenizer) -> dic
         raise ValueError("--show_passes does not apply to an autoregressive model: it makes no passes")
     if arguments.show_passes and arguments.n_best is not None:
         raise ValueError("--show_passes shows the best translation: leave --n_best out")
+    if arguments.watch and not jmnat:
+        raise ValueError("--watch does not apply to an autoregressive model: it has no drafts")
+    if arguments.watch and arguments.n_best is not None:
+        raise ValueError("--watch shows the best translation: leave --n_best out")
     reranker = arguments.reranker
     if reranker is not None and not jmnat:
         raise ValueError("--reranker does not apply to an autoregressive model")
@@ -97,8 +117,28 @@ def generation_options(arguments: TranslationArguments, model, tokenizer) -> dic
         "num_beams": arguments.num_beams,
         "num_return_sequences": arguments.n_best,
         "output_history": arguments.show_passes or None,
+        "streamer": draft_streamer(tokenizer) if arguments.watch else None,
     }
     return options | {name: value for name, value in given.items() if value is not None}
+
+
+def draft_streamer(tokenizer):
+    """Transformers' streamer of drafts, on standard error; what becomes of them is written as ever."""
+    from transformers import TextDiffusionStreamer
+
+    class Drafts(TextDiffusionStreamer):
+        def put_draft(self, value):
+            with redirect_stdout(sys.stderr):
+                super().put_draft(value)
+
+        def put(self, value):
+            with redirect_stdout(sys.stderr):
+                self._clear_draft()
+
+        def end(self):
+            pass
+
+    return Drafts(tokenizer, sleep_time=WATCH_SECONDS if sys.stderr.isatty() else None, skip_special_tokens=True)
 
 
 def write_translation(file: TextIO, number: int, translation: "Translation", arguments: TranslationArguments) -> None:
@@ -117,17 +157,22 @@ def write_translation(file: TextIO, number: int, translation: "Translation", arg
 
 def run_translation(arguments: TranslationArguments, lines: Iterator[str], file: TextIO, window_lines: int) -> dict:
     """Translate `lines` into `file` and return the figures."""
+    from ..inference.glossary import Glossary
     from ..inference.loading import is_jmnat, load_translator
     from ..inference.translation import translate_lines
 
+    if arguments.glossary is not None and arguments.n_best is not None:
+        raise ValueError("--glossary gives one translation of each line: leave --n_best out")
+    glossary = None if arguments.glossary is None else Glossary.read(arguments.glossary)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     translations = translate_lines(
         model,
         tokenizer,
         lines,
-        max_batch_tokens=arguments.batch_tokens,
+        max_batch_tokens=1 if arguments.watch else arguments.batch_tokens,  # one line: a streamer takes no more
         window_lines=window_lines,
         progress=sys.stderr.isatty() and window_lines > 1,
+        glossary=glossary,
         **generation_options(arguments, model, tokenizer),
     )
     sentences = tokens = passes = 0
@@ -165,7 +210,8 @@ def main(argv=None):
     logging.disable_progress_bar()
     from_stdin = arguments.input == "-"
     lines = decode_lines(sys.stdin.buffer, "standard input") if from_stdin else iterate_lines(arguments.input)
-    window_lines = 1 if from_stdin and sys.stdin.isatty() else WINDOW_LINES  # a person wants an answer to each line
+    # A person wants an answer to each line.
+    window_lines = 1 if arguments.watch or (from_stdin and sys.stdin.isatty()) else WINDOW_LINES
     with ExitStack() as stack:
         if arguments.output == "-":
             file = sys.stdout

@@ -10,6 +10,13 @@ STATE_NOISES = ("encoder_input", "encoder_output", "decoder_input")
 NOISES = WORD_NOISES + STATE_NOISES
 EXPONENTS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
 CONSENSUS_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
+# What `tune --repeat_rules` names: which rules against repeats are on.
+REPEAT_SETTINGS = {
+    "none": {"remask_repeats": False, "delete_repeats": False, "collapse_repeats": False},
+    "collapse": {"remask_repeats": False, "delete_repeats": False, "collapse_repeats": True},
+    "remask": {"remask_repeats": True, "delete_repeats": False, "collapse_repeats": True},
+    "delete": {"remask_repeats": True, "delete_repeats": True, "collapse_repeats": True},
+}
 
 
 @dataclass
@@ -125,6 +132,13 @@ class TuningArguments:
     generation_options: str | None = field(
         default=None, metadata={"help": "Options of all settings as JSON; they are saved, too."}
     )
+    repeat_rules: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "JM-NAT: rules against repeated words to compare. none; collapse: collapse_repeats; remask: also "
+            "remask_repeats; delete: also delete_repeats. Default: as saved with the model."
+        },
+    )
     reranker: str | None = field(
         default=None, metadata={"help": "JM-NAT: tune for candidates that this autoregressive model scores."}
     )
@@ -148,3 +162,6 @@ class TuningArguments:
             if not values or not all(0 <= value <= LARGEST_EXPONENT for value in values):
                 raise ValueError(f"{name}={values} must be at least one number, all in [0, {LARGEST_EXPONENT}]")
         check_counts(self, ("num_length_candidates", "batch_tokens"))
+        rules = self.repeat_rules
+        if rules is not None and not (rules and set(rules) <= set(REPEAT_SETTINGS)):
+            raise ValueError(f"repeat_rules={rules} must be at least one of {', '.join(REPEAT_SETTINGS)}")

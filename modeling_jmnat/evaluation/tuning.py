@@ -39,9 +39,11 @@ def tried_candidates(translation: Translation, num_candidates: int) -> list[Cand
     """Those of the `num_candidates` most probable lengths, of a translation with all that there are."""
     if translation.lengths is None:  # a blank line
         return [Candidate(translation.text, 0.0, 1, 0.0)]
-    lengths = translation.candidate_lengths[:num_candidates]
+    indices = translation.candidate_indices
+    if indices is None:
+        indices = [translation.candidate_lengths.index(length) for length in translation.lengths]
     candidates = zip(translation.candidates, translation.lengths, translation.candidate_ids, strict=True)
-    candidates = [candidate for candidate in candidates if candidate[1] in lengths]
+    candidates = [one for one, index in zip(candidates, indices, strict=True) if index < num_candidates]
     ids = [torch.tensor(ids) for _, _, ids in candidates]
     ends = torch.tensor([list(map(len, ids))])
     shares = consensus(pad_sequence(ids, batch_first=True)[None], ends, torch.ones_like(ends, dtype=torch.bool))
@@ -65,16 +67,18 @@ def candidate_settings(
     exponents: Sequence[float] = EXPONENTS,
     weights: Sequence[float] = CONSENSUS_WEIGHTS,
     generation: dict | None = None,
+    rules: Sequence[dict] = ({},),
     **options,
 ) -> Iterator[tuple[dict, list[str]]]:
     """Yield settings of a JM-NAT model, as options of `generate`, and the translations that each leads to.
 
-    It decodes once for each combination of `grid`, with the most candidates: fewer of them, every exponent and every
-    weight of their consensus follow from their scores and tokens.
+    It decodes once for each combination of `grid` and `rules`, with the most candidates: fewer of them, every exponent
+    and every weight of their consensus follow from their scores and tokens.
 
     Args:
         grid: values to be tried of options, such as `{"num_iterations": [4, 10]}`.
         generation: options that all settings share, a reranker among them.
+        rules: options to be tried together, such as some of `REPEAT_RULES`.
         options: of `translate_lines`.
 
     Raises:
@@ -86,7 +90,8 @@ def candidate_settings(
     most = max(num_candidates)
     every = {"num_length_candidates": most, "num_return_sequences": most}
     sums = {"length_normalization": 0.0, "length_offset": 0.0, "consensus_weight": 0.0}
-    for setting in combinations(grid):
+    for rule, combination in itertools.product(rules, combinations(grid)):
+        setting = rule | combination
         decoding = {**(generation or {}), **setting, **every, **sums}
         translations = list(translate_lines(model, tokenizer, sources, total=len(sources), **options, **decoding))
         for count in num_candidates:

@@ -16,7 +16,7 @@ from ..onnx_export import exporter
 from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import atomic_file
 from ..utils.text_files import read_parallel
-from .options import CONSENSUS_WEIGHTS, TuningArguments
+from .options import CONSENSUS_WEIGHTS, REPEAT_SETTINGS, TuningArguments
 from .scores import describe_environment
 from .tuning import beam_settings, best_setting, candidate_settings
 
@@ -66,15 +66,17 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
     if is_jmnat(model):
         one_pass = model.config.decoder_input == "source_copy"
         grid.setdefault("num_iterations", [1] if one_pass else DEFAULT_ITERATIONS)
-        check_choices(JMNAT_CHOICES, grid, shared)
+        rules = [REPEAT_SETTINGS[name] for name in arguments.repeat_rules or ()] or [{}]
+        choices = dict.fromkeys(rules[0], "--repeat_rules") | JMNAT_CHOICES
+        check_choices(choices, grid, shared)
         check_grid(model, grid, shared)
         saved = model.generation_config.num_length_candidates or JMNatOptions().num_length_candidates
         counts = arguments.num_length_candidates or [saved]
         if arguments.reranker is not None:
             shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
         tried = counts, arguments.exponents, arguments.consensus_weights or CONSENSUS_WEIGHTS
-        return candidate_settings(model, tokenizer, sources, grid, *tried, generation=shared, **common)
-    for name in ("num_length_candidates", "consensus_weights", "reranker"):
+        return candidate_settings(model, tokenizer, sources, grid, *tried, generation=shared, rules=rules, **common)
+    for name in ("num_length_candidates", "consensus_weights", "repeat_rules", "reranker"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name} does not apply to an autoregressive model")
     grid.setdefault("num_beams", [DEFAULT_BEAMS])

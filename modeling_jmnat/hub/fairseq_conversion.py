@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from ..configuration_jmnat import JMNatConfig, JMNatGenerationConfig
 from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..tokenization_jmnat import set_repeatable_tokens
 from ..utils.atomic_files import whole_folder
 from ..utils.locks import folder_lock
 from .fairseq_tokenizer import build_tokenizer, read_bpe_codes, read_joint_dictionary
@@ -353,6 +354,7 @@ def convert_fairseq_checkpoint(
         )
     longest = min(config.max_position_embeddings, model.generation_config.max_length)
     tokenizer = build_tokenizer(symbols, merges, moses_source_lang, moses_target_lang, lowercase, longest)
+    set_repeatable_tokens(model, tokenizer)
     with folder_lock(output_dir, "output_dir", beside=True):
         check_new_or_empty(output_dir)  # another process may have ended since
         with whole_folder(output_dir) as folder:

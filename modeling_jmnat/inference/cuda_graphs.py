@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from ..configuration_jmnat import JMNatOptions
-from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
+from ..generation_jmnat import JMNatGenerationMixin
+from ..losses_jmnat import JMNatGenerateOutput, choose_candidates
 from ..modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, as_encoder_output, token_mask
 from ..passes_jmnat import Canvas, MaskPredict, Positions
 
@@ -99,14 +100,18 @@ class FixedRows(MaskPredict):
         return self.written
 
     def predict(self, masked: torch.Tensor, positions: Positions) -> Canvas:
-        num_passes = self.rows.canvas.num_passes + ~self.stopped
-        canvas = super().predict(masked, positions.without(self.stopped))._replace(num_passes=num_passes)
+        num_passes, going_on = self.rows.canvas.num_passes + ~self.stopped, ~self.stopped[:, None]
+        valid = going_on.expand_as(positions.columns) if positions.valid is None else positions.valid & going_on
+        canvas = super().predict(masked, Positions(positions.columns, valid))._replace(num_passes=num_passes)
         for values, new in zip(self.written, canvas, strict=True):
             values.copy_(new)
         return canvas
 
     def keep(self, going_on: torch.Tensor) -> None:
         self.stopped.logical_or_(~going_on)
+
+    def delete_repeats(self, kept: torch.Tensor | None = None) -> None:
+        super().delete_repeats(self.stopped)
 
 
 class CapturedPasses:
@@ -196,8 +201,8 @@ class StaticShapeJMNat(JMNatGenerationMixin):
     """A JM-NAT model with the same `generate`, in fixed shapes and CUDA graphs.
 
     Decoding waits for the GPU twice: for the longest candidate length and for the longest text; and with `early_stop`
-    or `confidence_threshold` before each pass. `output_history`, a reranker and decoders that copy the source
-    run as the model runs them.
+    or `confidence_threshold` before each pass. `output_history`, a reranker, a canvas to begin with, drafts
+    for a streamer and decoders that copy the source run as the model runs them.
 
     Args:
         model: on its final device and in its final dtype; its weights may change in place, but must not be moved.
@@ -280,13 +285,16 @@ class StaticShapeJMNat(JMNatGenerationMixin):
         source_mask: torch.Tensor,
         input_ids: torch.Tensor | None = None,
         reranker=None,
+        canvas: torch.Tensor | None = None,
+        after_pass=None,
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
         """As the model's, in graphs for each (B, S, T) rounded up and each set of options."""
-        others = reranker is not None or self.config.decoder_input != "mask"
-        if others or options.output_history:
+        others = reranker is not None or canvas is not None or after_pass is not None
+        if others or self.config.decoder_input != "mask" or options.output_history:
             source_mask = source_mask if input_ids is None else source_mask[:, : input_ids.shape[1]]
             states = states[:, : source_mask.shape[1]]
-            return self.model._decode(options, lengths, states, source_mask, input_ids, reranker)
+            by_passes = {"canvas": canvas, "after_pass": after_pass}
+            return self.model._decode(options, lengths, states, source_mask, input_ids, reranker, **by_passes)
         num_positions = length_bucket(int(lengths.max()), self.config.max_target_length)
         rows, num_rows = lengths.shape[0], coarse_bucket(lengths.shape[0])
         sources = (num_rows, length_bucket(states.shape[1], self.config.max_position_embeddings))
@@ -295,9 +303,12 @@ class StaticShapeJMNat(JMNatGenerationMixin):
             pad_to(states, sources),
             pad_to(source_mask, sources, False),
         ]
+        rightful = self.model._rightful_repeats(options, source_mask, input_ids)
+        if rightful is not None:
+            inputs.append(pad_to(rightful, (num_rows,), False))
         if rows_may_stop(options):
             unused = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
-            inputs.append(pad_to(unused, (num_rows,), True))  # nobody waits for rows that fill up a batch
+            inputs.insert(0, pad_to(unused, (num_rows,), True))  # nobody waits for rows that fill up a batch
         key = ("decode", sources, num_positions, repr(options))
         with torch.inference_mode(False), torch.no_grad():
             output, ends = self._run(key, options, num_positions, inputs)
@@ -309,17 +320,18 @@ class StaticShapeJMNat(JMNatGenerationMixin):
     def _run(self, key: Hashable, options: JMNatOptions, num_positions: int, inputs: Sequence[torch.Tensor]):
         """All passes: in one graph, or in one for each where a rule may make some of them needless."""
 
-        def start(lengths, states, source_mask, unused):
+        def start(unused, lengths, states, source_mask, rightful=None):
             suppressed = self.model._suppressed_tokens(options, lengths.device)
-            shared = (lengths, states, source_mask, suppressed, num_positions)
+            shared = (lengths, states, source_mask, suppressed, num_positions, rightful)
             return FixedRows(self.model, options, *shared, unused=unused)
 
         def finish(decoding):
             decoding.finish(0)  # gives nothing up that was not given up before, unless all rows had stopped by then
-            return self.model._choose_candidates(decoding)
+            return choose_candidates(decoding)
 
-        def decode(lengths, states, source_mask):
-            return self.model._decode(options, lengths, states, source_mask, num_positions=num_positions)
+        def decode(lengths, states, source_mask, rightful=None):
+            fixed = {"num_positions": num_positions, "rightful": rightful}
+            return self.model._decode(options, lengths, states, source_mask, **fixed)
 
         if not rows_may_stop(options):
             return self.graphs(key, decode, *inputs)

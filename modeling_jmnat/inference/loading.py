@@ -22,8 +22,8 @@ from transformers import (
 from transformers.utils import is_sentencepiece_available
 
 from ..configuration_jmnat import JMNatConfig
-from ..generation_jmnat import VOCABULARY_PADDING
-from ..tokenization_jmnat import JMNatTokenizer
+from ..losses_jmnat import VOCABULARY_PADDING
+from ..tokenization_jmnat import JMNatTokenizer, set_repeatable_tokens
 from ..utils.finite import check_finite
 from ..utils.hub_folders import check_folder
 from .cuda_graphs import StaticShapeJMNat
@@ -88,6 +88,8 @@ def load_translator(
         raise ValueError(f"model {directory} cannot be loaded: {_first_line(error)}") from None
     check_finite(model, directory)
     check_vocabulary(model, tokenizer)
+    if is_jmnat(model):
+        set_repeatable_tokens(model, tokenizer)
     model = model.to(torch_device).eval()
     return (StaticShapeJMNat(model) if backend == "cuda_graphs" else model), tokenizer
 
@@ -102,6 +104,7 @@ def _load_exported(
     model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
     tokenizer = AutoTokenizer.from_pretrained(folder, **NO_FOREIGN_CODE)
     check_vocabulary(model, tokenizer)
+    set_repeatable_tokens(model, tokenizer)
     return model, tokenizer
 
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from transformers.utils import ModelOutput
 
-from ..configuration_jmnat import JMNatConfig, JMNatGenerationConfig, JMNatOptions
-from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin
+from ..configuration_jmnat import REPEAT_RULES, JMNatConfig, JMNatGenerationConfig, JMNatOptions
+from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin, check_target_lengths
 from ..modeling_jmnat import decoder_attend_mask, token_mask
 from ..utils.hub_folders import fetch_folder
 
@@ -77,36 +78,34 @@ def bias_of_suppressed(model, options: JMNatOptions) -> torch.Tensor:
     return token_bias(model.config.vocab_size, model._suppressed_tokens(options, "cpu"))
 
 
-def longest_target(model, options: JMNatOptions) -> int:
-    longest = model.config.max_target_length
-    return longest if options.max_length is None else min(longest, options.max_length)
-
-
 def adjacent_remasking(model, options: JMNatOptions) -> bool | None:
     """None where sets of neighbours have a single token."""
     return options.remask_adjacent if model.config.ngram_size > 1 else None
 
 
+def table_of_repeatable(model, options: JMNatOptions) -> torch.Tensor:
+    """(V,), V rounded up to whole blocks."""
+    size = padded_vocabulary_size(model.config.vocab_size)
+    return F.pad(model._repeatable_tokens(options, torch.device("cpu")), (0, size - model.config.vocab_size))
+
+
 # The export makes the graph's inputs and their defaults from this table, and `generate` what the graph is fed with.
 TRANSLATOR_INPUTS = (
-    TranslatorInput("num_iterations", np.int64, 0, "num_iterations"),
-    TranslatorInput("num_length_candidates", np.int64, 1, "num_length_candidates"),
-    TranslatorInput("num_return_sequences", np.int64, 1, "num_return_sequences"),
-    TranslatorInput("length_offset", np.float32, 0, "length_offset"),
-    TranslatorInput("length_normalization", np.float32, 0, "length_normalization"),
-    TranslatorInput("consensus_weight", np.float32, 0, "consensus_weight"),
-    TranslatorInput(
-        "prune_candidates", np.int64, 0, "prune_candidates", lambda _, options: options.prune_candidates or 0
-    ),
-    TranslatorInput("prune_to", np.int64, 1, "prune_to"),
+    *(TranslatorInput(x, np.int64, 0, x) for x in ("num_iterations", "length_shift")),
+    *(TranslatorInput(x, np.int64, 1, x) for x in ("num_length_candidates", "num_return_sequences", "prune_to")),
+    *(TranslatorInput(x, np.float32, 0, x) for x in ("length_offset", "length_normalization", "consensus_weight")),
+    *(TranslatorInput(x, np.bool_, 0, x) for x in REPEAT_RULES),
+    TranslatorInput("prune_candidates", np.int64, 0, "prune_candidates", lambda _, each: each.prune_candidates or 0),
     TranslatorInput("remask_adjacent", np.bool_, 0, "remask_adjacent", adjacent_remasking),
-    TranslatorInput("max_length", np.int64, 1, "max_length", longest_target),
+    TranslatorInput("max_length", np.int64, 1, "max_length", lambda model, options: model._longest_target(options)),
+    TranslatorInput("repeatable", np.bool_, 1, "repeatable_tokens", table_of_repeatable),
     TranslatorInput("token_bias", np.float32, 1, "suppress_tokens", bias_of_suppressed),
     TranslatorInput("target_lengths", np.int64, 1, None, lambda *_: ()),  # as many as sources, or none
 )
 # With any option beyond these at another value than its default, passes are run one by one.
 TRANSLATOR_OPTIONS = (*(each.option for each in TRANSLATOR_INPUTS if each.option), "return_dict_in_generate")
 OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
+ADDED_LATER = (*REPEAT_RULES, "length_shift")  # graphs of earlier exports lack these inputs, and `repeatable`
 
 
 def translator_inputs(model: JMNatGenerationMixin, options: JMNatOptions) -> dict[str, np.ndarray]:
@@ -266,14 +265,13 @@ class PositionalAttention:
             self.known[length] = probs
         return probs
 
-    def of_lengths(self, lengths: list[int]) -> torch.Tensor:
-        """(layers, R, H, T, T) with T the longest; rows and columns beyond a length are 0."""
-        longest = max(lengths)
+    def of_lengths(self, lengths: list[int], num_positions: int) -> torch.Tensor:
+        """(layers, R, H, T, T); rows and columns beyond a length are 0."""
         tables = {length: self.of_length(length) for length in set(lengths)}
-        if len(tables) == 1:
-            (table,) = tables.values()
-            return table[:, None].expand(-1, len(lengths), -1, -1, -1)
-        probs = self.query.new_zeros(self.query.shape[0], len(lengths), self.query.shape[1], longest, longest)
+        if tables.keys() == {num_positions}:
+            return tables[num_positions][:, None].expand(-1, len(lengths), -1, -1, -1)
+        layers, heads = self.query.shape[:2]
+        probs = self.query.new_zeros(layers, len(lengths), heads, num_positions, num_positions)
         for row, length in enumerate(lengths):
             probs[:, row, :, :length, :length] = tables[length]
         return probs
@@ -292,7 +290,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         self.config = config
         self.generation_config = generation_config
         self.graphs = graphs
-        self.last_feeds: tuple[str, dict[str, np.ndarray]] = ("", {})
+        self.last_feeds: tuple[str, dict[str, np.ndarray] | None] = ("", {})
 
     @classmethod
     def from_pretrained(
@@ -371,11 +369,17 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
             raise ValueError(f"input_ids has {count} tokens, max_position_embeddings={most} is the most")
         return {"input_ids": ids, "attention_mask": mask.contiguous().numpy()}
 
-    def option_feeds(self, options: JMNatOptions) -> dict[str, np.ndarray]:
-        """`translator_inputs`, kept for the next call: it mostly has the same options."""
+    def option_feeds(self, options: JMNatOptions) -> dict[str, np.ndarray] | None:
+        """`translator_inputs`, kept for the next call: it mostly has the same options.
+
+        None where a graph that was exported before does not know one of the options that are on.
+        """
         key = repr(options)
         if self.last_feeds[0] != key:
-            self.last_feeds = key, translator_inputs(self, options)
+            feeds = translator_inputs(self, options)
+            known = {value.name for value in self.translator.get_overridable_initializers()}
+            all_known = not any(feeds[name].any() for name in ADDED_LATER if name not in known)
+            self.last_feeds = key, {name: feeds[name] for name in feeds if name in known} if all_known else None
         return self.last_feeds[1]
 
     def generate_at_once(
@@ -383,12 +387,12 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
     ) -> JMNatGenerateOutput | None:
         if input_ids is None or inputs_embeds is not None or encoder_outputs is not None:
             return None
-        if other_options(options):
+        of_options = None if other_options(options) else self.option_feeds(options)
+        if of_options is None:
             return None
-        _, target_lengths = self._check_lengths(len(input_ids), options, target_lengths)
-        feeds = {**self.source_feeds(input_ids, attention_mask), **self.option_feeds(options)}
+        feeds = {**self.source_feeds(input_ids, attention_mask), **of_options}
         if target_lengths is not None:
-            feeds["target_lengths"] = target_lengths.numpy()
+            feeds["target_lengths"] = check_target_lengths(target_lengths, len(input_ids)).numpy()
         sequences, scores, token_scores, lengths, candidate_lengths, best = map(
             torch.from_numpy, self.translator.run(None, feeds)
         )
@@ -418,7 +422,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         attend = attend.expand(rows, 1, length, length)
         of_rows = {"self_bias": torch.zeros(attend.shape).masked_fill_(~attend, LOWEST)}
         if self.positions is not None:
-            probs = self.positions.of_lengths(target_mask.sum(dim=1).tolist())
+            probs = self.positions.of_lengths(target_mask.sum(dim=1).tolist(), length)
             of_rows.update({f"position_probs_{index}": layer for index, layer in enumerate(probs)})
         per_source = rows // len(source_mask)
         of_sources = {"source_bias": encoder_outputs.source_bias}

@@ -14,11 +14,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from ..configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
+from ..configuration_jmnat import OPTION_NAMES, is_count, is_number
+from ..generation_jmnat import substitute
 from ..pipeline import is_copied, protect, restore
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
 from .beam_search import max_source_length, max_target_length
+from .glossary import Glossary, translate_with_terms
 from .loading import Translator, is_jmnat
 
 # Options of beam search that count something, with the least value allowed.
@@ -41,6 +43,7 @@ AUTOREGRESSIVE_OPTIONS = (
     "repetition_penalty",
 )
 WINDOW_LINES = 4096
+ARGUMENTS = ("reranker", "streamer")  # of `generate` that are no options
 # The budget counts source tokens. A batch whose targets need more than this multiple of it is decoded in pieces.
 LONGER_TARGETS = 2
 
@@ -56,9 +59,10 @@ class Translation:
             scores by the sum / length**length_penalty, and only if `num_return_sequences` is given; otherwise, and in
             greedy search, the score is None.
         token_ids: ids of the best candidate, without special tokens.
-        num_passes: decoder passes. This and the next three are None for autoregressive models.
+        num_passes: decoder passes. This and the next four are None for autoregressive models.
         candidate_lengths: the target lengths that were tried, `</s>` included, most probable first.
-        lengths: the target lengths of `candidates`.
+        lengths: the target lengths of `candidates`, without repeats that were deleted or collapsed.
+        candidate_indices: of which of `candidate_lengths` each of `candidates` was made.
         canvases: with `output_history=True`, what the decoder read in each pass, as text.
         candidate_ids: ids of all `candidates`, with special tokens, without padding.
     """
@@ -69,6 +73,7 @@ class Translation:
     num_passes: int | None = None
     candidate_lengths: list[int] | None = None
     lengths: list[int] | None = None
+    candidate_indices: list[int] | None = None
     canvases: list[str] | None = None
     candidate_ids: list[list[int]] = field(default_factory=list)
 
@@ -94,7 +99,7 @@ def parse_generation_options(text: str | None, argument: str = "generation_optio
     known = dict.fromkeys((*OPTION_NAMES, *AUTOREGRESSIVE_OPTIONS))
     for name in options:
         if name not in known:
-            raise ValueError(f"generation option {name!r} is not one of {', '.join(known)}")
+            raise ValueError(f"generation option {name!r} is unknown ({substitute(name, known)})")
     return options
 
 
@@ -105,8 +110,8 @@ def check_options(model: Translator, generation: dict) -> None:
         ValueError: naming the option, its value and what is allowed.
     """
     if is_jmnat(model):
-        beams = {"num_length_candidates": generation["num_beams"]} if generation.get("num_beams") is not None else {}
-        resolve_options(generation, beams, model.generation_config).check()
+        of_model = {name: value for name, value in generation.items() if name not in ARGUMENTS}
+        model._resolve_generation_options(None, of_model)
         return
     for name, value in generation.items():
         if value is None:
@@ -140,6 +145,7 @@ def translate_lines(
     window_lines: int = WINDOW_LINES,
     progress: bool = False,
     total: int | None = None,
+    glossary: Glossary | None = None,
     **generation,
 ) -> Iterator[Translation]:
     """Yield the translation of each line, in order, while `lines` is still being read.
@@ -152,6 +158,7 @@ def translate_lines(
         max_batch_tokens: padded source tokens of a batch times candidates; by default 4,096 on a CPU and 32,768 on a
             GPU.
         progress: whether to draw a progress bar on standard error; `total` is the number of lines, if known.
+        glossary: terms that must stand in the translations, see `Glossary`; a line that needs it has one candidate.
         generation: options of `model.generate`, such as `num_iterations=4, num_length_candidates=4`.
 
     Raises:
@@ -162,6 +169,8 @@ def translate_lines(
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     check_options(model, generation)
+    if glossary is not None:
+        glossary.check(model, tokenizer)
     budget = max_batch_tokens or default_batch_tokens(model.device)
     rows = candidates_per_sentence(model, generation)
     lines = iter(lines)
@@ -187,6 +196,8 @@ def translate_lines(
                     output["candidates"] = [(restore(text, items), score) for text, score in output["candidates"]]
                     for name, value in output.items():
                         setattr(results[index], name, value)
+                    if glossary is not None:
+                        _put_terms(model, tokenizer, results[index], glossary, generation)
                 bar.update(len(batch))
             yield from results
             first_number += len(window)
@@ -249,6 +260,17 @@ def _generate(
     return results
 
 
+def _put_terms(model: Any, tokenizer, translation: Translation, glossary: Glossary, generation: dict) -> None:
+    """Translate a line again, if that is needed, so that it holds the terms of the glossary."""
+    output = translate_with_terms(model, tokenizer, translation.source, translation.token_ids, glossary, **generation)
+    if output is None:
+        return
+    passes = translation.num_passes or 0
+    for name, value in _read_output(tokenizer, output, 1)[0].items():
+        setattr(translation, name, value)
+    translation.num_passes = passes + int(output.num_passes[0])
+
+
 def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutput:
     """The output of an encoder for some of its sentences, in the order of `rows`."""
     return type(encoder_outputs)(
@@ -288,10 +310,14 @@ def _read_output(tokenizer: PreTrainedTokenizerBase, output: Any, num_sentences:
     if output.get("lengths") is not None:
         for result, lengths in zip(results, output.lengths.view(num_sentences, returned).tolist(), strict=True):
             result["lengths"] = lengths
-    for name in ("num_passes", "candidate_lengths"):
+    for name, called in (
+        ("num_passes", "num_passes"),
+        ("candidate_lengths", "candidate_lengths"),
+        ("best_candidates", "candidate_indices"),
+    ):
         if output.get(name) is not None:
             for result, value in zip(results, output[name].tolist(), strict=True):
-                result[name] = value
+                result[called] = value
     if output.get("history") is not None:
         for index, result in enumerate(results):
             best = int(output.best_candidates[index, 0])

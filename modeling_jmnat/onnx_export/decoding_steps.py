@@ -15,23 +15,37 @@ from onnx import TensorProto
 from onnxscript import opset23 as op
 from onnxscript import script
 
+from ..generation_jmnat import NOT_PREDICTED
 from ..inference.onnx_runtime import LOWEST
 
-FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
 INFINITY = math.inf
 
 
 @script()
-def choose_lengths(length_logits, target_lengths, num_candidates, max_length):
-    """(B, C), from length logits (B, L); a window around `target_lengths` (B,) where these are not empty."""
-    longest = op.Min(max_length, op.Shape(length_logits, start=1) - 1)
+def choose_lengths(length_logits, target_lengths, num_candidates, max_length, length_shift):
+    """(B, C), from length logits (B, L); a window around `target_lengths` (B,) where these are not empty; and C (1,).
+
+    The lengths of a sentence are distinct: C is no more than there are from 2 to the longest allowed.
+    """
+    longest = op.Max(op.Min(max_length, op.Shape(length_logits, start=1) - 1), 2)
+    num_candidates = op.Min(num_candidates, longest - 1)
     if op.Size(target_lengths) > 0:
         # The length itself first, then its neighbours: +1, -1, +2, -2, ...
-        index = op.Range(0, op.Squeeze(num_candidates), 1)
-        lengths = op.Unsqueeze(target_lengths, [1]) + (index + 1) / 2 * (index % 2 * 2 - 1)
+        targets = op.Unsqueeze(op.Max(op.Min(target_lengths, longest), 2), [1])
+        steps = op.Range(2, op.Squeeze(longest) + 1, 1) - targets
+        preference = op.Cast(op.Cast(steps > 0, to=INT64) - 2 * op.Abs(steps), to=FLOAT)
     else:
-        _, lengths = op.TopK(length_logits[:, : longest + 1], num_candidates)
-    return op.Max(op.Min(lengths, op.Max(longest, 2)), 2)
+        classes = op.Range(0, op.Squeeze(longest) + 1, 1)
+        lengths = op.Max(op.Min(classes + length_shift, longest), 2)
+        nearest = op.Max(op.Min(classes, longest + length_shift), length_shift + 1)
+        never = op.Cast(-op.Abs(classes - nearest), to=FLOAT) + NOT_PREDICTED
+        logits = length_logits[:, : longest + 1]
+        lengths = op.Expand(lengths, op.Shape(logits))
+        never = op.Expand(never, op.Shape(logits))
+        preference = op.ScatterElements(never, lengths, logits, axis=1, reduction="max")[:, 2:]
+    _, best = op.TopK(preference, num_candidates)
+    return best + 2, num_candidates
 
 
 @script()
@@ -46,19 +60,84 @@ def canvas_of_masks(candidate_lengths, mask_token, padding):
 
 
 @script()
-def num_stages(num_iterations, prune_after):
-    """1, or 2 where the passes after the first `prune_after` (0: none) are over the best candidates alone."""
-    return op.Cast((prune_after > 0) & (prune_after <= num_iterations), to=INT64) + 1
+def plan_stages(num_iterations, prune_after, delete_repeats):
+    """Numbers of passes (stages + 1,) between which the rows stay the same, from 0 to the last.
+
+    They change after the first `prune_after` passes (0: never), and before the last one where repeats are deleted.
+    """
+    prunes = (prune_after > 0) & (prune_after <= num_iterations)
+    pruned = op.Where(prunes, prune_after, num_iterations)
+    deletes = delete_repeats & (num_iterations > 1)
+    deleted = op.Where(deletes, num_iterations - 1, num_iterations)
+    some = op.Cast(prunes | deletes, to=INT64)
+    both = op.Cast(prunes & deletes & op.Not(op.Equal(pruned, deleted)), to=INT64)
+    first = op.Unsqueeze(op.Min(pruned, deleted), [0])
+    second = op.Unsqueeze(op.Max(pruned, deleted), [0])
+    last = op.Unsqueeze(num_iterations, [0])
+    bounds = op.Concat([0], first, second, last, axis=0)
+    kept = op.Concat([1], op.Unsqueeze(some, [0]), op.Unsqueeze(both, [0]), [1], axis=0)
+    return op.Compress(bounds, op.Cast(kept, to=BOOL), axis=0), some + both + 1
 
 
 @script()
-def plan_stage(stage, stages, num_iterations, prune_after, prune_to, num_candidates, num_returned):
-    """Whether it ends with pruning, its first pass, its number of passes, and how many candidates it leaves."""
-    prunes = stage + 1 < stages
-    begin = stage * prune_after
-    num_passes = op.Where(prunes, prune_after, num_iterations) - begin
-    num_kept = op.Where(prunes, op.Max(op.Min(prune_to, num_candidates), num_returned), num_returned)
-    return prunes, begin, num_passes, num_kept
+def plan_stage(stage, bounds, stages, prune_after, prune_to, num_candidates, num_returned, num_iterations, deletes):
+    """What `plan_stages` says of a stage.
+
+    Whether it is the last, whether it begins with deleting repeats, its first pass, its number of passes, and how many
+    candidates it leaves.
+    """
+    is_last = op.Equal(stage + 1, stages)
+    begin = op.Gather(bounds, stage)
+    end = op.Gather(bounds, stage + 1)
+    pruned = (prune_after > 0) & (end >= prune_after)
+    left = op.Where(pruned, op.Max(op.Min(prune_to, num_candidates), num_returned), num_candidates)
+    deletes = deletes & (begin > 0) & op.Equal(begin, num_iterations - 1)
+    return is_last, deletes, begin, end - begin, op.Where(is_last, num_returned, left)
+
+
+@script()
+def source_pairs(input_ids, attention_mask):
+    """Tokens (B, S - 1) of sources (B, S) that equal the one before, -1 elsewhere."""
+    inside = op.Greater(attention_mask[:, 1:] * attention_mask[:, :-1], 0)
+    return op.Where(op.Equal(input_ids[:, 1:], input_ids[:, :-1]) & inside, input_ids[:, 1:], -1)
+
+
+@script()
+def wrong_repeats(tokens, repeatable, pairs):
+    """`Repeats` (R, T) of tokens (R, T), by `repeatable` (V,) and `source_pairs` (R, S - 1) of the rows' sources."""
+    in_source = op.Equal(op.Unsqueeze(tokens, [2]), op.Unsqueeze(pairs, [1]))  # (R, T, S - 1)
+    in_source = op.Greater(op.ReduceSum(op.Cast(in_source, to=INT64), [2], keepdims=0), 0)
+    same = op.Equal(tokens, op.Concat(tokens[:, :1] * 0 - 1, tokens[:, :-1], axis=1))
+    return same & op.Not(op.Gather(repeatable, tokens) | in_source)
+
+
+@script()
+def without_repeats(tokens, log_probs, lengths, positions, repeats, padding):
+    """`Canvas.without`: tokens, log_probs and lengths."""
+    kept = op.Cast(op.Not(repeats), to=INT64)
+    places = op.CumSum(kept, 1) - 1
+    shorter = lengths + op.ReduceSum(kept, [1], keepdims=0) - op.Size(positions)
+    inside = positions < op.Unsqueeze(shorter, [1])
+    nothing = op.Expand(padding, op.Shape(tokens))
+    moved = op.Where(inside, op.ScatterElements(nothing, places, tokens, axis=1), padding)
+    lowest = op.Expand(-INFINITY, op.Shape(log_probs))
+    best = op.ScatterElements(lowest, places, log_probs, axis=1, reduction="max")
+    return moved, op.Where(inside, best, INFINITY), shorter
+
+
+@script()
+def rows_without_repeats(tokens, log_probs, lengths, positions, applies, repeatable, pairs, padding):
+    """`without_repeats` where the rule applies."""
+    if applies:
+        repeats = wrong_repeats(tokens, repeatable, pairs)
+        new_tokens, new_log_probs, new_lengths = without_repeats(
+            tokens, log_probs, lengths, positions, repeats, padding
+        )
+    else:
+        new_tokens = op.Identity(tokens)
+        new_log_probs = op.Identity(log_probs)
+        new_lengths = op.Identity(lengths)
+    return new_tokens, new_log_probs, new_lengths
 
 
 @script()
@@ -66,7 +145,8 @@ def attention_bias(lengths, positions, include_self):
     """`decoder_attend_mask` (R, 1, T, T), as it is added to the scores of self-attention."""
     target_mask = positions < op.Unsqueeze(lengths, [1])
     attend = include_self | op.Not(op.Equal(positions, op.Unsqueeze(positions, [1])))  # (T, T)
-    return op.Where(op.Unsqueeze(target_mask, [1, 2]) & attend, 0.0, LOWEST)
+    attend = attend | op.Unsqueeze(lengths <= 1, [1, 2])  # a single token, of which repeats have been deleted
+    return op.Where(op.Unsqueeze(target_mask, [1, 2]) & op.Unsqueeze(attend, [1]), 0.0, LOWEST)
 
 
 @script()
@@ -116,6 +196,23 @@ def least_probable(log_probs, most):
     """`RemaskOrder` of single positions: the first M (R, M); of equally probable ones the first."""
     _, order = op.TopK(log_probs, most, axis=1, largest=0)
     return order
+
+
+@script()
+def repeats_first(tokens, log_probs, positions, applies, repeatable, pairs):
+    """What orders positions (R, T): log_probs, or where the rule applies ranks, of `Repeats.less_probable` first."""
+    if applies:
+        second = wrong_repeats(tokens, repeatable, pairs)
+        before = op.Concat(log_probs[:, :1], log_probs[:, :-1], axis=1)
+        ahead = op.Cast(second & (log_probs > before), to=INT64)
+        first = op.Cast(second, to=INT64) - ahead + op.Concat(ahead[:, 1:], ahead[:, :1] * 0, axis=1)
+        num_positions = op.Shape(log_probs, start=1)
+        order = least_probable(log_probs, num_positions)
+        rank = op.ScatterElements(order, order, op.Expand(positions, op.Shape(order)), axis=1)
+        keys = op.Cast(op.Where(first > 0, rank, rank + num_positions), to=FLOAT)
+    else:
+        keys = op.Identity(log_probs)
+    return keys
 
 
 @script()

@@ -8,6 +8,7 @@ are names of the graph's results. B sources, C length candidates, P of them that
 candidates returned, S source and T target tokens, L tokens of the longest returned.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,7 @@ from .graph_writer import GraphWriter
 from .network import DecoderWriter, EncoderWriter
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
-TOKENS, LOG_PROBS = (INT64, ("R", "T")), (FLOAT, ("R", "T"))  # types and shapes
+COUNTS, TOKENS, LOG_PROBS = (INT64, ("R",)), (INT64, ("R", "T")), (FLOAT, ("R", "T"))  # types and shapes
 
 
 class TranslatorWriter:
@@ -42,21 +43,24 @@ class TranslatorWriter:
         encoder = EncoderWriter(graph, model, ids, mask)
         length_logits, self.source_states = encoder.write()
         self.source_bias = encoder.source_bias()
-        choice = options.target_lengths, options.num_length_candidates, options.max_length
-        self.candidate_lengths = graph.call(steps.choose_lengths, length_logits, *choice)
+        choice = options.target_lengths, options.num_length_candidates, options.max_length, options.length_shift
+        self.candidate_lengths, self.num_candidates = graph.call(steps.choose_lengths, length_logits, *choice)
         self.positions, self.lengths, self.rows, self.tokens, self.log_probs = graph.call(
             steps.canvas_of_masks, self.candidate_lengths, self.config.mask_token_id, self.config.pad_token_id
         )
         self.num_sources = graph.size(self.candidate_lengths, 0)
-        self.num_stages = graph.call(steps.num_stages, options.num_iterations, options.prune_candidates)
+        self.bounds, self.num_stages = graph.call(
+            steps.plan_stages, options.num_iterations, options.prune_candidates, options.delete_repeats
+        )
+        self.pairs = graph.call(steps.source_pairs, ids, mask)
 
     def write(self) -> GraphWriter:
         graph, scores = self.graph, self.graph.add("Cast", self.candidate_lengths, to=FLOAT)  # any before the first
-        states = (self.rows, INT64, ("R",)), (self.tokens, *TOKENS), (self.log_probs, *LOG_PROBS)
-        rows, tokens, log_probs, scores = graph.loop(
+        states = (self.rows, *COUNTS), (self.lengths, *COUNTS), (self.tokens, *TOKENS), (self.log_probs, *LOG_PROBS)
+        rows, lengths, tokens, log_probs, scores = graph.loop(
             "stage", self.num_stages, self.stage, *states, (scores, FLOAT, ("B", "P")), weights=True
         )
-        best = tokens, log_probs, graph.add("Gather", self.lengths, rows), self.positions, rows, self.candidate_lengths
+        best = tokens, log_probs, lengths, self.positions, rows, self.candidate_lengths
         sequences, token_scores, lengths, indices = graph.call(
             steps.cut_off, *best, self.config.eos_token_id, self.config.pad_token_id
         )
@@ -68,21 +72,31 @@ class TranslatorWriter:
         graph.output("best_candidates", indices, ("B", "N"), INT64)
         return graph
 
-    def stage(self, graph: GraphWriter, number: str, rows: str, tokens: str, log_probs: str, _: str) -> list[str]:
+    def stage(
+        self, graph: GraphWriter, number: str, rows: str, lengths: str, tokens: str, log_probs: str, _: str
+    ) -> list[str]:
         """Passes over the same rows, then the choice of those that go on, and their scores."""
         options = self.options
-        prunes, begin, num_passes, num_kept = graph.call(
+        is_last, deletes, begin, num_passes, num_kept = graph.call(
             steps.plan_stage,
-            *(number, self.num_stages, options.num_iterations, options.prune_candidates),
-            *(options.prune_to, options.num_length_candidates, options.num_return_sequences),
+            *(number, self.bounds, self.num_stages, options.prune_candidates, options.prune_to),
+            *(self.num_candidates, options.num_return_sequences),
+            *(options.num_iterations, options.delete_repeats),
         )
-        passes = Passes(graph, self, rows, begin)
+        pairs = graph.add("Gather", self.pairs, graph.add("Div", rows, self.num_candidates))
+        without = partial(graph.call, steps.rows_without_repeats)
+        vocabulary = options.repeatable, pairs, self.config.pad_token_id
+        tokens, log_probs, lengths = without(tokens, log_probs, lengths, self.positions, deletes, *vocabulary)
+        passes = Passes(graph, self, rows, lengths, begin, pairs)
         canvas = graph.loop(PASS, num_passes, passes.one_pass, (tokens, *TOKENS), (log_probs, *LOG_PROBS))
-        scored = *canvas, passes.lengths, self.positions, self.num_sources
+        texts = without(*canvas, lengths, self.positions, options.collapse_repeats, *vocabulary)
         scoring = options.length_offset, options.length_normalization, options.consensus_weight
-        scores = graph.call(steps.scores, *scored, *scoring, self.config.eos_token_id)
-        scores, best = graph.call(steps.choose_best, scores, num_kept, prunes)
-        return [*(graph.add("Gather", value, best) for value in (rows, *canvas)), scores]
+        scores = graph.call(steps.scores, *texts, self.positions, self.num_sources, *scoring, self.config.eos_token_id)
+        scores, best = graph.call(steps.choose_best, scores, num_kept, graph.add("Not", is_last))
+        tokens, log_probs, lengths = (
+            graph.add("Where", is_last, text, value) for text, value in zip(texts, (*canvas, lengths), strict=True)
+        )
+        return [*(graph.add("Gather", value, best) for value in (rows, lengths, tokens, log_probs)), scores]
 
 
 class Passes:
@@ -91,12 +105,17 @@ class Passes:
     Args:
         graph: around the loop over the passes.
         rows: (R,) numbers among all B C candidates.
+        lengths: (R,).
+        pairs: (R, S - 1), see `source_pairs`.
     """
 
-    def __init__(self, graph: GraphWriter, translator: TranslatorWriter, rows: str, begin: str):
+    def __init__(
+        self, graph: GraphWriter, translator: TranslatorWriter, rows: str, lengths: str, begin: str, pairs: str
+    ):
         self.model, self.config, self.options = translator.model, translator.config, translator.options
-        self.begin, self.lengths = begin, graph.add("Gather", translator.lengths, rows)
-        source = graph.add("Div", rows, self.options.num_length_candidates)
+        self.begin, self.lengths, self.positions = begin, lengths, translator.positions
+        self.repeats = self.options.remask_repeats, self.options.repeatable, pairs
+        source = graph.add("Div", rows, translator.num_candidates)
         self.source_states = [
             tuple(graph.add("Gather", value, source) for value in layer) for layer in translator.source_states
         ]
@@ -115,7 +134,8 @@ class Passes:
     def one_pass(self, graph: GraphWriter, number: str, tokens: str, log_probs: str) -> list[str]:
         """Mask the least probable tokens again and predict them, as `MaskPredict.one_pass`."""
         most, valid = graph.call(steps.of_pass, graph.add("Add", number, self.begin), self.most, self.valid)
-        columns = graph.shaped(self.order(graph, log_probs, most), ("R", "M"), INT64)
+        keys = graph.call(steps.repeats_first, tokens, log_probs, self.positions, *self.repeats)
+        columns = graph.shaped(self.order(graph, keys, most), ("R", "M"), INT64)
         masked = graph.call(steps.put, tokens, columns, valid, self.config.mask_token_id)
         shared = self.self_bias, self.position_probs, self.source_states, self.source_bias
         decoder = DecoderWriter(graph, self.model, masked, columns, *shared)
@@ -123,9 +143,9 @@ class Passes:
         tokens = graph.call(steps.put, tokens, columns, valid, new_tokens)
         return [tokens, graph.call(steps.put, log_probs, columns, valid, new_log_probs)]
 
-    def order(self, graph: GraphWriter, log_probs: str, most: str) -> str:
-        """The M positions (R, M) to be masked first."""
+    def order(self, graph: GraphWriter, keys: str, most: str) -> str:
+        """The M positions (R, M) to be masked first, those of the lowest keys."""
         if not self.sets:
-            return graph.call(steps.least_probable, log_probs, most)
+            return graph.call(steps.least_probable, keys, most)
         adjacent, set_size = self.options.remask_adjacent, self.config.ngram_size
-        return graph.call(steps.remask_order, log_probs, most, adjacent, *self.sets, set_size)
+        return graph.call(steps.remask_order, keys, most, adjacent, *self.sets, set_size)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..generation_jmnat import ModelReranker
 from ..inference.loading import load_teacher
+from ..losses_jmnat import ModelReranker
 from ..utils.fingerprints import tokenizer_fingerprint
 from ..utils.id_batches import pad_batch
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..configuration_jmnat import JMNatConfig
 from ..inference.loading import check_vocabulary, load_teacher, load_teacher_tokenizer
 from ..modeling_jmnat import JMNatForConditionalGeneration
-from ..tokenization_jmnat import JMNatTokenizer
+from ..tokenization_jmnat import JMNatTokenizer, set_repeatable_tokens
 from ..utils.fingerprints import shown, tokenizer_fingerprint
 from ..utils.finite import check_finite
 from .command import RunArguments
@@ -38,6 +38,7 @@ def initial_model(
         copied = copy_teacher_weights(model, load_teacher(run.init_from_teacher)[0])
         print(f"from the teacher {run.init_from_teacher}: {copied.describe()}", file=sys.stderr)
     check_vocabulary(model, tokenizer)
+    set_repeatable_tokens(model, tokenizer)
     if run.restart is not None:
         restart_half(model, run.restart)
     if run.freeze is not None:

@@ -1,6 +1,7 @@
 """Every setting that tuning compares equals a decoding with these options; what it chooses is saved and used."""
 
 import errno
+import itertools
 import json
 import sys
 import tempfile
@@ -12,7 +13,9 @@ from modeling_jmnat import (
     JMNatGenerationConfig,
     ORTJMNatForConditionalGeneration,
 )
+from modeling_jmnat.configuration_jmnat import REPEAT_RULES
 from modeling_jmnat.evaluation import tuning_run
+from modeling_jmnat.evaluation.options import REPEAT_SETTINGS
 from modeling_jmnat.evaluation.tuning import (
     beam_settings,
     best_setting,
@@ -60,6 +63,22 @@ def test_candidates_and_exponents_equal_their_own_decodings(folder, reranked):
         different.add(tuple(found))
     assert compared == 2 * 2 * 3 * 3 * 2
     assert len(different) > 12  # they are not all the same anyway
+
+
+def test_rules_against_repeats_equal_their_own_decodings():
+    """Of candidates that lose tokens the length does not tell which of them was tried."""
+    tokenizer = tiny_tokenizer()
+    model = tiny_student(tokenizer, seed=2)
+    shared, rules = {"repeatable_tokens": [], "length_shift": 2}, list(REPEAT_SETTINGS.values())
+    tried = [1, 2, 4], [0.0, 1.5], [0.0, 3.0]
+    settings = candidate_settings(model, tokenizer, LINES, {"num_iterations": [2, 4]}, *tried, shared, rules)
+    different = {}
+    for setting, found in settings:
+        assert found == texts(model, tokenizer, **shared, **setting), setting
+        different.setdefault(tuple(setting[rule] for rule in REPEAT_RULES), []).append(found)
+    assert [len(found) for found in different.values()] == [2 * 3 * 2 * 2] * 4
+    collections = list(different.values())
+    assert all(one != other for one, other in itertools.combinations(collections, 2))
 
 
 def test_beam_searches_with_their_penalties(folder):
@@ -259,6 +278,9 @@ def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tun
         ("teacher", ["--num_length_candidates", "3"], "--num_length_candidates does not apply"),
         ("teacher", ["--consensus_weights", "1"], "--consensus_weights does not apply"),
         ("teacher", ["--reranker", "teacher"], "--reranker does not apply"),
+        ("teacher", ["--repeat_rules", "none"], "--repeat_rules does not apply"),
+        ("student", ["--repeat_rules", "all"], "repeat_rules=['all'] must be at least one of none, collapse, remask"),
+        ("student", ["--repeat_rules", "delete", "--grid", '{"delete_repeats": [true]}'], "--repeat_rules decides on"),
     ],
 )
 def test_the_command_says_what_is_wrong(folder, tmp_path, tune, capsys, model, options, message):

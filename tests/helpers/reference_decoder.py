@@ -4,6 +4,7 @@ Nothing is padded, cached or shared between passes: `SlowModel` reads one senten
 `slow_decode` encodes the source anew in every pass of every candidate and projects every position onto the vocabulary.
 """
 
+import copy
 import math
 from itertools import pairwise
 
@@ -161,18 +162,19 @@ def slow_loss(config, sentences, logits, length_logits, encoder_logits):
     return loss, parts
 
 
-def remasked_positions(log_probs, count, set_size=1):
+def remasked_positions(log_probs, count, set_size=1, first=(), fixed=()):
     """The `count` positions that are masked again.
 
-    By rising probability each token takes along its set: the `set_size` consecutive tokens that begin with it, or the
-    last ones of the row; first itself, then the nearest.
+    By rising probability, but those of `first` before all others, each token takes along its set: the `set_size`
+    consecutive tokens that begin with it, or the last ones of the row; first itself, then the nearest. Those `fixed`
+    are left out.
     """
     length, taken = len(log_probs), []
-    for token in sorted(range(length), key=lambda t: log_probs[t]):
+    for token in sorted(range(length), key=lambda t: (t not in first, log_probs[t])):
         begin = max(0, min(token, length - set_size))
         members = range(begin, min(begin + set_size, length))
         for position in sorted(members, key=lambda p: (abs(p - token), p)):
-            if position not in taken:
+            if token not in fixed and position not in (*taken, *fixed):
                 taken.append(position)
     return taken[:count]
 
@@ -181,6 +183,33 @@ def num_remasked(length, iteration, num_iterations, schedule):
     if schedule == "linear":
         return max(1, length * (num_iterations - iteration) // num_iterations)
     return max(1, math.floor(length * math.cos(math.pi * iteration / (2 * num_iterations)) + 1e-9))
+
+
+def wrong_repeats(source, tokens, repeatable):
+    """Positions of tokens that equal the one before: not those of `repeatable`, nor pairs that the source has."""
+    in_source = [one for one, two in pairwise(source) if one == two]
+    return [
+        t + 1
+        for t, (one, two) in enumerate(pairwise(tokens))
+        if one == two and one not in repeatable and one not in in_source
+    ]
+
+
+def less_probable_repeats(source, tokens, log_probs, repeatable):
+    """Of each two equal neighbours the less probable one, of equally probable ones the second."""
+    return [t if log_probs[t] <= log_probs[t - 1] else t - 1 for t in wrong_repeats(source, tokens, repeatable)]
+
+
+def without_repeats(source, tokens, log_probs, repeatable):
+    """Tokens and log-probabilities with one token, the most probable, in place of each run of equal ones."""
+    wrong, shorter, best = wrong_repeats(source, tokens, repeatable), [], []
+    for t, (token, log_prob) in enumerate(zip(tokens, log_probs, strict=True)):
+        if t in wrong:
+            best[-1] = max(best[-1], log_prob)
+        else:
+            shorter.append(token)
+            best.append(log_prob)
+    return shorter, best
 
 
 def full_log_probs(model, source, canvas, suppressed):
@@ -196,37 +225,61 @@ class SlowCandidate:
 
     def __init__(self, model, source, length, options):
         self.model, self.source, self.length, self.options = model, source, length, options
-        self.tokens = [model.config.mask_token_id] * length
+        self.tried_length = length
+        self.repeatable = [0, 1, 3, 4, *(options["repeatable_tokens"] or [])]
+        self.tokens = list(options["canvas"] or [model.config.mask_token_id] * length)
+        self.free = [t for t, token in enumerate(self.tokens) if token == model.config.mask_token_id]
         self.log_probs = [0.0] * length
         self.num_passes, self.done, self.history = 0, False, []
 
     def step(self, iteration):
         """Pass number `iteration` + 1, unless the candidate stops before it."""
         config, options = self.model.config, self.options
-        if iteration == 0:
-            chosen = list(range(self.length))
-        else:
-            count = num_remasked(self.length, iteration, options["num_iterations"], options["remask_schedule"])
-            set_size = config.ngram_size if options["remask_adjacent"] else 1
-            chosen = remasked_positions(self.log_probs, count, set_size)
-            if options["confidence_threshold"] is not None:
-                limit = math.log(options["confidence_threshold"])
-                chosen = [t for t in chosen if self.log_probs[t] < limit]
-        if not chosen:
+        threshold = options["confidence_threshold"]
+        limit = 1.0 if threshold is None else math.log(threshold)  # no log-probability reaches 1
+        if iteration > 0 and min(self.log_probs) >= limit:
             self.done = True
             return
+        if options["delete_repeats"] and 0 < iteration == options["num_iterations"] - 1:
+            self.drop_repeats()
+        if iteration == 0:
+            chosen = self.free
+        else:
+            num_free = len(self.free) if options["canvas"] else self.length
+            count = num_remasked(num_free, iteration, options["num_iterations"], options["remask_schedule"])
+            set_size = config.ngram_size if options["remask_adjacent"] else 1
+            first = []
+            if options["remask_repeats"]:
+                first = less_probable_repeats(self.source, self.tokens, self.log_probs, self.repeatable)
+            first = [t for t in first if self.log_probs[t] < limit]
+            fixed = [t for t in range(self.length) if t not in self.free] if options["canvas"] else []
+            chosen = remasked_positions(self.log_probs, count, set_size, first, fixed)
+            chosen = [t for t in chosen if self.log_probs[t] < limit]
         canvas = [config.mask_token_id if t in chosen else token for t, token in enumerate(self.tokens)]
         if config.decoder_input == "source_copy":
             canvas = [self.source[t * len(self.source) // self.length] for t in range(self.length)]
         log_probs = full_log_probs(self.model, self.source, canvas, options["suppress_tokens"])
         before = list(self.tokens)
-        for t in range(self.length) if options["update_all"] else chosen:
+        everything = self.free if options["canvas"] else range(self.length)
+        for t in everything if options["update_all"] else chosen:
             self.tokens[t] = int(log_probs[t].argmax())
             self.log_probs[t] = float(log_probs[t].max())
         self.num_passes += 1
         self.history.append((canvas, list(self.tokens), list(self.log_probs)))
         if options["early_stop"] and iteration > 0 and self.tokens == before:
             self.done = True
+
+    def drop_repeats(self):
+        self.tokens, self.log_probs = without_repeats(self.source, self.tokens, self.log_probs, self.repeatable)
+        self.length = len(self.tokens)
+
+    def finished(self):
+        """As it is compared with others: without the repeats that are collapsed."""
+        text = copy.copy(self)
+        text.unfinished = self
+        if self.options["collapse_repeats"]:
+            text.drop_repeats()
+        return text
 
     def score(self):
         length = self.length + self.options["length_offset"]
@@ -251,7 +304,8 @@ def slow_consensus(candidate, candidates):
 
 
 def slow_ranking(candidates):
-    """Candidates of one source by their scores and what they have in common, best first."""
+    """Candidates of one source by their scores and what they have in common, best first, as they are returned."""
+    candidates = [candidate.finished() for candidate in candidates]
     for candidate in candidates:
         weight = candidate.options["consensus_weight"]
         candidate.final_score = candidate.score() + weight * slow_consensus(candidate, candidates)
@@ -273,6 +327,13 @@ DEFAULTS = {
     "prune_to": 1,
     "confidence_threshold": None,
     "update_all": False,
+    "remask_repeats": False,
+    "delete_repeats": False,
+    "collapse_repeats": False,
+    "repeatable_tokens": None,
+    "length_shift": 0,
+    "canvas": None,
+    "max_length": None,
 }
 
 
@@ -280,24 +341,31 @@ DEFAULTS = {
 def slow_decode(model, source, target_length=None, **options):
     """The best `SlowCandidate`s of one source, best first, and all that were tried."""
     options = {**DEFAULTS, **options}
-    num_candidates = options["num_length_candidates"]
+    if options["canvas"]:
+        suppressed = [*options["suppress_tokens"], model.config.eos_token_id]
+        options |= {"num_length_candidates": 1, "suppress_tokens": suppressed}
+        options |= {"delete_repeats": False, "collapse_repeats": False}
+        target_length = len(options["canvas"])
+    longest = min(model.config.max_target_length, options["max_length"] or model.config.max_target_length)
     if target_length is None:
         length_logits = model.model.encoder(input_ids=torch.tensor([source])).length_logits[0].tolist()
-        ranking = sorted(range(1, len(length_logits)), key=lambda length: -length_logits[length])
-        lengths = ranking[:num_candidates]
-    else:
-        lengths = [target_length]
-        while len(lengths) < num_candidates:  # one longer, one shorter, two longer, ...
-            step = (len(lengths) + 1) // 2
-            lengths.append(target_length + step if len(lengths) % 2 else target_length - step)
-    longest = model.config.max_target_length
-    candidates = [SlowCandidate(model, source, min(max(2, length), longest), options) for length in lengths]
+        best_first = sorted(range(1, len(length_logits)), key=lambda length: -length_logits[length])
+        shift = options["length_shift"]
+        best_first = [min(max(2, length + shift), longest) for length in best_first if length <= longest]
+        best_first += sorted(range(2, longest + 1), key=lambda length: -length if shift > 0 else length)  # the nearest
+    else:  # one longer, one shorter, two longer, ...
+        middle = min(max(2, target_length), longest)
+        steps = [step for more in range(1, longest) for step in (more, -more)]
+        best_first = [middle, *(middle + step for step in steps if 2 <= middle + step <= longest)]
+    lengths = list(dict.fromkeys(best_first))[: options["num_length_candidates"]]
+    candidates = [SlowCandidate(model, source, length, options) for length in lengths]
     going_on = candidates
     for iteration in range(options["num_iterations"]):
         for candidate in going_on:
             if not candidate.done:
                 candidate.step(iteration)
         if options["prune_candidates"] == iteration + 1:
-            going_on = slow_ranking(going_on)[: max(options["num_return_sequences"], options["prune_to"])]
+            best = slow_ranking(going_on)[: max(options["num_return_sequences"], options["prune_to"])]
+            going_on = [candidate.unfinished for candidate in best]
     ranked = slow_ranking(going_on)
     return ranked[: options["num_return_sequences"]], candidates

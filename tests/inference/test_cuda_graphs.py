@@ -21,6 +21,8 @@ from modeling_jmnat.inference.cuda_graphs import (
 )
 from tests.helpers.random_models import ARCHITECTURES, pad, random_model, random_sources
 
+REPEAT_RULES = {"remask_repeats": True, "delete_repeats": True, "collapse_repeats": True}
+
 
 def translate(model, sources, **options):
     input_ids, attention_mask = pad(sources, options.pop("side", "right"))
@@ -68,6 +70,12 @@ def test_of_every_architecture_and_option(name):
         {"consensus_weight": 5.0, "prune_candidates": 3, "prune_to": 2, "num_iterations": 3, "early_stop": True},
         {"prune_candidates": 1, "prune_to": 3, "num_iterations": 5},
         {"max_length": 5},
+        {"collapse_repeats": True, "num_iterations": 2, "num_return_sequences": 3, "side": "left"},
+        {"remask_repeats": True, "repeatable_tokens": [5, 6, 7, 8], "remask_adjacent": False},
+        {"delete_repeats": True, "num_iterations": 4, "length_shift": 2, "num_return_sequences": 4},
+        {"delete_repeats": True, "collapse_repeats": True, "early_stop": True, "num_iterations": 5},
+        {"delete_repeats": True, "remask_repeats": True, "confidence_threshold": 0.6, "update_all": True},
+        {"delete_repeats": True, "prune_candidates": 2, "num_iterations": 4, "consensus_weight": 2.0},
     ):
         assert_same(translate(static, sources, **dict(options)), translate(model, sources, **dict(options)))
     assert torch.equal(static.generate(pad(sources)[0]), model.generate(pad(sources)[0]))
@@ -230,6 +238,18 @@ def test_passes_are_left_out_once_all_rows_have_stopped(fake_graphs):
     assert_same(translate(static, others, **rules), translate(model, others, **rules))
 
 
+def test_rightful_repeats_are_not_recorded(fake_graphs):
+    """A graph must see those of the present sources."""
+    model = random_model(11)
+    static = fake_graphs(model)
+    for seed in range(4):
+        for rules in (REPEAT_RULES, {**REPEAT_RULES, "early_stop": True}):
+            sources = [[5 + seed, 5 + seed, 9, 9, 2], *random_sources(model, 2, seed)]
+            options = {**rules, "num_iterations": 4, "target_lengths": torch.tensor([8, 8, 8])}
+            assert_same(translate(static, sources, **options), translate(model, sources, **options))
+    assert len(static.graphs.graphs) <= 2 * 2 + 1  # of sources up to 8 and beyond
+
+
 def test_the_cache_is_bounded(fake_graphs):
     model = random_model(6)
     static = fake_graphs(model, max_graphs=2)
@@ -296,7 +316,7 @@ def test_wrong_models_are_refused():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("rules", [{}, {"early_stop": True}])
+@pytest.mark.parametrize("rules", [{}, {"early_stop": True}, REPEAT_RULES, {**REPEAT_RULES, "early_stop": True}])
 def test_graphs_equal_plain_decoding_on_a_gpu(rules):
     model = random_model(9, max_target_length=30, max_position_embeddings=64).cuda()
     static = StaticShapeJMNat(model)
@@ -314,7 +334,7 @@ def test_graphs_equal_plain_decoding_on_a_gpu(rules):
     assert static.graphs.captures
 
 
-@pytest.mark.parametrize("rules", [{}, {"prune_candidates": 2}, {"update_all": True}])
+@pytest.mark.parametrize("rules", [{}, {"prune_candidates": 2}, {"update_all": True}, REPEAT_RULES])
 def test_no_pass_asks_the_device_for_a_value(rules):
     """Tensors of the meta device have no values: whatever wanted one, as a graph cannot, would fail."""
     model = random_model(10).to("meta")
@@ -330,7 +350,8 @@ def test_no_pass_asks_the_device_for_a_value(rules):
         suppressed = model._suppressed_tokens(options, lengths.device)
         unused = torch.zeros_like(lengths[:, 0], dtype=torch.bool)
         options = replace(options, **stopping)
-        decoding = FixedRows(model, options, lengths, states, source_mask, suppressed, 8, unused=unused)
+        rightful = model._rightful_repeats(options, source_mask, source_mask.long())
+        decoding = FixedRows(model, options, lengths, states, source_mask, suppressed, 8, rightful, unused=unused)
         for iteration in range(4):
             decoding.one_pass(iteration)
         assert decoding.stopped.shape == (6,)

@@ -1,5 +1,6 @@
 """Saved models and their tokenizers: what is loaded, and one sentence for each thing that is wrong."""
 
+import copy
 import json
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from modeling_jmnat import JMNatTranslationPipeline
 from modeling_jmnat.configuration_jmnat import JMNatConfig
 from modeling_jmnat.inference.loading import (
     check_vocabulary,
@@ -19,6 +21,7 @@ from modeling_jmnat.inference.loading import (
     set_languages,
 )
 from modeling_jmnat.modeling_jmnat import JMNatForConditionalGeneration
+from modeling_jmnat.tokenization_jmnat import repeatable_tokens
 from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from modeling_jmnat.utils.hub_folders import check_folder
 from modeling_jmnat.utils.id_batches import pad_batch
@@ -53,6 +56,22 @@ def test_errors_of_loading_name_the_cause(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             load_translator(*arguments)
+
+
+def test_what_may_stand_twice_is_known_and_saved(student, tokenizer, folder, tmp_path):
+    """The model itself cannot tell letters from words; a folder that says so is believed."""
+    assert student.generation_config.repeatable_tokens is None
+    model, _ = load_translator(folder / "student")
+    assert model.generation_config.repeatable_tokens == repeatable_tokens(tokenizer)
+    translate = JMNatTranslationPipeline(copy.deepcopy(student), tokenizer)
+    assert translate.model.generation_config.repeatable_tokens == repeatable_tokens(tokenizer)
+    model.save_pretrained(tmp_path)
+    loaded = JMNatForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.generation_config.repeatable_tokens == repeatable_tokens(tokenizer)
+    loaded.generation_config.repeatable_tokens = []
+    loaded.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_translator(tmp_path)[0].generation_config.repeatable_tokens == []
 
 
 @pytest.mark.parametrize("normalize_before", [True, False])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,17 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, Seq2SeqT
 
 from modeling_jmnat import JMNatForConditionalGeneration, JMNatGenerationConfig
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES, JMNatOptions
-from modeling_jmnat.passes_jmnat import RemaskOrder, consensus, num_remasked
+from modeling_jmnat.passes_jmnat import Canvas, RemaskOrder, Repeats, consensus, num_remasked
 from tests.helpers.hub_server import stand_in_hub, take_for_the_hub
 from tests.helpers.random_models import ARCHITECTURES, pad, random_batch, random_model, random_sources
+from tests.helpers.reference_decoder import (
+    less_probable_repeats,
+    remasked_positions,
+    slow_decode,
+    without_repeats,
+    wrong_repeats,
+)
 from tests.helpers.reference_decoder import num_remasked as slow_num_remasked
-from tests.helpers.reference_decoder import remasked_positions, slow_decode
 
 # Each changes something that the others leave alone; several are combined with several.
 OPTIONS = {
@@ -49,6 +56,25 @@ OPTIONS = {
     "consensus_pruned": {"consensus_weight": 5.0, "prune_candidates": 1, "prune_to": 3, "num_length_candidates": 6},
     "consensus_of_one": {"consensus_weight": 5.0, "num_length_candidates": 1},
     "one_candidate": {"num_length_candidates": 1},
+    "remask_repeats": {"remask_repeats": True},
+    "remask_repeats_not_adjacent": {"remask_repeats": True, "remask_adjacent": False, "num_iterations": 4},
+    "collapse_repeats": {"collapse_repeats": True, "num_iterations": 2, "num_return_sequences": 4},
+    "collapse_some_repeats": {"collapse_repeats": True, "num_iterations": 1, "repeatable_tokens": [*range(5, 15)]},
+    "delete_repeats": {"delete_repeats": True, "num_iterations": 4, "num_return_sequences": 4},
+    "delete_repeats_update_all": {"delete_repeats": True, "update_all": True, "remask_adjacent": False},
+    "repeats_early_stop": {"delete_repeats": True, "early_stop": True, "collapse_repeats": True, "num_iterations": 4},
+    "repeats_threshold": {"delete_repeats": True, "remask_repeats": True, "confidence_threshold": 0.5},
+    "repeats_pruned": {"delete_repeats": True, "collapse_repeats": True, "prune_candidates": 2, "prune_to": 2},
+    "repeats_consensus": {"remask_repeats": True, "collapse_repeats": True, "consensus_weight": 5.0},
+    "every_rule_of_repeats": {
+        **{"remask_repeats": True, "delete_repeats": True, "collapse_repeats": True, "length_shift": 1},
+        **{"num_return_sequences": 3, "num_iterations": 4},
+    },
+    "shorter": {"length_shift": -2},
+    "far_too_long": {"length_shift": 9, "num_iterations": 3},
+    "as_many_candidates_as_lengths": {"num_length_candidates": 12, "num_iterations": 3, "consensus_weight": 5.0},
+    "fewer_lengths_than_candidates": {"max_length": 3, "consensus_weight": 5.0, "num_return_sequences": 2},
+    "a_single_length": {"max_length": 2, "consensus_weight": 5.0},
     "many_candidates": {"num_length_candidates": 11, "num_iterations": 3, "num_return_sequences": 2},
 }
 
@@ -56,6 +82,11 @@ OPTIONS = {
 def generate(model, sources, side="right", extra=0, **options):
     input_ids, attention_mask = pad(sources, side, extra=extra)
     return model.generate(input_ids=input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **options)
+
+
+def unmasked(batch):
+    """The source ids of a training batch before some of them were masked."""
+    return torch.where(batch["encoder_targets"] == -100, batch["input_ids"], batch["encoder_targets"])
 
 
 def texts(output, pad_token_id=1):
@@ -74,7 +105,7 @@ def assert_equals_slow_decoder(model, sources, target_lengths=None, **options):
         scores += [candidate.final_score for candidate in best]
         lengths += [candidate.length for candidate in best]
         passes.append(max(candidate.num_passes for candidate in candidates))
-        assert output.candidate_lengths[i].tolist() == [candidate.length for candidate in candidates]
+        assert output.candidate_lengths[i].tolist() == [candidate.tried_length for candidate in candidates]
     if found is None:
         found = [row[: len(text)] for row, text in zip(output.sequences.tolist(), expected, strict=True)]
     assert found == expected
@@ -125,6 +156,11 @@ def test_random_options_equal_the_slow_decoder(seed):
             "update_all": draw(True, False),
             "length_normalization": draw(0.0, 0.7, 1.0, 1.5),
             "consensus_weight": draw(0.0, 1.0, 10.0),
+            "remask_repeats": draw(True, False),
+            "delete_repeats": draw(True, False),
+            "collapse_repeats": draw(True, False),
+            "repeatable_tokens": draw(None, [5, 7, 9, 11]),
+            "length_shift": draw(0, 0, 1),
         }
         assert_equals_slow_decoder(model, random_sources(model, 4, draw(*range(100))), **options)
 
@@ -196,6 +232,10 @@ def test_models_are_decided_enough_for_these_tests():
         {"prune_candidates": 3, "remask_adjacent": False},
         {"prune_candidates": 2, "prune_to": 2, "early_stop": True},
         {"update_all": True, "num_iterations": 4},
+        {"remask_repeats": True, "collapse_repeats": True, "num_iterations": 2, "num_return_sequences": 2},
+        {"delete_repeats": True, "collapse_repeats": True, "num_iterations": 4, "length_shift": 1},
+        {"delete_repeats": True, "remask_repeats": True, "early_stop": True, "consensus_weight": 2.0},
+        {"delete_repeats": True, "prune_candidates": 2, "prune_to": 2, "num_iterations": 4},
     ],
 )
 def test_a_sentence_depends_on_nothing_else_in_its_batch(options):
@@ -466,6 +506,169 @@ def test_adjacent_remasking_takes_the_exact_number_in_sets(ngram_size):
             assert sum(run < ngram_size for run in runs) <= 1  # only the last set may be cut short
 
 
+# -------------------------------------------------------------------------------------------------- repeated tokens
+
+
+def canvas_of(tokens, probs):
+    """One row, beside padding."""
+    tokens, probs = torch.tensor([[*tokens, 1, 1]]), torch.tensor([[*probs, 1.0, 1.0]])
+    return Canvas(tokens, probs.log(), torch.tensor([3]), torch.tensor([tokens.shape[1] - 2]))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "probs", "less_probable", "left", "left_probs"),
+    [
+        ([5, 6, 6, 7], [0.5, 0.4, 0.3, 0.2], [2], [5, 6, 7], [0.5, 0.4, 0.2]),
+        ([5, 6, 6, 7], [0.5, 0.3, 0.4, 0.2], [1], [5, 6, 7], [0.5, 0.4, 0.2]),
+        ([5, 6, 6, 7], [0.5, 0.3, 0.3, 0.2], [2], [5, 6, 7], [0.5, 0.3, 0.2]),  # of equals the second
+        ([6, 6, 6, 2], [0.9, 0.3, 0.5, 0.2], [1], [6, 2], [0.9, 0.2]),  # 1 is the lesser one in both pairs
+        ([6, 6, 6, 2], [0.4, 0.9, 0.5, 0.2], [0, 2], [6, 2], [0.9, 0.2]),
+        ([6, 6, 7, 7], [0.4, 0.9, 0.5, 0.2], [0, 3], [6, 7], [0.9, 0.5]),
+        ([6, 7, 6, 7], [0.4, 0.9, 0.5, 0.2], [], [6, 7, 6, 7], [0.4, 0.9, 0.5, 0.2]),  # no neighbours
+        ([8, 8, 6, 6], [0.4, 0.9, 0.5, 0.2], [3], [8, 8, 6], [0.4, 0.9, 0.5]),  # 8 may stand twice
+        ([9, 9, 9, 6], [0.4, 0.9, 0.5, 0.2], [], [9, 9, 9, 6], [0.4, 0.9, 0.5, 0.2]),  # the source has 9 9
+        ([7, 2, 2, 2], [0.4, 0.9, 0.5, 0.2], [2, 3], [7, 2], [0.4, 0.9]),  # the end is a word like others
+        ([4, 4, 3, 3], [0.4, 0.9, 0.5, 0.2], [], [4, 4, 3, 3], [0.4, 0.9, 0.5, 0.2]),  # special tokens are not
+    ],
+)
+def test_repeats_by_hand(tokens, probs, less_probable, left, left_probs):
+    model = random_model(1)
+    source, repeatable = [9, 9, 5, 6, 2], [8]
+    options = JMNatOptions(collapse_repeats=True, repeatable_tokens=repeatable)
+    rightful = model._rightful_repeats(options, torch.ones(1, 5, dtype=torch.bool), torch.tensor([source]))
+    repeats, canvas = Repeats(rightful, torch.tensor([0])), canvas_of(tokens, probs)
+    assert repeats.less_probable(canvas)[0].nonzero().flatten().tolist() == less_probable
+    shorter = canvas.without(repeats(canvas.tokens), 1)
+    padding = len(tokens) + 2 - len(left)
+    assert shorter.tokens[0].tolist() == left + [1] * padding
+    torch.testing.assert_close(shorter.log_probs.exp()[0], torch.tensor(left_probs + [1.0] * padding))
+    assert (shorter.lengths.item(), shorter.num_passes.item()) == (len(left), 3)
+    slow = source, tokens, torch.tensor(probs).log().tolist()
+    assert sorted(set(less_probable_repeats(*slow, [0, 1, 3, 4, 8]))) == less_probable
+    assert without_repeats(*slow, [0, 1, 3, 4, 8])[0] == left
+
+
+def test_pairs_of_the_source_alone_are_rightful():
+    """Padding on either side makes no pair, nor does an id that other sentences repeat."""
+    model = random_model(1)
+    sources = [[7, 7, 2], [7, 8, 7, 2], [5, 5, 5, 6, 6, 2]]
+    for side in ("right", "left"):
+        input_ids, mask = pad(sources, side, value=7)
+        rightful = model._rightful_repeats(JMNatOptions(remask_repeats=True), mask.bool(), input_ids)
+        assert [row.nonzero().flatten().tolist() for row in rightful] == [
+            *([0, 1, 3, 4, 7], [0, 1, 3, 4], [0, 1, 3, 4, 5, 6]),
+        ]
+    rightful = model._rightful_repeats(JMNatOptions(delete_repeats=True), mask.bool(), None)
+    assert [row.nonzero().flatten().tolist() for row in rightful] == [[0, 1, 3, 4]] * 3
+    assert model._rightful_repeats(JMNatOptions(length_shift=1), mask.bool(), input_ids) is None
+
+
+def test_collapsed_texts_hold_no_repeats_and_keep_their_scores():
+    model = random_model(11)
+    sources = random_sources(model, 48, 11)
+    options = {"num_iterations": 2, "num_return_sequences": 4}
+    plain = generate(model, sources, **options)
+    repeats = [len(wrong_repeats(sources[row // 4], text, [0, 1, 3, 4])) for row, text in enumerate(texts(plain))]
+    assert sum(repeats) > 30
+    output = generate(model, sources, collapse_repeats=True, output_history=True, **options)
+    rightful = 0
+    for row, text in enumerate(texts(output)):
+        assert not wrong_repeats(sources[row // 4], text, [0, 1, 3, 4])
+        rightful += any(one == two for one, two in zip(text, text[1:], strict=False))
+        best = output.best_candidates.flatten()[row]
+        last = output.history[-1]
+        length = int(output.candidate_lengths[row // 4, best])
+        tokens, log_probs = (values[row // 4, best, :length].tolist() for values in last[1:])
+        tokens, log_probs = without_repeats(sources[row // 4], tokens, log_probs, [0, 1, 3, 4])
+        assert tokens[: len(text)] == text
+        assert len(tokens) == output.lengths[row]
+        assert sum(log_probs) / len(tokens) == pytest.approx(float(output.sequences_scores[row]), rel=1e-4)
+        scores = output.token_scores[row]
+        assert scores[: len(text)].tolist() == pytest.approx(log_probs[: len(text)])
+        assert not scores[len(text) :].any()
+    assert rightful > 0  # of the source
+    everything = generate(model, sources, collapse_repeats=True, repeatable_tokens=list(range(23)), **options)
+    assert texts(everything) == texts(plain)
+    assert torch.equal(everything.sequences_scores, plain.sequences_scores)
+
+
+def test_repeats_are_deleted_before_the_last_pass_alone():
+    model = random_model(11)
+    sources = random_sources(model, 24, 11)
+    counter = Counter(model)
+    output = generate(model, sources, delete_repeats=True, num_iterations=4, output_history=True)
+    assert counter.decoder == 4
+    assert output.num_passes.tolist() == [4] * 24
+    plain = generate(model, sources, num_iterations=4, output_history=True)
+    for before, now in zip(plain.history[:3], output.history[:3], strict=True):
+        assert torch.equal(now.tokens, before.tokens)
+    shorter, third, last = 0, output.history[2], output.history[3]
+    for row, source in enumerate(sources):
+        for c, length in enumerate(output.candidate_lengths[row].tolist()):
+            kept, _ = without_repeats(
+                source, third.tokens[row, c, :length].tolist(), third.log_probs[row, c, :length].tolist(), [0, 1, 3, 4]
+            )
+            canvas = last.canvas[row, c].tolist()
+            num_masked = slow_num_remasked(len(kept), 3, 4, "linear")
+            assert canvas.count(4) == num_masked
+            assert all(token in (4, old) for token, old in zip(canvas, kept, strict=False))
+            assert canvas[len(kept) :] == [1] * (len(canvas) - len(kept))
+            assert last.tokens[row, c, len(kept) :].eq(1).all()
+            shorter += len(kept) < length
+    assert shorter > 20
+    for few in ({"num_iterations": 1}, {"num_iterations": 4, "repeatable_tokens": list(range(23))}):
+        without = generate(model, sources, **{"delete_repeats": False, **few})
+        assert texts(generate(model, sources, delete_repeats=True, **few)) == texts(without)
+
+
+def test_repeats_are_masked_again_first():
+    model = random_model(11, ngram_size=2)
+    sources = random_sources(model, 24, 11)
+    for adjacent in (False, True):
+        options = {
+            "remask_repeats": True,
+            "remask_adjacent": adjacent,
+            "num_iterations": 4,
+            "num_length_candidates": 1,
+        }
+        output = generate(model, sources, output_history=True, **options)
+        seen = 0
+        for before, now in zip(output.history, output.history[1:], strict=False):
+            for row, source in enumerate(sources):
+                length = int(output.candidate_lengths[row, 0])
+                tokens, log_probs = (values[row, 0, :length].tolist() for values in before[1:])
+                first = set(less_probable_repeats(source, tokens, log_probs, [0, 1, 3, 4]))
+                masked = {t for t, token in enumerate(now.canvas[row, 0].tolist()) if token == 4}
+                lowest = min(first, key=lambda t: log_probs[t], default=None)
+                assert lowest is None or lowest in masked
+                if not adjacent:
+                    assert first <= masked or masked <= first
+                seen += len(first)
+        assert seen > 20
+
+
+def test_given_lengths_are_not_shifted():
+    model = random_model(13)
+    sources = random_sources(model, 3, 13)
+    given = {"target_lengths": torch.tensor([3, 5, 7]), "num_length_candidates": 1}
+    assert generate(model, sources, length_shift=2, **given).candidate_lengths.flatten().tolist() == [3, 5, 7]
+    plain, shifted = (generate(model, sources, length_shift=shift).candidate_lengths for shift in (0, 3))
+    for before, after in zip((plain + 3).clamp(max=12).tolist(), shifted.tolist(), strict=True):
+        assert len(set(after)) == 4
+        if len(set(before)) == 4:  # otherwise others come for the twins
+            assert after == before
+        assert list(dict.fromkeys(before)) == [length for length in after if length in before]
+
+
+def test_a_source_without_ids_has_no_rightful_pairs():
+    model = random_model(16)
+    input_ids, attention_mask = pad([[5, 5, 9, 2], [6, 7, 2]])
+    options = {"attention_mask": attention_mask, "collapse_repeats": True, "num_iterations": 1}
+    embeddings = model.get_input_embeddings()(input_ids)
+    for row in model.generate(inputs_embeds=embeddings, **options).tolist():
+        assert not wrong_repeats([], row, [0, 1, 3, 4])
+
+
 # -------------------------------------------------------------------------------------------------- what is returned
 
 
@@ -535,6 +738,17 @@ def test_scores_and_token_scores():
         torch.testing.assert_close(output.token_scores[row, :width], log_probs[row // 3, candidate, :width])
 
 
+def test_tokens_per_forward_counts_the_passes_of_each_sentence():
+    model = random_model(18)
+    sources = random_sources(model, 8, 18)
+    output = generate(model, sources, num_iterations=4, num_return_sequences=2)
+    assert output.tokens_per_forward.tolist() == [len(text) / 4 for text in texts(output)]
+    output = generate(model, sources, early_stop=True)
+    assert len(set(output.num_passes.tolist())) > 1
+    expected = [len(text) / passes for text, passes in zip(texts(output), output.num_passes.tolist(), strict=True)]
+    torch.testing.assert_close(output.tokens_per_forward, torch.tensor(expected))
+
+
 def test_text_ends_at_the_first_end():
     model = random_model(11)
     for suppress_tokens in (None, [0, 1, 2, 4]):
@@ -573,7 +787,10 @@ def test_suppressed_tokens_never_come():
         ({"num_iterations": True}, "num_iterations=True must be a whole number"),
         ({"num_length_candidates": 0}, "num_length_candidates=0 must be a whole number of at least 1"),
         ({"num_length_candidates": 13}, "num_length_candidates=13 is more than the 12 lengths there are"),
-        ({"max_length": 3}, "num_length_candidates=4 is more than the 3 lengths there are"),
+        (
+            {"max_length": 3, "num_return_sequences": 3},
+            "num_return_sequences=3 is more than the 2 lengths from 2 to 3: allow longer ones by max_length",
+        ),
         ({"max_length": 1}, "max_length=1 must be a whole number of at least 2"),
         ({"num_return_sequences": 5}, "num_return_sequences=5 is more than num_length_candidates=4"),
         ({"remask_schedule": "sine"}, "remask_schedule='sine' is not one of linear, cosine"),
@@ -589,18 +806,20 @@ def test_suppressed_tokens_never_come():
         ({"max_length": 3.5}, "max_length=3.5 must be a whole number of at least 2"),
         ({"suppress_tokens": 5}, "suppress_tokens=5 must be None or a list of token ids"),
         ({"early_stop": "yes"}, "early_stop='yes' must be True or False"),
+        ({"collapse_repeats": 1}, "collapse_repeats=1 must be True or False"),
+        ({"delete_repeats": "last"}, "delete_repeats='last' must be True or False"),
+        ({"repeatable_tokens": "letters"}, "repeatable_tokens='letters' must be None or a list of token ids"),
+        ({"repeatable_tokens": [5, 23], "remask_repeats": True}, r"repeatable_tokens holds 23, .* in \[0, 23\)"),
+        ({"repeatable_tokens": [5, -1], "remask_repeats": True}, r"repeatable_tokens holds -1, .* in \[0, 23\)"),
+        ({"length_shift": 0.5}, r"length_shift=0.5 must be a whole number in \[-100, 100\]"),
+        ({"length_shift": True}, "length_shift=True must be a whole number in"),
+        ({"length_shift": 101}, "length_shift=101 must be a whole number in"),
         ({"suppress_tokens": [23]}, r"suppress_tokens=\[23\] must lie in \[0, 23\)"),
         (
             {"target_lengths": torch.tensor([3])},
             r"target_lengths has shape \(1,\), it must hold one length for each of 2",
         ),
-        ({"num_iteration": 4}, "generate got num_iteration, which it does not know; options are num_iterations"),
-        ({"num_iteration": 0}, "generate got num_iteration, "),
-        ({"temperature": 0.7, "do_sample": True}, "generate got do_sample, temperature, which"),
-        ({"length_penalty": 1.2}, "generate got length_penalty"),
-        ({"assistant_model": torch.ones(2)}, "generate got assistant_model"),
-        ({"logits_processor": [print]}, "logits_processor, stopping_criteria and streamer are not supported"),
-        ({"streamer": object()}, "logits_processor, stopping_criteria and streamer are not supported"),
+        ({"logits_processor": [print]}, "logits_processor and stopping_criteria are not supported"),
     ],
 )
 def test_bad_options_are_named(options, sentence):
@@ -609,10 +828,109 @@ def test_bad_options_are_named(options, sentence):
         generate(model, random_sources(model, 2), **options)
 
 
+# Options that `generate` does not have, and what it says to each.
+UNKNOWN = {
+    "early_stopping": (True, "did you mean early_stop?"),
+    "length_penalty": (2.0, "did you mean length_normalization?"),
+    "do_sample": (True, "nothing is sampled"),
+    "temperature": (0.7, "nothing is sampled"),
+    "top_k": (3, "nothing is sampled"),
+    "no_repeat_ngram_size": (2, "did you mean remask_repeats"),
+    "min_length": (40, "set target_lengths"),
+    "num_beam_groups": (2, "did you mean num_length_candidates?"),
+    "bad_words_ids": ([[7]], "did you mean suppress_tokens"),
+    "output_scores": (True, "return_dict_in_generate=True"),
+    "num_iteration": (4, "did you mean num_iterations?"),
+    "remask_adjacnt": (False, "did you mean remask_adjacent?"),
+    "xyz": (0, "JMNatGenerationConfig explains all options"),
+    "pad_token_id": (5, "1 in this model"),
+    "eos_token_id": ([7, 8], "2 in this model"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_an_unknown_option_gets_the_same_short_answer_wherever_it_stands(name):
+    model = random_model()
+    (value, hint), input_ids = UNKNOWN[name], torch.tensor([[5, 6, 2]])
+    plain = GenerationConfig()
+    setattr(plain, name, value)
+    answers = set()
+    for given in ({name: value}, {"generation_config": plain}, {"generation_config": JMNatGenerationConfig()}, {}):
+        if isinstance(given.get("generation_config"), JMNatGenerationConfig):
+            setattr(given["generation_config"], name, value)
+        if not given:
+            setattr(model.generation_config, name, value)
+        with pytest.raises(ValueError, match=re.escape(name)) as refused:
+            model.generate(input_ids, **given)
+        answers.add(str(refused.value))
+    (answer,) = answers
+    assert hint in answer
+    assert len(answer) < 200
+
+
+def test_all_unknown_options_are_named_at_once():
+    with pytest.raises(ValueError, match=r"do_sample=True \(each.*\), temperature=0.7 \(each pass"):
+        generate(random_model(), [[5, 2]], temperature=0.7, do_sample=True)
+    with pytest.raises(ValueError, match="assistant_model=") as refused:
+        generate(random_model(), [[5, 2]], assistant_model=torch.ones(100))
+    assert len(str(refused.value)) < 150
+
+
+def test_options_mean_the_same_wherever_they_stand():
+    for name, value in {"num_beams": 2, "num_length_candidates": 3, "max_new_tokens": 4, "num_iterations": 3}.items():
+        plain, model = GenerationConfig(**{name: value}), random_model(16)
+        sources = random_sources(model, 8, 16)
+        by_argument = generate(model, sources, **{name: value})
+        assert not torch.equal(by_argument.sequences, generate(model, sources).sequences)
+        by_config = generate(model, sources, generation_config=plain)
+        setattr(model.generation_config, name, value)
+        for other in (by_config, generate(model, sources)):
+            assert torch.equal(by_argument.sequences, other.sequences)
+            assert torch.equal(by_argument.candidate_lengths, other.candidate_lengths)
+
+
+def test_the_librarys_defaults_ask_for_nothing():
+    model = random_model(16)
+    sources = random_sources(model, 8, 16)
+    expected = generate(model, sources).sequences
+    usual = {**GenerationConfig._get_default_generation_params(), "eos_token_id": [2], "pad_token_id": 1}
+    del usual["max_length"], usual["num_beams"], usual["return_dict_in_generate"]
+    assert torch.equal(generate(model, sources, **usual).sequences, expected)
+    assert torch.equal(generate(model, sources, generation_config=GenerationConfig(**usual)).sequences, expected)
+    model.generation_config.update(**usual)
+    assert torch.equal(generate(model, sources).sequences, expected)
+
+
+def test_candidate_lengths_are_distinct():
+    model = random_model(16)
+    sources = random_sources(model, 5, 16)
+    for name, value, expected in (
+        *(("num_length_candidates", 5, 5), ("num_length_candidates", 12, 11)),
+        *(("max_length", 3, 2), ("max_new_tokens", 3, 2), ("max_length", 2, 1)),
+    ):
+        for target_lengths in (None, torch.tensor([2, 3, 12, 40, 0])):
+            lengths = generate(model, sources, target_lengths=target_lengths, **{name: value}).candidate_lengths
+            assert lengths.shape == (5, expected)
+            assert all(len(set(row)) == len(row) and min(row) >= 2 for row in lengths.tolist())
+    window = generate(model, sources, target_lengths=[2, 3, 12, 40, 7], num_length_candidates=5).candidate_lengths
+    shifted = [[2, 3, 4, 5, 6], [3, 4, 2, 5, 6], [12, 11, 10, 9, 8], [12, 11, 10, 9, 8], [7, 8, 6, 9, 5]]
+    assert window.tolist() == shifted
+
+
+@pytest.mark.parametrize("left", [[], [1, 2], [0, 1, 2, 3, 4]])
+def test_something_must_be_left_to_say(left):
+    model = random_model(16)
+    suppressed = [token for token in range(23) if token not in left]
+    with pytest.raises(ValueError, match=r"suppress_tokens=\[.*\] leaves no token that a text could hold"):
+        generate(model, [[5, 2]], suppress_tokens=suppressed)
+    suppressed.remove(9)
+    assert 9 in generate(model, [[5, 2]], suppress_tokens=suppressed, num_iterations=1).sequences
+
+
 def test_what_the_library_passes_along_is_taken():
     model = random_model(16)
     batch = random_batch(model)
-    source = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    source = {"input_ids": unmasked(batch), "attention_mask": batch["attention_mask"]}
     expected = model.generate(**source, num_length_candidates=2)
     assert torch.equal(model.generate(**batch, num_beams=2, synced_gpus=False, use_cache=True), expected)
     assert torch.equal(model.generate(**source, num_beams=7, num_length_candidates=2), expected)
@@ -639,7 +957,8 @@ def test_a_length_below_two_counts_as_two():
         model.model.encoder.embed_lengths.weight[1:] *= 0.0
         model.model.encoder.embed_lengths.weight[1] += 10 * model.model.encoder(torch.tensor([[5, 2]]))[0][0, 0].sign()
     output = generate(model, random_sources(model, 3, 16), num_length_candidates=12)
-    assert sorted(output.candidate_lengths[0].tolist()) == [2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert output.candidate_lengths[0, 0] == 2
+    assert sorted(output.candidate_lengths[0].tolist()) == [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
 
 
 def test_the_mask_may_come_second_and_options_third():
@@ -661,12 +980,8 @@ def test_the_mask_may_come_second_and_options_third():
     ("config", "message"),
     [
         ("nonsense", "generation_config is a str, it must be a GenerationConfig"),
-        (GenerationConfig(do_sample=True), "do_sample=True is not supported"),
-        (JMNatGenerationConfig(target_lengths=[3]), "target_lengths in generation_config has no effect"),
-        (GenerationConfig(min_length=15), "min_length=15 in generation_config has no effect: options are num_iter"),
-        (GenerationConfig(no_repeat_ngram_size=2), "no_repeat_ngram_size=2 in generation_config has no effect"),
-        (GenerationConfig(bad_words_ids=[[7]]), r"bad_words_ids=\[\[7\]\] in generation_config has no effect"),
-        (JMNatGenerationConfig(num_iteration=3), "num_iteration=3 in generation_config has no effect"),
+        (JMNatGenerationConfig(target_lengths=[3]), r"target_lengths=\[3\] \(it is an argument of generate\)"),
+        (JMNatGenerationConfig(min_length=4, num_iteration=3), r"min_length=4 \(.*\), num_iteration=3 \(did you mean"),
     ],
 )
 def test_configs_that_cannot_be_followed_are_refused(config, message):
@@ -756,6 +1071,11 @@ FIRST = {
     "prune_to": 2,
     "confidence_threshold": 0.5,
     "update_all": True,
+    "remask_repeats": True,
+    "delete_repeats": True,
+    "collapse_repeats": True,
+    "repeatable_tokens": [],
+    "length_shift": -1,
     "output_history": True,
     "return_dict_in_generate": True,
     "max_length": 20,  # the library's default, as a user's choice
@@ -775,6 +1095,11 @@ SECOND = {
     "prune_to": 1,
     "confidence_threshold": None,
     "update_all": False,
+    "remask_repeats": False,
+    "delete_repeats": False,
+    "collapse_repeats": False,
+    "repeatable_tokens": [5, 22],
+    "length_shift": 0,
     "output_history": False,
     "return_dict_in_generate": False,
     "max_length": None,
@@ -915,8 +1240,9 @@ def test_seq2seq_trainer_decodes_and_leaves_no_limit_behind(tmp_path):
         model=model, args=arguments, data_collator=lambda rows: {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
     )
     predicted = trainer.predict(dataset)
-    source = {name: torch.stack([row[name] for row in dataset]) for name in ("input_ids", "attention_mask")}
+    source = {"input_ids": unmasked(batch), "attention_mask": batch["attention_mask"]}
     expected = model.generate(**source)
+    assert not torch.equal(model.generate(batch["input_ids"], batch["attention_mask"]), expected)
     for row, text in zip(predicted.predictions, expected.tolist(), strict=True):
         assert [t for t in row.tolist() if t not in (1, -100)] == [t for t in text if t != 1]
     assert predicted.predictions.shape[1] <= 30

@@ -133,7 +133,7 @@ def test_history_holds_the_canvas_of_each_pass(model, tokenizer, translate):
         for rank, record in enumerate(records):
             best = output.best_candidates[0, rank]
             canvases = [show_canvas(tokenizer, turn.canvas[0, best].tolist()) for turn in output.history]
-            assert record["history"] == canvases
+            assert record["history"] == [*canvases, record["translation_text"]]
             assert len(canvases) == 5
             assert set(canvases[0].split()) == {"__"}
 
@@ -158,6 +158,7 @@ def test_history_of_several_sentences(model, tokenizer):
             for record in alone
         ]
         assert canvas == "".join(shown)
+    assert whole["history"][-1] == whole["translation_text"]
     assert len(whole["history"]) == longest
 
 
@@ -271,7 +272,7 @@ def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
     longest = model.config.max_position_embeddings
     with pytest.raises(ValueError, match=rf"beginning 'wort wort.*the model allows at most {longest}"):
         translate([TEXTS[0], long])
-    with pytest.raises(ValueError, match="generate got num_iteration, which it does not know"):
+    with pytest.raises(ValueError, match=r"generate does not support num_iteration=3 \(did you mean num_iterations"):
         translate(TEXTS, num_iteration=3)
     with pytest.raises(ValueError, match="src_lang=5 must be a two-letter language"):
         translate(TEXTS, src_lang=5)

@@ -2,6 +2,7 @@
 
 import copy
 import gzip
+import itertools
 import json
 import pickle
 import random
@@ -21,6 +22,7 @@ from modeling_jmnat.tokenization_jmnat import (
     JMNatTokenizer,
     clean_text,
     moses_tool,
+    repeatable_tokens,
     show_canvas,
     train_joint_tokenizer,
     with_marks,
@@ -410,3 +412,35 @@ def test_refusals(texts):
     for language in ("german", "de_DE", "", "D"):
         with pytest.raises(ValueError, match=f"Moses language '{language}' must be a code such as"):
             moses_tool("tokenizer", language)
+
+
+def test_letters_digits_signs_and_bytes_may_stand_twice(tokenizer):
+    ids, vocabulary = repeatable_tokens(tokenizer), tokenizer.get_vocab()
+    assert ids == sorted(set(ids))
+    pieces = set(tokenizer.convert_ids_to_tokens(ids))
+    assert {*SPECIAL_TOKENS, *BYTE_TOKENS, "a", " a", "X", "7", " 2", "*", " ", "."} <= pieces
+    others = vocabulary.keys() - pieces
+    assert {" the", " und", "en", "ung", " ist"} <= others
+    for piece in others:
+        assert sum(character.isalpha() for character in piece) >= 2, piece
+    for piece in pieces - {*SPECIAL_TOKENS, *BYTE_TOKENS}:
+        assert sum(character.isalpha() for character in piece) <= 1, piece
+    # A word of equal pieces: its letters stay, whatever the vocabulary makes of it.
+    for word in ("zoo", "Wall", "99", "aaa", "***", "..."):
+        twice = {one for one, two in itertools.pairwise(tokenizer(word)["input_ids"]) if one == two}
+        assert twice <= set(ids)
+
+
+def test_marks_of_other_vocabularies_are_no_letters():
+    pieces = ["<s>", "w@@", "wo@@", "w</w>", "er</w>", "\u0120a", "\u0120an", "\u2581a", "\u2581an", "&@@", "12@@"]
+
+    class Vocabulary:
+        all_special_tokens = ["<s>"]
+
+        def __len__(self):
+            return len(pieces)
+
+        def convert_ids_to_tokens(self, ids):
+            return [pieces[i] for i in ids]
+
+    assert repeatable_tokens(Vocabulary()) == [0, 1, 3, 5, 7, 9, 10]

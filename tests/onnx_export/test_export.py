@@ -61,6 +61,15 @@ OPTIONS = {
     "pruned_after_the_last": {"prune_candidates": 4, "prune_to": 2, "consensus_weight": 5.0},
     "pruned_too_late": {"prune_candidates": 5, "consensus_weight": 5.0},
     "pruned_to_more_than_there_are": {"prune_candidates": 2, "prune_to": 9},
+    "remask_repeats": {"remask_repeats": True, "num_iterations": 6, "repeatable_tokens": [5, 6, 7]},
+    "collapse_repeats": {"collapse_repeats": True, "num_iterations": 2, "num_return_sequences": 3},
+    "delete_repeats": {"delete_repeats": True, "num_return_sequences": 3, "length_shift": 1},
+    "delete_repeats_of_one_pass": {"delete_repeats": True, "num_iterations": 1},
+    "every_rule_of_repeats": {"remask_repeats": True, "delete_repeats": True, "collapse_repeats": True},
+    "repeats_pruned_before": {"delete_repeats": True, "collapse_repeats": True, "prune_candidates": 2, "prune_to": 2},
+    "repeats_pruned_then": {"delete_repeats": True, "collapse_repeats": True, "prune_candidates": 3, "prune_to": 2},
+    "repeats_pruned_after": {"delete_repeats": True, "prune_candidates": 4, "prune_to": 2, "consensus_weight": 5.0},
+    "repeats_of_rows_that_leave": {"delete_repeats": True, "remask_repeats": True, "early_stop": True},
 }
 
 
@@ -120,6 +129,9 @@ AT_ONCE = {name: options for name, options in OPTIONS.items() if options.keys() 
     "score": {"length_normalization": 0.5, "length_offset": 3.0},
     "short": {"max_length": 5},
     "two_tokens": {"max_length": 3, "num_length_candidates": 3},
+    "shifted_far": {"length_shift": 9, "num_length_candidates": 5},
+    "shifted_back": {"length_shift": -3, "num_length_candidates": 5},
+    "fewer_lengths_than_candidates": {"max_length": 4, "num_length_candidates": 9, "consensus_weight": 5.0},
     "more_passes_than_tokens": {"num_iterations": 20, "max_length": 8},
     "given": {"target_lengths": [2, 40, 6, 9, 3, 4, 5, 7, 8, 10], "num_length_candidates": 5},
 }
@@ -137,11 +149,47 @@ def test_a_whole_translation_equals_its_passes(name, ngram_size, tmp_path):
         assert_same(decode(model, sources, **AT_ONCE[name]), output)
 
 
+def test_the_graph_itself_takes_no_more_candidates_than_there_are_lengths(tmp_path):
+    model, exported = both(tmp_path, 61)
+    sources = random_sources(model, 10, 61)
+    feeds = exported.source_feeds(*pad(sources))
+    feeds |= {"num_iterations": np.array(4), "num_length_candidates": np.array([9]), "max_length": np.array([4])}
+    names = [output.name for output in exported.translator.get_outputs()]
+    found = dict(zip(names, exported.translator.run(None, feeds), strict=True))
+    expected = decode(model, sources, num_length_candidates=9, max_length=4)
+    assert found["candidate_lengths"].shape == (10, 3)
+    assert found["candidate_lengths"].tolist() == expected.candidate_lengths.tolist()
+    assert found["sequences"][:, 0].tolist() == expected.sequences.tolist()
+
+
 @pytest.mark.parametrize("name", sorted(OPTIONS.keys() - AT_ONCE.keys()))
 def test_other_options_run_pass_by_pass(name, tmp_path):
     _, exported = both(tmp_path, 63)
     decode(exported, random_sources(exported, 3, 63), **OPTIONS[name])
     assert {"encoder", "decoder", "positions"} <= vars(exported).keys()
+
+
+def test_a_graph_of_an_earlier_export_is_fed_what_it_knows(tmp_path, monkeypatch):
+    """It has no inputs for repeats and `length_shift`: with these options passes run one by one."""
+    model, exported = both(tmp_path, 63)
+    sources, translator = random_sources(model, 6, 63), exported.translator
+    later = ("remask_repeats", "delete_repeats", "collapse_repeats", "length_shift", "repeatable")
+
+    class Earlier:
+        calls = 0
+
+        def get_overridable_initializers(self):
+            return [value for value in translator.get_overridable_initializers() if value.name not in later]
+
+        def run(self, outputs, feeds):
+            assert not feeds.keys() & set(later)
+            Earlier.calls += 1
+            return translator.run(outputs, feeds)
+
+    monkeypatch.setitem(vars(exported), "translator", Earlier())
+    for options in ({}, {"collapse_repeats": True}, {"length_shift": 2}, {"repeatable_tokens": [5, 6]}):
+        assert_same(decode(model, sources, **options), decode(exported, sources, **options))
+    assert Earlier.calls == 2
 
 
 def test_the_graph_of_a_whole_translation_needs_nothing_but_onnx_runtime(tmp_path):
@@ -176,6 +224,8 @@ def test_inputs_of_the_translator_keep_their_names_types_and_shapes(ngram_size, 
     expected |= {name: (whole, [1]) for name in ones}
     expected |= {name: (number, []) for name in ("length_offset", "length_normalization", "consensus_weight")}
     expected |= {"token_bias": (number, [VOCABULARY_BLOCK]), "target_lengths": (whole, [None])}
+    expected |= {name: (boolean, []) for name in ("remask_repeats", "delete_repeats", "collapse_repeats")}
+    expected |= {"repeatable": (boolean, [VOCABULARY_BLOCK]), "length_shift": (whole, [])}
     if ngram_size > 1:
         expected["remask_adjacent"] = (boolean, [])
     assert found == expected

@@ -2,8 +2,8 @@ import pytest
 import torch
 from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
 
-from modeling_jmnat import generation_jmnat
-from modeling_jmnat.generation_jmnat import ModelReranker
+from modeling_jmnat import losses_jmnat
+from modeling_jmnat.losses_jmnat import ModelReranker
 from modeling_jmnat.teacher.reranking import TextReranker, load_reranker
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
 from modeling_jmnat.utils.id_batches import pad_batch
@@ -46,7 +46,7 @@ CANDIDATES = [[20, 21, 22, 2], [20, 2], [23, 24, 25, 26, 27, 2], [28, 2], [29, 3
 @pytest.mark.parametrize("normalize_before", [True, False])
 @pytest.mark.parametrize("max_logits", [2**27, 340 * 6 * 2, 1])
 def test_scores_equal_a_slow_loop(tokenizer, monkeypatch, normalize_before, max_logits):
-    monkeypatch.setattr(generation_jmnat, "MAX_LOGITS", max_logits)
+    monkeypatch.setattr(losses_jmnat, "MAX_LOGITS", max_logits)
     model = random_teacher(tokenizer, normalize_before)
     input_ids, attention_mask = pad_batch(SOURCES, PAD)
     candidate_ids, _ = pad_batch(CANDIDATES, PAD)

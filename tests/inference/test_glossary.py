@@ -1,0 +1,131 @@
+"""Glossaries: the target term stands in every line that holds the source term, and other lines stay as they are."""
+
+from pathlib import Path
+
+import pytest
+
+from modeling_jmnat.inference.cuda_graphs import StaticShapeJMNat
+from modeling_jmnat.inference.glossary import Glossary, words_of
+from modeling_jmnat.inference.loading import load_translator
+from modeling_jmnat.inference.translation import translate_lines
+from tests.helpers.teacher_samples import random_lines, random_teacher
+from tests.helpers.translation_samples import load_script, tiny_student, tiny_tokenizer
+
+SHIPPED = Path(__file__).resolve().parents[2] / "hub_card" / "de-en"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return tiny_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def student(tokenizer):
+    return tiny_student(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_translator(str(SHIPPED), "cpu", "auto", "torch")
+
+
+def texts(model, tokenizer, lines, **options):
+    return [result.text for result in translate_lines(model, tokenizer, lines, num_iterations=3, **options)]
+
+
+def test_source_terms_are_found_whole_in_any_case_the_longest_first():
+    glossary = Glossary({"Hund": "hound", "kleiner Hund": "puppy", "C++": "C++", "Straße": "road"})
+    for sentence, terms in {
+        "Der Hund schläft.": ["hound"],
+        "HUND, hund und Hund": ["hound"],
+        "Hundert Hunde im Schäferhund": [],
+        "Ein kleiner  Hund und ein Hund": ["puppy", "hound"],
+        "Er schreibt C++.": ["C++"],
+        "Die straße": ["road"],
+        "": [],
+    }.items():
+        assert list(glossary.found(sentence)) == terms
+    assert list(glossary.missing("Hund, kleiner Hund", "hounds and a puppy")) == ["hound"]
+
+
+def test_a_file_is_read_and_its_faults_are_named(tmp_path):
+    file = tmp_path / "terms.tsv"
+    file.write_text("Hund\thound\n\n  Auto \t motor vehicle \nHund\thound\n", encoding="utf-8")
+    assert Glossary.read(file).terms == {"hund": "hound", "auto": "motor vehicle"}
+    for text, sentence in {
+        "Hund hound\n": "line 1 must be a source term, a tab and a target term",
+        "Hund\thound\nKatze\t\n": "line 2 must be a source term, a tab and a target term",
+        "Hund\thound\textra\n": "line 1 must be",
+        "Hund\thound\nhund\tdog\n": "line 2 gives 'hund' another target term than a line before",
+        "\n": "the glossary is empty",
+    }.items():
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=sentence):
+            Glossary.read(file)
+
+
+def test_words_are_found_in_ids(tokenizer):
+    for line in random_lines(5, seed=1):
+        ids = tokenizer(line, add_special_tokens=False)["input_ids"]
+        words = words_of(tokenizer, ids)
+        assert [token for word in words for token in word] == ids
+        assert "".join(tokenizer.decode(word).strip() for word in words) == line.replace(" ", "")
+
+
+@pytest.mark.parametrize("backend", ["torch", "cuda_graphs"])
+def test_terms_stand_whatever_the_model_thinks(student, tokenizer, backend):
+    """A random model has no idea of a translation, and has to obey."""
+    model = student if backend == "torch" else StaticShapeJMNat(student)
+    lines = random_lines(12, seed=2)
+    words = sorted({word for line in lines for word in line.split()})
+    glossary = Glossary({words[0]: words[5], words[1]: f"{words[6]} {words[7]}", words[2]: words[8]})
+    plain = texts(model, tokenizer, lines)
+    found = texts(model, tokenizer, lines, glossary=glossary)
+    changed = 0
+    for line, before, after in zip(lines, plain, found, strict=True):
+        assert not glossary.missing(line, after)
+        if not glossary.missing(line, before):
+            assert after == before
+        changed += after != before
+    assert changed > 0
+
+
+def test_the_shipped_model_puts_a_term_where_the_word_was(shipped):
+    lines = ["Sie zeigte mir ihr neues Auto.", "Der Hund schläft.", "Tom hat gestern einen Hund geschlagen.", "Danke."]
+    glossary = Glossary({"auto": "motor vehicle", "Hund": "hound"})
+    plain, found = texts(*shipped, lines), texts(*shipped, lines, glossary=glossary)
+    for line, before, after in zip(lines, plain, found, strict=True):
+        assert not glossary.missing(line, after)
+        assert after.endswith(before.split()[-1][-1])
+    assert found[0] == plain[0].replace("car", "motor vehicle") != plain[0]
+    assert found[3] == plain[3]
+    assert "dog" not in " ".join(found)
+
+
+def test_what_has_no_glossary_is_refused(student, tokenizer, monkeypatch):
+    for model in (random_teacher(tokenizer), object()):
+        with pytest.raises(ValueError, match="a glossary needs a JM-NAT model and the backend torch or cuda_graphs"):
+            Glossary({"a": "b"}).check(model, tokenizer)
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: "\ufffd")
+    with pytest.raises(ValueError, match="the model cannot write the target term '漢', it would become '\ufffd'"):
+        Glossary({"a": "漢"}).check(student, tokenizer)
+    for terms in ({}, {"a": " "}, {"": "b"}):
+        with pytest.raises(ValueError, match="a glossary needs at least one term, and no empty ones"):
+            Glossary(terms)
+
+
+def test_command(tmp_path, capsys):
+    (tmp_path / "terms.tsv").write_text("Auto\tmotor vehicle\n", encoding="utf-8")
+    (tmp_path / "text.de").write_text("Sie zeigte mir ihr neues Auto.\n\n", encoding="utf-8")
+    main = load_script("translate").main
+    arguments = ["--input", str(tmp_path / "text.de"), "--num_iterations", "3", "--glossary"]
+    main([*arguments, str(tmp_path / "terms.tsv")])
+    assert capsys.readouterr().out == "She showed me her new motor vehicle.\n\n"
+    for wrong, sentence in (
+        ([str(tmp_path / "terms.tsv"), "--n_best", "2"], "--glossary gives one translation of each line"),
+        ([str(tmp_path / "text.de")], "line 1 must be a source term, a tab and a target term"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments, *wrong])
+        assert stopped.value.code == 1
+        assert sentence in capsys.readouterr().err
