@@ -51,7 +51,9 @@ class JMNatConfig(PreTrainedConfig):
         vocab_size: V, one vocabulary for both languages.
         d_model: D, width of every layer, a multiple of both numbers of heads.
         normalize_before: layer norm before each block (pre-layer-norm) instead of after it.
-        position_embedding_type: `"sinusoidal"` or `"learned"`. Positions count from `pad_token_id + 1`, as in fairseq.
+        position_embedding_type: `"sinusoidal"` or `"learned"`.
+        position_offset: number of the first token's position. None is fairseq's, `pad_token_id + 1`. With 0 the
+            sinusoids are also spaced as Marian's, whose weights fit no other positions.
         scale_embedding: multiply token embeddings by sqrt(D).
         positional_attention: a second attention block per decoder layer whose queries and keys are positions.
         exclude_self_attention: decoder self-attention and positional attention leave out the position itself.
@@ -59,6 +61,7 @@ class JMNatConfig(PreTrainedConfig):
             source tokens copied uniformly to the target length, all targets predicted in one pass.
         max_position_embeddings: longest source in tokens.
         max_target_length: longest target in tokens, `</s>` included; the length table has one row more.
+        output_bias: a bias of the output projection, as Marian's `final_logits_bias`.
         init_std: None draws linear layers Xavier-uniform and embeddings with std D**-0.5 (fairseq's Transformer); a
             number is the standard deviation of all of them (BERT, Mask-Predict: 0.02).
         ngram_size: n of the n-gram loss (Eq. 6) and of adjacent re-masking.
@@ -103,6 +106,8 @@ class JMNatConfig(PreTrainedConfig):
     activation_function: str = "relu"
     normalize_before: bool = False
     position_embedding_type: str = "sinusoidal"
+    position_offset: int | None = None
+    output_bias: bool = False
     scale_embedding: bool = True
     positional_attention: bool = True
     exclude_self_attention: bool = True
@@ -154,6 +159,8 @@ class JMNatConfig(PreTrainedConfig):
                 raise ValueError(f"d_model={self.d_model} is not a multiple of {name}={getattr(self, name)}")
         if self.position_embedding_type == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"d_model={self.d_model} must be even with sinusoidal positions")
+        if self.position_offset is not None and self.position_offset < 0:
+            raise ValueError(f"position_offset={self.position_offset} must be None or at least 0")
         if self.max_target_length < 2:
             raise ValueError(f"max_target_length={self.max_target_length} must be at least 2 (one token and </s>)")
         super().__post_init__(**kwargs)

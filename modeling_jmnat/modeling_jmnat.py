@@ -80,12 +80,20 @@ class JMNatSeq2SeqLMOutput(ModelOutput):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def sinusoidal_positions(num_positions: int, dim: int, device: torch.device) -> torch.Tensor:
-    """Table (num_positions, dim) of fairseq's sinusoids: sine in the first half of the columns, then cosine."""
+def sinusoidal_positions(
+    num_positions: int, dim: int, device: torch.device, first: int = 0, of_marian: bool = False
+) -> torch.Tensor:
+    """Sinusoids (num_positions, dim) of the positions from `first` on: sine in the first half of columns, then cosine.
+
+    Frequencies are 10000**(-i / (dim/2 - 1)) as in fairseq, or 10000**(-2i / dim) as in Marian and Vaswani et al.
+    """
     half = dim // 2
-    frequencies = torch.exp(torch.arange(half, device=device).float() * -(math.log(10000.0) / max(half - 1, 1)))
-    angles = torch.arange(num_positions, device=device).float()[:, None] * frequencies[None]
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    # Marian's tables are made in double precision, which some devices lack.
+    dtype = torch.float64 if of_marian and device.type != "mps" else torch.float32
+    step = math.log(10000.0) / (half if of_marian else max(half - 1, 1))
+    frequencies = torch.exp(torch.arange(half, device=device).to(dtype) * -step)
+    angles = torch.arange(first, first + num_positions, device=device).to(dtype)[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -339,12 +347,12 @@ class JMNatStack(JMNatPreTrainedModel):
     def __init__(self, config: JMNatConfig):
         super().__init__(config)
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
-        self.position_offset = config.pad_token_id + 1  # fairseq's numbering
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
         self.embed_positions: nn.Embedding | None = None
         if config.position_embedding_type == "learned":
             num_positions = getattr(config, self.longest) + self.position_offset
-            self.embed_positions = nn.Embedding(num_positions, config.d_model, config.pad_token_id)
+            padding = config.pad_token_id if config.position_offset is None else None  # else it is a position as any
+            self.embed_positions = nn.Embedding(num_positions, config.d_model, padding)
         self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) if config.normalize_before else None
         self.gradient_checkpointing = False
 
@@ -354,16 +362,22 @@ class JMNatStack(JMNatPreTrainedModel):
     def set_input_embeddings(self, value):
         self.embed_tokens = value
 
+    @property
+    def position_offset(self) -> int:
+        """The number of the first token's position."""
+        offset = self.config.position_offset
+        return self.config.pad_token_id + 1 if offset is None else offset
+
     def position_embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Ranks of tokens (.., S) from 0, none above S, -> embeddings (.., S, D)."""
         length, most = positions.shape[-1], getattr(self.config, self.longest)
         if length > most and (count := int(positions.max()) + 1) > most:  # the rest may be padding
             raise ValueError(f"{type(self).__name__} got {count} tokens, {self.longest}={most} is the most")
-        positions = positions + self.position_offset
+        first = self.position_offset
         if self.embed_positions is not None:
-            return self.embed_positions(positions)
+            return self.embed_positions(positions + first)
         # Computed anew: a constant made in __init__ would not survive loading on the meta device.
-        table = sinusoidal_positions(length + self.position_offset, self.config.d_model, positions.device)
+        table = sinusoidal_positions(length, self.config.d_model, positions.device, first, of_marian=first == 0)
         return F.embedding(positions, table).to(dtype)
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
@@ -604,7 +618,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
     def __init__(self, config: JMNatConfig):
         super().__init__(config)
         self.model = JMNatModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.output_bias)
         self.post_init()
 
     @can_return_tuple

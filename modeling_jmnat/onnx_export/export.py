@@ -105,6 +105,9 @@ def pad_vocabulary(model: JMNatForConditionalGeneration) -> None:
             missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]
             padded[id(weight)] = weight, torch.nn.Parameter(torch.nn.functional.pad(weight, (0, 0, 0, missing)))
         _, module.weight = padded[id(weight)]
+    if model.lm_head.bias is not None:
+        missing = len(model.lm_head.weight) - len(model.lm_head.bias)
+        model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.pad(model.lm_head.bias, (0, missing)))
 
 
 @torch.no_grad()
