@@ -263,7 +263,7 @@ class JMNatDecoderLayer(JMNatLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -271,8 +271,16 @@ class JMNatDecoderLayer(JMNatLayer):
         position_probs: torch.Tensor | None = None,
         encoder_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs,
-    ) -> torch.Tensor:
-        """hidden_states (R, T, D). Encoder tensors may have fewer rows, B: R/B consecutive rows share each of them."""
+    ) -> Any:
+        """hidden_states (R, T, D). Encoder tensors may have fewer rows, B: R/B consecutive rows share each of them.
+
+        Without hidden_states it returns what all decoding passes share: keys and values of cross-attention (B, H, S,
+        D/H) and, from a boolean attention_mask, the probabilities of positional attention (R, H, T, T) or None.
+        """
+        if hidden_states is None:
+            attention = self.position_attn
+            probs = None if attention is None else attention.position_probs(positions, attention_mask)
+            return self.encoder_attn.project_key_value(encoder_hidden_states), probs
 
         sources: Any = encoder_hidden_states if encoder_key_value is None else encoder_key_value[0]
 
@@ -429,7 +437,10 @@ class JMNatEncoder(JMNatStack):
         attend_mask = token_mask(attention_mask, input_ids, inputs_embeds, self.config.pad_token_id)
         ranks = (attend_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         hidden_states = hidden_states + self.position_embeddings(ranks, hidden_states.dtype)
-        length_token = self.embed_lengths.weight[0].expand(hidden_states.shape[0], 1, -1)
+        # Called rather than read: offloading, device maps and adapters act when a module is called.
+        classes = torch.arange(self.config.max_target_length + 1, device=hidden_states.device)
+        lengths = self.embed_lengths(classes).to(classes.device)  # (L, D)
+        length_token = lengths[0].expand(hidden_states.shape[0], 1, -1)
         hidden_states = torch.cat([length_token, hidden_states], dim=1)  # (B, 1 + S, D)
         hidden_states = F.dropout(hidden_states, p=self.config.dropout, training=self.training)
         attend_mask = F.pad(attend_mask, (1, 0), value=True)[:, None, None, :]
@@ -438,7 +449,8 @@ class JMNatEncoder(JMNatStack):
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
-        length_logits = F.linear(hidden_states[:, 0], self.embed_lengths.weight)
+        hidden_states = hidden_states.to(classes.device)  # the last layer may be on another one
+        length_logits = F.linear(hidden_states[:, 0], lengths)
         # Not -inf, which would spread as NaN where outputs are subtracted.
         length_logits = F.pad(length_logits[:, 1:], (1, 0), value=torch.finfo(length_logits.dtype).min)
         return JMNatEncoderOutput(last_hidden_state=hidden_states[:, 1:], length_logits=length_logits)
@@ -502,7 +514,8 @@ class JMNatDecoder(JMNatStack):
             )
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
-        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
+        # The last layer may be on another device than embeddings and output projection.
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states.to(positions.device))
 
     def target_positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Embeddings (1, T, D) of the positions of hidden_states (R, T, ..), of the same type."""
@@ -528,12 +541,12 @@ class JMNatDecoder(JMNatStack):
         )
         if encoder_hidden_states is not None:
             state.positions = self.target_positions(encoder_hidden_states.new_empty(*target_mask.shape, 0))
-            layers: list[Any] = list(self.layers)
-            state.key_values = [layer.encoder_attn.project_key_value(encoder_hidden_states) for layer in layers]
+            constants = [
+                layer(None, encoder_hidden_states, state.positions, state.attend_mask) for layer in self.layers
+            ]
+            state.key_values = [key_value for key_value, _ in constants]
             if self.config.positional_attention:
-                state.position_probs = [
-                    layer.position_attn.position_probs(state.positions, state.attend_mask) for layer in layers
-                ]
+                state.position_probs = [probs for _, probs in constants]
         return state
 
 
