@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 REMASK_SCHEDULES = ("linear", "cosine")
 LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows; and weight of a consensus
 PIPELINE_FILE = "pipeline.py"
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "mask_token_id")
 SIZES = (
     "vocab_size",
     "d_model",
@@ -150,7 +151,7 @@ class JMNatConfig(PreTrainedConfig):
         for name in ("encoder_loss_weight", "ngram_loss_weight", "length_loss_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "mask_token_id"):
+        for name in SPECIAL_IDS:
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
                 raise ValueError(f"{name}={token} must be in [0, {self.vocab_size}), the vocabulary")
@@ -164,6 +165,21 @@ class JMNatConfig(PreTrainedConfig):
         if self.max_target_length < 2:
             raise ValueError(f"max_target_length={self.max_target_length} must be at least 2 (one token and </s>)")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer, **fields) -> "JMNatConfig":
+        """A configuration with a tokenizer's vocabulary size and special ids, and any other `fields`.
+
+        Raises:
+            ValueError: the tokenizer lacks a token that the model needs, or a field is out of its range.
+        """
+        given = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+        missing = [name for name in ("pad_token_id", "eos_token_id", "mask_token_id") if given[name] is None]
+        if missing:
+            raise ValueError(f"the tokenizer has no {missing[0]}: it needs a token of that kind")
+        if fields.get("position_embedding_type") == "learned" and given["pad_token_id"] != cls.pad_token_id:
+            given["position_offset"] = 0  # no rows that only the id of <pad> asks for
+        return cls(**{"vocab_size": len(tokenizer), **given, **fields})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):  # type: ignore[override]
         """As ever, but code of the folder it came from is named only where it goes along (see `publishing`)."""

@@ -41,9 +41,8 @@ def initial_model(
         model = trained_model(run.init_from, model_fields, tokenizer)
     else:
         fields_of_teacher = {"output_bias": teacher is not None and output_bias_of(teacher) is not None}
-        model = JMNatForConditionalGeneration(
-            JMNatConfig(vocab_size=len(tokenizer), **model_fields, **fields_of_teacher)
-        )
+        config = JMNatConfig.for_tokenizer(tokenizer, **model_fields, **fields_of_teacher)
+        model = JMNatForConditionalGeneration(config)
     if teacher is not None:
         copied = copy_teacher_weights(model, teacher)
         print(f"from the teacher {run.init_from_teacher}: {copied.describe()}", file=sys.stderr)
