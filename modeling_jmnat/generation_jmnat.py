@@ -23,7 +23,6 @@ IGNORED_ARGUMENTS = (
     "decoder_input_ids",
     "decoder_attention_mask",
     "masked_positions",
-    "encoder_targets",
     "loss_denominators",
     "synced_gpus",
     "use_cache",
@@ -145,6 +144,18 @@ def longest_output(generation_config: GenerationConfig) -> dict[str, int]:
     return {} if longest is None else {"max_length": longest}
 
 
+def unmask_source(input_ids: torch.Tensor | None, encoder_targets: torch.Tensor | None) -> torch.Tensor | None:
+    """Put the tokens that a training collator has masked, encoder_targets (B, S), back into input_ids (B, S)."""
+    if input_ids is None or encoder_targets is None:
+        return input_ids
+    if encoder_targets.shape != input_ids.shape:
+        raise ValueError(
+            f"encoder_targets has shape {tuple(encoder_targets.shape)} and input_ids {tuple(input_ids.shape)}: they "
+            "must be equal"
+        )
+    return torch.where(encoder_targets == -100, input_ids, encoder_targets)
+
+
 def check_same_vocabulary(of_reranker: int, own: int) -> None:
     """ValueError where the sizes differ by more than rounding up for speed explains."""
     if abs(of_reranker - own) >= VOCABULARY_PADDING:
@@ -206,7 +217,7 @@ class JMNatGenerationMixin(GenerationMixin):
                 "logits_processor, stopping_criteria and streamer are not supported: all words are predicted at once"
             )
         kwargs = {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
-        input_ids = kwargs.pop("input_ids", inputs)
+        input_ids = unmask_source(kwargs.pop("input_ids", inputs), kwargs.pop("encoder_targets", None))
         source = {name: kwargs.pop(name, None) for name in ("inputs_embeds", "encoder_outputs")}
         source["attention_mask"] = attention_mask
         options = self._resolve_generation_options(generation_config, kwargs)
