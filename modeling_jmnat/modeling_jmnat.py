@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -24,6 +24,12 @@ from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
 from .generation_jmnat import JMNatGenerationMixin
 from .losses_jmnat import label_smoothed_nll, length_nll, ngram_loss, reference_log_probs, smoothed_nll
 from .passes_jmnat import JMNatDecodingState
+
+logger = logging.get_logger(__name__)
+NOT_MASKED = (
+    "Training without masks in decoder_input_ids, or masked_positions, teaches the first decoding pass at most: take "
+    "DataCollatorForJMNat of the package modeling_jmnat as the data collator"
+)
 
 
 @dataclass
@@ -129,17 +135,6 @@ def decoder_attend_mask(attention_mask: torch.Tensor, exclude_self: bool) -> tor
     itself = torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
     single = attention_mask.sum(dim=1)[:, None, None, None] <= 1
     return attend & (~itself | single)
-
-
-def copy_source(input_ids: torch.Tensor, attention_mask: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
-    """Decoder input of the basic NAT: target position t of T copies source token floor(t S / T); (B, T) ids."""
-    source_lengths = attention_mask.sum(dim=1, keepdim=True)
-    target_lengths = target_mask.sum(dim=1, keepdim=True).clamp(min=1)
-    first = attention_mask.int().argmax(dim=1, keepdim=True)  # left padding comes before it
-    positions = torch.arange(target_mask.shape[1], device=input_ids.device)[None]
-    last = (source_lengths - 1).clamp(min=0)  # a source of padding alone has its first <pad> copied
-    index = first + (positions * source_lengths // target_lengths).clamp(max=last)
-    return input_ids.gather(1, index)
 
 
 class JMNatAttention(nn.Module):
@@ -713,6 +708,8 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
 
     def fully_masked(self, labels: torch.Tensor) -> torch.Tensor:
         """A canvas of `<mask>` (B, T) as long as each of labels (B, T, -100 at padding)."""
+        if self.training and self.config.decoder_input == "mask":
+            logger.warning_once(NOT_MASKED)
         canvas = torch.full_like(labels, self.config.mask_token_id)
         return canvas.masked_fill(labels == -100, self.config.pad_token_id)
 
@@ -724,6 +721,8 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         else:
             num_masked, num_sentences = loss_denominators
         index = masked_positions.flatten().nonzero().squeeze(1)  # (N,), asked of the device once
+        if not len(index) and self.training:
+            logger.warning_once(NOT_MASKED)
         states = outputs.last_hidden_state if result.logits is None else result.logits
         logits = states.flatten(0, 1).index_select(0, index)
         if result.logits is None:
@@ -752,13 +751,21 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             result.loss = result.loss + config.length_loss_weight * result.length_loss
 
     def copy_source(self, input_ids, attention_mask, target_mask: torch.Tensor) -> torch.Tensor:
-        """Decoder input (R, T) of the basic NAT from source ids (B, S), each for R/B rows of target_mask (R, T)."""
+        """Decoder input (R, T) of the basic NAT from source ids (B, S), each for R/B rows of target_mask (R, T).
+
+        Target position t of T copies source token floor(t S / T).
+        """
         if input_ids is None:
             raise ValueError("input_ids is missing: decoder_input='source_copy' copies it to the decoder")
         source_mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id)
         num_rows = target_mask.shape[0] // input_ids.shape[0]
         input_ids, source_mask = (x.repeat_interleave(num_rows, dim=0) for x in (input_ids, source_mask))
-        return copy_source(input_ids, source_mask, target_mask)
+        source_lengths = source_mask.sum(dim=1, keepdim=True)
+        target_lengths = target_mask.sum(dim=1, keepdim=True).clamp(min=1)
+        first = source_mask.int().argmax(dim=1, keepdim=True)  # left padding comes before it
+        positions = torch.arange(target_mask.shape[1], device=input_ids.device)[None]
+        last = (source_lengths - 1).clamp(min=0)  # a source of padding alone has its first <pad> copied
+        return input_ids.gather(1, first + (positions * source_lengths // target_lengths).clamp(max=last))
 
     def encode_for_generation(
         self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None
