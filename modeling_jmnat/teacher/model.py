@@ -66,7 +66,8 @@ def build_teacher(
     if isinstance(model_section, JMNatConfig):
         config = model_section
     else:
-        config = JMNatConfig.for_tokenizer(tokenizer, **{**model_section, "vocab_size": len(tokenizer)})
+        ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        config = JMNatConfig(**{**ids, **model_section, "vocab_size": len(tokenizer)})
     for name in ("pad_token_id", "eos_token_id"):
         if getattr(tokenizer, name) != getattr(config, name):
             raise ValueError(

@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from typing import get_args
 
 import pytest
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
 from modeling_jmnat import DataCollatorForJMNat, JMNatConfig, JMNatTrainingArguments
 from modeling_jmnat.teacher.command import TeacherArguments
@@ -90,7 +90,7 @@ def test_arguments_have_our_defaults_and_no_field_besides(tmp_path, arguments, o
     made = arguments(output_dir=str(tmp_path), use_cpu=True)
     for item in fields(options):
         assert getattr(made, item.name) == default_of(item), item.name
-    names = [{item.name for item in fields(cls)} for cls in (arguments, options, TrainingArguments)]
+    names = [{item.name for item in fields(cls)} for cls in (arguments, options, Seq2SeqTrainingArguments)]
     assert names[0] == names[1] | names[2]
     assert not names[1] & {item.name for item in fields(InheritedOptions)}
     assert next(iter(inspect.signature(arguments).parameters)) == "output_dir"
