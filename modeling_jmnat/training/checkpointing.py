@@ -1,5 +1,6 @@
 """`CheckpointingTrainer`: runs that may be killed at any moment, resume exactly, and end with their best weights."""
 
+import logging
 import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from .callbacks import EMACallback, StopCallback
 from .checkpoint_averaging import average_checkpoints
 from .weight_ema import WeightEMA
 
+logger = logging.getLogger(__name__)
 BLEU = "eval_bleu"  # chooses checkpoints
 
 
@@ -214,6 +216,13 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         folders = [run_dir / f"checkpoint-{step}" for step in steps]
         scores = {entry["step"]: entry[BLEU] for entry in self.state.log_history if BLEU in entry}
         report = {"best_step": steps[0], "best_bleu": scores[steps[0]]}
+        if len(scores) > 1 and len(set(scores.values())) == 1:
+            logger.warning(
+                "BLEU was %s at every evaluation, so that keep_best=%s chose by nothing but age: evaluate more "
+                "sentences, or name sacreBLEU's tokenizer for the language by bleu_tokenize",
+                report["best_bleu"],
+                self.args.keep_best,
+            )
         self.ema = None  # training is over: the saved weights are averages already
         chosen, name = folders[0], f"step {steps[0]}"
         if len(folders) > 1:

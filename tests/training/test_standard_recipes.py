@@ -203,3 +203,13 @@ def test_metrics_of_logits_and_the_best_alone_is_saved(tiny, tmp_path):
     trainer.train()
     assert widths == [len(tokenizer)] * 4
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_says_so_where_the_score_chose_nothing(tiny, tmp_path, caplog):
+    """Evaluations that all score alike, as BLEU of the wrong tokenizer does, keep the oldest checkpoint."""
+    fields = {**EVERY, "max_steps": 40, "keep_best": 1, "eval_num_iterations": [1], "bleu_tokenize": "none"}
+    trainer = own_trainer(tiny, tmp_path, **fields, learning_rate=0.0)
+    trainer.compute_metrics = None
+    trainer.train()
+    assert trainer.choose_final_weights()["best_step"] == 20
+    assert any("BLEU was 0.0 at every evaluation, so that keep_best=1" in x.getMessage() for x in caplog.records)
