@@ -312,6 +312,13 @@ class JMNatPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = False  # it would drop the mask that excludes the position itself
     _can_compile_fullgraph = True
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong. Offloaded weights are nowhere, but there is a device that computes with them."""
+        hook = getattr(self.get_input_embeddings(), "_hf_hook", None)
+        place = getattr(hook, "execution_device", None)
+        return super().device if place is None else torch.device(place)
+
     @torch.no_grad()
     def _init_weights(self, module):
         std = self.config.init_std
@@ -358,12 +365,6 @@ class JMNatStack(JMNatPreTrainedModel):
             self.embed_positions = nn.Embedding(num_positions, config.d_model, padding)
         self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) if config.normalize_before else None
         self.gradient_checkpointing = False
-
-    def get_input_embeddings(self):
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value):
-        self.embed_tokens = value
 
     @property
     def position_offset(self) -> int:

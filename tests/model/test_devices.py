@@ -10,7 +10,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
+from modeling_jmnat import JMNatTranslationPipeline
+from modeling_jmnat.inference.translation import translate_lines
 from tests.helpers.random_models import pad, random_batch, random_model, random_sources
+from tests.helpers.teacher_samples import random_lines
+from tests.helpers.translation_samples import tiny_student, tiny_tokenizer
 
 OPTIONS = {"num_iterations": 3, "num_length_candidates": 3, "early_stop": True, "return_dict_in_generate": True}
 KINDS = {"jmnat": {}, "pre_norm_learned": {"normalize_before": True, "position_embedding_type": "learned"}}
@@ -72,6 +76,7 @@ def test_offloaded_weights_give_the_same(kind, offload, tmp_path):
     offload(model, tmp_path)
     assert any(parameter.device.type == "meta" for parameter in model.parameters())
     assert_identical(everything(model), expected)
+    assert model.device == model.get_encoder().device == torch.device("cpu")
 
 
 def test_a_device_map_of_transformers(tmp_path):
@@ -87,6 +92,17 @@ def test_a_device_map_of_transformers(tmp_path):
     )
     assert "disk" in loaded.hf_device_map.values()
     assert_identical(everything(loaded), expected)
+
+
+def test_offloaded_models_translate_files_and_texts():
+    tokenizer = tiny_tokenizer()
+    model, lines = tiny_student(tokenizer), random_lines(5, seed=3)
+    options = {"num_iterations": 3, "num_length_candidates": 2}
+    expected = [line.text for line in translate_lines(model, tokenizer, lines, **options)]
+    cpu_offload(model)
+    assert [line.text for line in translate_lines(model, tokenizer, lines, **options)] == expected
+    translate = JMNatTranslationPipeline(model, tokenizer, device="cpu", split_sentences=False)
+    assert [record["translation_text"] for record in translate(lines, **options)] == expected
 
 
 def test_layers_on_another_device_take_their_inputs_there():
