@@ -379,7 +379,7 @@ class JMNatStack(JMNatPreTrainedModel):
             raise ValueError(f"{type(self).__name__} got {count} tokens, {self.longest}={most} is the most")
         first = self.position_offset
         if self.embed_positions is not None:
-            return self.embed_positions(positions + first)
+            return self.embed_positions(positions + first).to(positions.device)
         # Computed anew: a constant made in __init__ would not survive loading on the meta device.
         table = sinusoidal_positions(length, self.config.d_model, positions.device, first, of_marian=first == 0)
         return F.embedding(positions, table).to(dtype)
@@ -387,7 +387,9 @@ class JMNatStack(JMNatPreTrainedModel):
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(f"{type(self).__name__} needs exactly one of token ids and embeddings")
-        return (self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds) * self.embed_scale
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids).to(input_ids.device)  # where the table is, with a device map
+        return inputs_embeds * self.embed_scale
 
 
 def token_mask(attention_mask, input_ids, inputs_embeds, pad_token_id: int) -> torch.Tensor:
@@ -510,8 +512,8 @@ class JMNatDecoder(JMNatStack):
             )
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
-        # The last layer may be on another device than embeddings and output projection.
-        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states.to(positions.device))
+        hidden_states = hidden_states.to(positions.device)  # the last layer may be on another one
+        return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
     def target_positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Embeddings (1, T, D) of the positions of hidden_states (R, T, ..), of the same type."""
@@ -684,13 +686,17 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         )
         result = JMNatSeq2SeqLMOutput(**{name: outputs[name] for name in outputs if name != "last_hidden_state"})
         if labels is None or not self.training:  # in training the masked positions alone are projected
-            result.logits = self.lm_head(outputs.last_hidden_state)  # (B, T, V)
+            result.logits = self.project(outputs.last_hidden_state)  # (B, T, V)
             if encoder_targets is not None:
-                result.encoder_logits = self.lm_head(outputs.encoder_last_hidden_state)  # (B, S, V)
+                result.encoder_logits = self.project(outputs.encoder_last_hidden_state)  # (B, S, V)
         if labels is not None:
             predicted = self.predicted_positions(labels, decoder_input_ids, masked_positions)
             self.add_losses(result, outputs, labels, predicted, encoder_targets, loss_denominators)
         return JMNatSeq2SeqLMOutput(**result)  # in the order of its fields, for those who unpack it
+
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        """States (.., D) -> logits (.., V), where the states are."""
+        return self.lm_head(states).to(states.device)
 
     def check_labels(self, labels, masked_positions) -> None:
         if self.training and labels is None and masked_positions is not None:
@@ -722,12 +728,12 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         else:
             num_masked, num_sentences = loss_denominators
         index = masked_positions.flatten().nonzero().squeeze(1)  # (N,), asked of the device once
-        if not len(index) and self.training:
+        if self.training and not torch.compiler.is_compiling() and not len(index):
             logger.warning_once(NOT_MASKED)
         states = outputs.last_hidden_state if result.logits is None else result.logits
         logits = states.flatten(0, 1).index_select(0, index)
         if result.logits is None:
-            logits = self.lm_head(logits)  # (N, V)
+            logits = self.project(logits)  # (N, V)
         if config.ngram_loss_weight:
             token_log_probs, means = reference_log_probs(logits, labels, masked_positions)
             target_log_probs = token_log_probs.diagonal(dim1=1, dim2=2)  # (B, T), 0 where nothing is masked
@@ -743,7 +749,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         if encoder_targets is not None and config.encoder_loss_weight:
             chosen = encoder_targets.flatten().ne(-100).nonzero().squeeze(1)
             states = outputs.encoder_last_hidden_state.flatten(0, 1).index_select(0, chosen)
-            encoder_nll = label_smoothed_nll(self.lm_head(states), encoder_targets.flatten()[chosen])
+            encoder_nll = label_smoothed_nll(self.project(states), encoder_targets.flatten()[chosen])
             result.encoder_loss = encoder_nll / num_masked
             result.loss = result.loss + config.encoder_loss_weight * result.encoder_loss
         if result.length_logits is not None and config.length_loss_weight:
@@ -795,7 +801,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         hidden_states = self.model.decoder(canvas, state=state).last_hidden_state
         index = positions[:, :, None].expand(-1, -1, hidden_states.shape[-1])
         hidden_states = hidden_states.gather(1, index)
-        logits = self.lm_head(hidden_states)  # (R, M, V)
+        logits = self.project(hidden_states)  # (R, M, V)
         if suppressed is not None:
             logits = logits.masked_fill(suppressed, -math.inf)
         best, tokens = logits.max(dim=-1)

@@ -17,7 +17,11 @@ from tests.helpers.teacher_samples import random_lines
 from tests.helpers.translation_samples import tiny_student, tiny_tokenizer
 
 OPTIONS = {"num_iterations": 3, "num_length_candidates": 3, "early_stop": True, "return_dict_in_generate": True}
-KINDS = {"jmnat": {}, "pre_norm_learned": {"normalize_before": True, "position_embedding_type": "learned"}}
+KINDS = {
+    "jmnat": {},
+    "pre_norm_learned": {"normalize_before": True, "position_embedding_type": "learned"},
+    "untied": {"tie_word_embeddings": False, "output_bias": True, "position_offset": 0},
+}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration, JMNatTokenizer
 from modeling_jmnat.data.preparation import load_prepared
@@ -60,8 +61,10 @@ def test_a_model_is_trained_and_translates(data, start, tmp_path):
     options = [f"--{name}={value}" for name, value in {**MODEL, "normalize_before": False}.items()]
     options += [f"--data={folder}", "--max_tokens=200", "--use_cpu=true", "--learning_rate=0.003"]
     if start == "teacher":
-        build_teacher({**MODEL, "normalize_before": False}, load_prepared(folder)[1]).save_pretrained(tmp_path / "ar")
-        tokenizer.save_pretrained(tmp_path / "ar")
+        preset = tmp_path / "preset.yaml"
+        preset.write_text(yaml.safe_dump({"model": {**MODEL, "normalize_before": False}}))
+        shared = [f"--data={folder}", "--max_steps=2", "--max_tokens=200", "--use_cpu=true", "--eval_num_beams=2"]
+        load_script("train_teacher").main([*shared, f"--preset={preset}", f"--output_dir={tmp_path / 'ar'}"])
         options.append(f"--init_from_teacher={tmp_path / 'ar'}")
     load_script("train_jmnat").main([*options, f"--output_dir={tmp_path / 'run'}", "--max_steps=3"])
     model, loaded = load_translator(tmp_path / "run", device="cpu")
