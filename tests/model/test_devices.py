@@ -6,7 +6,6 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model, infer_auto_device_map
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
@@ -144,8 +143,9 @@ def test_layers_on_a_gpu_and_on_the_cpu(kind):
 
 
 def lora_model(model, modules):
+    peft = pytest.importorskip("peft")
     torch.manual_seed(0)
-    return get_peft_model(model, LoraConfig(target_modules=modules, r=2))
+    return peft.get_peft_model(model, peft.LoraConfig(target_modules=modules, r=2))
 
 
 def test_an_adapter_of_the_length_table_learns():
