@@ -599,12 +599,7 @@ class JMNatModel(JMNatPreTrainedModel):
         states = encoded.last_hidden_state
         source_mask = token_mask(attention_mask, input_ids, states, self.config.pad_token_id)
         decoder_outputs = self.decoder(
-            decoder_input_ids,
-            decoder_attention_mask,
-            states,
-            source_mask,
-            decoder_inputs_embeds,
-            **kwargs,
+            decoder_input_ids, decoder_attention_mask, states, source_mask, decoder_inputs_embeds, **kwargs
         )
         return JMNatSeq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,

@@ -124,7 +124,7 @@ def text_of(folder):
     return [f"--model={folder / 'student'}", f"--source={folder / 'source'}", f"--reference={folder / 'reference'}"]
 
 
-def test_evaluations(folder, monkeypatch, capsys):
+def test_evaluations(folder, monkeypatch, capsys, caplog):
     monkeypatch.setattr(scores, "translate_lines", perfect(folder))
     for options, score, name in (([], 100, "zh"), (["--bleu_tokenize", "13a"], 0, "13a")):
         load_script("evaluate").main([*text_of(folder), "--num_iterations", "1", *options])
@@ -132,6 +132,7 @@ def test_evaluations(folder, monkeypatch, capsys):
         assert row["sacrebleu"] == pytest.approx(score)
         assert f"tok:{name}" in row["sacrebleu_signature"]
         assert row["by_source_words"]["1-5"]["sacrebleu"] == pytest.approx(score)
+        assert ("sacreBLEU is 0 in every row" in caplog.text) == (score == 0)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "tune_decoding", "train_jmnat", "train_teacher", "reproduce"])
