@@ -659,7 +659,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         Raises:
             ValueError: neither decoder input nor labels; a target longer than `max_target_length`.
         """
-        self.check_labels(labels, masked_positions)
+        self.check_batch(labels, masked_positions, kwargs)
         if labels is not None:
             if decoder_attention_mask is None:
                 decoder_attention_mask = labels != -100
@@ -693,7 +693,10 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         """States (.., D) -> logits (.., V), where the states are."""
         return self.lm_head(states).to(states.device)
 
-    def check_labels(self, labels, masked_positions) -> None:
+    def check_batch(self, labels, masked_positions, others) -> None:
+        for name in ("correction_positions", "glancing_order"):  # without it, wrong targets would be learned
+            if name in others:
+                raise ValueError(f"{name} is for JMNatTrainer alone: leave its option out of the data collator")
         if self.training and labels is None and masked_positions is not None:
             raise ValueError(
                 "labels is missing: a Trainer takes it away with label_smoothing_factor, which must be 0 (the model's "

@@ -120,6 +120,16 @@ def test_warns_of_targets_that_hide_nothing_and_of_nothing_else(warnings_of):
     assert warnings_of == [NOT_MASKED]
 
 
+@pytest.mark.parametrize("masks", [{"correction_ratio": 0.3}, {"full_mask_ratio": 1.0, "glancing_ratio": 0.5}])
+def test_masks_that_a_stock_trainer_cannot_use_are_refused(tiny, tmp_path, masks):
+    """They would make the model learn to copy what it reads, or be ignored."""
+    data, tokenizer = tiny
+    arguments = Seq2SeqTrainingArguments(str(tmp_path), **BASE, max_steps=1)
+    trainer = Seq2SeqTrainer(tiny_model(tokenizer), arguments, DataCollatorForJMNat(tokenizer, **masks), data["train"])
+    with pytest.raises(ValueError, match="is for JMNatTrainer alone"):
+        trainer.train()
+
+
 # JMNatTrainer as Seq2SeqTrainer --------------------------------------------------------------------------------------
 
 
