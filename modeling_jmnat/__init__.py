@@ -94,15 +94,33 @@ def _register_tokenizer() -> None:
 
 
 def _register_pipeline() -> None:
+    from transformers import pipelines
     from transformers.models.auto.modeling_auto import AutoModelForSeq2SeqLM
-    from transformers.pipelines import PIPELINE_REGISTRY
 
-    PIPELINE_REGISTRY.register_pipeline(
-        "nat-translation",
-        pipeline_class=_lazy("JMNatTranslationPipeline"),
-        pt_model=AutoModelForSeq2SeqLM,
-        type="text",
-    )
+    for task in ("nat-translation", "translation"):
+        pipelines.PIPELINE_REGISTRY.register_pipeline(
+            task, pipeline_class=_lazy("JMNatTranslationPipeline"), pt_model=AutoModelForSeq2SeqLM, type="text"
+        )
+    getattr(pipelines, "REMOVED_TASKS", {}).pop("translation", None)  # Transformers' own was removed in version 5
+    _prefer_registered_pipeline(pipelines)
+
+
+def _prefer_registered_pipeline(pipelines: Any) -> None:
+    """Let `pipeline` use the class of this package where a configuration names one that lies in the model's folder.
+
+    The latter would need `trust_remote_code`, which still asks for it.
+    """
+
+    class PipelineConfig(pipelines.AutoConfig):
+        @classmethod
+        def from_pretrained(cls, *args, **kwargs):
+            config = super().from_pretrained(*args, **kwargs)
+            named = config.model_type == "jmnat" and hasattr(config, "custom_pipelines")
+            if named and kwargs.get("_from_pipeline") is not None and not kwargs.get("trust_remote_code"):
+                del config.custom_pipelines
+            return config
+
+    pipelines.AutoConfig = PipelineConfig
 
 
 _AUTO, _OWN_CONFIG = "transformers.models.auto", f"{__name__}.configuration_jmnat"

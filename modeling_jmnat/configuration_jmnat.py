@@ -28,6 +28,7 @@ REPEAT_RULES = ("remask_repeats", "delete_repeats", "collapse_repeats")
 LARGEST_SHIFT = 100  # of a length
 LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows; and weight of a consensus
 PIPELINE_FILE = "pipeline.py"
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "mask_token_id")
 SIZES = (
     "vocab_size",
     "d_model",
@@ -53,7 +54,9 @@ class JMNatConfig(PreTrainedConfig):
         vocab_size: V, one vocabulary for both languages.
         d_model: D, width of every layer, a multiple of both numbers of heads.
         normalize_before: layer norm before each block (pre-layer-norm) instead of after it.
-        position_embedding_type: `"sinusoidal"` or `"learned"`. Positions count from `pad_token_id + 1`, as in fairseq.
+        position_embedding_type: `"sinusoidal"` or `"learned"`.
+        position_offset: number of the first token's position. None is fairseq's, `pad_token_id + 1`. With 0 the
+            sinusoids are also spaced as Marian's, whose weights fit no other positions.
         scale_embedding: multiply token embeddings by sqrt(D).
         positional_attention: a second attention block per decoder layer whose queries and keys are positions.
         exclude_self_attention: decoder self-attention and positional attention leave out the position itself.
@@ -61,6 +64,7 @@ class JMNatConfig(PreTrainedConfig):
             source tokens copied uniformly to the target length, all targets predicted in one pass.
         max_position_embeddings: longest source in tokens.
         max_target_length: longest target in tokens, `</s>` included; the length table has one row more.
+        output_bias: a bias of the output projection, as Marian's `final_logits_bias`.
         init_std: None draws linear layers Xavier-uniform and embeddings with std D**-0.5 (fairseq's Transformer); a
             number is the standard deviation of all of them (BERT, Mask-Predict: 0.02).
         ngram_size: n of the n-gram loss (Eq. 6) and of adjacent re-masking.
@@ -105,6 +109,8 @@ class JMNatConfig(PreTrainedConfig):
     activation_function: str = "relu"
     normalize_before: bool = False
     position_embedding_type: str = "sinusoidal"
+    position_offset: int | None = None
+    output_bias: bool = False
     scale_embedding: bool = True
     positional_attention: bool = True
     exclude_self_attention: bool = True
@@ -147,7 +153,7 @@ class JMNatConfig(PreTrainedConfig):
         for name in ("encoder_loss_weight", "ngram_loss_weight", "length_loss_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "mask_token_id"):
+        for name in SPECIAL_IDS:
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
                 raise ValueError(f"{name}={token} must be in [0, {self.vocab_size}), the vocabulary")
@@ -156,9 +162,26 @@ class JMNatConfig(PreTrainedConfig):
                 raise ValueError(f"d_model={self.d_model} is not a multiple of {name}={getattr(self, name)}")
         if self.position_embedding_type == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"d_model={self.d_model} must be even with sinusoidal positions")
+        if self.position_offset is not None and self.position_offset < 0:
+            raise ValueError(f"position_offset={self.position_offset} must be None or at least 0")
         if self.max_target_length < 2:
             raise ValueError(f"max_target_length={self.max_target_length} must be at least 2 (one token and </s>)")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer, **fields) -> "JMNatConfig":
+        """A configuration with a tokenizer's vocabulary size and special ids, and any other `fields`.
+
+        Raises:
+            ValueError: the tokenizer lacks a token that the model needs, or a field is out of its range.
+        """
+        given = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+        missing = [name for name in ("pad_token_id", "eos_token_id", "mask_token_id") if given[name] is None]
+        if missing:
+            raise ValueError(f"the tokenizer has no {missing[0]}: it needs a token of that kind")
+        if fields.get("position_embedding_type") == "learned" and given["pad_token_id"] != cls.pad_token_id:
+            given["position_offset"] = 0  # no rows that only the id of <pad> asks for
+        return cls(**{"vocab_size": len(tokenizer), **given, **fields})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):  # type: ignore[override]
         """As ever, but code of the folder it came from is named only where it goes along (see `publishing`)."""

@@ -56,7 +56,7 @@ class JMNatDecodingState:
         """
         selected = replace(self, attend_mask=self.attend_mask[rows])
         if self.position_probs is not None:
-            selected.position_probs = [probs[rows] for probs in self.position_probs]
+            selected.position_probs = [probs[rows.to(probs.device)] for probs in self.position_probs]
         if self.encoder_attend_mask is None or self.key_values is None:
             return selected
         num_sources = len(self.encoder_attend_mask)
@@ -66,7 +66,7 @@ class JMNatDecodingState:
             sources = source_of_row
         if not torch.equal(sources, torch.arange(num_sources, device=sources.device)):
             selected.encoder_attend_mask = self.encoder_attend_mask[sources]
-            selected.key_values = [(key[sources], value[sources]) for key, value in self.key_values]
+            selected.key_values = [(k[sources.to(k.device)], v[sources.to(v.device)]) for k, v in self.key_values]
         return selected
 
 

@@ -99,7 +99,10 @@ class JMNatTranslationPipeline(ChunkPipeline):
 
     def __init__(self, model, *args, device=None, **kwargs):
         if getattr(model.config, "model_type", None) != "jmnat":
-            raise ValueError(f"this pipeline translates with JM-NAT, not with a {model.config.model_type} model")
+            raise ValueError(
+                f"this pipeline translates with JM-NAT, not with a {model.config.model_type} model, for which "
+                "Transformers has had no translation pipeline since version 5: use its generate"
+            )
         if device is None and not isinstance(model, torch.nn.Module):
             device = model.device  # exported graphs stay where they are
         super().__init__(model, *args, device=device, **kwargs)  # type: ignore[misc]

@@ -1,5 +1,6 @@
 """The README and the documents: what they link to exists, and what they show in Python does what they say."""
 
+import os
 import re
 import subprocess
 import sys
@@ -39,15 +40,21 @@ def test_links_lead_somewhere(path):
             assert anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
-def test_snippets_of_the_readme_print_what_they_say(tmp_path):
+@pytest.mark.parametrize(
+    ("document", "count", "saved"), [("README.md", 3, "finetuned"), ("hub_card/docs/training.md", 1, "trained")]
+)
+def test_snippets_print_what_they_say(document, count, saved, tmp_path):
     """Each block as pasted, in a folder where `hub_card` is; a comment after `print(...)` is what it prints."""
     (tmp_path / "hub_card").symlink_to(ROOT / "hub_card")
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == count
     for block in blocks:
-        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert len(list(filter(None, block.splitlines()))) <= 12
+        command = [sys.executable, "-c", block]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         expected = re.findall(r"^print\(.*\)  # (.*)$", block, re.MULTILINE)
         printed = done.stdout.splitlines()
         assert printed[: len(expected)] == expected if expected else "train_loss" in done.stdout
-    assert (tmp_path / "finetuned" / "model.safetensors").is_file()
+    assert (tmp_path / saved / "model.safetensors").is_file()

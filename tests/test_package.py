@@ -24,6 +24,7 @@ EVERYTHING = f"""
 model = AutoModelForSeq2SeqLM.from_pretrained(folder)
 translate = pipeline("nat-translation", model=folder)
 assert translate("ein haus")[0]["translation_text"] is not None
+assert type(pipeline("translation", model=folder)) is type(translate)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 for thing in (model.config, model, AutoModel.from_config(model.config), tokenizer, translate):
     print(type(thing).__module__)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..experiments.systems import SUITES
+from ..utils.bleu import check_bleu_tokenizer
 from ..utils.command_line import check_counts, command, parse_arguments
 
 SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a quarter of what fills a GPU
@@ -65,6 +66,10 @@ class ReproduceArguments:
         default=100,
         metadata={"help": "table2: time so many test sentences one by one, nothing else running; 0 leaves it out."},
     )
+    bleu_tokenize: str | None = field(
+        default=None,
+        metadata={"help": "sacreBLEU's tokenizer. Default: zh, ja-mecab, ko-mecab or char by language; else 13a."},
+    )
     bf16: bool = field(
         default=False,
         metadata={
@@ -74,6 +79,7 @@ class ReproduceArguments:
 
     def __post_init__(self):
         check_counts(self, ("jobs", "teacher_steps", "student_steps", "num_length_candidates"))
+        check_bleu_tokenizer(self.bleu_tokenize)
         if self.teacher is not None and self.teacher_preset is not None:
             raise ValueError(
                 f"teacher_preset={self.teacher_preset} is for training a teacher, but teacher={self.teacher} is there "
@@ -115,6 +121,7 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         from_teacher=not arguments.from_scratch,
         num_length_candidates=arguments.num_length_candidates,
         latency_sentences=arguments.latency_sentences,
+        bleu_tokenize=arguments.bleu_tokenize,
         batch_tokens=SHARED_GPU_BATCH_TOKENS if gpu and jobs > 1 else None,
     )
     # Everything that may be refused is read before the folder is made, and then before anything in it is replaced.

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 
+from ..utils.bleu import check_bleu_tokenizer
 from ..utils.command_line import check_counts
 
 WORD_NOISES = ("drop", "replace")
@@ -51,6 +52,10 @@ class EvaluationArguments:
     target_language: str = field(
         default="en", metadata={"help": "Two-letter language of the references, for Moses tokenisation."}
     )
+    bleu_tokenize: str | None = field(
+        default=None,
+        metadata={"help": "sacreBLEU's tokenizer. Default: zh, ja-mecab, ko-mecab or char by language; else 13a."},
+    )
     lowercase: bool = field(default=False, metadata={"help": "Ignore case in all scores, as the paper on IWSLT14."})
     noise: str | None = field(
         default=None,
@@ -85,6 +90,7 @@ class EvaluationArguments:
 
     def __post_init__(self):
         check_counts(self, ["batch_tokens"])
+        check_bleu_tokenizer(self.bleu_tokenize)
         if self.noise is not None and self.noise not in NOISES:
             raise ValueError(f"noise={self.noise!r} is not one of {', '.join(NOISES)}")
         largest = 1.0 if self.noise in WORD_NOISES else sys.float_info.max
@@ -119,14 +125,20 @@ class TuningArguments:
             "help": "JM-NAT: values of consensus_weight, for what the candidates have in common. Default: 0 0.5 1 2."
         },
     )
+    num_iterations: list[int] | None = field(
+        default=None,
+        metadata={"help": "JM-NAT: numbers of decoder passes, over which the mean of BLEU counts. Default: 4 10."},
+    )
+    num_beams: list[int] | None = field(
+        default=None, metadata={"help": "Autoregressive models: beam sizes, of which the best is chosen. Default: 5."}
+    )
     num_length_candidates: list[int] | None = field(
         default=None, metadata={"help": "JM-NAT: numbers of target lengths. Default: as saved with the model."}
     )
     grid: str | None = field(
         default=None,
         metadata={
-            "help": """Lists of values of further options as JSON, such as '{"remask_adjacent": [true, false]}'. """
-            "Default: num_iterations 4 and 10, over which the mean of BLEU counts; beam 5."
+            "help": """Lists of values of further options as JSON, such as '{"remask_adjacent": [true, false]}'."""
         },
     )
     generation_options: str | None = field(
@@ -141,6 +153,13 @@ class TuningArguments:
     )
     reranker: str | None = field(
         default=None, metadata={"help": "JM-NAT: tune for candidates that this autoregressive model scores."}
+    )
+    target_language: str = field(
+        default="en", metadata={"help": "Language of the references, which chooses sacreBLEU's tokenizer."}
+    )
+    bleu_tokenize: str | None = field(
+        default=None,
+        metadata={"help": "sacreBLEU's tokenizer. Default: zh, ja-mecab, ko-mecab or char by language; else 13a."},
     )
     lowercase: bool = field(default=False, metadata={"help": "Ignore case in BLEU."})
     save: bool = field(
@@ -161,7 +180,8 @@ class TuningArguments:
         for name, values in (("exponents", self.exponents), ("consensus_weights", self.consensus_weights or [0.0])):
             if not values or not all(0 <= value <= LARGEST_EXPONENT for value in values):
                 raise ValueError(f"{name}={values} must be at least one number, all in [0, {LARGEST_EXPONENT}]")
-        check_counts(self, ("num_length_candidates", "batch_tokens"))
+        check_counts(self, ("num_iterations", "num_beams", "num_length_candidates", "batch_tokens"))
+        check_bleu_tokenizer(self.bleu_tokenize)
         rules = self.repeat_rules
         if rules is not None and not (rules and set(rules) <= set(REPEAT_SETTINGS)):
             raise ValueError(f"repeat_rules={rules} must be at least one of {', '.join(REPEAT_SETTINGS)}")

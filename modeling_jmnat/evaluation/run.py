@@ -1,6 +1,7 @@
 """A test set translated with one or several settings and scored, for the command `evaluate`."""
 
 import json
+import logging
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,11 +10,13 @@ from ..inference.loading import is_jmnat, load_translator
 from ..inference.translation import check_options, parse_generation_options
 from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import write_json
+from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric
 from ..utils.text_files import read_parallel, write_lines
 from .noise import disturbed
 from .options import STATE_NOISES, EvaluationArguments
 from .scores import describe_environment, evaluate_model
 
+logger = logging.getLogger(__name__)
 DEFAULT_ITERATIONS = [1, 4, 10]
 DEFAULT_BEAMS = [1, 5]
 
@@ -56,9 +59,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
 
     The file is written even where an interruption or an error ends it early, with the rows that were done.
     """
-    import sacrebleu  # noqa: F401 - whether it is there must be known before the text is translated
-
     sources, references = read_parallel(arguments.source, arguments.reference)
+    bleu_metric(arguments.bleu_tokenize or DEFAULT_TOKENIZER)  # whether it is there must be known before the work
     if arguments.backend != "torch" and arguments.noise in STATE_NOISES:
         raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends show no states")
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
@@ -75,6 +77,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
             "sentences": len(sources),
             "lowercase": arguments.lowercase,
             "target_language": arguments.target_language,
+            "bleu_tokenize": arguments.bleu_tokenize,
             "batch_tokens": arguments.batch_tokens,
             "noise": arguments.noise,
             "generation": shared,
@@ -99,6 +102,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     finally:
         if arguments.output and report["results"]:
             write_json(arguments.output, report)
+    if not any(row["sacrebleu"] for row in report["results"]):
+        logger.warning("sacreBLEU is 0 in every row: is the text the model's, and --bleu_tokenize the language's?")
     return report
 
 
@@ -115,6 +120,7 @@ def evaluated(arguments: EvaluationArguments, model, tokenizer, sources, referen
                 generation=shared,
                 target_language=arguments.target_language,
                 lowercase=arguments.lowercase,
+                bleu_tokenize=arguments.bleu_tokenize,
                 batch_tokens=arguments.batch_tokens,
                 latency_sentences=arguments.latency_sentences,
                 progress=sys.stderr.isatty(),

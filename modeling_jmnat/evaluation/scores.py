@@ -14,6 +14,7 @@ import transformers
 from ..inference.loading import is_jmnat
 from ..inference.translation import Translation, translate_lines
 from ..tokenization_jmnat import moses_tool
+from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric, bleu_tokenizer, language_without_spaces
 
 LATENCY_ROUNDS = 3
 WARM_UP_SENTENCES = 8
@@ -29,35 +30,45 @@ def count_repeated_tokens(tokens: Sequence) -> int:
 
 
 def score_translations(
-    hypotheses: Sequence[str], references: Sequence[str], target_language: str = "en", lowercase: bool = False
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    target_language: str = "en",
+    lowercase: bool = False,
+    bleu_tokenize: str | None = None,
 ) -> dict:
     """Corpus scores of `hypotheses` against one reference each.
 
     Args:
-        target_language: two-letter language whose Moses rules split words for tokenised BLEU and for repeats.
+        target_language: two-letter language whose Moses rules split words for tokenised BLEU and for repeats. In
+            languages without spaces, which are also told by the references' script, sacreBLEU's tokenizer does that.
         lowercase: ignore case in every score, as the paper does on IWSLT14.
+        bleu_tokenize: sacreBLEU's tokenizer; left out, the one for the language.
 
     Returns:
         `sacrebleu`, `chrf` and `tokenized_bleu` (0 to 100), each with its sacreBLEU signature, and
-        `repeated_tokens_per_sentence`: words equal to the word before them, after Moses tokenisation.
+        `repeated_tokens_per_sentence`: words equal to the word before them, after that tokenisation.
 
     Raises:
         ValueError: no sentences, different numbers of them, or a language unknown to Moses.
     """
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics import CHRF
 
     if not hypotheses or len(hypotheses) != len(references):
         raise ValueError(
             f"{len(hypotheses)} hypotheses and {len(references)} references: the same number, at least one, is needed"
         )
-    split = moses_tool("tokenizer", target_language)
+    tokenizer = bleu_tokenizer(references, target_language, bleu_tokenize)
+    if language_without_spaces(references, target_language):
+        split = bleu_metric(bleu_tokenizer(references, target_language)).tokenizer
+    else:
+        split = moses_tool("tokenizer", target_language)
     tokenized = [split(text.lower() if lowercase else text) for text in hypotheses]
     tokenized_references = [split(text.lower() if lowercase else text) for text in references]
     scores = {}
     for name, metric, texts, targets in (
-        ("sacrebleu", BLEU(lowercase=lowercase), hypotheses, references),
+        ("sacrebleu", bleu_metric(tokenizer, lowercase), hypotheses, references),
         ("chrf", CHRF(lowercase=lowercase), hypotheses, references),
-        ("tokenized_bleu", BLEU(lowercase=lowercase, tokenize="none", force=True), tokenized, tokenized_references),
+        ("tokenized_bleu", bleu_metric("none", lowercase, force=True), tokenized, tokenized_references),
     ):
         scores[name] = metric.corpus_score(texts, [targets]).score
         scores[f"{name}_signature"] = str(metric.get_signature())
@@ -66,22 +77,24 @@ def score_translations(
 
 
 def score_by_source_words(
-    sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False
+    sources: Sequence[str],
+    hypotheses: Sequence[str],
+    references: Sequence[str],
+    lowercase: bool = False,
+    tokenizer: str = DEFAULT_TOKENIZER,
 ) -> dict[str, dict]:
     """sacreBLEU of short and long sentences apart: `{"1-5": {"sentences": 120, "sacrebleu": 31.2}, ...}`.
 
     Lengths are source words between spaces, the same for every system, whatever its vocabulary. Groups without a
     sentence are left out.
     """
-    from sacrebleu.metrics import BLEU
-
     groups, lengths = {}, [len(source.split()) for source in sources]
     for low, high in zip((0, *SOURCE_WORDS), (*SOURCE_WORDS, float("inf")), strict=True):
         inside = [row for row, length in enumerate(lengths) if low < length <= high]
         if inside:
             name = f"over {low}" if high == float("inf") else f"{low + 1}-{high}"
             texts, targets = ([lines[row] for row in inside] for lines in (hypotheses, references))
-            score = BLEU(lowercase=lowercase).corpus_score(texts, [targets]).score
+            score = bleu_metric(tokenizer, lowercase).corpus_score(texts, [targets]).score
             groups[name] = {"sentences": len(inside), "sacrebleu": score}
     return groups
 
@@ -96,6 +109,7 @@ def evaluate_model(
     generation: dict | None = None,
     target_language: str = "en",
     lowercase: bool = False,
+    bleu_tokenize: str | None = None,
     batch_tokens: int | None = None,
     latency_sentences: int = 0,
     progress: bool = False,
@@ -105,9 +119,11 @@ def evaluate_model(
     Args:
         settings: the options that differ, such as `[{"num_iterations": 1}, {"num_iterations": 4}]`.
         generation: the options that all share, such as `{"num_length_candidates": 4}`.
+        bleu_tokenize: sacreBLEU's tokenizer; left out, the one for the language.
         latency_sentences: also translate so many sentences, spread over the file, one at a time and report the
             milliseconds from text to text. 0 leaves it out.
     """
+    tokenize = bleu_tokenizer(references, target_language, bleu_tokenize)
     for setting in settings:
         translate = _translator(model, tokenizer, {**(generation or {}), **setting}, batch_tokens)
         translate(sources[:WARM_UP_SENTENCES])
@@ -117,8 +133,8 @@ def evaluate_model(
         texts = [translation.text for translation in translations]
         figures = {
             **setting,
-            **score_translations(texts, references, target_language, lowercase),
-            "by_source_words": score_by_source_words(sources, texts, references, lowercase),
+            **score_translations(texts, references, target_language, lowercase, tokenize),
+            "by_source_words": score_by_source_words(sources, texts, references, lowercase, tokenize),
             **(decoding_figures(tokenizer, translations, references) if is_jmnat(model) else {}),
             "seconds": seconds,
             "sentences_per_second": len(sources) / seconds,

@@ -1,5 +1,6 @@
 """Settings of decoding compared on validation text and the best one saved, for the command `tune`."""
 
+import logging
 import sys
 import tempfile
 from collections.abc import Collection
@@ -15,11 +16,13 @@ from ..inference.translation import check_options, parse_generation_options
 from ..onnx_export import exporter
 from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import atomic_file
+from ..utils.bleu import bleu_metric, bleu_tokenizer
 from ..utils.text_files import read_parallel
 from .options import CONSENSUS_WEIGHTS, REPEAT_SETTINGS, TuningArguments
 from .scores import describe_environment
 from .tuning import beam_settings, best_setting, candidate_settings
 
+logger = logging.getLogger(__name__)
 DEFAULT_ITERATIONS, DEFAULT_BEAMS = [4, 10], 5
 # Options of decoding that are set here, and what decides on them.
 JMNAT_CHOICES = {
@@ -62,8 +65,16 @@ def check_grid(model, grid: dict[str, list], shared: dict) -> None:
 def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: dict):
     """The settings to be compared, each with its translations."""
     grid = parse_grid(arguments.grid)
+    for name in ("num_iterations", "num_beams"):
+        values = getattr(arguments, name)
+        if values is not None and name in grid:
+            raise ValueError(f"{name} is given twice: by --{name} and in --grid")
+        if values is not None:
+            grid[name] = values
     common = {"max_batch_tokens": arguments.batch_tokens, "progress": sys.stderr.isatty()}
     if is_jmnat(model):
+        if arguments.num_beams is not None:
+            raise ValueError("--num_beams does not apply to JM-NAT: use --num_iterations and --num_length_candidates")
         one_pass = model.config.decoder_input == "source_copy"
         grid.setdefault("num_iterations", [1] if one_pass else DEFAULT_ITERATIONS)
         rules = [REPEAT_SETTINGS[name] for name in arguments.repeat_rules or ()] or [{}]
@@ -76,7 +87,7 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
             shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
         tried = counts, arguments.exponents, arguments.consensus_weights or CONSENSUS_WEIGHTS
         return candidate_settings(model, tokenizer, sources, grid, *tried, generation=shared, rules=rules, **common)
-    for name in ("num_length_candidates", "consensus_weights", "repeat_rules", "reranker"):
+    for name in ("num_iterations", "num_length_candidates", "consensus_weights", "repeat_rules", "reranker"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name} does not apply to an autoregressive model")
     grid.setdefault("num_beams", [DEFAULT_BEAMS])
@@ -88,14 +99,13 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
 
 def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
     """Everything that goes into the JSON file, and the model; one printed line per setting as soon as it is known."""
-    from sacrebleu.metrics import BLEU
-
     if arguments.save:
         check_folders(arguments.model)
     sources, references = read_parallel(arguments.source, arguments.reference)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
     shared = parse_generation_options(arguments.generation_options)
-    metric, rows = BLEU(lowercase=arguments.lowercase), []
+    tokenizer_of_bleu = bleu_tokenizer(references, arguments.target_language, arguments.bleu_tokenize)
+    metric, rows = bleu_metric(tokenizer_of_bleu, arguments.lowercase), []
     for setting, texts in settings_of(arguments, model, tokenizer, sources, shared):
         rows.append(setting | {"sacrebleu": round(metric.corpus_score(texts, [references]).score, 4)})
         print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
@@ -105,6 +115,7 @@ def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
             "source": Path(arguments.source).name,
             "sentences": len(sources),
             "lowercase": arguments.lowercase,
+            "bleu_tokenize": tokenizer_of_bleu,
             "generation": shared,
             "reranker": Path(arguments.reranker).resolve().name if arguments.reranker else None,
         },
@@ -113,7 +124,19 @@ def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
         "results": rows,
         "best": shared | best_setting(rows),
     }
+    warn_of_equal_scores(rows)
     return report, model
+
+
+def warn_of_equal_scores(rows: list[dict]) -> None:
+    """Say so where BLEU cannot choose: the best setting is the first one then, by chance."""
+    scores = {row["sacrebleu"] for row in rows}
+    if len(scores) == 1 and (len(rows) > 1 or 0.0 in scores):
+        logger.warning(
+            "sacreBLEU is %s with every setting, so that it chooses nothing: give more text, or sacreBLEU's tokenizer "
+            "for the language by --bleu_tokenize",
+            *scores,
+        )
 
 
 def folders_of(model: str) -> list[Path]:

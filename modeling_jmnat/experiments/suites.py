@@ -55,6 +55,7 @@ class SuiteSettings:
         num_length_candidates: C.
         latency_sentences: test sentences that are timed one by one.
         batch_tokens: of evaluations; None leaves them to the commands.
+        bleu_tokenize: sacreBLEU's tokenizer; None leaves it to the language.
     """
 
     preset: str
@@ -69,6 +70,7 @@ class SuiteSettings:
     num_length_candidates: int = 4
     latency_sentences: int = 100
     batch_tokens: int | None = None
+    bleu_tokenize: str | None = None
 
     def __post_init__(self):
         self.data, self.output = self.data.resolve(), self.output.resolve()
@@ -106,6 +108,8 @@ class SuiteBuilder:
         preparation = json.loads((settings.data / "preparation.json").read_text(encoding="utf-8"))
         self.lowercase = bool(preparation.get("lowercase"))
         self.target_language = preparation.get("target_lang") or preparation.get("moses_target_lang") or "en"
+        tokenizer = settings.bleu_tokenize
+        self.scoring = {} if tokenizer is None else {"bleu_tokenize": tokenizer}
         self.first_teacher = self.teacher_to_start_with()
 
     def build(self, suites: Sequence[str]) -> list[Stage]:
@@ -255,7 +259,8 @@ class SuiteBuilder:
 
     def training_options(self) -> dict:
         tokens = self.settings.batch_tokens
-        return ({} if tokens is None else {"eval_batch_tokens": tokens}) | self.settings.training_options
+        evaluation = self.scoring | ({} if tokens is None else {"eval_batch_tokens": tokens})
+        return evaluation | self.settings.training_options
 
     def add_teacher(
         self, name: str, preset: str, steps: int | None = None, data: str = "raw", layers: dict[str, int] | None = None
@@ -359,6 +364,7 @@ class SuiteBuilder:
             "output": chosen,
             "lowercase": self.lowercase,
             "save": False,
+            **self.scoring,
             **({} if self.settings.batch_tokens is None else {"batch_tokens": self.settings.batch_tokens}),
             **({} if autoregressive else candidates),
             **(more or {}),
@@ -384,6 +390,7 @@ class SuiteBuilder:
             "output": self.settings.output / "results" / f"{name}.json",
             "lowercase": self.lowercase,
             "target_language": self.target_language,
+            **self.scoring,
             **({} if self.settings.batch_tokens is None else {"batch_tokens": self.settings.batch_tokens}),
             **({} if autoregressive else {"num_length_candidates": self.settings.num_length_candidates}),
             **options,

@@ -105,6 +105,9 @@ def pad_vocabulary(model: JMNatForConditionalGeneration) -> None:
             missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]
             padded[id(weight)] = weight, torch.nn.Parameter(torch.nn.functional.pad(weight, (0, 0, 0, missing)))
         _, module.weight = padded[id(weight)]
+    if model.lm_head.bias is not None:
+        missing = len(model.lm_head.weight) - len(model.lm_head.bias)
+        model.lm_head.bias = torch.nn.Parameter(torch.nn.functional.pad(model.lm_head.bias, (0, missing)))
 
 
 @torch.no_grad()
@@ -126,10 +129,12 @@ def export_onnx(
         Size in bytes of each file of weights.
 
     Raises:
-        ValueError: an architecture or activation that the graphs do not know, or another process writes to `output`.
+        ValueError: an architecture or activation that the graphs do not know, weights that are not all in plain
+            layers, or another process writes to `output`.
     """
     if model.config.decoder_input != "mask":
         raise ValueError(f"decoder_input={model.config.decoder_input!r} cannot be exported, only 'mask'")
+    check_weights(model)
     model = copy.deepcopy(model).float().cpu().eval()
     warn_of_other_options(model)
     with folder_lock(output, "output"), replace_files(output, EXPORTED_FILES, last=TRANSLATORS) as folder:
@@ -139,6 +144,18 @@ def export_onnx(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     return sizes
+
+
+def check_weights(model: JMNatForConditionalGeneration) -> None:
+    """Reject adapters, quantised layers and offloaded weights: graphs are written from the weights themselves."""
+    for name, module in model.named_modules():
+        if hasattr(module, "base_layer"):
+            raise ValueError(f"{name} has an adapter: merge it into the model first, by merge_and_unload() of PEFT")
+        weight = getattr(module, "weight", None)
+        if weight is not None and not torch.is_tensor(weight):
+            raise ValueError(f"{name} is a {type(module).__name__}: export the model that is not quantised, with int8")
+        if weight is not None and weight.device.type == "meta":
+            raise ValueError(f"the weights of {name} are offloaded: load the model without a device_map")
 
 
 def warn_of_other_options(model: JMNatForConditionalGeneration) -> None:

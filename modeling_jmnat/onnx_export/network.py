@@ -270,7 +270,9 @@ class DecoderWriter(StackWriter):
     def write_tokens(self, states: str, token_bias: str) -> tuple[str, str]:
         """Best token of each state and its log-probability (R, M); `token_bias` (V,) takes part in the softmax."""
         graph = self.graph
-        weight = self.model.lm_head.weight
+        weight, bias = self.model.lm_head.weight, self.model.lm_head.bias
+        if bias is not None:
+            token_bias = graph.add("Add", token_bias, graph.constant(bias))
         logits = graph.linear(states, weight, token_bias)
         if not graph.int8:
             graph.shaped(logits, ("RM", weight.shape[0]), TensorProto.FLOAT)  # so that the softmax takes their memory

@@ -61,12 +61,13 @@ def build_teacher(
         num_beams: written to the generation configuration.
 
     Raises:
-        ValueError: the vocabulary's special ids differ from the configuration's.
+        ValueError: the configuration has special ids of its own, and the tokenizer's differ.
     """
     if isinstance(model_section, JMNatConfig):
         config = model_section
     else:
-        config = JMNatConfig(**{**model_section, "vocab_size": len(tokenizer)})
+        ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        config = JMNatConfig(**{**ids, **model_section, "vocab_size": len(tokenizer)})
     for name in ("pad_token_id", "eos_token_id"):
         if getattr(tokenizer, name) != getattr(config, name):
             raise ValueError(

@@ -1,10 +1,9 @@
 """One training run of a teacher, from prepared data and a preset to a saved model."""
 
-import sacrebleu
-
 from ..configuration_jmnat import JMNatConfig
 from ..inference.translation import translate_lines
 from ..training.run import FIXED_TRAINING_FIELDS, Run, fixed_settings, train_into_folder
+from ..utils.bleu import corpus_bleu
 from .command import TeacherCommand
 from .model import build_teacher, num_positions
 from .trainer import TeacherTrainer
@@ -19,7 +18,8 @@ def train_teacher(command: TeacherCommand) -> dict:
         return TeacherTrainer(model, command.training, processing_class, **datasets)
 
     def final_scores(trainer: TeacherTrainer) -> dict[str, float]:
-        return validation_scores(trainer.model, trainer.processing_class, trainer.eval_dataset, num_beams)
+        validation, tokenize = trainer.eval_dataset, command.training.bleu_tokenize
+        return validation_scores(trainer.model, trainer.processing_class, validation, num_beams, tokenize)
 
     settings = {
         "model": command.model,
@@ -32,11 +32,13 @@ def train_teacher(command: TeacherCommand) -> dict:
     )
 
 
-def validation_scores(model, tokenizer, validation, num_beams: int) -> dict[str, float]:
+def validation_scores(
+    model, tokenizer, validation, num_beams: int, bleu_tokenize: str | None = None
+) -> dict[str, float]:
     """sacreBLEU of the whole validation set, by greedy and by beam search."""
     sources, references = list(validation["source"]), list(validation["target"])
     scores = {}
     for name, beams in (("validation_bleu_greedy", 1), (f"validation_bleu_beam{num_beams}", num_beams)):
         texts = [result.text for result in translate_lines(model.eval(), tokenizer, sources, num_beams=beams)]
-        scores[name] = round(sacrebleu.corpus_bleu(texts, [references]).score, 2)
+        scores[name] = round(corpus_bleu(texts, references, chosen=bleu_tokenize), 2)
     return scores

@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass, fields
 
 import torch
-from transformers import TrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 from ..utils.command_line import check_counts
 from .options import StudentOptions, TeacherOptions, TranslationOptions
 
 
 @dataclass
-class TranslationTrainingArguments(TranslationOptions, TrainingArguments):
-    """Transformers' training arguments with `TranslationOptions`."""
+class TranslationTrainingArguments(TranslationOptions, Seq2SeqTrainingArguments):
+    """Transformers' training arguments, those of `Seq2SeqTrainer` included, with `TranslationOptions`."""
 
     def __post_init__(self):
         for item in fields(self):
@@ -28,8 +28,10 @@ class TranslationTrainingArguments(TranslationOptions, TrainingArguments):
         check_counts(self, ("gradient_accumulation_steps",))
         if self.max_steps < 1 and self.max_steps != -1:
             raise ValueError(f"max_steps={self.max_steps} must be at least 1, or -1 to go by num_train_epochs")
-        if self.load_best_model_at_end or self.save_strategy == "best":
-            raise ValueError("load_best_model_at_end and save_strategy=best are not used here: set keep_best")
+        if self.load_best_model_at_end and self.keep_best:
+            raise ValueError(
+                f"load_best_model_at_end=True and keep_best={self.keep_best} both choose the final weights: set one"
+            )
         if self.save_only_model:
             raise ValueError("save_only_model=True is not possible: checkpoints must hold what a run resumes from")
         self.check_options()

@@ -1,5 +1,6 @@
 """`CheckpointingTrainer`: runs that may be killed at any moment, resume exactly, and end with their best weights."""
 
+import logging
 import math
 import shutil
 from contextlib import AbstractContextManager, nullcontext
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerState
+from transformers import Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import PredictionOutput, TrainOutput, has_length
 
 from ..utils.atomic_files import publish_folder
@@ -18,11 +19,12 @@ from .callbacks import EMACallback, StopCallback
 from .checkpoint_averaging import average_checkpoints
 from .weight_ema import WeightEMA
 
+logger = logging.getLogger(__name__)
 BLEU = "eval_bleu"  # chooses checkpoints
 
 
-class CheckpointingTrainer(Trainer):
-    """Transformers' Trainer with whole checkpoints, clean stops and a moving average of the weights.
+class CheckpointingTrainer(Seq2SeqTrainer):
+    """Transformers' Seq2SeqTrainer with whole checkpoints, clean stops and a moving average of the weights.
 
     - A checkpoint gets its name only when it is complete; `train(resume_from_checkpoint=True)` resumes from the newest
       complete one.
@@ -81,6 +83,8 @@ class CheckpointingTrainer(Trainer):
             return False
         self._load_from_checkpoint(checkpoint)
         self.state = state
+        if self.args.load_best_model_at_end and state.best_global_step:
+            self._load_best_model()
         return True
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
@@ -135,15 +139,34 @@ class CheckpointingTrainer(Trainer):
                 if self.ema is not None and self.args.should_save:
                     save_file(self._training_weights(), staged / checkpoints.TRAINING_WEIGHTS)
             self.accelerator.wait_for_everyone()
+            if self.state.best_model_checkpoint == str(staged):  # where it is about to be
+                self.state.best_model_checkpoint = str(run_dir / staged.name)
+                if self.args.should_save:
+                    self.state.save_to_json(str(staged / checkpoints.TRAINER_STATE))
             if self.args.should_save:
                 publish_folder(staged, run_dir / staged.name)
-                checkpoints.thin_out(run_dir, self.args.save_total_limit, self.best_steps())
+                kept = (*self.best_steps(), self.state.best_global_step)
+                checkpoints.thin_out(run_dir, self.args.save_total_limit, kept)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staged, ignore_errors=True)
             raise OSError(f"{staged.name} cannot be saved in {run_dir} ({error}); earlier ones are whole") from error
         finally:
             self._saving_folder = None
         self.accelerator.wait_for_everyone()
+
+    def _determine_best_metric(self, metrics, trial) -> bool:
+        """Save what `load_best_model_at_end` will load, also between the steps that save by themselves."""
+        is_best = super()._determine_best_metric(metrics, trial)
+        if is_best and self.args.load_best_model_at_end:
+            self.control.should_save = True
+        return is_best
+
+    def _load_best_model(self) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"  # the run may have moved
+        self.state.best_model_checkpoint = str(folder)
+        super()._load_best_model()
+        if self.ema is not None:  # the saved weights are averages already
+            self.ema = WeightEMA(self.model, self.args.ema_decay)
 
     def save_model(self, output_dir=None, _internal_call: bool = False) -> None:
         """Save as `Trainer.save_model` does, with `ema_decay` the averaged weights."""
@@ -179,18 +202,27 @@ class CheckpointingTrainer(Trainer):
         """Load the weights that become the final model and report which they are.
 
         With `keep_best`, these are the average of the best checkpoints if its BLEU is at least that of the best one,
-        which they are otherwise. Without it they are the last weights (with `ema_decay` their moving average).
+        which they are otherwise. Without it they are those that `load_best_model_at_end` has loaded, or the last ones
+        (with `ema_decay` their moving average).
         """
         steps = self.best_steps()
         if not steps:
             if self.ema is not None:
                 self.ema.swap()
                 self.ema = None
-            return {"final_model": f"step {self.state.global_step}"}
+            best = self.state.best_global_step if self.args.load_best_model_at_end else None
+            return {"final_model": f"step {best or self.state.global_step}"}
         run_dir = Path(self.args.output_dir)
         folders = [run_dir / f"checkpoint-{step}" for step in steps]
         scores = {entry["step"]: entry[BLEU] for entry in self.state.log_history if BLEU in entry}
         report = {"best_step": steps[0], "best_bleu": scores[steps[0]]}
+        if len(scores) > 1 and len(set(scores.values())) == 1:
+            logger.warning(
+                "BLEU was %s at every evaluation, so that keep_best=%s chose by nothing but age: evaluate more "
+                "sentences, or name sacreBLEU's tokenizer for the language by bleu_tokenize",
+                report["best_bleu"],
+                self.args.keep_best,
+            )
         self.ema = None  # training is over: the saved weights are averages already
         chosen, name = folders[0], f"step {steps[0]}"
         if len(folders) > 1:

@@ -17,6 +17,10 @@ from .command import RunArguments
 from .halves import freeze_half, restart_half
 from .options import FREE_MODEL_FIELDS, ModelOptions
 
+# Fields that change what the same weights compute, where the teacher's configuration has them.
+SAME_COMPUTATION = ("activation_function", "scale_embedding", "encoder_attention_heads", "decoder_attention_heads")
+COUNT_FROM_0 = ("marian", "pegasus")  # model types whose sinusoids begin at position 0
+
 
 def initial_model(
     run: RunArguments, model_fields: dict, tokenizer: PreTrainedTokenizerBase
@@ -29,13 +33,18 @@ def initial_model(
     Raises:
         ValueError: the model to start from is of another kind, or its tokenizer or sizes are not those of this run.
     """
+    teacher = None
+    if run.init_from_teacher is not None:
+        check_same_tokenizer(load_teacher_tokenizer(run.init_from_teacher), tokenizer, run.init_from_teacher)
+        teacher = load_teacher(run.init_from_teacher)[0]
     if run.init_from is not None:
         model = trained_model(run.init_from, model_fields, tokenizer)
     else:
-        model = JMNatForConditionalGeneration(JMNatConfig(vocab_size=len(tokenizer), **model_fields))
-    if run.init_from_teacher is not None:
-        check_same_tokenizer(load_teacher_tokenizer(run.init_from_teacher), tokenizer, run.init_from_teacher)
-        copied = copy_teacher_weights(model, load_teacher(run.init_from_teacher)[0])
+        fields_of_teacher = {"output_bias": teacher is not None and output_bias_of(teacher) is not None}
+        config = JMNatConfig.for_tokenizer(tokenizer, **model_fields, **fields_of_teacher)
+        model = JMNatForConditionalGeneration(config)
+    if teacher is not None:
+        copied = copy_teacher_weights(model, teacher)
         print(f"from the teacher {run.init_from_teacher}: {copied.describe()}", file=sys.stderr)
     check_vocabulary(model, tokenizer)
     set_repeatable_tokens(model, tokenizer)
@@ -100,20 +109,26 @@ def copy_teacher_weights(student: JMNatForConditionalGeneration, teacher: PreTra
 
     Both models have the same blocks under the same names. Positional attention, which the teacher lacks, gets a zero
     output projection: it adds nothing at first, so that the first step sees the teacher's own layers. Layers are
-    matched by their index; one model may have more of them than the other.
+    matched by their index; one model may have more of them than the other. The student's `position_offset` becomes
+    the teacher's: with all layers copied, and `[LEN]` masked out, the student's encoder gives the teacher's states.
 
     Args:
         teacher: `MarianMTModel`, `M2M100ForConditionalGeneration` or another model with Bart's layer names.
 
     Raises:
-        ValueError: the vocabularies differ in size, or hardly anything fits.
+        ValueError: the vocabularies differ in size, hardly anything fits, or the student computes something else with
+            the same weights (another activation, number of heads, order of layer norm or numbering of positions).
     """
     if teacher.config.vocab_size != student.config.vocab_size:
         raise ValueError(
             f"the teacher's vocabulary has {teacher.config.vocab_size} tokens and the student's "
             f"{student.config.vocab_size}: they must share one tokenizer"
         )
+    check_same_layers(student.config, teacher)
+    number_positions_alike(student, teacher)
     theirs = dict(teacher.named_parameters())
+    if (bias := output_bias_of(teacher)) is not None:
+        theirs["lm_head.bias"] = bias
     report = CopiedWeights()
     for name, parameter in student.named_parameters():
         report.num_parameters += parameter.numel()
@@ -138,3 +153,35 @@ def copy_teacher_weights(student: JMNatForConditionalGeneration, teacher: PreTra
         if ".position_attn.out_proj." in name:
             report.left[name] = "set to zero"
     return report
+
+
+def output_bias_of(teacher: PreTrainedModel) -> torch.Tensor | None:
+    """Marian's bias (V,) of the output projection; None where it is zero everywhere."""
+    bias = getattr(teacher, "final_logits_bias", None)
+    return None if bias is None or not bias.any() else bias.flatten()
+
+
+def check_same_layers(config: JMNatConfig, teacher: PreTrainedModel) -> None:
+    """Reject a student whose layers make something else of the teacher's weights, which their shapes do not tell."""
+    theirs = {name: getattr(teacher.config, name, None) for name in SAME_COMPUTATION}
+    theirs["normalize_before"] = getattr(teacher.get_encoder(), "layer_norm", None) is not None
+    for name, value in theirs.items():
+        if value is not None and value != getattr(config, name):
+            raise ValueError(
+                f"{name} is {value} in the teacher and {getattr(config, name)} here: its weights fit no other, set "
+                f"{name}={value}"
+            )
+
+
+def number_positions_alike(student: JMNatForConditionalGeneration, teacher: PreTrainedModel) -> None:
+    """Let a student with sinusoids count positions as its teacher does: Marian's from 0, others as fairseq."""
+    if student.config.position_embedding_type != "sinusoidal":
+        return
+    offset = 0 if teacher.config.model_type in COUNT_FROM_0 else teacher.config.pad_token_id + 1
+    if student.config.position_offset not in (None, offset):
+        raise ValueError(
+            f"position_offset={student.config.position_offset} is not the teacher's, {offset}: its weights fit no "
+            "other positions, leave position_offset out"
+        )
+    if offset != student.get_encoder().position_offset:
+        student.config.position_offset = offset

@@ -7,6 +7,7 @@ Importing this module loads neither PyTorch nor Transformers, so that a command 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..utils.bleu import check_bleu_tokenizer
 from ..utils.command_line import check_counts
 
 HALVES = ("encoder", "decoder")
@@ -44,6 +45,9 @@ class TranslationOptions:
         "Padded source tokens in a batch of these translations, candidates included; fewer need less memory, also for "
         "the validation losses. Default: 4096; GPU 32768.",
     )
+    bleu_tokenize: str | None = _option(
+        None, "sacreBLEU's tokenizer. Default: zh, ja-mecab, ko-mecab or char by the references' script; else 13a."
+    )
     keep_best: int = _option(
         0,
         "Keep the weights of this many checkpoints with the best BLEU; the final model is their average, or the best "
@@ -76,6 +80,7 @@ class TranslationOptions:
     def check_options(self) -> None:
         """Raise ValueError for a value that is out of range."""
         check_counts(self, ("max_tokens", "max_sentences", "eval_sentences", "eval_batch_tokens"))
+        check_bleu_tokenizer(self.bleu_tokenize)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1")
         if self.time_budget is not None and not self.time_budget > 0:

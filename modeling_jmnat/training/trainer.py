@@ -1,6 +1,7 @@
 """`TranslationTrainer`, what student and teacher share in training, and `JMNatTrainer`, the student's."""
 
 import time
+from contextlib import contextmanager
 
 import torch
 from torch.utils.data import DataLoader
@@ -30,6 +31,7 @@ class TranslationTrainer(CheckpointingTrainer):
     - Each part of the loss is logged unweighted; those of an evaluation are exact means over the corpus.
     - With `max_tokens`, batches hold sentences of similar lengths up to that many tokens.
     - Evaluation translates the columns `source` and `target` and reports sacreBLEU, if `args` asks for it.
+    - `compute_metrics`, `predict_with_generate` and `load_best_model_at_end` do what they do in `Seq2SeqTrainer`.
 
     Subclasses define `loss_parts`, `loss_weights`, `loss_outputs` and `count_predicted`.
 
@@ -82,7 +84,6 @@ class TranslationTrainer(CheckpointingTrainer):
         eval_dataset,
         processing_class,
         model_init=None,
-        compute_metrics=None,
         compute_loss_func=None,
         **others,
     ) -> None:
@@ -95,10 +96,6 @@ class TranslationTrainer(CheckpointingTrainer):
             raise ValueError(
                 f"data_collator is a {type(data_collator).__name__}, it must have a method evaluation() as "
                 "DataCollatorForJMNat has"
-            )
-        if compute_metrics is not None:
-            raise ValueError(
-                f"compute_metrics is not used by {cls.__name__}: set eval_num_iterations (of a teacher eval_num_beams)"
             )
         if compute_loss_func is not None:
             raise ValueError(f"compute_loss_func is not used by {cls.__name__}, which has a loss of its own")
@@ -216,9 +213,19 @@ class TranslationTrainer(CheckpointingTrainer):
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         """For `predict`, with the masks of evaluation: the same losses whenever it is called."""
+        with self._evaluation_masks():
+            return super().get_test_dataloader(test_dataset)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        """For `compute_metrics`, with the masks of evaluation."""
+        with self._evaluation_masks():
+            return super().get_eval_dataloader(eval_dataset)
+
+    @contextmanager
+    def _evaluation_masks(self):
         training_collator, self.data_collator = self.data_collator, self.eval_data_collator
         try:
-            return super().get_test_dataloader(test_dataset)
+            yield
         finally:
             self.data_collator = training_collator
 
@@ -232,10 +239,14 @@ class TranslationTrainer(CheckpointingTrainer):
 
     # Evaluation ------------------------------------------------------------------------------------------------------
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+    def evaluate(
+        self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval", **gen_kwargs
+    ) -> dict[str, float]:
         """Exact losses over the data set and BLEU of its translations, for each setting that `args` asks for.
 
         `eval_bleu` is the BLEU of the last setting; `eval_bleu_k4`, or `eval_bleu_beam5` of a teacher, that of one.
+        Figures of `compute_metrics` come beside them, with `predict_with_generate` from translations made with the
+        arguments of `generate` in `gen_kwargs`, and do not replace one of the same name.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
@@ -243,13 +254,14 @@ class TranslationTrainer(CheckpointingTrainer):
         if isinstance(dataset, dict):
             metrics = {}
             for name, one in dataset.items():
-                metrics |= self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}")
+                metrics |= self.evaluate(one, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs)
             return metrics
         start = time.perf_counter()
         was_training = self.model.training
         self.model.eval()
         with self._averaged_weights(), torch.no_grad():
-            metrics = corpus_losses(self, dataset)
+            metrics = self._computed_metrics(dataset, ignore_keys, gen_kwargs)
+            metrics.update(corpus_losses(self, dataset))
             metrics.update(self._translation_scores(dataset))
         self.model.train(was_training)
         metrics["runtime"] = round(time.perf_counter() - start, 3)
@@ -260,6 +272,18 @@ class TranslationTrainer(CheckpointingTrainer):
             self.control.should_save = True
         self._parts_since += time.perf_counter() - start  # not training time
         return metrics
+
+    def _computed_metrics(self, dataset, ignore_keys, gen_kwargs: dict) -> dict[str, float]:
+        """What `compute_metrics` says of the predictions, which are made as `Seq2SeqTrainer.evaluate` does."""
+        if self.compute_metrics is None:
+            return {}
+        args = self.args
+        usual = {"max_length": args.generation_max_length, "num_beams": args.generation_num_beams}
+        self._gen_kwargs = {name: value for name, value in usual.items() if value is not None} | gen_kwargs
+        self.gather_function = self.accelerator.gather
+        loader = self.get_eval_dataloader(dataset)
+        output = self.evaluation_loop(loader, "Evaluation", ignore_keys=ignore_keys, metric_key_prefix="computed")
+        return {name.removeprefix("computed_"): value for name, value in output.metrics.items()}
 
     def _translation_scores(self, dataset) -> dict[str, float]:
         return translation_scores(self, dataset)

@@ -4,6 +4,7 @@ import torch
 
 from ..data.dataset_columns import column_lengths, text_column, without_text
 from ..inference.translation import translate_lines
+from ..utils.bleu import corpus_bleu
 
 EVALUATION_TOKENS = 4096  # padded tokens of an evaluation batch; all of them get vocabulary logits
 
@@ -47,7 +48,6 @@ def translation_scores(trainer, dataset) -> dict[str, float]:
     settings = args.evaluation_settings()
     if not settings:
         return {}
-    import sacrebleu
     from accelerate.utils import gather_object
 
     sources, references = (text_column(dataset, name, args.eval_sentences) for name in ("source", "target"))
@@ -64,5 +64,5 @@ def translation_scores(trainer, dataset) -> dict[str, float]:
         mine = [(rank + position * world, result.text) for position, result in enumerate(translations)]
         pairs = mine if world == 1 else gather_object(mine)
         hypotheses = [text for _, text in sorted(pairs)]
-        scores[f"bleu_{name}"] = round(sacrebleu.corpus_bleu(hypotheses, [references]).score, 4)
+        scores[f"bleu_{name}"] = round(corpus_bleu(hypotheses, references, chosen=args.bleu_tokenize), 4)
     return {**scores, "bleu": scores[f"bleu_{list(settings)[-1]}"]}

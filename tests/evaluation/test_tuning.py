@@ -5,6 +5,7 @@ import itertools
 import json
 import sys
 import tempfile
+from dataclasses import fields
 
 import pytest
 
@@ -15,7 +16,7 @@ from modeling_jmnat import (
 )
 from modeling_jmnat.configuration_jmnat import REPEAT_RULES
 from modeling_jmnat.evaluation import tuning_run
-from modeling_jmnat.evaluation.options import REPEAT_SETTINGS
+from modeling_jmnat.evaluation.options import REPEAT_SETTINGS, EvaluationArguments, TuningArguments
 from modeling_jmnat.evaluation.tuning import (
     beam_settings,
     best_setting,
@@ -222,6 +223,24 @@ def test_the_command_tunes_a_teacher(folder, tmp_path, tune):
     assert report["best"]["length_penalty"] == best["length_penalty"]
 
 
+def test_names_of_options_are_those_of_evaluate(folder, tmp_path, tune, capsys):
+    (tmp_path / "text").write_text("a b c\nd e\n")
+    text = ["--source", str(tmp_path / "text"), "--reference", str(tmp_path / "text"), "--save", "False"]
+    reports = []
+    for options in (["--num_iterations", "2", "3"], ["--grid", '{"num_iterations": [2, 3]}']):
+        path = tmp_path / "report.json"
+        tune.main(["--model", str(folder / "student"), *text, "--exponents", "1", *options, "--output", str(path)])
+        reports.append(json.loads(path.read_text())["results"])
+    assert reports[0] == reports[1]
+    assert {row["num_iterations"] for row in reports[0]} == {2, 3}
+    tune.main(["--model", str(folder / "teacher"), *text, "--exponents", "1", "--num_beams", "1", "2"])
+    assert sum(line.startswith("num_beams ") for line in capsys.readouterr().out.splitlines()) == 2
+    ours, theirs = ({item.name for item in fields(x)} for x in (TuningArguments, EvaluationArguments))
+    of_decoding = {"num_iterations", "num_beams", "num_length_candidates", "generation_options", "reranker"}
+    of_scores = {"source", "reference", "target_language", "bleu_tokenize", "lowercase", "batch_tokens"}
+    assert of_decoding | of_scores | {"model", "output", "device", "dtype"} <= ours & theirs
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(folder, tmp_path, tune, monkeypatch, capsys):
     def read_only(dir):
         raise OSError(errno.EROFS, "Read-only file system")
@@ -274,6 +293,10 @@ def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tun
         ("student", ["--grid", '{"num_iterations": [1, "a"]}'], "num_iterations='a' must be a whole number"),
         ("student", ["--grid", "x"], "grid='x' is not JSON"),
         ("teacher", ["--grid", '{"num_beams": [2, 0]}'], "num_beams=0 must be a whole number of at least 1"),
+        ("student", ["--num_iterations", "0"], "num_iterations=0 must be at least 1"),
+        ("student", ["--num_beams", "2"], "--num_beams does not apply to JM-NAT"),
+        ("teacher", ["--num_iterations", "2"], "--num_iterations does not apply"),
+        ("student", ["--num_iterations", "2", "--grid", '{"num_iterations": [1]}'], "num_iterations is given twice"),
         ("student", ["--output", "nowhere/report.json"], "nowhere is not a folder"),
         ("teacher", ["--num_length_candidates", "3"], "--num_length_candidates does not apply"),
         ("teacher", ["--consensus_weights", "1"], "--consensus_weights does not apply"),

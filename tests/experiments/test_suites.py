@@ -141,6 +141,15 @@ def test_settings_reach_the_commands(data, tmp_path):
     assert stages["evaluate_teacher_10_2.latency"].needs == ("teacher_10_2",)
 
 
+def test_every_score_is_of_the_tokenizer_that_is_asked_for(data, tmp_path):
+    stages = SuiteBuilder(settings(data, tmp_path / "run", bleu_tokenize="zh")).build(list(SUITES))
+    scored = [stage for stage in stages if stage.command in ("train", "train_teacher", "evaluate", "tune")]
+    assert {stage.options["bleu_tokenize"] for stage in scored} == {"zh"}
+    assert parse(scored[0]).training.bleu_tokenize == "zh"
+    for stage in SuiteBuilder(settings(data, tmp_path / "run")).build(list(SUITES)):
+        assert "bleu_tokenize" not in stage.options
+
+
 def reads_and_writes(stage):
     """Folders of models and data that a stage reads, and the one that it writes."""
     options = stage.options

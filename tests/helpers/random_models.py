@@ -30,6 +30,7 @@ ARCHITECTURES = {
     "learned": {"position_embedding_type": "learned"},
     "no_positional": {"positional_attention": False},
     "self_visible": {"exclude_self_attention": False},
+    "marian": {"position_offset": 0, "output_bias": True},
     "cmlm": CMLM,
     "cmlm_pre_norm": {**CMLM, "normalize_before": True},
 }

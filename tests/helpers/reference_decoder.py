@@ -39,10 +39,11 @@ class SlowModel:
 
     def position(self, stack, rank):
         """Embedding of the token number `rank`, counted from 0."""
-        index, dim = self.config.pad_token_id + 1 + rank, self.config.d_model
+        first, dim = self.config.position_offset, self.config.d_model
+        index = rank + (self.config.pad_token_id + 1 if first is None else first)
         if self.config.position_embedding_type == "learned":
             return self.weights[f"model.{stack}.embed_positions.weight"][index]
-        step = math.log(10000.0) / (dim // 2 - 1)
+        step = math.log(10000.0) / (dim // 2 if first == 0 else dim // 2 - 1)
         angles = [index * math.exp(-step * i) for i in range(dim // 2)]
         return torch.tensor([math.sin(a) for a in angles] + [math.cos(a) for a in angles], dtype=torch.float64)
 
@@ -114,7 +115,8 @@ class SlowModel:
         return torch.stack([self.project(state) for state in states])
 
     def project(self, state):
-        return self.weights["lm_head.weight"] @ state
+        logits = self.weights["lm_head.weight"] @ state
+        return logits + self.weights["lm_head.bias"] if self.config.output_bias else logits
 
     def __call__(self, source, canvas):
         """(logits (T, V), length logits (L,), encoder logits (S, V)) of one sentence."""

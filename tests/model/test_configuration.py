@@ -41,6 +41,8 @@ def test_every_field_survives_saving(tmp_path):
         "activation_dropout": 0.3,
         "normalize_before": True,
         "decoder_input": "source_copy",
+        "position_offset": 0,
+        "output_bias": True,
         "max_position_embeddings": 33,
         "max_target_length": 34,
         "layer_norm_eps": 1e-6,

@@ -297,9 +297,24 @@ def test_saved_pipeline_answers_to_translation_again(tmp_path, tokenizer):
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert list(config["custom_pipelines"]) == ["translation"]
     assert {"pipeline.py", "model.safetensors", "tokenizer.json"} <= {p.name for p in (tmp_path / "saved").iterdir()}
-    # With the package no trust is needed under the task's own name.
-    again = pipeline("nat-translation", model=str(tmp_path / "saved"), device="cpu")
+    # With the package no trust is needed, and code of the folder is not run.
+    (tmp_path / "saved" / "pipeline.py").write_text("raise SystemExit('code of the folder is run')")
+    for task in ("nat-translation", "translation"):
+        for options in ({}, {"trust_remote_code": False}):
+            again = pipeline(task, model=str(tmp_path / "saved"), device="cpu", **options)
+            assert type(again) is JMNatTranslationPipeline
+            assert again(TEXTS) == translate(TEXTS)
+    with pytest.raises(SystemExit, match="code of the folder is run"):
+        pipeline("translation", model=str(tmp_path / "saved"), trust_remote_code=True)
+    again = pipeline("translation", model=translate.model, tokenizer=tokenizer)
     assert again(TEXTS) == translate(TEXTS)
+
+
+def test_other_models_are_told_what_to_use(tmp_path, tokenizer):
+    random_teacher(tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="translates with JM-NAT, not with a m2m_100 model, for which Transformers"):
+        pipeline("translation", model=str(tmp_path))
 
 
 def test_exported_model(model, tokenizer, tmp_path):

@@ -8,6 +8,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
+import accelerate
 import numpy as np
 import pytest
 import sacrebleu
@@ -675,3 +676,20 @@ def test_it_is_the_class_of_the_package(tmp_path):
     assert exported.config.to_dict()["d_model"] == model.config.d_model
     assert exported.generation_config.num_iterations == model.generation_config.num_iterations
     assert exported.eval().to("cpu").can_generate()
+
+
+def test_weights_that_graphs_would_miss_are_refused(tmp_path):
+    """An adapter beside a weight, a quantised copy of it, or a weight that is elsewhere."""
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(random_model(), peft.LoraConfig(target_modules=["q_proj"])).get_base_model()
+    quantised = torch.ao.quantization.quantize_dynamic(random_model(), {torch.nn.Linear}, dtype=torch.qint8)
+    offloaded = random_model()
+    accelerate.cpu_offload(offloaded)
+    for model, message in (
+        (adapted, "q_proj has an adapter: merge it into the model first"),
+        (quantised, "is a Linear: export the model that is not quantised"),
+        (offloaded, "are offloaded: load the model without a device_map"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export_onnx(model, tmp_path / "graphs")
+    assert not (tmp_path / "graphs").exists()

@@ -358,15 +358,18 @@ def test_teacher_of_another_size_is_refused(data):
     assert report.left["model.encoder.layers.0.fc1.weight"] == "is (64, 16) there and (32, 16) here"
 
 
-def test_start_from_a_teacher_by_the_command(data, preset, tmp_path, capfd):
+@pytest.mark.parametrize("normalize_before", [True, False])
+def test_start_from_a_teacher_by_the_command(data, preset, normalize_before, tmp_path, capfd):
     tokenizer = load_prepared(data)[1]
-    teacher = build_teacher(MODEL, tokenizer)
+    teacher = build_teacher({**MODEL, "normalize_before": normalize_before}, tokenizer)
+    if not normalize_before:  # a MarianMTModel
+        torch.nn.init.normal_(teacher.final_logits_bias)
     teacher.save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
     train(
         *("--preset", preset, "--data", data, "--init_from_teacher", tmp_path / "teacher"),
         *("--output_dir", tmp_path / "run", "--max_steps", 1, "--learning_rate", 0, "--eval_strategy", "no"),
-        *("--keep_best", 0),
+        *("--keep_best", 0, "--normalize_before", normalize_before),
     )
     output = capfd.readouterr()
     assert "set to zero" in output.err
@@ -374,6 +377,10 @@ def test_start_from_a_teacher_by_the_command(data, preset, tmp_path, capfd):
     student = JMNatForConditionalGeneration.from_pretrained(tmp_path / "run")
     fc1 = "model.decoder.layers.0.fc1.weight"
     torch.testing.assert_close(student.state_dict()[fc1], teacher.state_dict()[fc1], rtol=1e-6, atol=1e-7)
+    assert student.config.position_offset == (None if normalize_before else 0)
+    assert student.config.output_bias != normalize_before
+    if not normalize_before:
+        torch.testing.assert_close(student.lm_head.bias, teacher.final_logits_bias[0], rtol=1e-6, atol=1e-7)
 
 
 def test_every_preset_makes_a_model_a_collator_and_arguments(data, tmp_path):

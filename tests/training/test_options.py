@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from typing import get_args
 
 import pytest
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArguments
 
 from modeling_jmnat import DataCollatorForJMNat, JMNatConfig, JMNatTrainingArguments
 from modeling_jmnat.teacher.command import TeacherArguments
@@ -56,6 +56,7 @@ def test_model_options_are_those_of_the_configuration():
             kinds.discard(int)
         assert set(get_args(ours[item.name]) or [ours[item.name]]) == kinds, item.name
     of_the_data = {"vocab_size", "is_encoder_decoder", "tie_word_embeddings", "layer_norm_eps"}
+    of_the_data |= {"position_offset", "output_bias"}  # a teacher that gives its weights gives them, too
     own = {name for name in inspect.get_annotations(JMNatConfig) if not name.endswith("_token_id")}
     assert own - {item.name for item in fields(ModelOptions)} == of_the_data
     assert {item.name for item in fields(ModelOptions)} > FREE_MODEL_FIELDS
@@ -89,7 +90,7 @@ def test_arguments_have_our_defaults_and_no_field_besides(tmp_path, arguments, o
     made = arguments(output_dir=str(tmp_path), use_cpu=True)
     for item in fields(options):
         assert getattr(made, item.name) == default_of(item), item.name
-    names = [{item.name for item in fields(cls)} for cls in (arguments, options, TrainingArguments)]
+    names = [{item.name for item in fields(cls)} for cls in (arguments, options, Seq2SeqTrainingArguments)]
     assert names[0] == names[1] | names[2]
     assert not names[1] & {item.name for item in fields(InheritedOptions)}
     assert next(iter(inspect.signature(arguments).parameters)) == "output_dir"

@@ -628,7 +628,13 @@ def test_keeps_the_best_and_averages_them_if_that_helps(tiny, tmp_path, monkeypa
         ({"ema_decay": 1.0}, "ema_decay=1.0"),
         ({"time_budget": 0}, "time_budget=0"),
         ({"keep_best": 3}, "keep_best=3"),
-        ({"load_best_model_at_end": True, "save_strategy": "no"}, "keep_best"),
+        (
+            {
+                **{"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
+                **{"keep_best": 2, "eval_num_iterations": [1]},
+            },
+            "load_best_model_at_end=True and keep_best=2",
+        ),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"save_only_model": True}, "save_only_model=True is not possible"),
         ({"label_smoothing_factor": 0.2}, "label_smoothing_factor=0.2 must be 0: .* label_smoothing$"),
@@ -648,7 +654,6 @@ def test_bad_use_of_the_trainer_is_named(tiny, tmp_path):
     )
     collator = DataCollatorForJMNat(tokenizer)
     for message, arguments, options in (
-        ("compute_metrics is not used", own, {"compute_metrics": len}),
         ("compute_loss_func is not used", own, {"compute_loss_func": len}),
         ("args is a TrainingArguments, it must be a JMNatTr", TrainingArguments(str(tmp_path), use_cpu=True), {}),
         ("args is a TeacherTrainingArguments, it must be a JMNatTr", TeacherTrainingArguments(str(tmp_path)), {}),
