@@ -65,6 +65,8 @@ class JMNatConfig(PreTrainedConfig):
         ngram_alignment: `"any"` lets an n-gram match at every masked position, `"gold"` at its own alone.
         encoder_loss_weight, ngram_loss_weight, length_loss_weight: a1, a2 (Eq. 8) and a3 (section 4.4).
         label_smoothing: of the target's cross-entropy.
+        split_sentences: texts are to be translated sentence by sentence, because the training data were single
+            sentences. The pipeline and the command `translate` do so; False is for models trained on longer texts.
     """
 
     model_type = "jmnat"
@@ -117,6 +119,7 @@ class JMNatConfig(PreTrainedConfig):
     ngram_loss_weight: float | int = 0.01
     length_loss_weight: float | int = 0.1
     label_smoothing: float | int = 0.1
+    split_sentences: bool = True
     bos_token_id: int | None = 0
     pad_token_id: int = 1
     eos_token_id: int = 2

@@ -5,7 +5,8 @@ Works for JM-NAT and for autoregressive models of Transformers, so that teacher 
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,8 @@ from transformers.utils import ModelOutput
 from ..configuration_jmnat import OPTION_NAMES, is_count, is_number, resolve_options
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
-from .beam_search import max_source_length, max_target_length
+from .beam_search import max_target_length
+from .lines import Line, LineReader
 from .loading import Translator, is_jmnat
 
 # Options of beam search that count something, with the least value allowed.
@@ -60,6 +62,9 @@ class Translation:
         lengths: the target lengths of `candidates`.
         canvases: with `output_history=True`, what the decoder read in each pass, as text.
         candidate_ids: ids of all `candidates`, with special tokens, without padding.
+        too_long: whether the line held a sentence longer than the model can read, which was cut or skipped.
+
+    A line in several sentences: see `Line.join`.
     """
 
     source: str
@@ -70,6 +75,7 @@ class Translation:
     lengths: list[int] | None = None
     canvases: list[str] | None = None
     candidate_ids: list[list[int]] = field(default_factory=list)
+    too_long: bool = False
 
     @property
     def text(self) -> str:
@@ -139,6 +145,8 @@ def translate_lines(
     window_lines: int = WINDOW_LINES,
     progress: bool = False,
     total: int | None = None,
+    split_sentences: bool = False,
+    long_lines: str = "error",
     **generation,
 ) -> Iterator[Translation]:
     """Yield the translation of each line, in order, while `lines` is still being read.
@@ -151,63 +159,61 @@ def translate_lines(
         max_batch_tokens: padded source tokens of a batch times candidates; by default 4,096 on a CPU and 32,768 on a
             GPU.
         progress: whether to draw a progress bar on standard error; `total` is the number of lines, if known.
+        split_sentences: whether a line is translated sentence by sentence.
+        long_lines: what is done with a sentence that is longer than the model can read: "split" at the ends of clauses
+            and at spaces, "truncate", "skip" (the line's translation is empty) or "error".
         generation: options of `model.generate`, such as `num_iterations=4, num_length_candidates=4`.
 
     Raises:
-        ValueError: a line is longer than the model allows (the message gives its number), a count is below 1, or
-            `generate` does not accept an option.
+        ValueError: a line is not Unicode or, with `long_lines="error"`, longer than the model allows (the message
+            gives its number), a count is below 1, or `generate` does not accept an option.
     """
     for name, value in (("max_batch_tokens", max_batch_tokens), ("window_lines", window_lines)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     check_options(model, generation)
     budget = max_batch_tokens or default_batch_tokens(model.device)
-    rows = candidates_per_sentence(model, generation)
+    reader = LineReader(model, tokenizer, split_sentences, long_lines)
     lines = iter(lines)
     first_number = 1
     with tqdm(total=total, desc="translating", unit=" lines", disable=not progress) as bar:
         while window := list(itertools.islice(lines, window_lines)):
-            encoded = encode_lines(model, tokenizer, window, first_number)
-            results = [Translation(source=line, candidates=_blank(model, generation)) for line in window]
-            translatable = [index for index, ids in enumerate(encoded) if ids]
-            bar.update(len(window) - len(translatable))
-            for batch in length_sorted_batches([len(encoded[index]) for index in translatable], budget, rows):
-                indices = [translatable[position] for position in batch]
-                sources = [encoded[index] for index in indices]
-                for index, output in zip(
-                    indices, _generate(model, tokenizer, sources, budget, generation), strict=True
-                ):
-                    for name, value in output.items():
-                        setattr(results[index], name, value)
-                bar.update(len(batch))
-            yield from results
+            read = reader.read(window, first_number)
+            in_order = iter(_translate_pieces(model, tokenizer, read, budget, generation, bar.update))
+            for text, line in zip(window, read, strict=True):
+                fields = line.join(list(itertools.islice(in_order, len(line.pieces))))
+                yield Translation(source=text, too_long=line.too_long, **fields)
             first_number += len(window)
+
+
+def _translate_pieces(
+    model: Translator,
+    tokenizer: PreTrainedTokenizerBase,
+    lines: list[Line],
+    budget: int,
+    generation: dict,
+    advance: Callable[[int], object],
+) -> list[dict]:
+    """The fields of `Translation` for each piece of each line; `advance` is told how many lines more are done."""
+    pieces = [(number, ids) for number, line in enumerate(lines) for ids in line.ids]
+    results: list[dict] = [{"candidates": _blank(model, generation)} for _ in pieces]
+    translatable = [index for index, (_, ids) in enumerate(pieces) if ids]
+    missing = Counter(pieces[index][0] for index in translatable)  # pieces of each line
+    advance(len(lines) - len(missing))
+    lengths = [len(pieces[index][1]) for index in translatable]
+    for batch in length_sorted_batches(lengths, budget, candidates_per_sentence(model, generation)):
+        indices = [translatable[position] for position in batch]
+        outputs = _generate(model, tokenizer, [pieces[index][1] for index in indices], budget, generation)
+        for index, output in zip(indices, outputs, strict=True):
+            results[index] = output
+        missing.subtract(pieces[index][0] for index in indices)
+        advance(sum(missing[number] == 0 for number in {pieces[index][0] for index in indices}))
+    return results
 
 
 def _blank(model: Translator, generation: dict) -> list[tuple[str, float | None]]:
     saved = model.generation_config.num_return_sequences if is_jmnat(model) else None
     return [("", 0.0)] * (generation.get("num_return_sequences") or saved or 1)
-
-
-def encode_lines(
-    model: Translator, tokenizer: PreTrainedTokenizerBase, lines: list[str], first_number: int = 1
-) -> list[list[int]]:
-    """Ids of each line, ending in `</s>`; an empty list for a blank line.
-
-    Args:
-        first_number: number of the first line, for the error message.
-
-    Raises:
-        ValueError: a line is longer than the model allows.
-    """
-    encoded = tokenizer(lines, verbose=False)["input_ids"]
-    longest = max_source_length(model.config)
-    for number, ids in enumerate(encoded, start=first_number):
-        if len(ids) > longest:
-            raise ValueError(
-                f"line {number} has {len(ids)} tokens: the model allows at most {longest}; split it into sentences"
-            )
-    return [ids if line.strip() and len(ids) > 1 else [] for line, ids in zip(lines, encoded, strict=True)]
 
 
 def _generate(

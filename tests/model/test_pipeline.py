@@ -211,6 +211,49 @@ def test_language_of_the_sentences(repeat, echo):
     assert len(echo.seen) == 2
 
 
+# A bar stands where a sentence ends.
+GERMAN = (
+    "am 3. Okt. ging er.| Dann kam er.",
+    "Er kam am 3. Okt. 2020 an.| Gut.",
+    "Berlin, 3. Okt. 2020.| Am Mo. 3. Jan. kam er.",
+    "am 3.\u00a0Okt.\u202f2020",
+    "Vom 3. bis 5. Mai, am 3. und 4. Juni.",
+    "Im 19. Jh. lebte er.| Er starb.",
+    "Der 2. Weltkrieg war lang.| Er wohnt im 3. Stock.| Zum 18. Geburtstag!",
+    "Der 3. und der 4. Tag waren gut.",
+    "Er wurde 3.| Der Hund bellt.",
+    "Es war am 3.| Dann ging er.",
+    "Er hat 3.| Sie hat 4.",
+    "z. B. am 5. März, d. h. bald.| Ja.",
+    "Siehe Nr. 5 und Dr. Müller.| Frau Prof. Dr. Hans kam.",
+    "Es sind ca. 5 Leute da, z.B. Tom.",
+    "Die Fa. Meier liefert.| Ein engl. Text.| Dipl.-Ing. Meier auch.",
+    "5 Tsd. Leute kamen.| Es waren 5 Tsd.| Das ist viel.",
+    "Das war in der Str. 5.| Dann ging er.",
+)
+ENGLISH = (
+    "On Oct. 3 he came.| He left.",
+    "We met on Sat. Oct. 5.| Then he left.",
+    "We met on Mon. morning.| It was Mon.| He left.",
+    "I sat.| 5 men ran.",
+    "There were approx. 5 men.| Vol. 3 is out.| See Fig. 3 and No. 5.| Go to Ft. Worth.",
+    "Dr. Smith met Mr. Jones, e.g. Tom.| He said no.| He left.",
+    "He lives in the U.S.| He is old.",
+)
+
+
+@pytest.mark.parametrize(
+    ("language", "marked"), [("de", text) for text in GERMAN] + [("en", text) for text in ENGLISH]
+)
+def test_abbreviations_and_ordinals_end_no_sentence(language, marked):
+    assert [piece.strip() for piece in sentences_of(marked.replace("|", ""), language)] == marked.split("| ")
+
+
+def test_other_languages_are_left_to_the_library():
+    assert sentences_of("Il est arrivé le 3. Okt. 2020.", "fr") == split_line("Il est arrivé le 3. Okt. 2020.", "fr")
+    assert sentences_of("私は学生です。彼は先生です。", "ja") == ["私は学生です。", "彼は先生です。"]
+
+
 def test_sentences_of_different_texts_share_batches(model, tokenizer):
     sizes = []
 
@@ -266,7 +309,7 @@ def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
     long = "wort " * model.config.max_position_embeddings
     longest = model.config.max_position_embeddings
     with pytest.raises(ValueError, match=rf"beginning 'wort wort.*the model allows at most {longest}"):
-        translate([TEXTS[0], long])
+        translate([TEXTS[0], long], long_lines="error")
     with pytest.raises(ValueError, match="generate got num_iteration, which it does not know"):
         translate(TEXTS, num_iteration=3)
     with pytest.raises(ValueError, match="src_lang=5 must be a two-letter language"):
