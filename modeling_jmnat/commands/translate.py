@@ -197,7 +197,7 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
     }
 
 
-@command
+@command(memory="--batch_tokens or --num_length_candidates")
 def main(argv=None):
     (arguments,) = parse_arguments(argv, TranslationArguments, __doc__)
     check_counts(arguments, ("n_best", "batch_tokens"))
