@@ -1,6 +1,8 @@
 """`CheckpointingTrainer`: runs that may be killed at any moment, resume exactly, and end with their best weights."""
 
+import logging
 import math
+import pickle
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,6 +19,8 @@ from . import checkpoints
 from .callbacks import EMACallback, StopCallback
 from .checkpoint_averaging import average_checkpoints
 from .weight_ema import WeightEMA
+
+logger = logging.getLogger(__name__)
 
 BLEU = "eval_bleu"  # chooses checkpoints
 
@@ -59,7 +63,7 @@ class CheckpointingTrainer(Trainer):
         if resume_from_checkpoint is False:
             resume_from_checkpoint = None
         if resume_from_checkpoint is True:
-            newest = checkpoints.newest_whole(self.args.output_dir)
+            newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
             resume_from_checkpoint = None if newest is None else str(newest)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -69,8 +73,18 @@ class CheckpointingTrainer(Trainer):
             self.ema = WeightEMA(self.model, self.args.ema_decay)  # the model may have moved to another device
         if resume_from_checkpoint is not None and self._is_last(resume_from_checkpoint):
             return TrainOutput(self.state.global_step, 0.0, {})
-        with self.stopper.listening():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            with self.stopper.listening():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"checkpoint {resume_from_checkpoint} is refused: its optimizer.pt, scheduler.pt or rng_state.pth "
+                f"holds more than tensors and plain values ({' '.join(str(error).split())[:200]}); delete it"
+            ) from None
+
+    def _needed_files(self) -> list[str]:
+        """What a checkpoint must have beside what every one has."""
+        return [] if self.ema is None else [checkpoints.TRAINING_WEIGHTS]
 
     def _is_last(self, checkpoint: str) -> bool:
         """Whether the checkpoint is of the last step; if so, its weights and state are loaded."""
@@ -92,6 +106,12 @@ class CheckpointingTrainer(Trainer):
         if training_weights.is_file():
             self.model.load_state_dict(load_file(training_weights), strict=False)
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Tied weights are in a checkpoint once, under one of their names: the others are not missing."""
+        tied = set(getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", None) or ())
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs) -> None:
         control = self.control
         at_rest = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
@@ -110,7 +130,7 @@ class CheckpointingTrainer(Trainer):
             epoch = math.ceil(self.state.epoch)
             batch = round((self.state.epoch - epoch + 1) * len(self.callback_handler.train_dataloader))
             where += f" (batch {batch} of epoch {epoch})"
-        newest = checkpoints.newest_whole(self.args.output_dir)
+        newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
         kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
         return FloatingPointError(
             f"{what} is no longer finite at {where} and nothing of it was saved; {kept}. Train in another output_dir "
@@ -136,6 +156,7 @@ class CheckpointingTrainer(Trainer):
                     save_file(self._training_weights(), staged / checkpoints.TRAINING_WEIGHTS)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                checkpoints.write_manifest(staged)
                 publish_folder(staged, run_dir / staged.name)
                 checkpoints.thin_out(run_dir, self.args.save_total_limit, self.best_steps())
         except (OSError, RuntimeError, SafetensorError) as error:
@@ -181,7 +202,7 @@ class CheckpointingTrainer(Trainer):
         With `keep_best`, these are the average of the best checkpoints if its BLEU is at least that of the best one,
         which they are otherwise. Without it they are the last weights (with `ema_decay` their moving average).
         """
-        steps = self.best_steps()
+        steps = [step for step in self.best_steps() if self._has_whole_weights(step)]
         if not steps:
             if self.ema is not None:
                 self.ema.swap()
@@ -205,6 +226,13 @@ class CheckpointingTrainer(Trainer):
                 chosen, name = average, f"average of steps {', '.join(map(str, sorted(steps)))}"
         self._load_weights(chosen)
         return {**report, "final_model": name}
+
+    def _has_whole_weights(self, step: int) -> bool:
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+        damage = checkpoints.changed_file(checkpoint, checkpoints.weights_of(checkpoint).name)
+        if damage is not None:
+            logger.warning("%s is left out of the final model: %s", checkpoint, damage)
+        return damage is None
 
     def _load_weights(self, folder: Path) -> None:
         if (folder / checkpoints.ADAPTER_WEIGHTS).is_file():
