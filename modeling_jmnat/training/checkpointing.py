@@ -14,6 +14,7 @@ from transformers import Trainer, TrainerState
 from transformers.trainer_utils import PredictionOutput, TrainOutput, has_length
 
 from ..utils.atomic_files import publish_folder
+from ..utils.command_line import is_lost_process
 from ..utils.finite import is_finite, not_finite
 from . import checkpoints
 from .callbacks import EMACallback, StopCallback
@@ -161,6 +162,8 @@ class CheckpointingTrainer(Trainer):
                 checkpoints.thin_out(run_dir, self.args.save_total_limit, self.best_steps())
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staged, ignore_errors=True)
+            if is_lost_process(error):
+                raise
             raise OSError(f"{staged.name} cannot be saved in {run_dir} ({error}); earlier ones are whole") from error
         finally:
             self._saving_folder = None

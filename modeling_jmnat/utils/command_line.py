@@ -83,14 +83,11 @@ def command(main=None, *, resumes: bool = False, memory: str = ""):
 def describe_error(error: Exception, resumes: bool = False, memory: str = "") -> str | None:
     """One sentence for an error that a user can mend; None for a defect of ours."""
     sentence = " ".join(str(error).split())
-    names = {cls.__name__ for cls in type(error).__mro__}  # of libraries that need not be loaded
     if isinstance(error, MemoryError) or NO_MEMORY.search(sentence):
         asked = ASKED_FOR.search(sentence)
         size = f" ({asked[1]} more were asked for)" if asked else ""
         return f"out of memory{size}: {f'lower {memory}' if memory else 'this needs a machine with more'}"
-    if not names.isdisjoint(LOST_PROCESS_ERRORS) or (
-        isinstance(error, RuntimeError) and LOST_PROCESS.search(sentence)
-    ):
+    if is_lost_process(error):
         again = "; when that is mended, run the same command again to go on" if resumes else ""
         return f"another process of this run has ended, its own message says why ({sentence[:200]}){again}"
     if isinstance(error, SafetensorError):  # it names no file
@@ -100,6 +97,13 @@ def describe_error(error: Exception, resumes: bool = False, memory: str = "") ->
             f"a file of PyTorch holds more than tensors and plain values, or is damaged: it is not read ({sentence})"
         )
     return sentence or type(error).__name__ if isinstance(error, USER_ERRORS) else None
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error is that of a process whose partner in training has gone."""
+    names = {cls.__name__ for cls in type(error).__mro__}  # of a library that need not be loaded
+    said = isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error))
+    return bool(said) or not names.isdisjoint(LOST_PROCESS_ERRORS)
 
 
 @contextlib.contextmanager

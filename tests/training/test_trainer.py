@@ -5,6 +5,7 @@ import resource
 import shutil
 import socket
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -500,6 +501,15 @@ def test_bad_checkpoints_do_not_push_good_ones_out(tiny, tmp_path):
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 4, 6, 8)]
     checkpoints.thin_out(tmp_path, 2, [])
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_a_process_that_ends_while_a_checkpoint_is_saved_is_no_full_disk(tiny, tmp_path, monkeypatch):
+    trainer = make_trainer(tiny, tmp_path, **SEVEN_STEPS)
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:18599: Connection reset by peer.")
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", MagicMock(side_effect=[None, error]))
+    with pytest.raises(RuntimeError, match="^.gloo"):
+        trainer.train(resume_from_checkpoint=True)
+    assert not checkpoints.list_checkpoints(tmp_path)
 
 
 def test_a_forbidden_pickle_in_a_checkpoint_gets_one_sentence(tiny, tmp_path):
