@@ -6,7 +6,7 @@ The file is one of those that a saved model carries along, so that it works wher
 import os
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,11 +79,25 @@ CLAUSE_END = re.compile(r"[,;:)](?=\s)|[、，；：]|\s[-–—](?=\s)")
 SPACE = re.compile(r"(?=\s)")
 
 
+class Texts(torch.utils.data.Dataset):
+    """A column of a data set as Transformers' loaders know it: results have a length, and workers share the texts."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = texts
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        return self.texts[index]
+
+
 class JMNatTranslationPipeline(ChunkPipeline):
     """`pipe(text)` gives `[{"translation_text": ...}]`, `pipe([text, ...])` a list of such records.
 
     A generator or a column of a data set is read as it is translated: an iterator comes back, with a list of records
-    for each text. Where `num_return_sequences` is above 1 every text gets a list of that many records, best first.
+    for each text, as from Transformers' own pipelines that generate. `pipe(list(column))` gives a list of records.
+    Where `num_return_sequences` is above 1 every text gets a list of that many records, best first.
 
     A text is split into lines and sentences, which are translated in batches with those of other texts and joined
     again by the white space that stood between them: a model trained on sentences translates several at once badly.
@@ -143,7 +157,9 @@ class JMNatTranslationPipeline(ChunkPipeline):
             results = super().__call__(list(inputs), *args, **kwargs) if inputs else []
             return [records[0] for records in results] if all(len(records) == 1 for records in results) else results
         as_they_are = (str, bytes, dict, types.GeneratorType, torch.utils.data.Dataset)  # `preprocess` refuses some
-        if isinstance(inputs, Iterable) and not isinstance(inputs, as_they_are):
+        if isinstance(inputs, Sequence) and not isinstance(inputs, as_they_are):
+            inputs = Texts(inputs)
+        elif isinstance(inputs, Iterable) and not isinstance(inputs, as_they_are):
             inputs = (text for text in inputs)
         return super().__call__(inputs, *args, **kwargs)
 

@@ -11,7 +11,7 @@ import unicodedata
 import pytest
 import torch
 from datasets import Dataset
-from transformers import pipeline
+from transformers import GPT2Config, GPT2LMHeadModel, TextGenerationPipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_jmnat import JMNatGenerateOutput, JMNatTranslationPipeline, ORTJMNatForConditionalGeneration
@@ -89,6 +89,29 @@ def test_text_list_generator_and_columns(translate):
         assert list(results) == streamed
     assert translate([]) == []
     assert list(translate(iter([]))) == []
+
+
+def test_streams_have_the_structure_of_transformers_own_pipelines(translate, tokenizer):
+    own = TextGenerationPipeline(
+        model=GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1)),
+        tokenizer=tokenizer,
+        device="cpu",
+        max_new_tokens=1,
+    )
+    column = Dataset.from_dict({"de": TEXTS[:3]})
+
+    def structure(results):
+        records = [[list(record) for record in records] for records in results]
+        return type(results), [[1] * len(records) for records in records]
+
+    for stream in (lambda: (text for text in TEXTS[:3]), lambda: KeyDataset(column, "de")):
+        for batch_size in (1, 2):
+            results = [pipe(stream(), batch_size=batch_size) for pipe in (translate, own)]
+            assert structure(results[0]) == structure(results[1])
+    assert structure(translate(column["de"])) == structure(own(KeyDataset(column, "de")))
+    assert len(translate(column["de"])) == len(own(KeyDataset(column, "de"))) == 3
+    assert translate(list(column["de"])) == translate(TEXTS[:3])
+    assert list(translate(column["de"], num_workers=1)) == list(translate(column["de"]))
 
 
 def test_generators_are_read_as_they_are_translated(translate):
