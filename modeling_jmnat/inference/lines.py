@@ -115,7 +115,9 @@ class LineReader:
             check_text(text, f"line {number}")
         sentences = [sentences_of(text, self.language) if self.language else [text] for text in texts]
         to_encode = (
-            sentence.strip() if len(of_line) > 1 else sentence for of_line in sentences for sentence in of_line
+            sentence if len(of_line) == 1 and len(sentence) <= self.most_characters else sentence.strip()
+            for of_line in sentences
+            for sentence in of_line
         )
         encoded = iter(self._encode(list(to_encode)))
         return [self._line(of_line, encoded, number) for number, of_line in enumerate(sentences, first_number)]
@@ -143,7 +145,7 @@ class LineReader:
     def _line(self, sentences: list[str], encoded: Iterator[list[int]], number: int) -> Line:
         line = Line()
         for sentence, ids in zip(sentences, encoded, strict=False):  # as many ids as there are sentences
-            if len(ids) <= self.longest and len(sentence) <= self.most_characters:
+            if len(ids) <= self.longest and len(sentence.strip()) <= self.most_characters:
                 line.add(sentence, ids)
                 continue
             line.too_long = True

@@ -152,6 +152,14 @@ def test_huge_words_are_not_counted_in_tokens(student, tokenizer, monkeypatch):
     assert max(seen) <= 32 * student.config.max_position_embeddings
 
 
+def test_white_space_around_a_line_makes_it_no_longer(student, tokenizer):
+    wide = " " * 100_000
+    (line,) = LineReader(student, tokenizer).read([f"{wide}{WORDS[3]}{wide}"])
+    assert line.ids == [tokenizer(WORDS[3])["input_ids"]]
+    (line,) = LineReader(student, tokenizer).read([wide])
+    assert (line.ids, line.too_long) == ([[]], False)
+
+
 @pytest.mark.parametrize("text", ["\ud800", "Ja \udc80 nein", "\udfff\ud800"])
 def test_lone_surrogates_get_one_sentence(student, tokenizer, text):
     pipe = JMNatTranslationPipeline(student, tokenizer, device="cpu")
