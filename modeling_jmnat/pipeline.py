@@ -37,6 +37,7 @@ def words(text: str) -> frozenset[str]:
 LAST_WORD = re.compile(r"([^\W\d_][\w.]*)\.\s*$")
 FIRST_WORD = re.compile(r"\W*(\w+)")
 ORDINAL = re.compile(r"(?:^|(\w+)\s+|\W)\d{1,3}\.\s*$")
+LIST_NUMBER = re.compile(r"\s*\d{1,3}\.\s*")
 DATE_WORDS = {
     "de": words("Jan Feb Mär Mrz Apr Jun Jul Aug Sep Sept Okt Nov Dez Mo Di Mi Do Fr Sa So"),
     "en": words("Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Tues Wed Thu Thur Thurs Fri Sat Sun"),
@@ -44,7 +45,7 @@ DATE_WORDS = {
 TITLES = {  # a name or a number always follows
     "de": words(
         "Dr Prof Dipl Ing Hr Hrn Frl Fam Fa Hl Nr Stv Stellv ca bzw bspw bsp z.B d.h i.d.R u.a m.E o.g s.o v.a z.T "
-        "vgl sog geb evtl ggf insb"
+        "vgl sog geb evtl ggf insb Inh"
     ),
     "en": words(
         "Dr Prof Mr Mrs Ms Messrs Mt Ft St Gen Col Capt Lt Sgt Maj Rev Hon Gov Sen Rep Pres approx cf e.g i.e resp vs"
@@ -56,14 +57,15 @@ BEFORE_OTHERS = {  # the sentence goes on with a number or a small letter; in Ge
         "einschl engl entspr exkl frz gem ges gest griech inkl ital jew lat lt max min mind russ span urspr wg zw zzgl"
     ),
     "en": words(
-        "Art Ch Ed Eq Fig No Nos Pt Ref Sec Tel Vol avg ch ed eq est excl fig figs incl max min misc nos p para pp pt "
-        "sec tel temp vol"
+        "Art Ch Ed Eq Fig No Nos Pt Ref Sec Tel Vol avg ch ed eq est excl fig figs incl lb lbs max min misc nos oz p "
+        "para pp pt sec tel temp vol"
     ),
 }
 # German: before an ordinal number that belongs to the next word, and what begins a sentence rather than follows one.
 BEFORE_ORDINALS = words(
-    "ab am auf beim bis das dem den der des die ein eine einem einen einer eines im jeder jeden ins mein seit sein "
-    "vom zum zur"
+    "ab alle am auf beim bis das dein deine dem den der des die dieser diesem diesen dieses ein eine einem einen "
+    "einer eines ihr ihre ihrem ihren ihrer im ins jede jedem jeden jeder jedes kein keine mein meine meinem meinen "
+    "meiner seit sein seine seinem seinen seiner unser unsere unserem unseren vom zum zur"
 )
 BEGINNINGS = words(
     "Aber Als Am An Auch Auf Bei Beim Bis Da Dann Danach Das Dem Den Der Des Deshalb Die Dies Diese Dieser Dieses "
@@ -338,6 +340,8 @@ def sentence_goes_on(before: str, after: str, language: str) -> bool:
     if language not in DATE_WORDS or following is None:
         return False
     word = following[1]
+    if LIST_NUMBER.fullmatch(before):
+        return True
     german, is_date_word = language == "de", word in DATE_WORDS[language]
     if german and (ordinal := ORDINAL.search(before)):
         belongs = (ordinal[1] or "").lower() in BEFORE_ORDINALS and word not in BEGINNINGS
