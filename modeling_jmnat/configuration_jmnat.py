@@ -71,6 +71,8 @@ class JMNatConfig(PreTrainedConfig):
         ngram_alignment: `"any"` lets an n-gram match at every masked position, `"gold"` at its own alone.
         encoder_loss_weight, ngram_loss_weight, length_loss_weight: a1, a2 (Eq. 8) and a3 (section 4.4).
         label_smoothing: of the target's cross-entropy.
+        split_sentences: texts are to be translated sentence by sentence, because the training data were single
+            sentences. The pipeline and the command `translate` do so; False is for models trained on longer texts.
     """
 
     model_type = "jmnat"
@@ -80,20 +82,10 @@ class JMNatConfig(PreTrainedConfig):
         "num_hidden_layers": "encoder_layers",
     }
     # What an evaluation loop need not gather: everything but `logits`.
-    keys_to_ignore_at_inference = [
-        "nll_loss",
-        "encoder_loss",
-        "ngram_loss",
-        "length_loss",
-        "length_logits",
-        "encoder_logits",
-        "decoder_hidden_states",
-        "decoder_attentions",
-        "cross_attentions",
-        "encoder_last_hidden_state",
-        "encoder_hidden_states",
-        "encoder_attentions",
-    ]
+    keys_to_ignore_at_inference = (
+        "nll_loss encoder_loss ngram_loss length_loss length_logits encoder_logits decoder_hidden_states "
+        "decoder_attentions cross_attentions encoder_last_hidden_state encoder_hidden_states encoder_attentions"
+    ).split()
 
     vocab_size: int = 32000
     d_model: int = 512
@@ -125,6 +117,7 @@ class JMNatConfig(PreTrainedConfig):
     ngram_loss_weight: float | int = 0.01
     length_loss_weight: float | int = 0.1
     label_smoothing: float | int = 0.1
+    split_sentences: bool = True
     bos_token_id: int | None = 0
     pad_token_id: int = 1
     eos_token_id: int = 2

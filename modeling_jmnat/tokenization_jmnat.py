@@ -5,7 +5,7 @@ and characters outside the vocabulary become bytes, so that any text comes back 
 space of every kind counts as one space, invisible characters and white space at the edges are gone, Unicode NFC.
 
 Marks are characters of the private use area, each of which stands for something that is to be copied: a number, a
-URL, a word in another script (see `protect` in the module of the pipeline).
+URL, a word in another script (see `plain_text.protect`).
 """
 
 import copy
@@ -22,6 +22,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import TokenizersBackend
 
 from .configuration_jmnat import elsewhere
+from .plain_text import MARKS, SURROGATES, text_normalizer
 
 # Marks of subword-nmt and fastBPE.
 END_OF_WORD = "</w>"
@@ -32,26 +33,12 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 MIN_FREQUENCY = 2  # pairs of pieces seen less often than this are not merged
 CHARACTERS_PER_PIECE = 1_000_000  # a character rarer than one in so many (or than MIN_FREQUENCY) is written in bytes
-MARKS = tuple(map(chr, range(0xE000, 0xE00A)))
 MARK_PIECES = (*MARKS, *(f" {mark}" for mark in MARKS))
 # Marks, words, numbers and runs of other signs, each with the space before it; any further white space stands alone.
 PIECE_PATTERN = r" ?[\ue000-\ue009]| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\ue000-\ue009]+|\s"
 SPACE_MARKS = "\u0120\u2581"  # what other tokenizers write for a space; the first is a letter
 # A model may write any character; one line in stays one line out, whatever a reader takes for a line or a column.
 LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-SURROGATES = re.compile("[\ud800-\udfff]")
-
-# Patterns of the normalizer: written as ranges, so that every engine of regular expressions reads the same.
-SPACES = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u2800\u3000]+"
-# Control and format characters (not the visible ones of Arabic and Kaithi), fillers, and what a failed decoding left.
-INVISIBLE = (
-    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
-    "\u3164\ufeff\uffa0\ufff9-\ufffb\ufffd\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001]"
-)
-# Joiners belong between letters of Arabic, Indic and Mongolian scripts and between emoji, tags behind a black flag.
-JOINED = "\u0600-\u08ff\u0900-\u109f\u1780-\u18af\u2190-\u2bff\u3030-\u303d\u3297-\u3299\ufe0f\U0001f000-\U0001faff"
-JOINERS = f"(?<![{JOINED}])[\u180e\u200c\u200d]|[\u180e\u200c\u200d](?![{JOINED}])"
-TAGS = "(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0020-\U000e007f]"
 
 
 class BytePairSegmenter:
@@ -156,6 +143,14 @@ class JMNatTokenizer(TokenizersBackend):
             self._made["characters"] = letters - {*MARKS}
         return self._made["characters"]
 
+    def is_unknown(self, character: str) -> bool:
+        """Whether a character would be written in bytes."""
+        known = self.known_characters
+        unknown = self._made.setdefault("unknown", {})
+        if character not in known and character not in unknown:
+            unknown[character] = not known.issuperset(self.normalize_text(f"x{character}")[1:])
+        return character not in known and unknown[character]
+
     @property
     def _made(self) -> dict:
         """What calls have made. No attribute: `datasets` compares tokenizers by a hash of their attributes."""
@@ -229,24 +224,6 @@ class JMNatTokenizer(TokenizersBackend):
 
 
 MADE_BY_CALLS: WeakKeyDictionary[JMNatTokenizer, dict] = WeakKeyDictionary()
-
-
-def text_normalizer(unicode_form: str = "NFC", lowercase: bool = False) -> normalizers.Sequence:
-    """One space for white space of every kind, no invisible characters, nothing at the edges, then NFC or NFKC."""
-    if unicode_form not in ("NFC", "NFKC"):
-        raise ValueError(f"unicode_form={unicode_form!r} must be 'NFC' or 'NFKC'")
-    invisible = "|".join((INVISIBLE, JOINERS, TAGS))
-    steps = [normalizers.Replace(Regex(invisible), ""), getattr(normalizers, unicode_form)()]
-    steps += [normalizers.Lowercase()] if lowercase else []
-    return normalizers.Sequence([*steps, normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()])
-
-
-def clean_text(text: str) -> str:
-    """The text as tokenizers trained from now on read it."""
-    return CLEAN.normalize_str(text)
-
-
-CLEAN = text_normalizer()
 
 
 def moses_tool(tool: str, language: str, escape: bool = False, split_dashes: bool = False) -> Callable[[str], str]:

@@ -8,7 +8,16 @@ import os
 from functools import lru_cache
 
 import gradio as gr
-from passes import HERE, MAX_CANDIDATES, MAX_PASSES, load, model_name, translate, translate_word_by_word
+from passes import (
+    HERE,
+    MAX_CANDIDATES,
+    MAX_CHARACTERS,
+    MAX_PASSES,
+    load,
+    model_name,
+    translate,
+    translate_word_by_word,
+)
 from rendering import render, render_message
 
 EXAMPLES = [
@@ -58,7 +67,14 @@ def build(adjacent: bool) -> gr.Blocks:
         gr.Markdown(INTRODUCTION)
         with gr.Row(equal_height=False):
             with gr.Column(scale=3, min_width=280):
-                text = gr.Textbox(EXAMPLES[0], label="German sentence", lines=1, max_lines=6, elem_id="text")
+                text = gr.Textbox(
+                    EXAMPLES[0],
+                    label="German sentence",
+                    lines=1,
+                    max_lines=6,
+                    max_length=MAX_CHARACTERS,
+                    elem_id="text",
+                )
                 gr.Examples(EXAMPLES, text, label="Or take one of these")
             with gr.Column(scale=2, min_width=280):
                 passes = gr.Slider(1, MAX_PASSES, 4, step=1, label="Passes (k)", elem_id="passes")

@@ -18,6 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 
 HERE = Path(__file__).resolve().parent
 MAX_PASSES, MAX_CANDIDATES = 10, 8
+MAX_CHARACTERS = 10_000  # of more even the splitting into tokens would keep others waiting
 END = "</s>"  # how the end of a sentence is written here, whatever the tokenizer calls it
 LOCK = Lock()  # one sentence at a time: times of two at once would mean nothing
 
@@ -90,6 +91,11 @@ def load(name: str):
 
 def encode(model, tokenizer, text: str) -> torch.Tensor:
     """Ids (1, S) of one sentence; line breaks count as spaces. ValueError: nothing to translate, or too much."""
+    if isinstance(text, str) and len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"This text has {len(text)} characters, the page reads at most {MAX_CHARACTERS}: please give it less at a "
+            "time."
+        )
     text = " ".join(text.split()) if isinstance(text, str) else ""
     if not text:
         raise ValueError("Please type a German sentence first.")

@@ -9,6 +9,7 @@ import torch
 from tqdm import tqdm
 
 from ..utils.atomic_files import write_json
+from ..utils.json_files import read_json
 from .systems import System, load_engine
 from .timing import (
     BLOCK_SENTENCES,
@@ -71,7 +72,7 @@ class Benchmark:
         self.found: dict = {"settings": settings, "loading": {}, "scores": {}, "batch_sizes": {}}
         self.found |= {"latency": {}, "throughput": {}}
         if self.path.is_file():
-            self.found = json.loads(self.path.read_text())
+            self.found = read_json(self.path, ("settings",), "delete it, and everything is measured anew")
             self.found["settings"].pop("size", None)  # of earlier versions: it chose a table
             if self.found["settings"] != settings:
                 raise ValueError(

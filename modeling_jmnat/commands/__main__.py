@@ -6,9 +6,11 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
+from ..utils.command_line import command
 from . import COMMANDS
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the first word names with the words after it."""
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]

@@ -13,7 +13,7 @@ from ..teacher.options import DistillationArguments
 from ..utils.command_line import command, parse_arguments
 
 
-@command(resumes=True)
+@command(resumes=True, memory="--batch_tokens")
 def main(argv=None):
     (arguments,) = parse_arguments(argv, DistillationArguments, __doc__)
     from accelerate import PartialState

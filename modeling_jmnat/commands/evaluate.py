@@ -8,7 +8,7 @@ from ..utils.atomic_files import check_writable
 from ..utils.command_line import command, parse_arguments
 
 
-@command
+@command(memory="--batch_tokens")
 def main(argv=None):
     (arguments,) = parse_arguments(argv, EvaluationArguments, __doc__)
     from transformers.utils import logging

@@ -56,6 +56,7 @@ def main(argv=None):
     from ..hub.model_card import read_facts, write_card
     from ..hub.publishing import (
         REPLACED_FILES,
+        check_no_links,
         load_for_publishing,
         published_files,
         push,
@@ -66,6 +67,7 @@ def main(argv=None):
 
     logging.disable_progress_bar()
     languages = read_facts(arguments.card).languages if arguments.card else None
+    check_no_links(arguments.output)
     model, tokenizer = load_for_publishing(arguments.model)
     output = Path(arguments.output)
     with folder_lock(output, "output"), replace_files(output, REPLACED_FILES) as folder:

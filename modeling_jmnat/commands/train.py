@@ -13,7 +13,7 @@ from ..training.command import parse_command
 from ..utils.command_line import command
 
 
-@command(resumes=True)
+@command(resumes=True, memory="--max_tokens (in a new --output_dir) or --eval_batch_tokens")
 def main(argv=None):
     arguments = parse_command(argv, __doc__)
     from transformers.utils import logging

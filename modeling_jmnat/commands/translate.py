@@ -1,12 +1,14 @@
 """Translate a file or standard input line by line. Figures come as the last line of standard error, in JSON."""
 
+import collections
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from ..utils.atomic_files import atomic_text_file
 from ..utils.command_line import check_counts, command, parse_arguments
@@ -14,6 +16,7 @@ from ..utils.text_files import decode_lines, iterate_lines
 from .shipped import shipped_model
 
 if TYPE_CHECKING:
+    from ..inference.lines import LineReader
     from ..inference.translation import Translation
 
 WATCH_SECONDS = 0.1  # that a draft stays
@@ -31,10 +34,21 @@ class TranslationArguments:
         },
     )
     input: str = field(
-        default="-", metadata={"help": "Text to translate, one sentence a line; .gz is read as is. -: standard input."}
+        default="-", metadata={"help": "Text to translate, line by line; .gz is read as is. -: standard input."}
     )
     output: str = field(
         default="-", metadata={"help": "File for the translations, complete or not there at all. -: standard output."}
+    )
+    split_sentences: bool = field(
+        default=True,
+        metadata={"help": "Translate each line sentence by sentence, if the model was trained on single sentences."},
+    )
+    long_lines: Literal["split", "truncate", "skip", "error"] = field(
+        default="split",
+        metadata={
+            "help": "What to do with a sentence longer than the model can read: split it at clauses and spaces, "
+            "truncate it, skip its line (the translation is empty), or error before any work is done."
+        },
     )
     num_iterations: int | None = field(
         default=None, metadata={"help": "Decoder passes: fewer are faster. Default: as saved with the model."}
@@ -155,16 +169,40 @@ def write_translation(file: TextIO, number: int, translation: "Translation", arg
         file.write(f"{translation.text}\n")
 
 
-def run_translation(arguments: TranslationArguments, lines: Iterator[str], file: TextIO, window_lines: int) -> dict:
-    """Translate `lines` into `file` and return the figures."""
+def checked_lines(arguments: TranslationArguments, reader: "LineReader") -> Iterable[str]:
+    """The lines to translate. Those of a file have been read once, so that its errors are known before the work.
+
+    Standard input and pipes are read as they are translated, with `long_lines=error` to their end before that.
+    """
+    path = arguments.input
+    lines = decode_lines(sys.stdin.buffer, "standard input") if path == "-" else iterate_lines(path)
+    if path == "-" or (Path(path).exists() and not Path(path).is_file()):
+        if arguments.long_lines == "error":
+            lines = list(lines)
+            reader.check(lines)
+        return lines
+    if arguments.long_lines == "error":
+        reader.check(lines)
+    else:
+        collections.deque(lines, maxlen=0)
+    return iterate_lines(path)
+
+
+def run_translation(arguments: TranslationArguments, file: TextIO, window_lines: int) -> dict:
+    """Translate into `file` and return the figures."""
     from ..inference.glossary import Glossary
+    from ..inference.lines import LineReader, describe_long_lines
     from ..inference.loading import is_jmnat, load_translator
-    from ..inference.translation import translate_lines
+    from ..inference.translation import check_options, translate_lines
 
     if arguments.glossary is not None and arguments.n_best is not None:
         raise ValueError("--glossary gives one translation of each line: leave --n_best out")
     glossary = None if arguments.glossary is None else Glossary.read(arguments.glossary)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
+    split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
+    options = generation_options(arguments, model, tokenizer)
+    check_options(model, options)
+    lines = checked_lines(arguments, LineReader(model, tokenizer, split, arguments.long_lines))
     translations = translate_lines(
         model,
         tokenizer,
@@ -173,22 +211,28 @@ def run_translation(arguments: TranslationArguments, lines: Iterator[str], file:
         window_lines=window_lines,
         progress=sys.stderr.isatty() and window_lines > 1,
         glossary=glossary,
-        **generation_options(arguments, model, tokenizer),
+        split_sentences=split,
+        long_lines=arguments.long_lines,
+        **options,
     )
-    sentences = tokens = passes = 0
+    sentences = tokens = passes = long_lines = 0
     start = time.perf_counter()
     for translation in translations:
         sentences += 1
         tokens += len(translation.token_ids)
         passes += translation.num_passes or 0
+        long_lines += translation.too_long
         write_translation(file, sentences, translation, arguments)
         if window_lines == 1:
             file.flush()
     seconds = time.perf_counter() - start
     if not sentences:
         raise ValueError(f"{arguments.input}: the input is empty, at least one line is needed")
+    if long_lines:
+        print(describe_long_lines(long_lines, model, arguments.long_lines), file=sys.stderr)
     return {
         "sentences": sentences,
+        "long_lines": long_lines,
         "tokens": tokens,
         "seconds": round(seconds, 3),
         "sentences_per_second": round(sentences / seconds, 2),
@@ -198,7 +242,7 @@ def run_translation(arguments: TranslationArguments, lines: Iterator[str], file:
     }
 
 
-@command
+@command(memory="--batch_tokens or --num_length_candidates")
 def main(argv=None):
     (arguments,) = parse_arguments(argv, TranslationArguments, __doc__)
     check_counts(arguments, ("n_best", "batch_tokens"))
@@ -208,16 +252,14 @@ def main(argv=None):
     from ..inference.translation import WINDOW_LINES
 
     logging.disable_progress_bar()
-    from_stdin = arguments.input == "-"
-    lines = decode_lines(sys.stdin.buffer, "standard input") if from_stdin else iterate_lines(arguments.input)
     # A person wants an answer to each line.
-    window_lines = 1 if arguments.watch or (from_stdin and sys.stdin.isatty()) else WINDOW_LINES
+    window_lines = 1 if arguments.watch or (arguments.input == "-" and sys.stdin.isatty()) else WINDOW_LINES
     with ExitStack() as stack:
         if arguments.output == "-":
             file = sys.stdout
             file.reconfigure(encoding="utf-8", newline="\n")
         else:
             file = stack.enter_context(atomic_text_file(arguments.output))
-        figures = run_translation(arguments, lines, file, window_lines)
+        figures = run_translation(arguments, file, window_lines)
         file.flush()
     print(json.dumps(figures), file=sys.stderr)

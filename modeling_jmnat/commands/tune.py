@@ -13,7 +13,7 @@ from ..utils.atomic_files import atomic_text_file
 from ..utils.command_line import command, parse_arguments
 
 
-@command
+@command(memory="--batch_tokens")
 def main(argv=None):
     (arguments,) = parse_arguments(argv, TuningArguments, __doc__)
     from transformers.utils import logging

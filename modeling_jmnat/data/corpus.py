@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import datasets
 
-from ..tokenization_jmnat import LINE_BREAKS, clean_text
+from ..plain_text import clean_text
+from ..tokenization_jmnat import LINE_BREAKS
 from ..utils.text_files import read_parallel
 
 SPLITS = ("train", "validation", "test")

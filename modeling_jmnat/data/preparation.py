@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from ..pipeline import protect_pair
+from ..plain_text import protect_pair
 from ..tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
 from ..utils.atomic_files import UNFINISHED, replace_files, write_json
 from ..utils.fingerprints import (
@@ -28,11 +28,13 @@ from ..utils.fingerprints import (
     tokenizer_fingerprint,
 )
 from ..utils.hub_folders import fetch_folder
+from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
 from .corpus import SPLITS, TextSplit, one_lines, read_file_splits, read_hub_splits
 from .options import PreparationArguments
 
 COLUMNS = {"id": "int64", "source": "string", "target": "string", "input_ids": "int32", "labels": "int32"}
+PREPARE_AGAIN = "prepare the data again"
 RESULT = "preparation.json"  # while it is missing, the rest is not complete
 CHUNK = 10_000  # pairs tokenised at a time
 
@@ -98,12 +100,12 @@ def load_prepared(directory: str | Path) -> tuple[datasets.DatasetDict, JMNatTok
     """
     directory = Path(directory)
     try:
-        written = json.loads((directory / RESULT).read_text())
+        written = dict(json.loads((directory / RESULT).read_text()))
     except FileNotFoundError:
         raise ValueError(
             f"{directory} holds no finished preparation (preparation.json is missing); make one with prepare_data.py"
         ) from None
-    except ValueError:
+    except (ValueError, TypeError):
         raise ValueError(f"{directory / RESULT} is damaged: prepare the data again") from None
     folder = directory / "tokenizer"
     now = tokenizer_fingerprint(folder)
@@ -112,8 +114,23 @@ def load_prepared(directory: str | Path) -> tuple[datasets.DatasetDict, JMNatTok
             f"{folder} is not the tokenizer that made the ids in {directory / 'dataset'} "
             "(tokenizer.json has another hash); prepare the data again"
         )
-    data = datasets.load_from_disk(str(directory / "dataset"))
-    return data, JMNatTokenizer.from_pretrained(folder)
+    return _load_dataset(directory / "dataset"), JMNatTokenizer.from_pretrained(folder)
+
+
+def _load_dataset(folder: Path) -> datasets.DatasetDict:
+    """What `save_to_disk` wrote; ValueError naming a file that is damaged."""
+    for split in read_json(folder / "dataset_dict.json", ("splits",), PREPARE_AGAIN)["splits"]:
+        for name, keys in (("state.json", ("_data_files",)), ("dataset_info.json", ("features",))):
+            read_json(folder / split / name, keys, PREPARE_AGAIN)
+    try:
+        return datasets.load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        for path in sorted(folder.glob("*/*.arrow")):
+            try:
+                datasets.Dataset.from_file(str(path))
+            except (OSError, ValueError):
+                raise ValueError(f"{path} is damaged or cut short: {PREPARE_AGAIN}") from None
+        raise ValueError(f"{folder} is not complete ({error}): {PREPARE_AGAIN}") from None
 
 
 def read_splits(arguments: PreparationArguments) -> dict[str, TextSplit]:

@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from typing import Literal
 
 from ..utils.bleu import check_bleu_tokenizer
 from ..utils.command_line import check_counts
@@ -57,6 +58,15 @@ class EvaluationArguments:
         metadata={"help": "sacreBLEU's tokenizer. Default: zh, ja-mecab, ko-mecab or char by language; else 13a."},
     )
     lowercase: bool = field(default=False, metadata={"help": "Ignore case in all scores, as the paper on IWSLT14."})
+    split_sentences: bool = field(default=False, metadata={"help": "Translate each line sentence by sentence."})
+    long_lines: Literal["split", "truncate", "skip", "error"] = field(
+        default="split",
+        metadata={
+            "help": "What to do with a sentence longer than the model can read: split it at clauses and spaces, "
+            "truncate it, skip its line (the translation is empty), or error before any work is done. The lines are "
+            "counted."
+        },
+    )
     noise: str | None = field(
         default=None,
         metadata={

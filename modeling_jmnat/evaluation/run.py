@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from ..inference.lines import LineReader, describe_long_lines
 from ..inference.loading import is_jmnat, load_translator
 from ..inference.translation import check_options, parse_generation_options
 from ..teacher.reranking import load_reranker
@@ -67,6 +68,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     varied, shared = decoding_settings(arguments, model)
     for setting in varied:
         check_options(model, shared | setting)
+    if arguments.long_lines == "error":
+        LineReader(model, tokenizer, arguments.split_sentences, arguments.long_lines).check(sources)
     report = {
         "settings": {
             "model": Path(arguments.model).resolve().name,
@@ -79,6 +82,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
             "target_language": arguments.target_language,
             "bleu_tokenize": arguments.bleu_tokenize,
             "batch_tokens": arguments.batch_tokens,
+            "split_sentences": arguments.split_sentences,
+            "long_lines": arguments.long_lines,
             "noise": arguments.noise,
             "generation": shared,
             "reranker": Path(arguments.reranker).resolve().name if arguments.reranker else None,
@@ -96,6 +101,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
         ):
             report["results"].append(at_level | figures)
             print(describe_row(report["results"][-1]), flush=True)
+            if (count := figures["long_lines"]) and len(report["results"]) == 1:
+                print(describe_long_lines(count, model, arguments.long_lines), file=sys.stderr)
             if arguments.translations:
                 name = "-".join(f"{key}-{value}" for key, value in (at_level | setting).items())
                 write_lines(Path(arguments.translations) / f"{name}.txt", texts)
@@ -123,6 +130,8 @@ def evaluated(arguments: EvaluationArguments, model, tokenizer, sources, referen
                 bleu_tokenize=arguments.bleu_tokenize,
                 batch_tokens=arguments.batch_tokens,
                 latency_sentences=arguments.latency_sentences,
+                split_sentences=arguments.split_sentences,
+                long_lines=arguments.long_lines,
                 progress=sys.stderr.isatty(),
             )
             for setting, (figures, texts) in zip(varied, rows, strict=True):

@@ -112,6 +112,8 @@ def evaluate_model(
     bleu_tokenize: str | None = None,
     batch_tokens: int | None = None,
     latency_sentences: int = 0,
+    split_sentences: bool = False,
+    long_lines: str = "error",
     progress: bool = False,
 ) -> Iterator[tuple[dict, list[str]]]:
     """Translate `sources` once per entry of `settings` and yield the figures with the translations.
@@ -122,10 +124,12 @@ def evaluate_model(
         bleu_tokenize: sacreBLEU's tokenizer; left out, the one for the language.
         latency_sentences: also translate so many sentences, spread over the file, one at a time and report the
             milliseconds from text to text. 0 leaves it out.
+        split_sentences, long_lines: as in `translate_lines`. The figure `long_lines` counts the lines concerned.
     """
     tokenize = bleu_tokenizer(references, target_language, bleu_tokenize)
+    reading = {"split_sentences": split_sentences, "long_lines": long_lines}
     for setting in settings:
-        translate = _translator(model, tokenizer, {**(generation or {}), **setting}, batch_tokens)
+        translate = _translator(model, tokenizer, {**(generation or {}), **setting, **reading}, batch_tokens)
         translate(sources[:WARM_UP_SENTENCES])
         start = time.perf_counter()
         translations = translate(sources, progress=progress, total=len(sources))
@@ -136,6 +140,7 @@ def evaluate_model(
             **score_translations(texts, references, target_language, lowercase, tokenize),
             "by_source_words": score_by_source_words(sources, texts, references, lowercase, tokenize),
             **(decoding_figures(tokenizer, translations, references) if is_jmnat(model) else {}),
+            "long_lines": sum(translation.too_long for translation in translations),
             "seconds": seconds,
             "sentences_per_second": len(sources) / seconds,
             "tokens_per_second": sum(len(translation.token_ids) for translation in translations) / seconds,
@@ -158,12 +163,14 @@ def decoding_figures(tokenizer, translations: Sequence[Translation], references:
     Returns:
         `mean_passes`; `length_recall`, share of sentences whose reference length is among the `length_recall_at`
         lengths that were tried; `length_accuracy`, share whose translation is as long as the reference. Blank lines
-        are left out.
+        are left out, and from the lengths those that were translated in several pieces.
     """
     lengths = [len(ids) for ids in tokenizer(text_target=list(references), verbose=False)["input_ids"]]
     decoded = [(item, length) for item, length in zip(translations, lengths, strict=True) if item.num_passes]
+    mean_passes = _mean([item.num_passes for item, _ in decoded])
+    decoded = [(item, length) for item, length in decoded if item.candidate_lengths is not None]
     return {
-        "mean_passes": _mean([item.num_passes for item, _ in decoded]),
+        "mean_passes": mean_passes,
         "length_recall": _mean([length in item.candidate_lengths for item, length in decoded]),
         "length_recall_at": max((len(item.candidate_lengths) for item, _ in decoded), default=0),
         "length_accuracy": _mean([len(item.token_ids) + 1 == length for item, length in decoded]),

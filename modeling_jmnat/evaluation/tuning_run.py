@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..configuration_jmnat import JMNatOptions
+from ..inference.lines import LineReader
 from ..inference.loading import is_jmnat, load_translator
 from ..inference.onnx_runtime import GRAPHS_FOLDER, translators_in
 from ..inference.translation import check_options, parse_generation_options
@@ -103,6 +104,7 @@ def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
         check_folders(arguments.model)
     sources, references = read_parallel(arguments.source, arguments.reference)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
+    LineReader(model, tokenizer).check(sources)  # too long ones are refused before the work
     shared = parse_generation_options(arguments.generation_options)
     tokenizer_of_bleu = bleu_tokenizer(references, arguments.target_language, arguments.bleu_tokenize)
     metric, rows = bleu_metric(tokenizer_of_bleu, arguments.lowercase), []

@@ -1,6 +1,5 @@
 """Inputs of a run: data, presets and teacher, which must stay the same when it is resumed, and the held-out text."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ..utils.fingerprints import (
     same_fingerprint,
     tokenizer_fingerprint,
 )
+from ..utils.json_files import read_json
 from ..utils.text_files import write_lines
 from .suites import SuiteSettings
 
@@ -70,7 +70,7 @@ def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
     path = settings.output / BEGUN_WITH
     if not path.is_file() or not any((settings.output / "logs").glob("*")):  # no stage has begun
         return
-    begun = json.loads(path.read_text(encoding="utf-8"))
+    begun = read_json(path, what_to_do="restore it or choose another --output")
     recorded, now = begun.get("data", {}), inputs["data"]["tokenizer"]
     if same_fingerprint(recorded.get("tokenizer"), now, lambda: legacy_folder_digest(settings.data / "tokenizer")):
         recorded["tokenizer"] = now

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..utils.atomic_files import same_path, write_json
 from ..utils.command_line import GPU_MEMORY_SHARE
+from ..utils.json_files import read_json
 from ..utils.locks import folder_lock, try_lock
 from ..utils.signals import received
 
@@ -32,6 +33,7 @@ GRACE_SECONDS = 90  # for a stage to write its checkpoint after it was asked to 
 LOG_TAIL_LINES = 5
 ATTEMPTS = 2  # a failed stage is started once more, behind the others: by then a GPU may have free memory again
 MEMORY_SHARE = 0.9  # of a GPU's memory, divided among the stages that share it
+DELETE_MARK = "delete it, and its stage is run again"
 LAST_STAGES = 3  # how many finished stages are listed with their times
 PROGRAM = (sys.executable, "-m", "modeling_jmnat.commands")
 # Marks of earlier versions name the script of a command.
@@ -210,14 +212,14 @@ class StageRunner:
         marks = sorted(
             (path for path in map(self.mark, stages) if path.is_file()), key=lambda path: path.stat().st_mtime
         )
-        written = [json.loads(path.read_text(encoding="utf-8")) for path in marks[-LAST_STAGES:]]
+        written = [read_json(path, ("stage", "seconds"), DELETE_MARK) for path in marks[-LAST_STAGES:]]
         return ", ".join(f"{mark['stage']} {mark['seconds'] / 60:.1f} minutes" for mark in written)
 
     def is_done(self, stage: Stage) -> bool:
         mark = self.mark(stage)
         if not mark.is_file():
             return False
-        written = json.loads(mark.read_text(encoding="utf-8"))
+        written = read_json(mark, ("command", "output_dir"), DELETE_MARK)
         folders = (written["output_dir"], str(self.output_dir.resolve()))
         if changed := changed_parts(words_of_mark(written), stage.words(), *folders):
             raise ValueError(

@@ -10,6 +10,7 @@ from ..configuration_jmnat import JMNatConfig
 from ..data.preparation import load_prepared
 from ..teacher.model import can_start
 from ..training.presets import load_preset
+from ..utils.json_files import read_json
 from .runner import Stage
 from .systems import (
     ABLATIONS,
@@ -105,7 +106,7 @@ class SuiteBuilder:
     def __init__(self, settings: SuiteSettings):
         self.settings = settings
         self.stages: dict[str, Stage] = {}
-        preparation = json.loads((settings.data / "preparation.json").read_text(encoding="utf-8"))
+        preparation = read_json(settings.data / "preparation.json", what_to_do="prepare the data again")
         self.lowercase = bool(preparation.get("lowercase"))
         self.target_language = preparation.get("target_lang") or preparation.get("moses_target_lang") or "en"
         tokenizer = settings.bleu_tokenize

@@ -1,11 +1,11 @@
 """Tables of a suite, made from the JSON files of its evaluations; `pictures` draws the figures."""
 
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..utils.atomic_files import atomic_text_file
+from ..utils.json_files import read_json
 from ..utils.markdown import markdown
 from ..utils.text_files import iterate_lines
 from .systems import (
@@ -27,6 +27,7 @@ from .systems import (
     Student,
 )
 
+DELETE_RESULT = "delete it and the mark of its stage in stages/, and run the same command again"
 PASSES = (1, 4, 10)
 BEAMS = (1, 5)
 TUNED_LABEL = "decoding tuned on the validation text"
@@ -59,7 +60,7 @@ def evaluations_of(output: Path, name: str, seeds: int | None = 1, variant: str 
     """The evaluations that exist: of `NAME-SEED` for each seed, or of `NAME` itself with `seeds=None`."""
     names = [name] if seeds is None else [f"{name}-{seed}" for seed in range(1, seeds + 1)]
     paths = [output / "results" / f"{name}{variant}.json" for name in names]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return [read_json(path, ("results",), DELETE_RESULT) for path in paths if path.is_file()]
 
 
 def student_row(label: str, evaluations: Sequence[dict]) -> list[str] | None:
@@ -273,7 +274,7 @@ def write_tables(output: Path, suites: Sequence[str]) -> dict[str, str]:
     """`results/SUITE.md` for each suite, with the metric's signature beneath; returns the texts."""
     signatures = set()
     for path in sorted((output / "results").glob("*.json")):
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        evaluation = read_json(path, what_to_do=DELETE_RESULT)
         rows = evaluation.get("results", ())
         signatures.update(row["sacrebleu_signature"] for row in rows if "sacrebleu_signature" in row)
     texts = {}

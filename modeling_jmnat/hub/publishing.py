@@ -135,13 +135,30 @@ def published_files(folder: str | Path) -> dict[str, int]:
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
+def check_no_links(folder: str | Path) -> None:
+    """Refuse links among what would be published: their targets would be, wherever they lie.
+
+    Raises:
+        ValueError: naming the link and its target.
+    """
+    folder = Path(folder)
+    candidates = [folder / GRAPHS_FOLDER, *(path for pattern in PUBLISHED_FILES for path in folder.glob(pattern))]
+    for path in sorted(candidates):
+        if path.is_symlink():
+            raise ValueError(
+                f"{path} is a link to {path.readlink()}, which would be published in its place: put a copy there, or "
+                "build in another folder"
+            )
+
+
 def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
     """Create the repository `repo_id` if need be and bring `published_files` there in one commit; its address.
 
     Raises:
-        ValueError: no token, one that the Hub refuses, a name that it does not accept, or no way to it. The folder
-            is left as it is.
+        ValueError: a link in the folder, no token, one that the Hub refuses, a name that it does not accept, or no way
+            to it. The folder is left as it is.
     """
+    check_no_links(folder)
     token = get_token()
     if token is None:
         raise ValueError(f"there is no token for the Hub: 'hf auth login' or HF_TOKEN gives one; {folder} is complete")

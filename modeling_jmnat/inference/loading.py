@@ -5,6 +5,7 @@ multilingual model that does not know its target language.
 """
 
 import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from .onnx_runtime import ORTJMNatForConditionalGeneration, find_graphs
 NO_FOREIGN_CODE = {"trust_remote_code": False}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
+# What Transformers raises for missing, damaged and forbidden files; for a PyTorch archive cut short a RuntimeError.
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 LOAD_ITS_OWN = "load the tokenizer that was saved with this model"
 
 Translator = PreTrainedModel | StaticShapeJMNat | ORTJMNatForConditionalGeneration
@@ -84,7 +87,7 @@ def load_translator(
         config = AutoConfig.from_pretrained(directory, **NO_FOREIGN_CODE)
         model = AutoModelForSeq2SeqLM.from_pretrained(directory, config=config, dtype=dtype, **NO_FOREIGN_CODE)
         tokenizer = AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"model {directory} cannot be loaded: {_first_line(error)}") from None
     check_finite(model, directory)
     check_vocabulary(model, tokenizer)
@@ -109,7 +112,9 @@ def _load_exported(
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    if isinstance(error, pickle.UnpicklingError):
+        return "pytorch_model.bin holds more than tensors and plain values, and is not read"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_vocabulary(model: Translator, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -151,8 +156,8 @@ def load_teacher(
     tokenizer = load_teacher_tokenizer(directory)
     try:
         model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto", **NO_FOREIGN_CODE)
-    except SafetensorError as error:
-        raise ValueError(f"the weights of {directory} cannot be read: {error}") from None
+    except UNREADABLE as error:
+        raise ValueError(f"the weights of {directory} cannot be read: {_first_line(error)}") from None
     refuse_student(directory, model.config)
     check_finite(model, directory)
     if model.config.vocab_size < len(tokenizer):

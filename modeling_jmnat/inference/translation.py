@@ -5,7 +5,8 @@ Works for JM-NAT and for autoregressive models of Transformers, so that teacher 
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,11 @@ from transformers.utils import ModelOutput
 
 from ..configuration_jmnat import OPTION_NAMES, is_count, is_number
 from ..generation_jmnat import substitute
-from ..pipeline import is_copied, protect, restore
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
-from .beam_search import max_source_length, max_target_length
+from .beam_search import max_target_length
 from .glossary import Glossary, translate_with_terms
+from .lines import Line, LineReader
 from .loading import Translator, is_jmnat
 
 # Options of beam search that count something, with the least value allowed.
@@ -65,6 +66,9 @@ class Translation:
         candidate_indices: of which of `candidate_lengths` each of `candidates` was made.
         canvases: with `output_history=True`, what the decoder read in each pass, as text.
         candidate_ids: ids of all `candidates`, with special tokens, without padding.
+        too_long: whether the line held a sentence longer than the model can read, which was cut or skipped.
+
+    A line in several sentences: see `Line.join`.
     """
 
     source: str
@@ -76,6 +80,7 @@ class Translation:
     candidate_indices: list[int] | None = None
     canvases: list[str] | None = None
     candidate_ids: list[list[int]] = field(default_factory=list)
+    too_long: bool = False
 
     @property
     def text(self) -> str:
@@ -145,6 +150,8 @@ def translate_lines(
     window_lines: int = WINDOW_LINES,
     progress: bool = False,
     total: int | None = None,
+    split_sentences: bool = False,
+    long_lines: str = "error",
     glossary: Glossary | None = None,
     **generation,
 ) -> Iterator[Translation]:
@@ -158,12 +165,15 @@ def translate_lines(
         max_batch_tokens: padded source tokens of a batch times candidates; by default 4,096 on a CPU and 32,768 on a
             GPU.
         progress: whether to draw a progress bar on standard error; `total` is the number of lines, if known.
-        glossary: terms that must stand in the translations, see `Glossary`; a line that needs it has one candidate.
+        split_sentences: whether a line is translated sentence by sentence.
+        long_lines: what is done with a sentence that is longer than the model can read: "split" at the ends of clauses
+            and at spaces, "truncate", "skip" (the line's translation is empty) or "error".
+        glossary: terms that must stand in the translations; a sentence that is translated again has one candidate.
         generation: options of `model.generate`, such as `num_iterations=4, num_length_candidates=4`.
 
     Raises:
-        ValueError: a line is longer than the model allows (the message gives its number), a count is below 1, or
-            `generate` does not accept an option.
+        ValueError: a line is not Unicode or, with `long_lines="error"`, longer than the model allows (the message
+            gives its number), a count is below 1, or `generate` does not accept an option.
     """
     for name, value in (("max_batch_tokens", max_batch_tokens), ("window_lines", window_lines)):
         if value is not None and value < 1:
@@ -172,61 +182,58 @@ def translate_lines(
     if glossary is not None:
         glossary.check(model, tokenizer)
     budget = max_batch_tokens or default_batch_tokens(model.device)
-    rows = candidates_per_sentence(model, generation)
+    reader = LineReader(model, tokenizer, split_sentences, long_lines, glossary)
     lines = iter(lines)
     first_number = 1
     with tqdm(total=total, desc="translating", unit=" lines", disable=not progress) as bar:
         while window := list(itertools.islice(lines, window_lines)):
-            marked = [protect(tokenizer, line) for line in window]
-            encoded = encode_lines(model, tokenizer, [text for text, _ in marked], first_number)
-            copied = [line if is_copied(*text) else "" for line, text in zip(window, marked, strict=True)]
-            results = [
-                Translation(source=line, candidates=_untranslated(model, text, generation))
-                for line, text in zip(window, copied, strict=True)
-            ]
-            translatable = [index for index, ids in enumerate(encoded) if ids and not copied[index]]
-            bar.update(len(window) - len(translatable))
-            for batch in length_sorted_batches([len(encoded[index]) for index in translatable], budget, rows):
-                indices = [translatable[position] for position in batch]
-                sources = [encoded[index] for index in indices]
-                for index, output in zip(
-                    indices, _generate(model, tokenizer, sources, budget, generation), strict=True
-                ):
-                    items = marked[index][1]
-                    output["candidates"] = [(restore(text, items), score) for text, score in output["candidates"]]
-                    for name, value in output.items():
-                        setattr(results[index], name, value)
-                    if glossary is not None:
-                        _put_terms(model, tokenizer, results[index], glossary, generation)
-                bar.update(len(batch))
-            yield from results
+            read = reader.read(window, first_number)
+            in_order = iter(_translate_pieces(model, tokenizer, read, budget, generation, bar.update, glossary))
+            for text, line in zip(window, read, strict=True):
+                fields = line.join(list(itertools.islice(in_order, len(line.pieces))))
+                yield Translation(source=text, too_long=line.too_long, **fields)
             first_number += len(window)
+
+
+def _translate_pieces(
+    model: Translator,
+    tokenizer: PreTrainedTokenizerBase,
+    lines: list[Line],
+    budget: int,
+    generation: dict,
+    advance: Callable[[int], object],
+    glossary: Glossary | None,
+) -> list[dict]:
+    """The fields of `Translation` for each piece of each line; `advance` is told how many lines more are done."""
+    pieces = [
+        (number, *piece) for number, line in enumerate(lines) for piece in zip(line.ids, line.sentences, strict=True)
+    ]
+    results: list[dict] = [
+        {"candidates": _untranslated(model, sentence.translation or "", generation)} for _, _, sentence in pieces
+    ]
+    translatable = [index for index, (_, ids, _) in enumerate(pieces) if ids]
+    missing = Counter(pieces[index][0] for index in translatable)  # pieces of each line
+    advance(len(lines) - len(missing))
+    lengths = [len(pieces[index][1]) for index in translatable]
+    for batch in length_sorted_batches(lengths, budget, candidates_per_sentence(model, generation)):
+        indices = [translatable[position] for position in batch]
+        outputs = _generate(model, tokenizer, [pieces[index][1] for index in indices], budget, generation)
+        for index, fields in zip(indices, outputs, strict=True):
+            sentence = pieces[index][2]
+            if glossary is not None:
+                fields |= _with_terms(model, tokenizer, sentence.text, fields, glossary, generation)
+            fields["candidates"] = [(sentence.write(text), score) for text, score in fields["candidates"]]
+            if "canvases" in fields:
+                fields["canvases"] = [sentence.write(canvas) for canvas in fields["canvases"]]
+            results[index] = fields
+        missing.subtract(pieces[index][0] for index in indices)
+        advance(sum(missing[number] == 0 for number in {pieces[index][0] for index in indices}))
+    return results
 
 
 def _untranslated(model: Translator, text: str, generation: dict) -> list[tuple[str, float | None]]:
     saved = model.generation_config.num_return_sequences if is_jmnat(model) else None
     return [(text, 0.0)] * (generation.get("num_return_sequences") or saved or 1)
-
-
-def encode_lines(
-    model: Translator, tokenizer: PreTrainedTokenizerBase, lines: list[str], first_number: int = 1
-) -> list[list[int]]:
-    """Ids of each line, ending in `</s>`; an empty list for a blank line.
-
-    Args:
-        first_number: number of the first line, for the error message.
-
-    Raises:
-        ValueError: a line is longer than the model allows.
-    """
-    encoded = tokenizer(lines, verbose=False)["input_ids"]
-    longest = max_source_length(model.config)
-    for number, ids in enumerate(encoded, start=first_number):
-        if len(ids) > longest:
-            raise ValueError(
-                f"line {number} has {len(ids)} tokens: the model allows at most {longest}; split it into sentences"
-            )
-    return [ids if line.strip() and len(ids) > 1 else [] for line, ids in zip(lines, encoded, strict=True)]
 
 
 def _generate(
@@ -260,15 +267,12 @@ def _generate(
     return results
 
 
-def _put_terms(model: Any, tokenizer, translation: Translation, glossary: Glossary, generation: dict) -> None:
-    """Translate a line again, if that is needed, so that it holds the terms of the glossary."""
-    output = translate_with_terms(model, tokenizer, translation.source, translation.token_ids, glossary, **generation)
+def _with_terms(model: Any, tokenizer, sentence: str, fields: dict, glossary: Glossary, generation: dict) -> dict:
+    """Fields of a further translation, if one is needed, that holds the terms of the glossary."""
+    output = translate_with_terms(model, tokenizer, sentence, fields["token_ids"], glossary, **generation)
     if output is None:
-        return
-    passes = translation.num_passes or 0
-    for name, value in _read_output(tokenizer, output, 1)[0].items():
-        setattr(translation, name, value)
-    translation.num_passes = passes + int(output.num_passes[0])
+        return {}
+    return _read_output(tokenizer, output, 1)[0] | {"num_passes": fields["num_passes"] + int(output.num_passes[0])}
 
 
 def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutput:

@@ -25,6 +25,7 @@ from ..inference.engines import CTranslate2Engine, TransformersEngine
 from ..inference.loading import check_languages, choose_device, load_teacher, set_languages
 from ..utils.atomic_files import atomic_text_file, write_json
 from ..utils.fingerprints import legacy_sources_digest, model_digest, same_fingerprint, sources_fingerprint
+from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
 from ..utils.text_files import write_lines
 from .model import same_tokenizer
@@ -83,7 +84,7 @@ def settle_plan(output_dir: Path, plan: DistillationPlan, legacy_data: Callable[
     """
     path = output_dir / PLAN_NAME
     if path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))
+        earlier = read_json(path, what_to_do="restore it or choose another output_dir")
         if same_fingerprint(earlier.get("data"), plan.data, legacy_data):
             earlier["data"] = plan.data
         for name, now in asdict(plan).items():
@@ -126,19 +127,23 @@ class ShardStore:
         """Rows of all shards in data order.
 
         Raises:
-            ValueError: a shard holds another number of rows than the plan says.
+            ValueError: a shard is damaged or holds another number of rows than the plan says.
         """
         for shard in range(self.plan.shards):
-            count = 0
-            with open(self.path(shard), encoding="utf-8", newline="\n") as file:
+            count, expected = 0, len(self.plan.shard_range(shard))
+            with open(self.path(shard), "rb") as file:
                 for line in file:
                     count += 1
-                    yield tuple(json.loads(line))
-            if count != len(self.plan.shard_range(shard)):
-                raise ValueError(
-                    f"{self.path(shard)} has {count} lines instead of {len(self.plan.shard_range(shard))}: delete it "
-                    "and run the same command again"
-                )
+                    try:
+                        source, hypothesis, source_tokens, hypothesis_tokens = json.loads(line)
+                    except (ValueError, TypeError):
+                        raise self._damaged(shard, f"is damaged or cut short in line {count}") from None
+                    yield source, hypothesis, source_tokens, hypothesis_tokens
+            if count != expected:
+                raise self._damaged(shard, f"has {count} lines instead of {expected}")
+
+    def _damaged(self, shard: int, what: str) -> ValueError:
+        return ValueError(f"{self.path(shard)} {what}: delete it and run the same command again")
 
 
 def decode_shards(store: ShardStore, dataset, decoder, tokenizer, state: PartialState) -> dict:
@@ -298,7 +303,7 @@ def teacher_of(
 def languages_of(arguments: DistillationArguments) -> tuple[str, str]:
     """Endings of the two files: as given, else as the preparation was told, else src and tgt."""
     path = Path(arguments.data) / "preparation.json"
-    written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    written = read_json(path, what_to_do="prepare the data again") if path.is_file() else {}
     source = arguments.source_lang or written.get("source_lang") or written.get("moses_source_lang") or "src"
     target = arguments.target_lang or written.get("target_lang") or written.get("moses_target_lang") or "tgt"
     if source == target:

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..inference.beam_search import max_source_length
 from ..inference.engines import Engine, decode
-from ..pipeline import protect, restore
+from ..plain_text import Sentence
 
 
 class TextDecoder:
@@ -42,11 +42,10 @@ class TextDecoder:
         Args:
             advance: called with the number of sentences after each batch.
         """
-        items: list[list[str]] = [[]] * len(sources)
+        read = [Sentence(source) for source in sources]
         if self.shares_vocabulary and self.tokenizer.has_marks:  # those of the ids stand for what both sides hold
-            marked = [protect(self.tokenizer, source) for source in sources]
-            items = [copied for _, copied in marked]
-            input_ids = self.tokenizer([source for source, _ in marked])["input_ids"]
+            read = [Sentence.read(source, self.tokenizer) for source in sources]
+            input_ids = self.tokenizer([sentence.text for sentence in read])["input_ids"]
         elif not self.shares_vocabulary:
             input_ids = self.tokenizer([self.prefix + source for source in sources])["input_ids"]
         limit = max_source_length(self.engine.config)
@@ -56,5 +55,5 @@ class TextDecoder:
         )
         texts: list[str | None] = [None] * len(input_ids)
         for index, ids in zip(fitting, outputs, strict=True):
-            texts[index] = restore(str(self.tokenizer.decode(ids, skip_special_tokens=True)), items[index])
+            texts[index] = read[index].write(str(self.tokenizer.decode(ids, skip_special_tokens=True)))
         return texts

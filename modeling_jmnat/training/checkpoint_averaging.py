@@ -3,7 +3,6 @@
 The tensors of the files are averaged, not a loaded model's `state_dict`: a tied matrix is stored once and stays so.
 """
 
-import json
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..utils.atomic_files import whole_folder, write_json
+from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
 
 WEIGHTS_NAME = "model.safetensors"
@@ -41,8 +41,10 @@ class _Weights:
     def __init__(self, directory: Path, stack: ExitStack):
         self.directory = directory
         if (directory / INDEX_NAME).is_file():
-            weight_map = json.loads((directory / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-            names = sorted(set(weight_map.values()))
+            names = sorted(set(read_json(directory / INDEX_NAME, ("weight_map",))["weight_map"].values()))
+            missing = [name for name in names if not (directory / name).is_file()]
+            if missing:
+                raise ValueError(f"{directory / INDEX_NAME} names {missing[0]}, which is missing: copy it there")
         elif (directory / WEIGHTS_NAME).is_file():
             names = [WEIGHTS_NAME]
         elif directory.is_dir():
@@ -134,7 +136,7 @@ def _check_same_model(first: _Weights, other: _Weights) -> None:
 
 
 def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _mean(checkpoints: list[_Weights], key: str) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 import shutil
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import Seq2SeqTrainer, TrainerState
 from transformers.trainer_utils import PredictionOutput, TrainOutput, has_length
 
 from ..utils.atomic_files import publish_folder
+from ..utils.command_line import is_lost_process
 from ..utils.finite import is_finite, not_finite
 from . import checkpoints
 from .callbacks import EMACallback, StopCallback
@@ -61,7 +63,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if resume_from_checkpoint is False:
             resume_from_checkpoint = None
         if resume_from_checkpoint is True:
-            newest = checkpoints.newest_whole(self.args.output_dir)
+            newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
             resume_from_checkpoint = None if newest is None else str(newest)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
@@ -71,8 +73,18 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             self.ema = WeightEMA(self.model, self.args.ema_decay)  # the model may have moved to another device
         if resume_from_checkpoint is not None and self._is_last(resume_from_checkpoint):
             return TrainOutput(self.state.global_step, 0.0, {})
-        with self.stopper.listening():
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        try:
+            with self.stopper.listening():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f"checkpoint {resume_from_checkpoint} is refused: its optimizer.pt, scheduler.pt or rng_state.pth "
+                f"holds more than tensors and plain values ({' '.join(str(error).split())[:200]}); delete it"
+            ) from None
+
+    def _needed_files(self) -> list[str]:
+        """What a checkpoint must have beside what every one has."""
+        return [] if self.ema is None else [checkpoints.TRAINING_WEIGHTS]
 
     def _is_last(self, checkpoint: str) -> bool:
         """Whether the checkpoint is of the last step; if so, its weights and state are loaded."""
@@ -96,6 +108,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if training_weights.is_file():
             self.model.load_state_dict(load_file(training_weights), strict=False)
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """Tied weights are in a checkpoint once, under one of their names: the others are not missing."""
+        tied = set(getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", None) or ())
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
+
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs) -> None:
         control = self.control
         at_rest = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
@@ -114,7 +132,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             epoch = math.ceil(self.state.epoch)
             batch = round((self.state.epoch - epoch + 1) * len(self.callback_handler.train_dataloader))
             where += f" (batch {batch} of epoch {epoch})"
-        newest = checkpoints.newest_whole(self.args.output_dir)
+        newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
         kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
         return FloatingPointError(
             f"{what} is no longer finite at {where} and nothing of it was saved; {kept}. Train in another output_dir "
@@ -144,11 +162,14 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 if self.args.should_save:
                     self.state.save_to_json(str(staged / checkpoints.TRAINER_STATE))
             if self.args.should_save:
+                checkpoints.write_manifest(staged)
                 publish_folder(staged, run_dir / staged.name)
                 kept = (*self.best_steps(), self.state.best_global_step)
                 checkpoints.thin_out(run_dir, self.args.save_total_limit, kept)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staged, ignore_errors=True)
+            if is_lost_process(error):
+                raise
             raise OSError(f"{staged.name} cannot be saved in {run_dir} ({error}); earlier ones are whole") from error
         finally:
             self._saving_folder = None
@@ -205,7 +226,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         which they are otherwise. Without it they are those that `load_best_model_at_end` has loaded, or the last ones
         (with `ema_decay` their moving average).
         """
-        steps = self.best_steps()
+        steps = [step for step in self.best_steps() if self._has_whole_weights(step)]
         if not steps:
             if self.ema is not None:
                 self.ema.swap()
@@ -237,6 +258,13 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 chosen, name = average, f"average of steps {', '.join(map(str, sorted(steps)))}"
         self._load_weights(chosen)
         return {**report, "final_model": name}
+
+    def _has_whole_weights(self, step: int) -> bool:
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+        damage = checkpoints.changed_file(checkpoint, checkpoints.weights_of(checkpoint).name)
+        if damage is not None:
+            logger.warning("%s is left out of the final model: %s", checkpoint, damage)
+        return damage is None
 
     def _load_weights(self, folder: Path) -> None:
         if (folder / checkpoints.ADAPTER_WEIGHTS).is_file():

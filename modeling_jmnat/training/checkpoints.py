@@ -3,11 +3,11 @@
     RUN/checkpoint-1200/model.safetensors              the weights that are evaluated: the average, if one is kept
     RUN/checkpoint-1200/training_weights.safetensors   then also the weights that training goes on from
     RUN/checkpoint-1200/{optimizer,scheduler,rng_state}.pt*, trainer_state.json
+    RUN/checkpoint-1200/manifest.json                  sizes and checksums of all these
 
 A checkpoint appears under its name by one rename. What is found under another name is left over from a crash.
 """
 
-import json
 import logging
 import re
 import shutil
@@ -17,7 +17,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..utils.atomic_files import UNFINISHED, remove_folder
+from ..utils.atomic_files import UNFINISHED, remove_folder, write_json
+from ..utils.fingerprints import file_digest
+from ..utils.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in their place where LoRA is trained
 TRAINING_WEIGHTS = "training_weights.safetensors"
 TRAINER_STATE = "trainer_state.json"
+MANIFEST = "manifest.json"
+RESUMED_FROM = ("*.safetensors", "*.pt", "*.pth", TRAINER_STATE)  # what a manifest lists; others may be edited
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -46,28 +50,86 @@ def weights_of(checkpoint: Path) -> Path:
     return adapter if adapter.exists() else checkpoint / WEIGHTS
 
 
-def is_whole(checkpoint: str | Path) -> bool:
-    """True if training can go on from here: every file is present and not cut short."""
+def write_manifest(checkpoint: Path) -> None:
+    """Record size and SHA-256 of each file that training goes on from."""
+    paths = sorted(path for pattern in RESUMED_FROM for path in checkpoint.rglob(pattern))
+    files = {
+        path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        for path in paths
+    }
+    write_json(checkpoint / MANIFEST, {"files": files})
+
+
+def changed_file(checkpoint: Path, name: str | None = None) -> str | None:
+    """What does not agree with the manifest, for a message; None where all does or there is no manifest.
+
+    Args:
+        name: the only file to look at.
+    """
+    try:
+        files = read_json(checkpoint / MANIFEST, keys=("files",))["files"]
+        recorded = {file: (entry["bytes"], entry["sha256"]) for file, entry in files.items()}
+    except FileNotFoundError:  # of an earlier version
+        return None
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return f"{MANIFEST} cannot be read"
+    for file, (size, sha256) in recorded.items():
+        path = checkpoint / file
+        if name not in (None, file):
+            continue
+        if not path.is_file():
+            return f"{file} is missing"
+        if path.stat().st_size != size or file_digest(path) != sha256:
+            return f"{file} is not as it was written"
+    return None
+
+
+def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
+    """Why training cannot go on from here, for a message; None if it can.
+
+    Args:
+        needed: further files that must be there, such as `TRAINING_WEIGHTS` where an average is kept.
+    """
     checkpoint = Path(checkpoint)
     weights = [weights_of(checkpoint), *checkpoint.glob(TRAINING_WEIGHTS)]
     archives = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
     try:
-        json.loads((checkpoint / TRAINER_STATE).read_text())
+        state = read_json(checkpoint / TRAINER_STATE, keys=("global_step", "log_history"))
         for path in weights:
             with safe_open(path, framework="pt"):  # refuses a file shorter than its header says
                 pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return len(archives) > 2 and all(zipfile.is_zipfile(path) for path in archives)
+    except (OSError, ValueError, SafetensorError) as error:
+        return str(error)
+    if state["global_step"] != checkpoint_step(checkpoint):
+        return f"{TRAINER_STATE} is of step {state['global_step']}"
+    if len(archives) < 3:
+        return "rng_state.pth is missing"
+    for path in archives:
+        if not zipfile.is_zipfile(path):
+            return f"{path.name} is missing or cut short"
+    for name in needed:
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+    return changed_file(checkpoint)
 
 
-def newest_whole(run_dir: str | Path) -> Path | None:
-    """The newest checkpoint that training can go on from; damaged newer ones are skipped with a warning."""
+def is_whole(checkpoint: str | Path, needed: Iterable[str] = ()) -> bool:
+    """True if training can go on from here: every file is present and as it was written."""
+    return damage_of(checkpoint, needed) is None
+
+
+def newest_whole(run_dir: str | Path, needed: Iterable[str] = ()) -> Path | None:
+    """The newest checkpoint that training can go on from; damaged newer ones are skipped with a warning.
+
+    Args:
+        needed: as in `damage_of`.
+    """
     for checkpoint in reversed(list_checkpoints(run_dir)):
-        if is_whole(checkpoint):
+        damage = damage_of(checkpoint, needed)
+        if damage is None:
             return checkpoint
         if (checkpoint / "optimizer.pt").exists() or not weights_of(checkpoint).exists():
-            logger.warning("%s is damaged and is skipped", checkpoint)
+            logger.warning("%s is damaged and is skipped: %s", checkpoint, damage)
     return None
 
 
@@ -91,12 +153,17 @@ def remove_after(run_dir: str | Path, checkpoint: Path | None) -> None:
 
 
 def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int]) -> None:
-    """Keep the `newest` checkpoints whole (None or below 1: all), the weights of `best_steps`, delete the others."""
-    checkpoints = list_checkpoints(run_dir)
+    """Keep the `newest` checkpoints whole (None or below 1: all), the weights of `best_steps`, delete the others.
+
+    A checkpoint that is not as it was written does not count among the newest, so that it costs no good one.
+    """
     if newest is None or newest < 1:
         return
-    best_steps = set(best_steps)
-    for checkpoint in checkpoints[: max(len(checkpoints) - newest, 0)]:
+    best_steps, left = set(best_steps), newest
+    for checkpoint in reversed(list_checkpoints(run_dir)):
+        if left:
+            left -= changed_file(checkpoint) is None
+            continue
         if checkpoint_step(checkpoint) not in best_steps:
             remove_folder(checkpoint)
             continue

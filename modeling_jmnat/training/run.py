@@ -17,6 +17,7 @@ from ..data.preparation import load_prepared
 from ..utils.atomic_files import replace_files, same_path, write_json
 from ..utils.fingerprints import data_settings, legacy_tokenizer_digest, same_fingerprint
 from ..utils.finite import check_finite
+from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
 from ..utils.signals import terminated_as_interrupted
 from . import checkpoints
@@ -133,7 +134,7 @@ def _train(run: Run, output_dir: Path) -> dict:
     compare_settings(output_dir, settings, tokenizer)
     if (output_dir / RESULTS).is_file():
         print(f"{output_dir} holds the finished run of this command: nothing is left to do", file=sys.stderr)
-        return json.loads((output_dir / RESULTS).read_text(encoding="utf-8"))
+        return read_json(output_dir / RESULTS, what_to_do="delete it, and the same command writes it anew")
     set_seed(run.training.seed)  # before the weights are drawn
     trainer = run.make_trainer(
         processing_class=tokenizer, train_dataset=data["train"], eval_dataset=data["validation"]
@@ -228,8 +229,14 @@ def compare_settings(output_dir: Path, settings: dict, tokenizer: PreTrainedToke
     """
     path = output_dir / SETTINGS
     if not path.is_file():
+        begun = checkpoints.list_checkpoints(output_dir)
+        if begun or (output_dir / RESULTS).is_file():
+            raise ValueError(
+                f"output_dir {output_dir} holds {begun[-1].name if begun else RESULTS} and no {SETTINGS}, without "
+                "which its run cannot be told from another: restore that file or choose another folder"
+            )
         return
-    before = json.loads(path.read_text())
+    before = read_json(path, what_to_do="restore it or choose another output_dir")
     if tokenizer is not None:
         recorded, now = before.get("data", {}), settings["data"]["tokenizer"]
         if same_fingerprint(recorded.get("tokenizer"), now, lambda: legacy_tokenizer_digest(tokenizer)):

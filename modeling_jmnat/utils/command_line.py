@@ -1,8 +1,12 @@
 """What all commands share: how options are read, and one clear sentence with a non-zero exit on bad input."""
 
 import argparse
+import contextlib
 import functools
 import os
+import pickle
+import re
+import select
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +19,14 @@ from .signals import handling
 
 # Errors that a user causes and can mend. Anything else is a defect of ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, SafetensorError, FloatingPointError)
+# What the libraries say, each in its own words, when there is no memory and when another process has gone.
+NO_MEMORY = re.compile(
+    "out of memory|(can't|cannot|unable to|failed to) allocate|not enough memory|bad.?alloc|ALLOC_FAILED",
+    re.IGNORECASE,
+)
+ASKED_FOR = re.compile(r"(?:tried|unable) to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
+LOST_PROCESS_ERRORS = ("DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
+LOST_PROCESS = re.compile("closed by peer|reset by peer|third_party/gloo|NCCL|ProcessGroup")
 GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable, such as 0.1: the most of a GPU to take
 EXTRAS = {  # of setup.cfg, with the modules that they bring
     "train": ("accelerate", "datasets", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece", "tensorboard", "yaml"),
@@ -23,13 +35,18 @@ EXTRAS = {  # of setup.cfg, with the modules that they bring
 }
 
 
-def command(main=None, *, resumes: bool = False):
+def command(main=None, *, resumes: bool = False, memory: str = ""):
     """Wrap `main(argv=None)` of a command: what a user can mend is printed as one sentence, exit code 1.
 
-    SIGTERM ends it as Ctrl-C does, so that nothing half-written is left. `resumes`: the command goes on where it was.
+    SIGTERM ends it as Ctrl-C does, so that nothing half-written is left. So does a reader of its standard output that
+    goes away (`| head`), without a word.
+
+    Args:
+        resumes: the command goes on where it was.
+        memory: options to lower when memory does not suffice.
     """
     if main is None:
-        return functools.partial(command, resumes=resumes)
+        return functools.partial(command, resumes=resumes, memory=memory)
 
     @functools.wraps(main)
     def wrapped(argv=None):
@@ -44,26 +61,84 @@ def command(main=None, *, resumes: bool = False):
             # faster so.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             limit_gpu_memory()
-            with handling(stop, signal.SIGTERM):
+            with handling(stop, signal.SIGTERM), flushed_output():
                 return main(argv)
-        except USER_ERRORS as error:
-            sentence = " ".join(str(error).split())
-            if isinstance(error, SafetensorError):  # it names no file
-                sentence = f"a file of weights (.safetensors) cannot be read or written ({sentence})"
-            fail(sentence)
         except ImportError as error:
             fail(missing_library(error))
         except KeyboardInterrupt:
-            print("stopped" + "; run the same command again to go on" * resumes, file=sys.stderr)
+            say("stopped" + "; run the same command again to go on" * resumes)
             sys.exit(128 + received[-1])
+        except Exception as error:
+            if isinstance(error, BrokenPipeError) and output_has_no_reader():
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+                sys.exit(128 + signal.SIGPIPE)
+            sentence = describe_error(error, resumes, memory)
+            if sentence is None:
+                raise
+            fail(sentence)
 
     return wrapped
 
 
+def describe_error(error: Exception, resumes: bool = False, memory: str = "") -> str | None:
+    """One sentence for an error that a user can mend; None for a defect of ours."""
+    sentence = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or NO_MEMORY.search(sentence):
+        asked = ASKED_FOR.search(sentence)
+        size = f" ({asked[1]} more were asked for)" if asked else ""
+        return f"out of memory{size}: {f'lower {memory}' if memory else 'this needs a machine with more'}"
+    if is_lost_process(error):
+        again = "; when that is mended, run the same command again to go on" if resumes else ""
+        return f"another process of this run has ended, its own message says why ({sentence[:200]}){again}"
+    if isinstance(error, SafetensorError):  # it names no file
+        return f"a file of weights (.safetensors) cannot be read or written ({sentence})"
+    if isinstance(error, pickle.UnpicklingError):
+        return (
+            f"a file of PyTorch holds more than tensors and plain values, or is damaged: it is not read ({sentence})"
+        )
+    return sentence or type(error).__name__ if isinstance(error, USER_ERRORS) else None
+
+
+def is_lost_process(error: BaseException) -> bool:
+    """Whether an error is that of a process whose partner in training has gone."""
+    names = {cls.__name__ for cls in type(error).__mro__}  # of a library that need not be loaded
+    said = isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error))
+    return bool(said) or not names.isdisjoint(LOST_PROCESS_ERRORS)
+
+
+@contextlib.contextmanager
+def flushed_output() -> Iterator[None]:
+    """Standard output is flushed at the end of the block, not by Python when it is too late for an error."""
+    try:
+        yield
+    finally:
+        if not isinstance(sys.exc_info()[1], BrokenPipeError):
+            sys.stdout.flush()
+
+
+def output_has_no_reader() -> bool:
+    """Whether standard output is a pipe whose reader has gone."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file
+        return False
+    watched = select.poll()
+    watched.register(descriptor, 0)  # errors alone, which are always reported
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in watched.poll(0))
+
+
 def fail(sentence: str) -> NoReturn:
     """End the process with this sentence."""
-    print(f"error: {sentence}", file=sys.stderr)
+    say(f"error: {sentence}")
     sys.exit(1)
+
+
+def say(sentence: str) -> None:
+    """Print a sentence to standard error on a line of its own, below a progress bar that is still open."""
+    bars = sys.modules.get("tqdm.std")
+    for bar in sorted(getattr(bars and bars.tqdm, "_instances", ()), key=lambda bar: -bar.pos):
+        bar.close()
+    print(sentence, file=sys.stderr)
 
 
 def missing_library(error: ImportError) -> str:

@@ -63,8 +63,8 @@ def _read_tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, Any]]:
     except Exception as error:  # the library raises no narrower one
         raise ValueError(f"{file} is not a complete tokenizer ({error})") from None
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        config = dict(json.loads(config_file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{config_file} is damaged ({error})") from None
     return backend, {name: config.get(name) for name in ID_OPTIONS}
 

@@ -6,14 +6,22 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
 
+from .model_files import check_model_files
+
 
 def check_folder(name: str | Path) -> None:
-    """ValueError for a folder that does not exist; what may be a name on the Hub is left to the Hub."""
+    """Refuse a folder that does not exist or holds damaged files; what may be a name on the Hub is left to the Hub.
+
+    Raises:
+        ValueError: naming the folder or the file.
+    """
     path = Path(name)
     is_path = str(name).startswith((".", "/", "~")) or len(path.parts) > 2 or "\\" in str(name) or path.is_file()
     in_a_folder = len(path.parts) == 2 and path.parent.is_dir()
     if (is_path or in_a_folder) and not path.is_dir():
         raise ValueError(f"the folder {name} does not exist: give the folder of a saved model, or a name on the Hub")
+    if path.is_dir():
+        check_model_files(path)
 
 
 def fetch_folder(name: str | Path, patterns: Sequence[str], **hub_options) -> Path:

@@ -1,4 +1,8 @@
-"""Line-aligned text files, plain or gzip-compressed, read and written strictly: nothing is repaired in silence."""
+"""Line-aligned text files, plain or gzip-compressed, read and written strictly: nothing is repaired in silence.
+
+`\\n`, `\\r\\n` and a lone `\\r` end a line, as in Python's text mode and for sacreBLEU. Other characters that
+Unicode calls line breaks (vertical tab, form feed, U+0085, U+2028, ...) are white space inside a line.
+"""
 
 import codecs
 import gzip
@@ -12,19 +16,19 @@ from .atomic_files import atomic_text_file
 def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
     """Yield the UTF-8 lines of an open binary file without their line ends; `name` stands in the error messages.
 
-    Only `\\n` ends a line, so that files stay aligned when the text holds other Unicode line separators. A byte order
-    mark before the first line is no part of it.
+    A byte order mark before the first line is no part of it.
 
     Raises:
         ValueError: the text is not valid UTF-8 or not a valid gzip stream; the line is named.
     """
     number = 0
     try:
-        for line in file:
-            number += 1
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            yield line.decode("utf-8").rstrip("\n").removesuffix("\r")
+        for chunk in file:  # up to the next line feed
+            if number == 0:
+                chunk = chunk.removeprefix(codecs.BOM_UTF8)
+            for line in chunk.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
+                number += 1
+                yield line.decode("utf-8")
     except UnicodeDecodeError as error:
         where = f"{error.reason} at byte {error.start}"
         raise ValueError(f"{name}: line {number} is not valid UTF-8 ({where})") from None
@@ -59,7 +63,7 @@ def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], li
     if len(source_lines) != len(target_lines):
         raise ValueError(
             f"{source} has {len(source_lines)} lines and {target} has {len(target_lines)}: "
-            "line-aligned files need the same number"
+            "line-aligned files need the same number (a carriage return ends a line, too)"
         )
     return source_lines, target_lines
 
@@ -68,12 +72,13 @@ def write_lines(path: str | Path, texts: Iterable[str]) -> None:
     """Write each text as one line of a UTF-8 file (`.gz` is compressed), which appears at `path` once it is complete.
 
     Raises:
-        ValueError: a text holds a line feed, so that `read_lines` would give back more lines than there were texts.
+        ValueError: a text holds a line feed or a carriage return, so that `read_lines` would give back more lines than
+            there were texts.
         OSError: as `atomic_file`.
     """
     with atomic_text_file(path) as file:
         for number, text in enumerate(texts, 1):
-            if "\n" in text:
+            if "\n" in text or "\r" in text:
                 raise ValueError(
                     f"{path}: text {number} holds a line break ({text!r}), and a text must be one line; if it comes "
                     "from prepared data, prepare that again with prepare_data.py"

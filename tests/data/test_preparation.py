@@ -386,6 +386,30 @@ def test_an_interrupted_preparation_is_made_anew_by_the_same_call(files, monkeyp
         load_prepared(files["output_dir"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("dataset/dataset_dict.json", '{"spl', "is damaged or cut short"),
+        ("dataset/dataset_dict.json", "{}", "lacks splits"),
+        ("dataset/train/state.json", "{}", "lacks _data_files"),
+        ("dataset/validation/dataset_info.json", "[]", "must hold a JSON object"),
+        ("dataset/train/data-00000-of-00001.arrow", None, "is damaged or cut short"),
+        ("dataset/train/data-00000-of-00001.arrow", "", "is damaged or cut short"),
+        ("preparation.json", "[1]", "is damaged"),
+        ("tokenizer/tokenizer_config.json", "[1]", "is damaged"),
+    ],
+)
+def test_damaged_files_of_prepared_data_are_named(tmp_path, files, name, content, sentence):
+    prepare(PreparationArguments(**files))
+    path = Path(files["output_dir"]) / name
+    if content is None:  # cut short
+        path.write_bytes(path.read_bytes()[:-1000])
+    else:
+        path.write_text(content)
+    with pytest.raises(ValueError, match=rf"^{path} {sentence}"):
+        load_prepared(files["output_dir"])
+
+
 class Killed(BaseException):
     pass
 

@@ -287,6 +287,26 @@ def test_models_without_a_limit_of_positions_are_evaluated(folder, tmp_path, eva
     assert json.loads((tmp_path / "report").read_text())["settings"]["model_type"] == "t5"
 
 
+def test_command_counts_long_lines_and_splits_sentences_when_asked(folder, tmp_path, evaluate, capsys):
+    source, reference = tmp_path / "source.txt", tmp_path / "reference.txt"
+    source.write_text(f"{' '.join(WORDS * 9)}\n{WORDS[0].capitalize()}. {WORDS[1].capitalize()}.\n")
+    reference.write_text("one\ntwo\n")
+    common = ["--model", str(folder / "student"), "--source", str(source), "--reference", str(reference)]
+    common += ["--num_iterations", "1", "--output", str(tmp_path / "report")]
+    evaluate([*common, "--translations", str(tmp_path)])
+    report, whole = (tmp_path / name for name in ("report", "num_iterations-1.txt"))
+    assert "warning: 1 line holds a sentence longer than the 64 tokens" in capsys.readouterr().err
+    (row,) = json.loads(report.read_text())["results"]
+    assert (row["long_lines"], row["length_recall_at"]) == (1, 4)
+    texts = whole.read_text()
+    evaluate([*common, "--translations", str(tmp_path), "--split_sentences", "--long_lines", "skip"])
+    report = json.loads(report.read_text())
+    assert (report["settings"]["split_sentences"], report["settings"]["long_lines"]) == (True, "skip")
+    assert report["results"][0]["length_recall_at"] == 0  # no line was translated as a whole
+    assert whole.read_text().splitlines()[0] == ""
+    assert whole.read_text().splitlines()[1] != texts.splitlines()[1]
+
+
 def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path, evaluate, capsys):
     output = tmp_path / "result.json"
     output.write_text("earlier")
@@ -302,7 +322,7 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
     for arguments, sentence in (
         ([student, source, str(short)], f"error: {source} has 12 lines and {short} has 1"),
         ([str(wrong), source, source], f"error: the tokenizer has {len(tokenizer)} tokens"),
-        ([student, str(long), str(short)], "error: line 1 has"),
+        ([student, str(long), str(short), "--long_lines", "error"], "error: line 1 has"),
         ([student, source, source, "--num_iterations", "1", "0"], "error: num_iterations=0"),
         (
             [teacher, source, source, "--num_beams", "1", "0"],

@@ -317,3 +317,13 @@ def test_the_command_says_what_is_wrong(folder, tmp_path, tune, capsys, model, o
     assert message in printed.err
     assert not printed.out
     assert (folder / model / "generation_config.json").read_text() == before
+
+
+def test_a_line_that_is_too_long_is_known_before_the_work(tmp_path, monkeypatch, capsys):
+    save_translators(tmp_path)
+    monkeypatch.setattr("modeling_jmnat.inference.translation._generate", None)  # nothing is translated
+    (tmp_path / "text").write_text("ban\n" * 5000 + "ban " * 100 + "\n")
+    arguments = ["--model", tmp_path / "student", "--source", tmp_path / "text", "--reference", tmp_path / "text"]
+    with pytest.raises(SystemExit):
+        load_script("tune_decoding").main([str(argument) for argument in arguments])
+    assert "error: line 5001 has" in capsys.readouterr().err

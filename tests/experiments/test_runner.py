@@ -92,6 +92,17 @@ def test_other_settings_and_unknown_needs_are_refused(tmp_path):
         StageRunner(tmp_path).run([stage(tmp_path, "b", needs=["nobody"])])
 
 
+def test_damaged_marks_are_named(tmp_path):
+    stages = [stage(tmp_path, "a")]
+    StageRunner(tmp_path).run(stages)
+    mark = tmp_path / "stages" / "a.json"
+    for content in ('{"stage": ', "{}", "[]"):
+        mark.write_text(content)
+        for use in (lambda: StageRunner(tmp_path).run(stages), lambda: StageRunner(tmp_path).last_times(stages)):
+            with pytest.raises(ValueError, match=rf"^{mark} .*: delete it, and its stage is run again$"):
+                use()
+
+
 def test_done_stages_are_known_in_a_folder_that_was_moved_and_by_other_spellings(tmp_path, monkeypatch):
     script = tmp_path / "a.py"
     script.write_text("print('{}')")

@@ -296,6 +296,34 @@ def test_a_push_takes_what_belongs_to_the_model_alone(published, trained, hub, t
     assert all((folder / name).is_file() for name in (*training, *more))
 
 
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "curve.png", "onnx/notes", "onnx", "own_jmnat.py"])
+def test_links_are_not_followed(trained, hub, tmp_path, capsys, name):
+    """In a folder that is renewed in place, and in one that is pushed as it is; other links may stay."""
+    folder, secret = tmp_path / "run", tmp_path / "secret"
+    shutil.copytree(trained, folder)
+    if name == "onnx":
+        secret.mkdir()
+    else:
+        secret.write_text("not for everyone")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    before = {path: path.lstat().st_mtime_ns for path in folder.rglob("*")}
+    for arguments in ([folder, folder], [trained, folder], [folder, folder, "--push", "someone/tiny"]):
+        model, output, *others = map(str, arguments)
+        with pytest.raises(SystemExit):
+            load_script("publish").main(["--model", model, "--output", output, *others])
+        assert f"error: {folder / name} is a link to {secret}, which would be" in capsys.readouterr().err
+    assert {path: path.lstat().st_mtime_ns for path in folder.rglob("*")} == before
+    with pytest.raises(ValueError, match="is a link to"):
+        push(folder, "someone/tiny")
+    assert not hub.repositories
+    (folder / name).unlink()
+    (folder / "training.log").symlink_to(secret)
+    build(trained, folder, "--push", "someone/tiny")
+    assert "training.log" not in hub.repositories["someone/tiny"]
+
+
 def test_commands_take_a_model_from_the_hub(published, hub, tmp_path, capsys):
     push(published, "someone/tiny")
     lines = [line for line in random_lines(5, seed=4) if line.strip()]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modeling_jmnat.pipeline import is_copied, protect, protect_pair, restore
-from modeling_jmnat.tokenization_jmnat import MARKS, train_joint_tokenizer
+from modeling_jmnat.plain_text import MARKS, Sentence, protect, protect_pair, restore
+from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
 
 CORPUS = Path(__file__).resolve().parents[2] / "run_scripts" / "demo_data" / "libreoffice-help"
 COPIED = {
@@ -167,9 +167,11 @@ def test_some_names_are_marked(tokenizer):
 
 def test_text_without_a_word_is_its_own_translation(tokenizer):
     for text in ("7", "12:30", "https://example.org", "👍 👍", "10 + 5 = 15", "%s: {0}"):
-        assert is_copied(*protect(tokenizer, text)), text
-    for text in ("x", "7 Katzen", "Danke.", "", "…", "Seite 7"):
-        assert not is_copied(*protect(tokenizer, text)), text
+        assert Sentence.read(text, tokenizer).translation == text
+    for text in ("x", "7 Katzen", "Danke.", "…", "Seite 7"):
+        assert Sentence.read(text, tokenizer).translation is None
+    for text in ("", "\u200b\ufeff"):
+        assert Sentence.read(text, tokenizer).translation == ""
 
 
 def test_a_vocabulary_without_marks_has_nothing_marked():

@@ -10,12 +10,13 @@ import time
 import pytest
 import torch
 from datasets import Dataset
-from transformers import pipeline
+from transformers import GPT2Config, GPT2LMHeadModel, TextGenerationPipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from modeling_jmnat import JMNatGenerateOutput, JMNatTranslationPipeline, ORTJMNatForConditionalGeneration
 from modeling_jmnat.pipeline import LAST_SIGNS, sentences_of, split_line
-from modeling_jmnat.tokenization_jmnat import clean_text, show_canvas
+from modeling_jmnat.plain_text import clean_text
+from modeling_jmnat.tokenization_jmnat import show_canvas
 from tests.helpers.teacher_samples import random_lines, random_teacher
 from tests.helpers.translation_samples import tiny_student, tiny_tokenizer
 
@@ -88,6 +89,29 @@ def test_text_list_generator_and_columns(translate):
         assert list(results) == streamed
     assert translate([]) == []
     assert list(translate(iter([]))) == []
+
+
+def test_streams_have_the_structure_of_transformers_own_pipelines(translate, tokenizer):
+    own = TextGenerationPipeline(
+        model=GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1)),
+        tokenizer=tokenizer,
+        device="cpu",
+        max_new_tokens=1,
+    )
+    column = Dataset.from_dict({"de": TEXTS[:3]})
+
+    def structure(results):
+        records = [[list(record) for record in records] for records in results]
+        return type(results), [[1] * len(records) for records in records]
+
+    for stream in (lambda: (text for text in TEXTS[:3]), lambda: KeyDataset(column, "de")):
+        for batch_size in (1, 2):
+            results = [pipe(stream(), batch_size=batch_size) for pipe in (translate, own)]
+            assert structure(results[0]) == structure(results[1])
+    assert structure(translate(column["de"])) == structure(own(KeyDataset(column, "de")))
+    assert len(translate(column["de"])) == len(own(KeyDataset(column, "de"))) == 3
+    assert translate(list(column["de"])) == translate(TEXTS[:3])
+    assert list(translate(column["de"], num_workers=1)) == list(translate(column["de"]))
 
 
 def test_generators_are_read_as_they_are_translated(translate):
@@ -182,7 +206,7 @@ def test_texts_come_together_again_with_their_white_space(repeat):
     lines_and_edges = re.compile(r"^\s+|\s*[\n\r\x85\u2028]\s*|\s+$")
     for text, record in zip(texts, results, strict=True):
         found = record["translation_text"]
-        assert clean_text(found) == clean_text(text)
+        assert clean_text(found).lower() == clean_text(text).lower()  # sentences in small letters get capitals
         assert lines_and_edges.findall(found) == lines_and_edges.findall(text)
         # White space within a sentence is one space, that between sentences is as it was.
         assert set(re.findall(r"\s+", found)) - {" "} <= set(re.findall(r"\s+", text))
@@ -214,6 +238,51 @@ def test_language_of_the_sentences(repeat, echo):
     echo.seen.clear()
     repeat(text)
     assert len(echo.seen) == 2
+
+
+# A bar stands where a sentence ends.
+GERMAN = (
+    "am 3. Okt. ging er.| Dann kam er.",
+    "Er kam am 3. Okt. 2020 an.| Gut.",
+    "Berlin, 3. Okt. 2020.| Am Mo. 3. Jan. kam er.",
+    "am 3.\u00a0Okt.\u202f2020",
+    "Vom 3. bis 5. Mai, am 3. und 4. Juni.",
+    "Im 19. Jh. lebte er.| Er starb.",
+    "Der 2. Weltkrieg war lang.| Er wohnt im 3. Stock.| Zum 18. Geburtstag!",
+    "Der 3. und der 4. Tag waren gut.",
+    "Ihr 2. Kind und mein 3. Kind.| Alle 5. Klassen.| Jeder 3. Deutsche.",
+    "1. Tom kommt.| Ludwig XIV. regierte.| Um 50 v. Chr. lebte er.",
+    "Er wurde 3.| Der Hund bellt.",
+    "Es war am 3.| Dann ging er.",
+    "Er hat 3.| Sie hat 4.",
+    "z. B. am 5. März, d. h. bald.| Ja.",
+    "Siehe Nr. 5 und Dr. Müller.| Frau Prof. Dr. Hans kam.",
+    "Es sind ca. 5 Leute da, z.B. Tom.",
+    "Die Fa. Meier liefert.| Ein engl. Text.| Dipl.-Ing. Meier auch.",
+    "5 Tsd. Leute kamen.| Es waren 5 Tsd.| Das ist viel.",
+    "Das war in der Str. 5.| Dann ging er.",
+)
+ENGLISH = (
+    "On Oct. 3 he came.| He left.",
+    "We met on Sat. Oct. 5.| Then he left.",
+    "We met on Mon. morning.| It was Mon.| He left.",
+    "I sat.| 5 men ran.| It weighs 5 lbs. and 3 oz. in total.",
+    "There were approx. 5 men.| Vol. 3 is out.| See Fig. 3 and No. 5.| Go to Ft. Worth.",
+    "Dr. Smith met Mr. Jones, e.g. Tom.| He said no.| He left.",
+    "He lives in the U.S.| He is old.",
+)
+
+
+@pytest.mark.parametrize(
+    ("language", "marked"), [("de", text) for text in GERMAN] + [("en", text) for text in ENGLISH]
+)
+def test_abbreviations_and_ordinals_end_no_sentence(language, marked):
+    assert [piece.strip() for piece in sentences_of(marked.replace("|", ""), language)] == marked.split("| ")
+
+
+def test_other_languages_are_left_to_the_library():
+    assert sentences_of("Il est arrivé le 3. Okt. 2020.", "fr") == split_line("Il est arrivé le 3. Okt. 2020.", "fr")
+    assert sentences_of("私は学生です。彼は先生です。", "ja") == ["私は学生です。", "彼は先生です。"]
 
 
 def test_sentences_of_different_texts_share_batches(model, tokenizer):
@@ -271,7 +340,7 @@ def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
     long = "wort " * model.config.max_position_embeddings
     longest = model.config.max_position_embeddings
     with pytest.raises(ValueError, match=rf"beginning 'wort wort.*the model allows at most {longest}"):
-        translate([TEXTS[0], long])
+        translate([TEXTS[0], long], long_lines="error")
     with pytest.raises(ValueError, match=r"generate does not support num_iteration=3 \(did you mean num_iterations"):
         translate(TEXTS, num_iteration=3)
     with pytest.raises(ValueError, match="src_lang=5 must be a two-letter language"):

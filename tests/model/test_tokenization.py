@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 from datasets.fingerprint import Hasher
 
+from modeling_jmnat.plain_text import MARKS, clean_text
 from modeling_jmnat.tokenization_jmnat import (
     BYTE_TOKENS,
     MARK_PIECES,
-    MARKS,
     SPECIAL_TOKENS,
     JMNatTokenizer,
-    clean_text,
     moses_tool,
     repeatable_tokens,
     show_canvas,

@@ -123,6 +123,12 @@ def test_too_long_a_text_is_told_with_both_numbers(translators):
         passes.translate(model, tokenizer, f"{SENTENCE} " * longest)
 
 
+@pytest.mark.parametrize("part", ["wortschatz", "wort ", " ", "日", "\u0301"])
+def test_huge_texts_are_refused_before_they_are_read(part):
+    with pytest.raises(ValueError, match=r"This text has 3000000 characters, the page reads at most \d+: please give"):
+        passes.encode(None, None, part * (3_000_000 // len(part)))  # neither model nor tokenizer is asked
+
+
 @pytest.mark.parametrize("value", [0, 11, -1, 2.5, None, "4", True, float("nan")])
 def test_numbers_outside_of_their_range(translators, value):
     with pytest.raises(ValueError, match=f"number of passes must be a whole number from 1 to 10, not {value}"):

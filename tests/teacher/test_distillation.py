@@ -185,6 +185,24 @@ def test_processes_share_the_shards(folder, tmp_path):
     assert files_of(tmp_path / "three") == files_of(tmp_path / "one")
 
 
+def test_damaged_shards_and_plans_are_named(folder, tmp_path):
+    options = arguments(folder, tmp_path)
+    distill(options)
+    shard = sorted((tmp_path / "shards").iterdir())[0]
+    whole = shard.read_bytes()
+    damages = (whole[:-30], whole[:-200], b"", whole.replace(b"[", b"{", 1), b"3\n" + whole, b"\xff" + whole)
+    for damaged in damages:
+        shard.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"^{shard} .*: delete it and run the same command again$"):
+            distill(options)
+    shard.unlink()
+    distill(options)
+    assert shard.read_bytes() == whole
+    (tmp_path / "distillation_plan.json").write_text("{")
+    with pytest.raises(ValueError, match=r"distillation_plan\.json is damaged or cut short"):
+        distill(options)
+
+
 def test_no_other_split_can_be_asked_for(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         load_script("distill").main(

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -108,6 +109,37 @@ def test_finished_run_is_left_alone(through, data, preset, capfd):
     assert last_json(output.out)["finished"]
     assert "nothing is left to do" in output.err
     assert before == {path: path.stat().st_mtime_ns for path in through.rglob("*") if path.name != ".lock"}
+
+
+def refused(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        train(*arguments)
+    assert stopped.value.code == 1
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["run_settings.json", "results.json"])
+@pytest.mark.parametrize("content", ['{"model": {', "[]", ""])
+def test_damaged_files_of_a_run_are_named(through, data, preset, tmp_path, capsys, name, content):
+    run = shutil.copytree(through, tmp_path / "run")
+    (run / name).write_text(content)
+    sentence = refused(capsys, "--preset", preset, "--data", data, "--output_dir", run)
+    assert sentence.startswith(f"error: {run / name} ")
+
+
+@pytest.mark.parametrize("left", ["checkpoint-24", "results.json"])
+def test_a_run_without_its_settings_is_refused(through, data, preset, tmp_path, capsys, left):
+    run = shutil.copytree(through, tmp_path / "run")
+    (run / "run_settings.json").unlink()
+    if left == "results.json":
+        for checkpoint in checkpoints.list_checkpoints(run):
+            shutil.rmtree(checkpoint)
+    else:
+        (run / "results.json").unlink()
+    before = sorted(run.rglob("*"))
+    sentence = refused(capsys, "--preset", preset, "--data", data, "--output_dir", run, "--seed", 5)
+    assert sentence.startswith(f"error: output_dir {run} holds {left} and no run_settings.json, without which")
+    assert sorted(run.rglob("*")) == before
 
 
 def wait_for_checkpoint(run: Path, child: Child, step: int = 1) -> None:

@@ -55,7 +55,7 @@ def test_model_options_are_those_of_the_configuration():
         if float in kinds:
             kinds.discard(int)
         assert set(get_args(ours[item.name]) or [ours[item.name]]) == kinds, item.name
-    of_the_data = {"vocab_size", "is_encoder_decoder", "tie_word_embeddings", "layer_norm_eps"}
+    of_the_data = {"vocab_size", "split_sentences", "is_encoder_decoder", "tie_word_embeddings", "layer_norm_eps"}
     of_the_data |= {"position_offset", "output_bias"}  # a teacher that gives its weights gives them, too
     own = {name for name in inspect.get_annotations(JMNatConfig) if not name.endswith("_token_id")}
     assert own - {item.name for item in fields(ModelOptions)} == of_the_data

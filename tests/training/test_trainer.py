@@ -1,8 +1,11 @@
+import logging
 import math
 import os
 import resource
+import shutil
 import socket
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -442,6 +445,100 @@ def test_damaged_checkpoint_is_skipped(tiny, tmp_path, damage, through):
     assert_equal_weights(run_steps(tiny, tmp_path).model.state_dict(), through)
 
 
+def flip(path, position=0.5):
+    content = bytearray(path.read_bytes())
+    content[int(position * len(content))] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("manifest", ["whole", "cut", "none"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "training_weights.safetensors missing",
+        "training_weights.safetensors flipped",
+        "model.safetensors flipped",
+        "optimizer.pt flipped",
+        "rng_state.pth flipped",
+        "trainer_state.json {}",
+        "trainer_state.json []",
+        "trainer_state.json of another step",
+    ],
+)
+def test_goes_on_before_what_is_not_as_it_was_written(tiny, tmp_path, caplog, damage, manifest, through):
+    name, _, how = damage.partition(" ")
+    if manifest == "none" and how == "flipped":
+        pytest.skip("a checkpoint without checksums")
+    run_steps(tiny, tmp_path, max_steps=4)
+    file = tmp_path / "checkpoint-4" / name
+    if how == "missing":
+        file.unlink()
+    elif how == "flipped":
+        flip(file, position=0.9)
+    elif how == "of another step":
+        file.write_bytes((tmp_path / "checkpoint-2" / name).read_bytes())
+    else:
+        file.write_text(how)
+    listed = tmp_path / "checkpoint-4" / checkpoints.MANIFEST
+    if manifest == "cut":
+        listed.write_text(listed.read_text()[:100])
+    elif manifest == "none":
+        listed.unlink()
+    trainer = run_steps(tiny, tmp_path)
+    assert_equal_weights(trainer.model.state_dict(), through)
+    warning = caplog.messages[0]
+    assert warning.startswith(f"{tmp_path / 'checkpoint-4'} is damaged and is skipped: ")
+    assert name in warning or manifest == "cut"
+    assert all(checkpoints.is_whole(path) for path in checkpoints.list_checkpoints(tmp_path))
+
+
+def test_bad_checkpoints_do_not_push_good_ones_out(tiny, tmp_path):
+    run_steps(tiny, tmp_path, max_steps=4)
+    flip(tmp_path / "checkpoint-4" / "optimizer.pt")
+    for step in (6, 8):  # written by a run that goes on meanwhile
+        shutil.copytree(tmp_path / "checkpoint-2", tmp_path / f"checkpoint-{step}")
+    checkpoints.thin_out(tmp_path, 3, [])
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 4, 6, 8)]
+    checkpoints.thin_out(tmp_path, 2, [])
+    assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-8"]
+
+
+def test_a_process_that_ends_while_a_checkpoint_is_saved_is_no_full_disk(tiny, tmp_path, monkeypatch):
+    trainer = make_trainer(tiny, tmp_path, **SEVEN_STEPS)
+    error = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:18599: Connection reset by peer.")
+    monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", MagicMock(side_effect=[None, error]))
+    with pytest.raises(RuntimeError, match="^.gloo"):
+        trainer.train(resume_from_checkpoint=True)
+    assert not checkpoints.list_checkpoints(tmp_path)
+
+
+def test_a_forbidden_pickle_in_a_checkpoint_gets_one_sentence(tiny, tmp_path):
+    run_steps(tiny, tmp_path, max_steps=2)
+    torch.save({"state": shutil.rmtree}, tmp_path / "checkpoint-2" / "optimizer.pt")
+    (tmp_path / "checkpoint-2" / checkpoints.MANIFEST).unlink()
+    with pytest.raises(ValueError, match=r"checkpoint-2 is refused: its optimizer\.pt.*; delete it$"):
+        run_steps(tiny, tmp_path)
+
+
+def test_resuming_raises_no_alarm(tiny, tmp_path, caplog):
+    run_steps(tiny, tmp_path, max_steps=2)
+    logging.getLogger("transformers").propagate, before = True, logging.getLogger("transformers").propagate
+    try:
+        run_steps(tiny, tmp_path, max_steps=4)
+    finally:
+        logging.getLogger("transformers").propagate = before
+    assert "missing keys" not in caplog.text
+    trainer = make_trainer(tiny, tmp_path)
+    weights = dict(load_file(tmp_path / "checkpoint-4" / checkpoints.WEIGHTS))
+    del weights["model.shared.weight"]
+    result = trainer.model.load_state_dict(weights, strict=False)
+    with caplog.at_level(logging.WARNING):
+        logging.getLogger("transformers").propagate = True
+        trainer._issue_warnings_after_load(result)
+        logging.getLogger("transformers").propagate = before
+    assert "model.shared.weight" in caplog.text
+
+
 @pytest.fixture(scope="module")
 def through(tiny, tmp_path_factory):
     """Weights of `run_steps` without interruption."""
@@ -609,6 +706,12 @@ def test_keeps_the_best_and_averages_them_if_that_helps(tiny, tmp_path, monkeypa
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 6, 8)]
     assert not (tmp_path / "checkpoint-2" / "optimizer.pt").exists()
     assert checkpoints.newest_whole(tmp_path) == tmp_path / "checkpoint-8"
+    if average_score > 30:  # and the same with a bad one among the best
+        copy = shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "copy")
+        flip(tmp_path / "checkpoint-6" / checkpoints.WEIGHTS)
+        assert trainer.choose_final_weights() == {"best_step": 2, "best_bleu": 30.0, "final_model": "step 2"}
+        remove_folder(tmp_path / "checkpoint-6")
+        copy.rename(tmp_path / "checkpoint-6")
     report = trainer.choose_final_weights()
     assert report["best_step"] == 2
     assert report["average_of_steps"] == [2, 6]

@@ -1,12 +1,17 @@
 """What the user can mend is one sentence and exit code 1, whichever library found it."""
 
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 
 import pytest
+import torch
 from safetensors import safe_open
+from tqdm import tqdm
 
 from modeling_jmnat.utils.atomic_files import atomic_text_file
 from modeling_jmnat.utils.command_line import command, parse_arguments, read_ahead
@@ -50,6 +55,110 @@ def test_a_signal_ends_a_command_with_what_it_leaves_cleaned_up(tmp_path, capsys
         assert capsys.readouterr().err == f"{sentence}\n"
         assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def raising(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+CPU = (
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+)
+GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU"),
+            "(2.00 GiB more were asked for)",
+        ),
+        (RuntimeError(f"{CPU}40000 bytes. Error code 12"), "(40000 bytes more were asked for)"),
+        (RuntimeError("CUDA error: out of memory"), "out of memory: lower"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), "out of memory: lower"),
+        (MemoryError("Unable to allocate 7.45 GiB for an array"), "(7.45 GiB more were asked for)"),
+        (MemoryError(), "out of memory: lower"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(capsys, error, sentence):
+    with pytest.raises(SystemExit) as stopped:
+        command(memory="--batch_tokens")(raising(error))()
+    assert stopped.value.code == 1
+    text = capsys.readouterr().err
+    assert text.startswith("error: out of memory")
+    assert sentence in text
+    assert text.endswith(": lower --batch_tokens\n")
+    with pytest.raises(SystemExit):
+        command(raising(error))()
+    assert capsys.readouterr().err.endswith(": this needs a machine with more\n")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError(GLOO), torch.distributed.DistBackendError("NCCL error: remote process exited")]
+)
+def test_another_process_that_ended_gets_one_sentence(capsys, error):
+    with pytest.raises(SystemExit) as stopped:
+        command(resumes=True)(raising(error))()
+    assert stopped.value.code == 1
+    text = capsys.readouterr().err
+    assert text.startswith("error: another process of this run has ended, its own message says why (")
+    assert text.endswith("run the same command again to go on\n")
+
+
+def test_forbidden_pickles_get_one_sentence(tmp_path, capsys):
+    torch.save({"object": subprocess.Popen}, tmp_path / "weights.bin")
+    with pytest.raises(SystemExit):
+        command(lambda argv: torch.load(tmp_path / "weights.bin", weights_only=True))()
+    text = capsys.readouterr().err
+    assert text.startswith("error: a file of PyTorch holds more than tensors and plain values, or is damaged")
+    assert text.count("\n") == 1
+    with pytest.raises(SystemExit):
+        command(raising(pickle.UnpicklingError("pickle data was truncated")))()
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_errors_stand_on_a_line_of_their_own(capsys):
+    def main(argv):
+        for name in ("outer", "inner"):
+            main.bars.append(tqdm(total=5, desc=name))
+            main.bars[-1].update()
+        raise ValueError("x=1 must be at least 2")
+
+    main.bars = []  # as the frames of a traceback keep them
+    with pytest.raises(SystemExit):
+        command(main)()
+    lines = capsys.readouterr().err.split("\n")
+    assert "error: x=1 must be at least 2" in [line.rpartition("\r")[2] for line in lines if line.startswith("error")]
+
+
+@pytest.mark.parametrize("option", ["", "-u"])
+def test_a_reader_that_goes_away_ends_a_command_quietly(option):
+    program = (
+        "from modeling_jmnat.utils.command_line import command\n"
+        "@command\n"
+        "def main(argv=None):\n"
+        "    for number in range(10**6):\n"
+        "        print(number)\n"
+        "main()"
+    )
+    line = f"{sys.executable} {option} -c '{program}' | head -n 2; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("0\n1\n141\n", "")
+    # What is printed at the end, too, is known to have had no reader.
+    line = f"(sleep 0.5; {sys.executable} -m modeling_jmnat.commands --help) | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+def test_a_broken_pipe_to_another_process_is_an_error(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(raising(BrokenPipeError(32, "Broken pipe")))()
+    assert stopped.value.code == 1
+    assert "Broken pipe" in capsys.readouterr().err
 
 
 def test_a_defect_keeps_its_traceback():

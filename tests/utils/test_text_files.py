@@ -11,12 +11,22 @@ LINES = ["eins", "zwei drei", "", "  vier\u2028fünf\x0b\x85 "]
 
 
 @pytest.mark.parametrize("name", ["text.de", "text.de.gz"])
-def test_only_line_feeds_end_a_line(tmp_path, name):
+def test_line_feeds_and_carriage_returns_end_a_line(tmp_path, name):
     path = tmp_path / name
     data = TEXT.encode()
     path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     assert list(iterate_lines(path)) == LINES
     assert read_lines(str(path)) == LINES
+
+
+@pytest.mark.parametrize(
+    "text", ["a\rb\r", "a\r\nb\rc\nd", "\r\r\n\n", "a\r", "\r", "a\n\rb", "a\x0bb\x1c\x85\u2029\rc\n", "a"]
+)
+def test_lines_are_those_of_pythons_text_mode(tmp_path, text):
+    (tmp_path / "a").write_bytes(text.encode())
+    with open(tmp_path / "a", encoding="utf-8") as file:
+        expected = [line.removesuffix("\n") for line in file]
+    assert list(iterate_lines(tmp_path / "a")) == expected
 
 
 @pytest.mark.parametrize("name", ["windows.de", "windows.de.gz"])
@@ -99,5 +109,7 @@ def test_a_text_of_two_lines_is_refused(tmp_path):
         ValueError, match=r"a: text 2 holds a line break \('zwei\\ndrei'\), and a text must be one line"
     ):
         write_lines(tmp_path / "a", ["eins", "zwei\ndrei"])
+    with pytest.raises(ValueError, match="text 1 holds a line break"):
+        write_lines(tmp_path / "a", ["drei\rvier"])
     assert (tmp_path / "a").read_text() == "before\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -1,0 +1,68 @@
+"""The files of a saved model, looked at before they are loaded: the libraries' errors do not name the file."""
+
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from .json_files import read_json
+
+JSON_FILES = {  # with what they must hold; each may be missing
+    "config.json": (),
+    "generation_config.json": (),
+    "tokenizer_config.json": (),
+    "tokenizer.json": ("model", "added_tokens"),
+}
+# In the order in which Transformers looks for them.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+GET_IT_AGAIN = "save or download the model again"
+
+
+def check_model_files(folder: str | Path) -> None:
+    """Refuse a folder with a damaged file, or with an index of weights that names missing ones.
+
+    What takes time is left to loading: of weights the beginning is read, not the numbers.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    folder = Path(folder)
+    for name, keys in JSON_FILES.items():
+        if (folder / name).is_file():
+            read_json(folder / name, keys, GET_IT_AGAIN)
+    for path in weight_files(folder):
+        if path.suffix == ".safetensors":
+            check_safetensors(path)
+        else:
+            check_archive(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that Transformers would read weights from; ValueError for an index of missing ones."""
+    for name in WEIGHTS:
+        path = folder / name
+        if not path.is_file():
+            continue
+        if path.suffix != ".json":
+            return [path]
+        shards = sorted(set(read_json(path, ("weight_map",), GET_IT_AGAIN)["weight_map"].values()))
+        for shard in shards:
+            if not (folder / shard).is_file():
+                raise ValueError(f"{path} names {shard}, which is missing: {GET_IT_AGAIN}")
+        return [folder / shard for shard in shards]
+    return []
+
+
+def check_safetensors(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt"):  # refuses a file shorter than its header says
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or cut short ({error}): {GET_IT_AGAIN}") from None
+
+
+def check_archive(path: Path) -> None:
+    with open(path, "rb") as file:
+        is_archive = file.read(2) == b"PK"  # older ones are pickles
+    if is_archive and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is cut short: {GET_IT_AGAIN}")
