@@ -82,10 +82,11 @@ class JMNatConfig(PreTrainedConfig):
         "num_hidden_layers": "encoder_layers",
     }
     # What an evaluation loop need not gather: everything but `logits`.
-    keys_to_ignore_at_inference = (
-        "nll_loss encoder_loss ngram_loss length_loss length_logits encoder_logits decoder_hidden_states "
-        "decoder_attentions cross_attentions encoder_last_hidden_state encoder_hidden_states encoder_attentions"
-    ).split()
+    keys_to_ignore_at_inference = [
+        *("nll_loss", "encoder_loss", "ngram_loss", "length_loss", "length_logits", "encoder_logits"),
+        *("decoder_hidden_states", "decoder_attentions", "cross_attentions"),
+        *("encoder_last_hidden_state", "encoder_hidden_states", "encoder_attentions"),
+    ]
 
     vocab_size: int = 32000
     d_model: int = 512

@@ -24,8 +24,11 @@ from transformers.utils import GENERATION_CONFIG_NAME
 logger = logging.getLogger(__name__)
 
 REMASK_SCHEDULES = ("linear", "cosine")
+REPEAT_RULES = ("remask_repeats", "delete_repeats", "collapse_repeats")
+LARGEST_SHIFT = 100  # of a length
 LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows; and weight of a consensus
 PIPELINE_FILE = "pipeline.py"
+SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "mask_token_id")
 SIZES = (
     "vocab_size",
     "d_model",
@@ -51,7 +54,9 @@ class JMNatConfig(PreTrainedConfig):
         vocab_size: V, one vocabulary for both languages.
         d_model: D, width of every layer, a multiple of both numbers of heads.
         normalize_before: layer norm before each block (pre-layer-norm) instead of after it.
-        position_embedding_type: `"sinusoidal"` or `"learned"`. Positions count from `pad_token_id + 1`, as in fairseq.
+        position_embedding_type: `"sinusoidal"` or `"learned"`.
+        position_offset: number of the first token's position. None is fairseq's, `pad_token_id + 1`. With 0 the
+            sinusoids are also spaced as Marian's, whose weights fit no other positions.
         scale_embedding: multiply token embeddings by sqrt(D).
         positional_attention: a second attention block per decoder layer whose queries and keys are positions.
         exclude_self_attention: decoder self-attention and positional attention leave out the position itself.
@@ -59,12 +64,15 @@ class JMNatConfig(PreTrainedConfig):
             source tokens copied uniformly to the target length, all targets predicted in one pass.
         max_position_embeddings: longest source in tokens.
         max_target_length: longest target in tokens, `</s>` included; the length table has one row more.
+        output_bias: a bias of the output projection, as Marian's `final_logits_bias`.
         init_std: None draws linear layers Xavier-uniform and embeddings with std D**-0.5 (fairseq's Transformer); a
             number is the standard deviation of all of them (BERT, Mask-Predict: 0.02).
         ngram_size: n of the n-gram loss (Eq. 6) and of adjacent re-masking.
         ngram_alignment: `"any"` lets an n-gram match at every masked position, `"gold"` at its own alone.
         encoder_loss_weight, ngram_loss_weight, length_loss_weight: a1, a2 (Eq. 8) and a3 (section 4.4).
         label_smoothing: of the target's cross-entropy.
+        split_sentences: texts are to be translated sentence by sentence, because the training data were single
+            sentences. The pipeline and the command `translate` do so; False is for models trained on longer texts.
     """
 
     model_type = "jmnat"
@@ -74,20 +82,10 @@ class JMNatConfig(PreTrainedConfig):
         "num_hidden_layers": "encoder_layers",
     }
     # What an evaluation loop need not gather: everything but `logits`.
-    keys_to_ignore_at_inference = [
-        "nll_loss",
-        "encoder_loss",
-        "ngram_loss",
-        "length_loss",
-        "length_logits",
-        "encoder_logits",
-        "decoder_hidden_states",
-        "decoder_attentions",
-        "cross_attentions",
-        "encoder_last_hidden_state",
-        "encoder_hidden_states",
-        "encoder_attentions",
-    ]
+    keys_to_ignore_at_inference = (
+        "nll_loss encoder_loss ngram_loss length_loss length_logits encoder_logits decoder_hidden_states "
+        "decoder_attentions cross_attentions encoder_last_hidden_state encoder_hidden_states encoder_attentions"
+    ).split()
 
     vocab_size: int = 32000
     d_model: int = 512
@@ -103,6 +101,8 @@ class JMNatConfig(PreTrainedConfig):
     activation_function: str = "relu"
     normalize_before: bool = False
     position_embedding_type: str = "sinusoidal"
+    position_offset: int | None = None
+    output_bias: bool = False
     scale_embedding: bool = True
     positional_attention: bool = True
     exclude_self_attention: bool = True
@@ -117,6 +117,7 @@ class JMNatConfig(PreTrainedConfig):
     ngram_loss_weight: float | int = 0.01
     length_loss_weight: float | int = 0.1
     label_smoothing: float | int = 0.1
+    split_sentences: bool = True
     bos_token_id: int | None = 0
     pad_token_id: int = 1
     eos_token_id: int = 2
@@ -145,7 +146,7 @@ class JMNatConfig(PreTrainedConfig):
         for name in ("encoder_loss_weight", "ngram_loss_weight", "length_loss_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "mask_token_id"):
+        for name in SPECIAL_IDS:
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
                 raise ValueError(f"{name}={token} must be in [0, {self.vocab_size}), the vocabulary")
@@ -154,9 +155,26 @@ class JMNatConfig(PreTrainedConfig):
                 raise ValueError(f"d_model={self.d_model} is not a multiple of {name}={getattr(self, name)}")
         if self.position_embedding_type == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"d_model={self.d_model} must be even with sinusoidal positions")
+        if self.position_offset is not None and self.position_offset < 0:
+            raise ValueError(f"position_offset={self.position_offset} must be None or at least 0")
         if self.max_target_length < 2:
             raise ValueError(f"max_target_length={self.max_target_length} must be at least 2 (one token and </s>)")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer, **fields) -> "JMNatConfig":
+        """A configuration with a tokenizer's vocabulary size and special ids, and any other `fields`.
+
+        Raises:
+            ValueError: the tokenizer lacks a token that the model needs, or a field is out of its range.
+        """
+        given = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
+        missing = [name for name in ("pad_token_id", "eos_token_id", "mask_token_id") if given[name] is None]
+        if missing:
+            raise ValueError(f"the tokenizer has no {missing[0]}: it needs a token of that kind")
+        if fields.get("position_embedding_type") == "learned" and given["pad_token_id"] != cls.pad_token_id:
+            given["position_offset"] = 0  # no rows that only the id of <pad> asks for
+        return cls(**{"vocab_size": len(tokenizer), **given, **fields})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):  # type: ignore[override]
         """As ever, but code of the folder it came from is named only where it goes along (see `publishing`)."""
@@ -205,20 +223,26 @@ class JMNatOptions:
     prune_to: int = 1
     confidence_threshold: float | None = None
     update_all: bool = False
+    remask_repeats: bool = False
+    delete_repeats: bool = False
+    collapse_repeats: bool = False
+    repeatable_tokens: list[int] | None = None
+    length_shift: int = 0
     output_history: bool = False
     return_dict_in_generate: bool = False
     max_length: int | None = None
 
     def check(self) -> None:
         """Raises ValueError naming the option, its value and what is allowed."""
-        for name in ("remask_adjacent", "early_stop", "update_all", "output_history", "return_dict_in_generate"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be True or False")
+        for option in fields(self):
+            if option.type is bool and not isinstance(getattr(self, option.name), bool):
+                raise ValueError(f"{option.name}={getattr(self, option.name)!r} must be True or False")
         if self.remask_schedule not in REMASK_SCHEDULES:
             raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
-        ids = self.suppress_tokens
-        if ids is not None and not (isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids)):
-            raise ValueError(f"suppress_tokens={ids!r} must be None or a list of token ids")
+        for name in ("suppress_tokens", "repeatable_tokens"):
+            ids = getattr(self, name)
+            if ids is not None and not (isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids)):
+                raise ValueError(f"{name}={ids!r} must be None or a list of token ids")
         self._check_counts()
         self._check_numbers()
 
@@ -239,6 +263,10 @@ class JMNatOptions:
             )
 
     def _check_numbers(self) -> None:
+        if not is_count(self.length_shift, -LARGEST_SHIFT) or self.length_shift > LARGEST_SHIFT:
+            raise ValueError(
+                f"length_shift={self.length_shift!r} must be a whole number in [-{LARGEST_SHIFT}, {LARGEST_SHIFT}]"
+            )
         threshold = self.confidence_threshold
         if threshold is not None and not (is_number(threshold) and 0 < threshold <= 1):
             raise ValueError(f"confidence_threshold={threshold!r} must be None or in (0, 1]")
@@ -268,7 +296,8 @@ class JMNatGenerationConfig(GenerationConfig):
 
     Args:
         num_iterations: k, decoder passes, exactly (10).
-        num_length_candidates: C, target lengths tried per sentence (4).
+        num_length_candidates: C, target lengths tried per sentence, all different: fewer where `max_length` leaves
+            fewer (4). `num_beams` is taken for it.
         remask_adjacent: mask the least probable tokens again together with their neighbours, in sets of n (True).
         remask_schedule: how many, T (1 - i/k) with `"linear"` or T cos(pi i / 2k) with `"cosine"` ("linear").
         early_stop: a candidate that a pass leaves unchanged stops (False).
@@ -286,11 +315,20 @@ class JMNatGenerationConfig(GenerationConfig):
         confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None);
             with `update_all` it only decides which rows stop.
         update_all: each pass refreshes every position, not the masked ones alone (False).
+        remask_repeats: of two equal neighbours the less probable one is masked again before other tokens (False).
+        delete_repeats: before the last of two or more passes equal neighbours become one token, so that the candidate
+            is shorter; the pass mends the seam. Needs passes to spare: it helps from k = 4 on and harms below (False).
+        collapse_repeats: equal neighbours left after the last pass become one token (False).
+        repeatable_tokens: ids that these three rules never touch, as they stand twice in a row by right; other pieces
+            of words may do so where the source has the same pair. `repeatable_tokens(tokenizer)` lists the single
+            letters, digits, signs and bytes of a vocabulary (None: no more than special tokens).
+        length_shift: added to the predicted lengths, which are too short rather than too long where repeats are
+            deleted or collapsed (0).
         output_history: return each pass's canvas and log-probabilities (False).
     """
 
     def __init__(self, **kwargs):
-        options = {name: kwargs.pop(name, None) for name in OPTION_NAMES}
+        options: dict[str, Any] = {name: kwargs.pop(name, None) for name in OPTION_NAMES}
         for name in REMOVED_OPTIONS:
             if kwargs.pop(name, None):
                 logger.warning("%s is no longer an option of decoding and is ignored", name)
@@ -301,6 +339,11 @@ class JMNatGenerationConfig(GenerationConfig):
     def _set_options(self, options: dict[str, Any]) -> None:
         for name, value in options.items():
             setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "num_beams" and value is not None:  # set later, it outranks the candidates that were saved
+            self.num_length_candidates = value
 
     @classmethod
     def from_model_config(cls, model_config) -> "JMNatGenerationConfig":
@@ -314,8 +357,9 @@ class JMNatGenerationConfig(GenerationConfig):
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
         # Seq2SeqTrainer writes these into a config that lacks them (a max_length of 20 would cut every longer target)
-        # and pads what it gathers to max_length, so this must not be much larger than sentences are.
-        return {**GenerationConfig._get_default_generation_params(), "max_length": 1024}
+        # and pads what it gathers to max_length, so this must not be much larger than sentences are. One beam would be
+        # one length candidate.
+        return {**GenerationConfig._get_default_generation_params(), "max_length": 1024, "num_beams": None}
 
     def validate(self, *args, **kwargs) -> None:
         """The library's checks and ours. The n-best comes from length candidates, not from beams."""
@@ -346,6 +390,15 @@ def resolve_options(*sources: Any) -> JMNatOptions:
                 setattr(options, name, value)
                 break
     return options
+
+
+def under_own_names(given: dict[str, Any]) -> dict[str, Any]:
+    """Options with `num_beams` and `max_new_tokens`, if set, as the options that say the same here."""
+    names = dict(given)
+    num_beams, longest = names.pop("num_beams", None), names.pop("max_new_tokens", None)
+    if names.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines call the width of the search so
+        names["num_length_candidates"] = num_beams
+    return names if longest is None else {**names, "max_length": longest}  # nothing comes before new tokens
 
 
 def saved_generation_config(

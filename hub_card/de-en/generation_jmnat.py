@@ -4,153 +4,171 @@ A model with `encode_for_generation`, `prepare_decoding` and `predict_tokens` ge
 computes it. B sentences, C length candidates, T positions.
 """
 
-from dataclasses import dataclass
+import difflib
+import functools
+import reprlib
+from collections.abc import Iterable
+from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
 
-from .configuration_jmnat import OPTION_NAMES, JMNatOptions, resolve_options, saved_generation_config
-from .passes_jmnat import JMNatPass, MaskPredict, first_end, length_divisors
-
-# What Trainer and pipelines hand to `generate` beside its arguments; it has no meaning here.
-IGNORED_ARGUMENTS = (
-    "labels",
-    "decoder_input_ids",
-    "decoder_attention_mask",
-    "masked_positions",
-    "encoder_targets",
-    "loss_denominators",
-    "synced_gpus",
-    "use_cache",
+from .configuration_jmnat import (
+    OPTION_NAMES,
+    REPEAT_RULES,
+    JMNatOptions,
+    resolve_options,
+    saved_generation_config,
+    under_own_names,
 )
-# Fields of a generation config that are obeyed, or that say the same for every model.
-UNDERSTOOD_FIELDS = (
-    *OPTION_NAMES,
+from .losses_jmnat import JMNatGenerateOutput, check_same_vocabulary, choose_candidates, first_end, length_preferences
+from .passes_jmnat import MaskPredict
+
+# In a batch of a training collator, whose `decoder_input_ids` are the reference, partly masked, and so no canvas.
+OF_TRAINING = ("labels", "masked_positions", "encoder_targets", "loss_denominators")
+IGNORED_ARGUMENTS = ("synced_gpus", "use_cache")  # what Trainer and pipelines hand over beside, without meaning here
+# Of Transformers' own `generate`: those that are understood here, and what to use in place of the others.
+UNDERSTOOD_OPTIONS = (
     *("num_beams", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
-    *("use_cache", "transformers_version", "_from_model_config"),
+    *("use_cache", "transformers_version"),
 )
-# Vocabulary logits that a reranker makes at once, in elements: the rows beyond it are scored in further pieces.
-MAX_LOGITS = 2**27
-# A vocabulary may be rounded up in a model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
-VOCABULARY_PADDING = 64
+SUBSTITUTES = {
+    "did you mean early_stop?": ("early_stopping",),
+    "did you mean length_normalization?": ("length_penalty", "exponential_decay_length_penalty"),
+    "did you mean num_length_candidates?": ("num_beam_groups", "diversity_penalty"),
+    "did you mean suppress_tokens, a list of single ids?": ("bad_words_ids", "begin_suppress_tokens", "sequence_bias"),
+    "each pass takes the most probable tokens, nothing is sampled": (
+        *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),
+        "penalty_alpha",
+    ),
+    "did you mean remask_repeats, delete_repeats or collapse_repeats?": (
+        *("no_repeat_ngram_size", "repetition_penalty", "encoder_no_repeat_ngram_size", "encoder_repetition_penalty"),
+    ),
+    "set target_lengths, or favour longer ones by length_normalization": ("min_length", "min_new_tokens"),
+    "fix tokens by decoder_input_ids": (
+        *("forced_bos_token_id", "forced_eos_token_id", "force_words_ids", "constraints", "prefix_allowed_tokens_fn"),
+    ),
+    "the scores are part of the output with return_dict_in_generate=True": ("output_scores",),
+    "did you mean output_history?": ("output_logits", "output_attentions", "output_hidden_states", "return_history"),
+    "num_iterations decides how long decoding takes": ("max_time", "stop_strings"),
+    "it is an argument of generate": ("target_lengths", "reranker", "streamer", "decoder_input_ids"),
+}
+# Preference for a length that no prediction leads to, in log-probability.
+NOT_PREDICTED = -1e6
 
 
-@dataclass
-class JMNatGenerateOutput(ModelOutput):
-    """Result of `generate(..., return_dict_in_generate=True)`; R is B num_return_sequences, best first.
-
-    Args:
-        sequences: (R, T') ids up to and with the first `</s>`, padded on the right.
-        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization, with a reranker its mean
-            log-probability in place of the model's; and consensus_weight * consensus.
-        token_scores: (R, T') log-probabilities, 0 at padding.
-        lengths: (R,) T of the candidate, `</s>` included.
-        num_passes: (B,) most passes that any candidate of the sentence took.
-        history: with `output_history`, one `JMNatPass` per pass.
-        candidate_lengths: (B, C) the lengths tried, most probable first.
-        best_candidates: (B, num_return_sequences) index of each returned sequence among the candidates.
-    """
-
-    sequences: torch.Tensor | None = None
-    sequences_scores: torch.Tensor | None = None
-    token_scores: torch.Tensor | None = None
-    lengths: torch.Tensor | None = None
-    num_passes: torch.Tensor | None = None
-    history: tuple[JMNatPass, ...] | None = None
-    candidate_lengths: torch.Tensor | None = None
-    best_candidates: torch.Tensor | None = None
-
-
-class ModelReranker:
-    """Scores candidates by an autoregressive sequence-to-sequence model that shares their vocabulary (section 4.4).
+@functools.lru_cache(maxsize=8)
+def token_table(ids: tuple[int, ...], vocab_size: int, device: torch.device) -> torch.Tensor:
+    """(V,) bool, True at `repeatable_tokens`. It stays on its device: no decoding has to wait for a copy.
 
     Raises:
-        ValueError: the model does not tell its decoder_start_token_id.
+        ValueError: an id beyond the vocabulary.
     """
-
-    def __init__(self, model: PreTrainedModel, pad_token_id: int):
-        self.model, self.pad_token_id = model, pad_token_id
-        starts = (getattr(x, "decoder_start_token_id", None) for x in (model.generation_config, model.config))
-        self.start = next((start for start in starts if start is not None), None)
-        if self.start is None:
-            raise ValueError("reranker has no decoder_start_token_id: set it in its generation_config")
-
-    @torch.no_grad()
-    def score(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, candidate_ids: torch.Tensor
-    ) -> torch.Tensor:
-        """Mean log-probability (N,) of candidates (N, T), padded right, `</s>` included; -inf for one without tokens.
-
-        The sources (B, S) have N / B candidates each, in consecutive rows.
-        """
-        per_source, remainder = divmod(len(candidate_ids), len(input_ids))
-        if remainder or not per_source:
-            raise ValueError(
-                f"candidate_ids has {len(candidate_ids)} rows: give a multiple of the {len(input_ids)} of input_ids"
-            )
-        states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        labels = candidate_ids.masked_fill(candidate_ids == self.pad_token_id, -100)
-        inputs = F.pad(candidate_ids[:, :-1], (1, 0), value=self.start)  # (N, T)
-        rows_at_once = max(1, MAX_LOGITS // (candidate_ids.shape[1] * self.model.config.vocab_size))
-        scores = []
-        for rows in torch.arange(len(candidate_ids), device=candidate_ids.device).split(rows_at_once):
-            logits = self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states[rows // per_source]),
-                attention_mask=attention_mask[rows // per_source],
-                decoder_input_ids=inputs[rows],
-                decoder_attention_mask=torch.ones_like(inputs[rows]),
-                use_cache=False,
-            ).logits  # (rows, T, V)
-            losses = F.cross_entropy(logits.float().transpose(1, 2), labels[rows], reduction="none")  # (rows, T)
-            counts = (labels[rows] != -100).sum(dim=1)
-            scores.append((-losses.sum(dim=1) / counts.clamp(min=1)).masked_fill(counts == 0, -torch.inf))
-        return torch.cat(scores)
+    for i in (min(ids), max(ids)):
+        if not 0 <= i < vocab_size:
+            raise ValueError(f"repeatable_tokens holds {i}, ids must lie in [0, {vocab_size})")
+    table = torch.zeros(vocab_size, dtype=torch.bool)
+    table[list(ids)] = True
+    return table.to(device)
 
 
-def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tensor, pad_token_id: int) -> torch.Tensor:
-    """Scores (B, C) of candidates (B, C, T).
-
-    Args:
-        reranker: an object with a method `score` as `ModelReranker` has it, or an autoregressive model.
-    """
-    if not hasattr(reranker, "score"):
-        reranker = ModelReranker(reranker, pad_token_id)
-    return reranker.score(input_ids, attention_mask, candidates.flatten(0, 1)).view(candidates.shape[:2])
+@functools.cache
+def library_defaults() -> dict[str, tuple]:
+    """The values of each option of Transformers' own `generate` that ask for nothing."""
+    usual = vars(GenerationConfig()), GenerationConfig._get_default_generation_params()
+    return {name: (None, False, *(values.get(name) for values in usual)) for name in usual[0] | usual[1]}
 
 
-def check_generation_config(generation_config: GenerationConfig) -> None:
-    """ValueError for what is no configuration, and for what one cannot ask for."""
-    if not isinstance(generation_config, GenerationConfig):
-        raise ValueError(f"generation_config is a {type(generation_config).__name__}, it must be a GenerationConfig")
-    if generation_config.do_sample:
-        raise ValueError("do_sample=True is not supported: each pass takes the most probable tokens")
-    usual = (GenerationConfig().to_dict(), GenerationConfig._get_default_generation_params())
-    for name, value in generation_config.to_dict().items():
-        says_nothing = value is None or value is False or any(value == values.get(name) for values in usual)
-        if says_nothing or name in UNDERSTOOD_FIELDS:
-            continue
-        if name in ("target_lengths", "reranker"):
-            raise ValueError(f"{name} in generation_config has no effect: give it to generate itself")
-        raise ValueError(f"{name}={value!r} in generation_config has no effect: options are {', '.join(OPTION_NAMES)}")
+def check_option_names(given: dict[str, Any]) -> None:
+    """ValueError for options, of arguments or a config, that `generate` does not have; the library's at rest pass."""
+    refused = []
+    for name, value in sorted(given.items()):
+        at_rest = value is None or (isinstance(value, str | Real) and value in library_defaults().get(name, ()))
+        if not at_rest and name not in (*OPTION_NAMES, *UNDERSTOOD_OPTIONS):
+            refused.append(f"{name}={reprlib.repr(value)} ({substitute(name, OPTION_NAMES)})")
+    if refused:
+        raise ValueError(f"generate does not support {', '.join(refused)}")
 
 
-def longest_output(generation_config: GenerationConfig) -> dict[str, int]:
-    """`max_new_tokens` of a config, if set, as the option that says the same: nothing comes before new tokens."""
-    longest = generation_config.max_new_tokens
-    return {} if longest is None else {"max_length": longest}
+def substitute(name: str, known: Iterable[str]) -> str:
+    """What to use in place of an option that is none of the `known`."""
+    for sentence, names in SUBSTITUTES.items():
+        if name in names:
+            return sentence
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else "JMNatGenerationConfig explains all options"
 
 
-def check_same_vocabulary(of_reranker: int, own: int) -> None:
-    """ValueError where the sizes differ by more than rounding up for speed explains."""
-    if abs(of_reranker - own) >= VOCABULARY_PADDING:
+def stated_options(generation_config: GenerationConfig | None) -> dict[str, Any]:
+    """What a config sets; private fields say nothing about decoding."""
+    fields = {} if generation_config is None else vars(generation_config)
+    return {name: value for name, value in fields.items() if value is not None and not name.startswith("_")}
+
+
+def check_target_lengths(target_lengths, num_sentences: int) -> torch.Tensor:
+    """`target_lengths` as a tensor (B,); ValueError where it has another shape."""
+    target_lengths = torch.as_tensor(target_lengths).long()
+    if target_lengths.shape != (num_sentences,):
         raise ValueError(
-            f"reranker has {of_reranker} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
+            f"target_lengths has shape {tuple(target_lengths.shape)}, "
+            f"it must hold one length for each of {num_sentences} sentences"
         )
+    return target_lengths
+
+
+def check_canvas(canvas, attention_mask: torch.Tensor | None, config) -> torch.Tensor:
+    """`decoder_input_ids` (B, T) as the canvas to begin with; ValueError where it cannot be one.
+
+    A row has as many tokens as stand before its padding. `<mask>` at its end becomes `</s>`, which is predicted
+    nowhere, so that a text is never cut off before what stands.
+    """
+    canvas, pad = torch.as_tensor(canvas).long(), config.pad_token_id
+    if attention_mask is not None and attention_mask.shape == canvas.shape:
+        canvas = canvas.masked_fill(attention_mask == 0, pad)
+    if canvas.dim() != 2 or not canvas.numel():
+        raise ValueError(f"decoder_input_ids has shape {tuple(canvas.shape)}, it must be (B, T)")
+    lengths = (canvas != pad).sum(dim=1, keepdim=True)
+    if (canvas == pad).logical_and(torch.arange(canvas.shape[1], device=canvas.device) < lengths).any():
+        raise ValueError("decoder_input_ids holds padding before other tokens: pad on the right")
+    if lengths.min() < 2 or lengths.max() > config.max_target_length:
+        raise ValueError(
+            f"decoder_input_ids has rows of {int(lengths.min())} to {int(lengths.max())} tokens, "
+            f"they must have 2 to {config.max_target_length}, </s> included"
+        )
+    if canvas.min() < 0 or canvas.max() >= config.vocab_size:
+        raise ValueError(f"decoder_input_ids must lie in [0, {config.vocab_size})")
+    last = canvas.gather(1, lengths - 1)
+    return canvas.scatter(1, lengths - 1, last.masked_fill(last == config.mask_token_id, config.eos_token_id))
+
+
+def check_streamer(streamer, options: JMNatOptions, *sources) -> None:
+    """ValueError for what is no streamer, and for more than one text."""
+    if streamer is None:
+        return
+    if not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise ValueError(f"streamer is a {type(streamer).__name__}, it needs the methods put and end")
+    num_sentences = max((len(source) for source in sources if torch.is_tensor(source)), default=1)
+    if num_sentences > 1 or options.num_return_sequences > 1:
+        raise ValueError(
+            f"streamer takes one text, not {num_sentences} sentences with num_return_sequences="
+            f"{options.num_return_sequences}: give one sentence at a time"
+        )
+
+
+def draft_sender(streamer):
+    """What sends the leading candidate to `streamer.put_draft` after a pass; None for a streamer without it."""
+    if not hasattr(streamer, "put_draft"):
+        return None
+
+    def send(decoding: MaskPredict) -> None:
+        texts, best = decoding.texts(), decoding.scores()[0].argmax()
+        end = first_end(texts.tokens[best], texts.lengths[best], decoding.model.config.eos_token_id)
+        streamer.put_draft(value=texts.tokens[best, :end][None].cpu())
+
+    return send
 
 
 class JMNatGenerationMixin(GenerationMixin):
@@ -176,6 +194,7 @@ class JMNatGenerationMixin(GenerationMixin):
         streamer=None,
         target_lengths: torch.Tensor | None = None,
         reranker=None,
+        decoder_input_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor | JMNatGenerateOutput:
         """Translate in exactly `num_iterations` passes over the candidates of the most probable lengths.
@@ -188,6 +207,9 @@ class JMNatGenerationMixin(GenerationMixin):
             inputs: (B, S) source ids, also as `input_ids`; or `inputs_embeds`, or `encoder_outputs`.
             target_lengths: (B,) lengths to use instead of the predicted ones; C candidates form a window around them.
             reranker: an autoregressive seq2seq model that chooses among the candidates (noisy parallel decoding).
+            decoder_input_ids: (B, T) canvas to begin with, padded on the right: `<mask>` is predicted, all else stands
+                in every pass (prefix, infilling). Its length, `</s>` included, is the length; see `check_canvas`.
+            streamer: its `put_draft`, if it has one, gets the leading candidate after each pass, `put` the result.
 
         Returns:
             (B num_return_sequences, L) ids padded on the right, or a `JMNatGenerateOutput` with
@@ -196,27 +218,51 @@ class JMNatGenerationMixin(GenerationMixin):
         Raises:
             ValueError: an option out of its range, an unknown or unsupported argument.
         """
-        attention_mask = kwargs.pop("attention_mask", None)
         if torch.is_tensor(generation_config):  # `generate(input_ids, attention_mask, generation_config)`
-            attention_mask, generation_config, logits_processor = generation_config, logits_processor, None
+            kwargs["attention_mask"], generation_config, logits_processor = generation_config, logits_processor, None
         elif generation_config is None and isinstance(logits_processor, GenerationConfig):  # without a mask
             generation_config, logits_processor = logits_processor, None
-        if logits_processor or stopping_criteria or streamer:
+        if logits_processor or stopping_criteria:
             raise ValueError(
-                "logits_processor, stopping_criteria and streamer are not supported: all words are predicted at once"
+                "logits_processor and stopping_criteria are not supported: all words are predicted at once"
             )
+        training, input_ids = {name: kwargs.pop(name, None) for name in OF_TRAINING}, kwargs.pop("input_ids", inputs)
+        targets, given_mask = training["encoder_targets"], kwargs.pop("decoder_attention_mask", None)
+        if targets is not None and input_ids is not None:  # the source as it was before masking
+            input_ids = torch.where(targets == -100, input_ids, targets)
+        canvas = None
+        if decoder_input_ids is not None and all(value is None for value in training.values()):
+            canvas = check_canvas(decoder_input_ids, given_mask, self.config)
+        source = {name: kwargs.pop(name, None) for name in ("attention_mask", "inputs_embeds", "encoder_outputs")}
         kwargs = {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
-        input_ids = kwargs.pop("input_ids", inputs)
-        source = {name: kwargs.pop(name, None) for name in ("inputs_embeds", "encoder_outputs")}
-        source["attention_mask"] = attention_mask
         options = self._resolve_generation_options(generation_config, kwargs)
+        if canvas is not None:
+            options = self._options_of_canvas(options, target_lengths)
         self._check_inputs(input_ids, reranker)
+        check_streamer(streamer, options, input_ids, *source.values())
+        return self._translate(options, input_ids, target_lengths, reranker, canvas, streamer, source)
+
+    def _translate(
+        self, options: JMNatOptions, input_ids, target_lengths, reranker, canvas, streamer, source: dict
+    ) -> torch.Tensor | JMNatGenerateOutput:
+        """`generate` after all checks."""
         output: Any = None
-        if reranker is None:
+        if reranker is None and canvas is None and not hasattr(streamer, "put_draft"):
             output = self.generate_at_once(options, input_ids, target_lengths, **source)
         if output is None:
-            output = self._generate_by_passes(options, input_ids, target_lengths, reranker, **source)
-        return output if options.return_dict_in_generate or options.output_history else output.sequences
+            output = self._generate_by_passes(
+                options, input_ids, target_lengths, reranker, canvas, draft_sender(streamer), **source
+            )
+        if streamer is not None:
+            if getattr(streamer, "skip_prompt", False):
+                streamer.put(output.sequences[:, :0].cpu())  # it waits for one, and there is none
+            streamer.put(output.sequences.cpu())
+            streamer.end()
+        if not (options.return_dict_in_generate or options.output_history):
+            return output.sequences
+        num_passes = output.num_passes.repeat_interleave(options.num_return_sequences)
+        output.tokens_per_forward = (output.sequences != self.config.pad_token_id).sum(dim=1) / num_passes
+        return output
 
     def _check_inputs(self, input_ids: torch.Tensor | None, reranker) -> None:
         if input_ids is not None and not input_ids.numel():
@@ -233,12 +279,19 @@ class JMNatGenerationMixin(GenerationMixin):
         return None
 
     def _generate_by_passes(
-        self, options: JMNatOptions, input_ids, target_lengths, reranker, **source
+        self, options: JMNatOptions, input_ids, target_lengths, reranker, canvas=None, after_pass=None, **source
     ) -> JMNatGenerateOutput:
         """Encode once, choose lengths, make the passes, choose among the candidates."""
         states, source_mask, length_log_probs = self.encode_for_generation(input_ids, **source)
-        lengths = self._choose_lengths(length_log_probs, options, target_lengths)
-        output, ends = self._decode(options, lengths, states, source_mask, input_ids, reranker)
+        if canvas is None:
+            lengths = self._choose_lengths(length_log_probs, options, target_lengths)
+        elif len(canvas) != len(length_log_probs):
+            raise ValueError(f"decoder_input_ids has {len(canvas)} rows, it needs one for each source")
+        else:
+            canvas = canvas.to(length_log_probs.device)
+            lengths = (canvas != self.config.pad_token_id).sum(dim=1, keepdim=True)
+        by_passes = {"canvas": canvas, "after_pass": after_pass}
+        output, ends = self._decode(options, lengths, states, source_mask, input_ids, reranker, **by_passes)
         width = int(ends.max())
         for name in ("sequences", "token_scores"):
             output[name] = output[name][:, :width]
@@ -253,129 +306,129 @@ class JMNatGenerationMixin(GenerationMixin):
         input_ids: torch.Tensor | None = None,
         reranker=None,
         num_positions: int | None = None,
+        rightful: torch.Tensor | None = None,
+        canvas: torch.Tensor | None = None,
+        after_pass=None,
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
         """All passes and the choice: the output, T wide, and the numbers (R,) of tokens in its sequences.
 
-        With `num_positions` = T and no rule that stops rows, no step waits for the device.
+        With `num_positions` = T and no rule that stops rows, no step waits for the device. `rightful` are the
+        `_rightful_repeats` where these are known already.
         """
         suppressed = self._suppressed_tokens(options, lengths.device)
-        decoding = MaskPredict(self, options, lengths, states, source_mask, suppressed, num_positions)
+        if rightful is None:
+            rightful = self._rightful_repeats(options, source_mask, input_ids)
+        sources = states, source_mask
+        decoding = MaskPredict(self, options, lengths, *sources, suppressed, num_positions, rightful, canvas)
         copied = None
         if self.config.decoder_input == "source_copy":
             copied = self.copy_source(input_ids, source_mask, decoding.target_mask)
-        decoding.run(copied)
-        return self._choose_candidates(decoding, source_mask, input_ids, reranker)
-
-    def _choose_candidates(
-        self, decoding: MaskPredict, source_mask=None, input_ids=None, reranker=None
-    ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
-        """The `num_return_sequences` best candidates of each sentence, best first, see `_decode`."""
-        options, lengths, pad = decoding.options, decoding.lengths, self.config.pad_token_id
-        tokens, log_probs, num_passes = (values.unflatten(0, lengths.shape) for values in decoding.candidates)
-        ends = first_end(tokens, lengths, self.config.eos_token_id)  # (B, C)
-        texts = tokens.masked_fill(decoding.positions >= ends[..., None], pad)  # (B, C, T)
-        scores = None
-        if reranker is not None:
-            means = reranker_scores(reranker, input_ids, source_mask.long(), texts, pad)
-            scores = (means * (lengths / length_divisors(lengths, options)).to(means)).to(lengths.device)
-        scores, best = decoding.scores(scores).sort(dim=1, descending=True, stable=True)  # ties: more probable length
-        scores, best = (values[:, : options.num_return_sequences] for values in (scores, best))
-        sentence = torch.arange(best.shape[0], device=best.device)[:, None]
-        ends = ends[sentence, best].flatten()
-        token_scores = log_probs[sentence, best].flatten(0, 1)
-        output = JMNatGenerateOutput(
-            sequences=texts[sentence, best].flatten(0, 1),
-            sequences_scores=scores.flatten(),
-            token_scores=token_scores.masked_fill(decoding.positions >= ends[:, None], 0.0),
-            lengths=lengths[sentence, best].flatten(),
-            num_passes=num_passes.amax(dim=1),
-            history=tuple(decoding.history) if options.output_history else None,
-            candidate_lengths=lengths,
-            best_candidates=best,
-        )
-        return output, ends
+        decoding.run(copied, after_pass)
+        return choose_candidates(decoding, source_mask, input_ids, reranker)
 
     def _resolve_generation_options(self, generation_config, kwargs: dict[str, Any]) -> JMNatOptions:
-        """Merge and check; whatever is left in `kwargs` is a mistake and is named."""
-        kwargs = self._translate_arguments(kwargs)
-        sources = [kwargs]
-        if generation_config is not None:
-            check_generation_config(generation_config)
-            sources += [longest_output(generation_config), generation_config]
-            if generation_config.num_beams is not None:
-                sources.append({"num_length_candidates": generation_config.num_beams})
-        options = resolve_options(*sources, longest_output(self.generation_config), self.generation_config)
+        """Merge arguments, the config given and the model's own, which may all ask for the same, and check."""
+        if not isinstance(generation_config, GenerationConfig | None):
+            kind = type(generation_config).__name__
+            raise ValueError(f"generation_config is a {kind}, it must be a GenerationConfig")
+        saved = stated_options(self.generation_config)
+        if saved.get("num_beams") == 1:  # Seq2SeqTrainer writes the library's default into it
+            del saved["num_beams"]
+        sources = kwargs, stated_options(generation_config), saved
+        for given in sources:
+            check_option_names(given)
+            for name in ("pad_token_id", "eos_token_id"):
+                own, value = getattr(self.config, name), given.get(name)
+                if value is not None and own not in (value if isinstance(value, list | tuple) else [value]):
+                    raise ValueError(f"{name}={value} is {own} in this model: leave it out")
+        options = resolve_options(*map(under_own_names, sources))
         options.check()
+        self._check_options(options)
+        return options
+
+    def _check_options(self, options: JMNatOptions) -> None:
+        """Check against the model; as many candidates remain as there are lengths from 2 to the longest allowed."""
         if self.config.decoder_input == "source_copy" and options.num_iterations > 1:
             raise ValueError(
                 f"num_iterations={options.num_iterations} must be 1 with decoder_input='source_copy': "
                 "the basic NAT has no masks to refine"
             )
-        return options
-
-    @staticmethod
-    def _translate_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `generate` under our own names; ValueError for those that it does not know."""
-        kwargs = dict(kwargs)
-        num_beams = kwargs.pop("num_beams", None)
-        if kwargs.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines call the width of the search so
-            kwargs["num_length_candidates"] = num_beams
-        max_new_tokens = kwargs.pop("max_new_tokens", None)
-        if max_new_tokens is not None:  # nothing comes before the new tokens
-            kwargs["max_length"] = max_new_tokens
-        unset = (None, False)
-        unknown = [name for name in kwargs if name not in OPTION_NAMES and not any(kwargs[name] is x for x in unset)]
-        if unknown:
+        ids, specials = options.suppress_tokens or (), ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id")
+        if ids and not 0 <= min(ids) <= max(ids) < self.config.vocab_size:
+            raise ValueError(f"suppress_tokens={list(ids)} must lie in [0, {self.config.vocab_size})")
+        no_text = {self.config.mask_token_id, *(getattr(self.config, name) for name in specials)} - {None}
+        if len(no_text.union(ids)) >= self.config.vocab_size:
             raise ValueError(
-                f"generate got {', '.join(sorted(unknown))}, which it does not know; options are "
-                f"{', '.join(OPTION_NAMES)}, target_lengths and reranker"
+                f"suppress_tokens={reprlib.repr(list(ids))} leaves no token that a text could hold: suppress fewer"
             )
-        return kwargs
+        if options.num_length_candidates > self.config.max_target_length:
+            raise ValueError(
+                f"num_length_candidates={options.num_length_candidates} is more than the "
+                f"{self.config.max_target_length} lengths there are"
+            )
+        longest = self._longest_target(options)
+        options.num_length_candidates = min(options.num_length_candidates, longest - 1)
+        if options.num_return_sequences > options.num_length_candidates:
+            raise ValueError(
+                f"num_return_sequences={options.num_return_sequences} is more than the "
+                f"{options.num_length_candidates} lengths from 2 to {longest}: allow longer ones by max_length"
+            )
+
+    def _options_of_canvas(self, options: JMNatOptions, target_lengths) -> JMNatOptions:
+        """One candidate, of the canvas's length: `</s>` is predicted nowhere, and no token is deleted."""
+        if self.config.decoder_input == "source_copy":
+            raise ValueError("decoder_input_ids is not supported with decoder_input='source_copy': it has no masks")
+        if target_lengths is not None or options.num_return_sequences > 1:
+            raise ValueError("decoder_input_ids is one candidate: leave target_lengths and num_return_sequences out")
+        options = replace(options, num_length_candidates=1, delete_repeats=False, collapse_repeats=False)
+        return replace(options, suppress_tokens=[*self._suppressed_ids(options), self.config.eos_token_id])
+
+    def _longest_target(self, options: JMNatOptions) -> int:
+        return min(self.config.max_target_length, options.max_length or self.config.max_target_length)
 
     def _choose_lengths(self, length_log_probs, options: JMNatOptions, target_lengths) -> torch.Tensor:
-        """(B, C) candidate lengths, from 2 (one token and `</s>`) to the longest allowed."""
-        num_candidates = options.num_length_candidates
-        longest, target_lengths = self._check_lengths(len(length_log_probs), options, target_lengths)
+        """(B, C) candidate lengths, all different, from 2 (one token and `</s>`) to the longest allowed."""
+        longest = self._longest_target(options)
         if target_lengths is None:
-            lengths = length_log_probs[:, : longest + 1].topk(num_candidates, dim=1).indices
-        else:
-            target_lengths = target_lengths.to(length_log_probs.device)
-            # The length itself first, then its neighbours: +1, -1, +2, -2, ...
-            steps = [(i + 1) // 2 * (1 if i % 2 else -1) for i in range(num_candidates)]
-            lengths = target_lengths[:, None] + torch.tensor(steps, device=target_lengths.device)
-        return lengths.clamp(min=2, max=max(longest, 2))
+            preferences = length_preferences(length_log_probs, longest, options.length_shift)
+        else:  # the length itself first, then its neighbours: +1, -1, +2, -2, ...
+            target_lengths = check_target_lengths(target_lengths, len(length_log_probs)).to(length_log_probs.device)
+            lengths = torch.arange(2, longest + 1, device=target_lengths.device)
+            steps = lengths - target_lengths.clamp(min=2, max=longest)[:, None]
+            preferences = (steps > 0).long() - 2 * steps.abs()
+        return preferences.topk(options.num_length_candidates, dim=1).indices + 2
 
-    def _check_lengths(
-        self, num_sentences: int, options: JMNatOptions, target_lengths
-    ) -> tuple[int, torch.Tensor | None]:
-        """The longest length allowed, and `target_lengths` as a tensor (B,); ValueError where they cannot be."""
-        longest = self.config.max_target_length
-        if options.max_length is not None:
-            longest = min(longest, options.max_length)
-        if options.num_length_candidates > longest:
-            raise ValueError(
-                f"num_length_candidates={options.num_length_candidates} is more than the {longest} lengths there are"
-            )
-        if target_lengths is None:
-            return longest, None
-        target_lengths = torch.as_tensor(target_lengths).long()
-        if target_lengths.shape != (num_sentences,):
-            raise ValueError(
-                f"target_lengths has shape {tuple(target_lengths.shape)}, "
-                f"it must hold one length for each of {num_sentences} sentences"
-            )
-        return longest, target_lengths
+    def _rightful_repeats(
+        self, options: JMNatOptions, source_mask: torch.Tensor, input_ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """(B, V) bool, True at tokens that may stand twice in a row in a sentence's translation; None without rules.
+
+        These are `repeatable_tokens`, special tokens but `</s>`, and those that do so in the source (B, S), if known.
+        """
+        if not any(getattr(options, rule) for rule in REPEAT_RULES):
+            return None
+        rightful = self._repeatable_tokens(options, source_mask.device).repeat(len(source_mask), 1)
+        if input_ids is None:
+            return rightful
+        source_mask = source_mask[:, : input_ids.shape[1]]
+        twice = (input_ids[:, 1:] == input_ids[:, :-1]) & source_mask[:, 1:] & source_mask[:, :-1]
+        return rightful.scatter(1, torch.where(twice, input_ids[:, 1:], self.config.pad_token_id), True)
+
+    def _repeatable_tokens(self, options: JMNatOptions, device: torch.device) -> torch.Tensor:
+        """(V,) bool, True at `repeatable_tokens` and special tokens but `</s>`."""
+        special = (getattr(self.config, f"{name}_token_id") for name in ("pad", "mask", "bos", "unk"))
+        ids = (*(options.repeatable_tokens or ()), *(i for i in special if i is not None))
+        return token_table(ids, self.config.vocab_size, device)
+
+    def _suppressed_ids(self, options: JMNatOptions) -> list[int]:
+        usual = self.config.pad_token_id, self.config.mask_token_id, self.config.bos_token_id
+        return [i for i in (usual if options.suppress_tokens is None else options.suppress_tokens) if i is not None]
 
     def _suppressed_tokens(self, options: JMNatOptions, device) -> torch.Tensor | None:
         """(V,) bool, True at ids that are never predicted; None when there are none."""
-        ids = options.suppress_tokens
-        if ids is None:
-            ids = [self.config.pad_token_id, self.config.mask_token_id, self.config.bos_token_id]
-        ids = [i for i in ids if i is not None]
+        ids = self._suppressed_ids(options)
         if not ids:
             return None
-        if min(ids) < 0 or max(ids) >= self.config.vocab_size:
-            raise ValueError(f"suppress_tokens={ids} must lie in [0, {self.config.vocab_size})")
         suppressed = torch.zeros(self.config.vocab_size, dtype=torch.bool, device=device)
         for i in ids:  # one by one: a list of indices would be copied to the device, which waits for it
             suppressed[i].fill_(True)

@@ -1,16 +1,31 @@
-"""The terms of the training loss (Eq. 8 of the paper and its length term), one pure function each.
+"""The terms of the training loss (Eq. 8 of the paper and its length term), and the scores and choice of candidates.
 
-All are computed in float32 whatever the dtype that comes in, and none of them loops over sentences or n-grams.
-Shapes: B sentences, T target positions, V vocabulary, N masked positions of the whole batch, L length classes.
+All are pure functions, computed in float32 whatever the dtype that comes in, and none of them loops over sentences or
+n-grams. Shapes: B sentences, C length candidates, T target positions, V vocabulary, N masked positions of the whole
+batch, L length classes.
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
+
+from .configuration_jmnat import JMNatOptions
 
 NGRAM_ALIGNMENTS = ("any", "gold")
 
 
+# Preference for a length that no prediction leads to, in log-probability.
+NOT_PREDICTED = -1e6
+# A vocabulary may be rounded up in a model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
+VOCABULARY_PADDING = 64
+# Vocabulary logits that a reranker makes at once, in elements: the rows beyond it are scored in further pieces.
+MAX_LOGITS = 2**27
 # Logits that are looked at together. On a CPU they stay in its cache; on a GPU there must be enough to keep it busy.
 BLOCK = {"cpu": 2**18}
 LARGE_BLOCK = 2**28
@@ -200,3 +215,189 @@ def _count_ngrams(
     for window in windows:
         same_ngram = same_ngram & same_token[:, window, window]
     return same_ngram.sum(dim=2), starts & ~same_ngram.tril(diagonal=-1).any(dim=2)
+
+
+# How candidates are compared in decoding -----------------------------------------------------------------------------
+
+
+def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
+    """Number of tokens (..) up to and with the first `</s>` of (.., T), all of a row's tokens where it has none."""
+    positions = torch.arange(tokens.shape[-1], device=tokens.device)
+    ends = torch.where(tokens == eos_token_id, positions + 1, tokens.shape[-1] + 1).amin(dim=-1)
+    return torch.minimum(ends, lengths)
+
+
+def length_divisors(lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
+    """(T + length_offset)**length_normalization."""
+    return (lengths + options.length_offset).float() ** options.length_normalization
+
+
+def candidate_scores(log_probs: torch.Tensor, lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
+    """Sum of log_probs (.., T), which are 0 at padding, divided by `length_divisors`."""
+    return log_probs.sum(dim=-1) / length_divisors(lengths, options)
+
+
+def consensus(tokens: torch.Tensor, ends: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
+    """Agreement of each candidate with the others, as in minimum Bayes risk decoding (Kumar and Byrne, 2004).
+
+    Mean, over the other candidates, of the unigram and bigram overlap (Dice coefficient) with this one.
+
+    Args:
+        tokens: (B, C, T).
+        ends: (B, C) numbers of tokens.
+        voters: (B, C) bool, the candidates that the others are compared with.
+
+    Returns:
+        (B, C) in [0, 1]; 0 where there is no other voter.
+    """
+    inside = torch.arange(tokens.shape[-1], device=tokens.device) < ends[..., None]
+    same = tokens[:, :, None, :, None] == tokens[:, None, :, None, :]  # (B, C, C, T, T)
+    same &= inside[:, :, None, :, None] & inside[:, None, :, None, :]
+    shares = torch.zeros((), device=tokens.device)
+    for counts, found in ((ends, same), (ends - 1, same[..., :-1, :-1] & same[..., 1:, 1:])):
+        found = found.any(dim=-1).sum(dim=-1)  # (B, C, C), how many of the first are in the second
+        counts = (counts[:, :, None] + counts[:, None, :]).clamp(min=1)
+        shares = shares + (found + found.transpose(1, 2)) / counts
+    others = voters[:, None, :] & ~torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    return (shares * others).sum(dim=-1) / (2 * others.sum(dim=-1).clamp(min=1))
+
+
+class ModelReranker:
+    """Scores candidates by an autoregressive sequence-to-sequence model that shares their vocabulary (section 4.4).
+
+    Raises:
+        ValueError: the model does not tell its decoder_start_token_id.
+    """
+
+    def __init__(self, model: PreTrainedModel, pad_token_id: int):
+        self.model, self.pad_token_id = model, pad_token_id
+        starts = (getattr(x, "decoder_start_token_id", None) for x in (model.generation_config, model.config))
+        self.start = next((start for start in starts if start is not None), None)
+        if self.start is None:
+            raise ValueError("reranker has no decoder_start_token_id: set it in its generation_config")
+
+    @torch.no_grad()
+    def score(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, candidate_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """Mean log-probability (N,) of candidates (N, T), padded right, `</s>` included; -inf for one without tokens.
+
+        The sources (B, S) have N / B candidates each, in consecutive rows.
+        """
+        per_source, remainder = divmod(len(candidate_ids), len(input_ids))
+        if remainder or not per_source:
+            raise ValueError(
+                f"candidate_ids has {len(candidate_ids)} rows: give a multiple of the {len(input_ids)} of input_ids"
+            )
+        states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        labels = candidate_ids.masked_fill(candidate_ids == self.pad_token_id, -100)
+        inputs = F.pad(candidate_ids[:, :-1], (1, 0), value=self.start)  # (N, T)
+        rows_at_once = max(1, MAX_LOGITS // (candidate_ids.shape[1] * self.model.config.vocab_size))
+        scores = []
+        for rows in torch.arange(len(candidate_ids), device=candidate_ids.device).split(rows_at_once):
+            logits = self.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states[rows // per_source]),
+                attention_mask=attention_mask[rows // per_source],
+                decoder_input_ids=inputs[rows],
+                decoder_attention_mask=torch.ones_like(inputs[rows]),
+                use_cache=False,
+            ).logits  # (rows, T, V)
+            losses = F.cross_entropy(logits.float().transpose(1, 2), labels[rows], reduction="none")  # (rows, T)
+            counts = (labels[rows] != -100).sum(dim=1)
+            scores.append((-losses.sum(dim=1) / counts.clamp(min=1)).masked_fill(counts == 0, -torch.inf))
+        return torch.cat(scores)
+
+
+def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tensor, pad_token_id: int) -> torch.Tensor:
+    """Scores (B, C) of candidates (B, C, T).
+
+    Args:
+        reranker: an object with a method `score` as `ModelReranker` has it, or an autoregressive model.
+    """
+    if not hasattr(reranker, "score"):
+        reranker = ModelReranker(reranker, pad_token_id)
+    return reranker.score(input_ids, attention_mask, candidates.flatten(0, 1)).view(candidates.shape[:2])
+
+
+def check_same_vocabulary(of_reranker: int, own: int) -> None:
+    """ValueError where the sizes differ by more than rounding up for speed explains."""
+    if abs(of_reranker - own) >= VOCABULARY_PADDING:
+        raise ValueError(
+            f"reranker has {of_reranker} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
+        )
+
+
+def length_preferences(length_log_probs: torch.Tensor, longest: int, shift: int) -> torch.Tensor:
+    """(B, longest - 1), by which target lengths from 2 to `longest` are chosen: those of the classes (B, L) + `shift`.
+
+    A length outside counts as the nearest inside. Those that no class leads to come last, the nearest first.
+    """
+    classes = torch.arange(longest + 1, device=length_log_probs.device)
+    lengths = (classes + shift).clamp(min=2, max=longest)
+    nearest = classes.clamp(min=1 + shift, max=longest + shift)
+    preferences = (NOT_PREDICTED - (classes - nearest).abs()).to(length_log_probs).repeat(len(length_log_probs), 1)
+    preferences.scatter_reduce_(1, lengths.expand_as(preferences), length_log_probs[:, : longest + 1], "amax")
+    return preferences[:, 2:]
+
+
+@dataclass
+class JMNatGenerateOutput(ModelOutput):
+    """Result of `generate(..., return_dict_in_generate=True)`; R is B num_return_sequences, best first.
+
+    Args:
+        sequences: (R, T') ids up to and with the first `</s>`, padded on the right.
+        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization, with a reranker its mean
+            log-probability in place of the model's; and consensus_weight * consensus.
+        token_scores: (R, T') log-probabilities, 0 at padding.
+        lengths: (R,) T of the candidate, `</s>` included, without the repeats that were deleted or collapsed.
+        num_passes: (B,) most passes that any candidate of the sentence took.
+        tokens_per_forward: (R,) tokens of each sequence per decoder pass, as text diffusion models report it.
+        history: with `output_history`, one `JMNatPass` per pass; `history[-1].tokens` are the final candidates, before
+            repeats are collapsed.
+        candidate_lengths: (B, C) the lengths tried, most probable first.
+        best_candidates: (B, num_return_sequences) index of each returned sequence among the candidates.
+    """
+
+    sequences: torch.Tensor | None = None
+    sequences_scores: torch.Tensor | None = None
+    token_scores: torch.Tensor | None = None
+    lengths: torch.Tensor | None = None
+    num_passes: torch.Tensor | None = None
+    tokens_per_forward: torch.Tensor | None = None
+    history: tuple[Any, ...] | None = None
+    candidate_lengths: torch.Tensor | None = None
+    best_candidates: torch.Tensor | None = None
+
+
+def choose_candidates(
+    decoding, source_mask=None, input_ids=None, reranker=None
+) -> tuple[JMNatGenerateOutput, torch.Tensor]:
+    """The `num_return_sequences` best candidates of each sentence, best first, and their numbers of tokens (R,).
+
+    Args:
+        decoding: a `MaskPredict` after its last pass.
+    """
+    options, config, shape = decoding.options, decoding.model.config, decoding.lengths.shape
+    tokens, log_probs, num_passes, lengths = (values.unflatten(0, shape) for values in decoding.texts())
+    ends = first_end(tokens, lengths, config.eos_token_id)  # (B, C)
+    texts = tokens.masked_fill(decoding.positions >= ends[..., None], config.pad_token_id)  # (B, C, T)
+    scores = None
+    if reranker is not None:
+        means = reranker_scores(reranker, input_ids, source_mask.long(), texts, config.pad_token_id)
+        scores = (means * (lengths / length_divisors(lengths, options)).to(means)).to(lengths.device)
+    scores, best = decoding.scores(scores).sort(dim=1, descending=True, stable=True)  # ties: more probable length
+    scores, best = (values[:, : options.num_return_sequences] for values in (scores, best))
+    sentence = torch.arange(best.shape[0], device=best.device)[:, None]
+    ends = ends[sentence, best].flatten()
+    token_scores = log_probs[sentence, best].flatten(0, 1)
+    output = JMNatGenerateOutput(
+        sequences=texts[sentence, best].flatten(0, 1),
+        sequences_scores=scores.flatten(),
+        token_scores=token_scores.masked_fill(decoding.positions >= ends[:, None], 0.0),
+        lengths=lengths[sentence, best].flatten(),
+        num_passes=num_passes.amax(dim=1),
+        history=tuple(decoding.history) if options.output_history else None,
+        candidate_lengths=decoding.lengths,
+        best_candidates=best,
+    )
+    return output, ends

@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithCrossAttentions
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -24,6 +24,12 @@ from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
 from .generation_jmnat import JMNatGenerationMixin
 from .losses_jmnat import label_smoothed_nll, length_nll, ngram_loss, reference_log_probs, smoothed_nll
 from .passes_jmnat import JMNatDecodingState
+
+logger = logging.get_logger(__name__)
+NOT_MASKED = (
+    "Training without masks in decoder_input_ids, or masked_positions, teaches the first decoding pass at most: take "
+    "DataCollatorForJMNat of the package modeling_jmnat as the data collator"
+)
 
 
 @dataclass
@@ -80,12 +86,20 @@ class JMNatSeq2SeqLMOutput(ModelOutput):
     encoder_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-def sinusoidal_positions(num_positions: int, dim: int, device: torch.device) -> torch.Tensor:
-    """Table (num_positions, dim) of fairseq's sinusoids: sine in the first half of the columns, then cosine."""
+def sinusoidal_positions(
+    num_positions: int, dim: int, device: torch.device, first: int = 0, of_marian: bool = False
+) -> torch.Tensor:
+    """Sinusoids (num_positions, dim) of the positions from `first` on: sine in the first half of columns, then cosine.
+
+    Frequencies are 10000**(-i / (dim/2 - 1)) as in fairseq, or 10000**(-2i / dim) as in Marian and Vaswani et al.
+    """
     half = dim // 2
-    frequencies = torch.exp(torch.arange(half, device=device).float() * -(math.log(10000.0) / max(half - 1, 1)))
-    angles = torch.arange(num_positions, device=device).float()[:, None] * frequencies[None]
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
+    # Marian's tables are made in double precision, which some devices lack.
+    dtype = torch.float64 if of_marian and device.type != "mps" else torch.float32
+    step = math.log(10000.0) / (half if of_marian else max(half - 1, 1))
+    frequencies = torch.exp(torch.arange(half, device=device).to(dtype) * -step)
+    angles = torch.arange(first, first + num_positions, device=device).to(dtype)[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1).float()
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -121,17 +135,6 @@ def decoder_attend_mask(attention_mask: torch.Tensor, exclude_self: bool) -> tor
     itself = torch.eye(attention_mask.shape[1], dtype=torch.bool, device=attention_mask.device)
     single = attention_mask.sum(dim=1)[:, None, None, None] <= 1
     return attend & (~itself | single)
-
-
-def copy_source(input_ids: torch.Tensor, attention_mask: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
-    """Decoder input of the basic NAT: target position t of T copies source token floor(t S / T); (B, T) ids."""
-    source_lengths = attention_mask.sum(dim=1, keepdim=True)
-    target_lengths = target_mask.sum(dim=1, keepdim=True).clamp(min=1)
-    first = attention_mask.int().argmax(dim=1, keepdim=True)  # left padding comes before it
-    positions = torch.arange(target_mask.shape[1], device=input_ids.device)[None]
-    last = (source_lengths - 1).clamp(min=0)  # a source of padding alone has its first <pad> copied
-    index = first + (positions * source_lengths // target_lengths).clamp(max=last)
-    return input_ids.gather(1, index)
 
 
 class JMNatAttention(nn.Module):
@@ -255,7 +258,7 @@ class JMNatDecoderLayer(JMNatLayer):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor | None = None,
         positions: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -263,8 +266,16 @@ class JMNatDecoderLayer(JMNatLayer):
         position_probs: torch.Tensor | None = None,
         encoder_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs,
-    ) -> torch.Tensor:
-        """hidden_states (R, T, D). Encoder tensors may have fewer rows, B: R/B consecutive rows share each of them."""
+    ) -> Any:
+        """hidden_states (R, T, D). Encoder tensors may have fewer rows, B: R/B consecutive rows share each of them.
+
+        Without hidden_states it returns what all decoding passes share: keys and values of cross-attention (B, H, S,
+        D/H) and, from a boolean attention_mask, the probabilities of positional attention (R, H, T, T) or None.
+        """
+        if hidden_states is None:
+            attention = self.position_attn
+            probs = None if attention is None else attention.position_probs(positions, attention_mask)
+            return self.encoder_attn.project_key_value(encoder_hidden_states), probs
 
         sources: Any = encoder_hidden_states if encoder_key_value is None else encoder_key_value[0]
 
@@ -300,6 +311,13 @@ class JMNatPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = False  # it would drop the mask that excludes the position itself
     _can_compile_fullgraph = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs belong. Offloaded weights are nowhere, but there is a device that computes with them."""
+        hook = getattr(self.get_input_embeddings(), "_hf_hook", None)
+        place = getattr(hook, "execution_device", None)
+        return super().device if place is None else torch.device(place)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -339,37 +357,39 @@ class JMNatStack(JMNatPreTrainedModel):
     def __init__(self, config: JMNatConfig):
         super().__init__(config)
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
-        self.position_offset = config.pad_token_id + 1  # fairseq's numbering
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
         self.embed_positions: nn.Embedding | None = None
         if config.position_embedding_type == "learned":
             num_positions = getattr(config, self.longest) + self.position_offset
-            self.embed_positions = nn.Embedding(num_positions, config.d_model, config.pad_token_id)
+            padding = config.pad_token_id if config.position_offset is None else None  # else it is a position as any
+            self.embed_positions = nn.Embedding(num_positions, config.d_model, padding)
         self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) if config.normalize_before else None
         self.gradient_checkpointing = False
 
-    def get_input_embeddings(self):
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value):
-        self.embed_tokens = value
+    @property
+    def position_offset(self) -> int:
+        """The number of the first token's position."""
+        offset = self.config.position_offset
+        return self.config.pad_token_id + 1 if offset is None else offset
 
     def position_embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Ranks of tokens (.., S) from 0, none above S, -> embeddings (.., S, D)."""
         length, most = positions.shape[-1], getattr(self.config, self.longest)
         if length > most and (count := int(positions.max()) + 1) > most:  # the rest may be padding
             raise ValueError(f"{type(self).__name__} got {count} tokens, {self.longest}={most} is the most")
-        positions = positions + self.position_offset
+        first = self.position_offset
         if self.embed_positions is not None:
-            return self.embed_positions(positions)
+            return self.embed_positions(positions + first).to(positions.device)
         # Computed anew: a constant made in __init__ would not survive loading on the meta device.
-        table = sinusoidal_positions(length + self.position_offset, self.config.d_model, positions.device)
+        table = sinusoidal_positions(length, self.config.d_model, positions.device, first, of_marian=first == 0)
         return F.embedding(positions, table).to(dtype)
 
     def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(f"{type(self).__name__} needs exactly one of token ids and embeddings")
-        return (self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds) * self.embed_scale
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids).to(input_ids.device)  # where the table is, with a device map
+        return inputs_embeds * self.embed_scale
 
 
 def token_mask(attention_mask, input_ids, inputs_embeds, pad_token_id: int) -> torch.Tensor:
@@ -415,7 +435,10 @@ class JMNatEncoder(JMNatStack):
         attend_mask = token_mask(attention_mask, input_ids, inputs_embeds, self.config.pad_token_id)
         ranks = (attend_mask.long().cumsum(dim=1) - 1).clamp(min=0)
         hidden_states = hidden_states + self.position_embeddings(ranks, hidden_states.dtype)
-        length_token = self.embed_lengths.weight[0].expand(hidden_states.shape[0], 1, -1)
+        # Called rather than read: offloading, device maps and adapters act when a module is called.
+        classes = torch.arange(self.config.max_target_length + 1, device=hidden_states.device)
+        lengths = self.embed_lengths(classes).to(classes.device)  # (L, D)
+        length_token = lengths[0].expand(hidden_states.shape[0], 1, -1)
         hidden_states = torch.cat([length_token, hidden_states], dim=1)  # (B, 1 + S, D)
         hidden_states = F.dropout(hidden_states, p=self.config.dropout, training=self.training)
         attend_mask = F.pad(attend_mask, (1, 0), value=True)[:, None, None, :]
@@ -424,7 +447,8 @@ class JMNatEncoder(JMNatStack):
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
-        length_logits = F.linear(hidden_states[:, 0], self.embed_lengths.weight)
+        hidden_states = hidden_states.to(classes.device)  # the last layer may be on another one
+        length_logits = F.linear(hidden_states[:, 0], lengths)
         # Not -inf, which would spread as NaN where outputs are subtracted.
         length_logits = F.pad(length_logits[:, 1:], (1, 0), value=torch.finfo(length_logits.dtype).min)
         return JMNatEncoderOutput(last_hidden_state=hidden_states[:, 1:], length_logits=length_logits)
@@ -488,6 +512,7 @@ class JMNatDecoder(JMNatStack):
             )
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
+        hidden_states = hidden_states.to(positions.device)  # the last layer may be on another one
         return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
     def target_positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -514,12 +539,12 @@ class JMNatDecoder(JMNatStack):
         )
         if encoder_hidden_states is not None:
             state.positions = self.target_positions(encoder_hidden_states.new_empty(*target_mask.shape, 0))
-            layers: list[Any] = list(self.layers)
-            state.key_values = [layer.encoder_attn.project_key_value(encoder_hidden_states) for layer in layers]
+            constants = [
+                layer(None, encoder_hidden_states, state.positions, state.attend_mask) for layer in self.layers
+            ]
+            state.key_values = [key_value for key_value, _ in constants]
             if self.config.positional_attention:
-                state.position_probs = [
-                    layer.position_attn.position_probs(state.positions, state.attend_mask) for layer in layers
-                ]
+                state.position_probs = [probs for _, probs in constants]
         return state
 
 
@@ -574,12 +599,7 @@ class JMNatModel(JMNatPreTrainedModel):
         states = encoded.last_hidden_state
         source_mask = token_mask(attention_mask, input_ids, states, self.config.pad_token_id)
         decoder_outputs = self.decoder(
-            decoder_input_ids,
-            decoder_attention_mask,
-            states,
-            source_mask,
-            decoder_inputs_embeds,
-            **kwargs,
+            decoder_input_ids, decoder_attention_mask, states, source_mask, decoder_inputs_embeds, **kwargs
         )
         return JMNatSeq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
@@ -604,7 +624,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
     def __init__(self, config: JMNatConfig):
         super().__init__(config)
         self.model = JMNatModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.output_bias)
         self.post_init()
 
     @can_return_tuple
@@ -639,7 +659,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         Raises:
             ValueError: neither decoder input nor labels; a target longer than `max_target_length`.
         """
-        self.check_labels(labels, masked_positions)
+        self.check_batch(labels, masked_positions, kwargs)
         if labels is not None:
             if decoder_attention_mask is None:
                 decoder_attention_mask = labels != -100
@@ -661,15 +681,22 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         )
         result = JMNatSeq2SeqLMOutput(**{name: outputs[name] for name in outputs if name != "last_hidden_state"})
         if labels is None or not self.training:  # in training the masked positions alone are projected
-            result.logits = self.lm_head(outputs.last_hidden_state)  # (B, T, V)
+            result.logits = self.project(outputs.last_hidden_state)  # (B, T, V)
             if encoder_targets is not None:
-                result.encoder_logits = self.lm_head(outputs.encoder_last_hidden_state)  # (B, S, V)
+                result.encoder_logits = self.project(outputs.encoder_last_hidden_state)  # (B, S, V)
         if labels is not None:
             predicted = self.predicted_positions(labels, decoder_input_ids, masked_positions)
             self.add_losses(result, outputs, labels, predicted, encoder_targets, loss_denominators)
         return JMNatSeq2SeqLMOutput(**result)  # in the order of its fields, for those who unpack it
 
-    def check_labels(self, labels, masked_positions) -> None:
+    def project(self, states: torch.Tensor) -> torch.Tensor:
+        """States (.., D) -> logits (.., V), where the states are."""
+        return self.lm_head(states).to(states.device)
+
+    def check_batch(self, labels, masked_positions, others) -> None:
+        for name in ("correction_positions", "glancing_order"):  # without it, wrong targets would be learned
+            if name in others:
+                raise ValueError(f"{name} is for JMNatTrainer alone: leave its option out of the data collator")
         if self.training and labels is None and masked_positions is not None:
             raise ValueError(
                 "labels is missing: a Trainer takes it away with label_smoothing_factor, which must be 0 (the model's "
@@ -686,6 +713,8 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
 
     def fully_masked(self, labels: torch.Tensor) -> torch.Tensor:
         """A canvas of `<mask>` (B, T) as long as each of labels (B, T, -100 at padding)."""
+        if self.training and self.config.decoder_input == "mask":
+            logger.warning_once(NOT_MASKED)
         canvas = torch.full_like(labels, self.config.mask_token_id)
         return canvas.masked_fill(labels == -100, self.config.pad_token_id)
 
@@ -697,10 +726,12 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         else:
             num_masked, num_sentences = loss_denominators
         index = masked_positions.flatten().nonzero().squeeze(1)  # (N,), asked of the device once
+        if self.training and not torch.compiler.is_compiling() and not len(index):
+            logger.warning_once(NOT_MASKED)
         states = outputs.last_hidden_state if result.logits is None else result.logits
         logits = states.flatten(0, 1).index_select(0, index)
         if result.logits is None:
-            logits = self.lm_head(logits)  # (N, V)
+            logits = self.project(logits)  # (N, V)
         if config.ngram_loss_weight:
             token_log_probs, means = reference_log_probs(logits, labels, masked_positions)
             target_log_probs = token_log_probs.diagonal(dim1=1, dim2=2)  # (B, T), 0 where nothing is masked
@@ -716,7 +747,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         if encoder_targets is not None and config.encoder_loss_weight:
             chosen = encoder_targets.flatten().ne(-100).nonzero().squeeze(1)
             states = outputs.encoder_last_hidden_state.flatten(0, 1).index_select(0, chosen)
-            encoder_nll = label_smoothed_nll(self.lm_head(states), encoder_targets.flatten()[chosen])
+            encoder_nll = label_smoothed_nll(self.project(states), encoder_targets.flatten()[chosen])
             result.encoder_loss = encoder_nll / num_masked
             result.loss = result.loss + config.encoder_loss_weight * result.encoder_loss
         if result.length_logits is not None and config.length_loss_weight:
@@ -725,13 +756,21 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             result.loss = result.loss + config.length_loss_weight * result.length_loss
 
     def copy_source(self, input_ids, attention_mask, target_mask: torch.Tensor) -> torch.Tensor:
-        """Decoder input (R, T) of the basic NAT from source ids (B, S), each for R/B rows of target_mask (R, T)."""
+        """Decoder input (R, T) of the basic NAT from source ids (B, S), each for R/B rows of target_mask (R, T).
+
+        Target position t of T copies source token floor(t S / T).
+        """
         if input_ids is None:
             raise ValueError("input_ids is missing: decoder_input='source_copy' copies it to the decoder")
         source_mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id)
         num_rows = target_mask.shape[0] // input_ids.shape[0]
         input_ids, source_mask = (x.repeat_interleave(num_rows, dim=0) for x in (input_ids, source_mask))
-        return copy_source(input_ids, source_mask, target_mask)
+        source_lengths = source_mask.sum(dim=1, keepdim=True)
+        target_lengths = target_mask.sum(dim=1, keepdim=True).clamp(min=1)
+        first = source_mask.int().argmax(dim=1, keepdim=True)  # left padding comes before it
+        positions = torch.arange(target_mask.shape[1], device=input_ids.device)[None]
+        last = (source_lengths - 1).clamp(min=0)  # a source of padding alone has its first <pad> copied
+        return input_ids.gather(1, first + (positions * source_lengths // target_lengths).clamp(max=last))
 
     def encode_for_generation(
         self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None
@@ -760,7 +799,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         hidden_states = self.model.decoder(canvas, state=state).last_hidden_state
         index = positions[:, :, None].expand(-1, -1, hidden_states.shape[-1])
         hidden_states = hidden_states.gather(1, index)
-        logits = self.lm_head(hidden_states)  # (R, M, V)
+        logits = self.project(hidden_states)  # (R, M, V)
         if suppressed is not None:
             logits = logits.masked_fill(suppressed, -math.inf)
         best, tokens = logits.max(dim=-1)

@@ -3,8 +3,8 @@
 `MaskPredict.run` is the algorithm. The objects that it uses each answer one question:
 
 - `Canvas`: which tokens stand in the candidates, and how probable are they?
+- `Repeats`: which of them repeat their neighbour and should not?
 - `Remasking`, with `RemaskOrder`: which positions are masked again before a pass?
-- `StoppingRules`: which rows need no further pass?
 - `ActiveRows`: which rows are still in the batch, and what do all their passes share?
 
 The algorithm asks two methods of its model, `prepare_decoding` and `predict_tokens`, so that every backend shares it.
@@ -17,8 +17,10 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from .configuration_jmnat import JMNatOptions
+from .losses_jmnat import candidate_scores, consensus, first_end
 
 
 class JMNatPass(NamedTuple):
@@ -54,7 +56,7 @@ class JMNatDecodingState:
         """
         selected = replace(self, attend_mask=self.attend_mask[rows])
         if self.position_probs is not None:
-            selected.position_probs = [probs[rows] for probs in self.position_probs]
+            selected.position_probs = [probs[rows.to(probs.device)] for probs in self.position_probs]
         if self.encoder_attend_mask is None or self.key_values is None:
             return selected
         num_sources = len(self.encoder_attend_mask)
@@ -64,7 +66,7 @@ class JMNatDecodingState:
             sources = source_of_row
         if not torch.equal(sources, torch.arange(num_sources, device=sources.device)):
             selected.encoder_attend_mask = self.encoder_attend_mask[sources]
-            selected.key_values = [(key[sources], value[sources]) for key, value in self.key_values]
+            selected.key_values = [(k[sources.to(k.device)], v[sources.to(v.device)]) for k, v in self.key_values]
         return selected
 
 
@@ -83,11 +85,6 @@ class Positions(NamedTuple):
             new = torch.where(self.valid, new, values.gather(1, self.columns))
         return values.scatter(1, self.columns, new)
 
-    def without(self, rows: torch.Tensor) -> "Positions":
-        """No position in the rows where `rows` (A,) is True."""
-        others = ~rows[:, None]
-        return Positions(self.columns, others.expand_as(self.columns) if self.valid is None else self.valid & others)
-
 
 class Canvas(NamedTuple):
     """Rows of candidates; positions beyond a row's length hold `<pad>` with the log-probability 0."""
@@ -95,18 +92,19 @@ class Canvas(NamedTuple):
     tokens: torch.Tensor  # (A, T)
     log_probs: torch.Tensor  # (A, T) of these tokens
     num_passes: torch.Tensor  # (A,) decoder passes that the row has taken
+    lengths: torch.Tensor  # (A,) numbers of tokens
 
     @classmethod
-    def of_masks(cls, target_mask: torch.Tensor, mask_token_id: int, pad_token_id: int) -> "Canvas":
-        """`<mask>` at every position where target_mask (A, T) is True."""
-        tokens = torch.where(target_mask, mask_token_id, pad_token_id)
-        return cls(tokens, torch.zeros_like(tokens, dtype=torch.float32), torch.zeros_like(tokens[:, 0]))
+    def of_masks(cls, lengths: torch.Tensor, num_positions: int, mask_token_id: int, pad_token_id: int) -> "Canvas":
+        """`<mask>` at the first of T positions, as many as `lengths` (A,) says."""
+        inside = torch.arange(num_positions, device=lengths.device) < lengths[:, None]
+        tokens = torch.where(inside, mask_token_id, pad_token_id)
+        return cls(tokens, torch.zeros_like(tokens, dtype=torch.float32), torch.zeros_like(lengths), lengths)
 
     def updated(self, positions: Positions, tokens: torch.Tensor, log_probs: torch.Tensor) -> "Canvas":
         """After a pass that predicted `tokens` with `log_probs` (A, M)."""
-        return Canvas(
-            positions.put(self.tokens, tokens), positions.put(self.log_probs, log_probs), self.num_passes + 1
-        )
+        tokens, log_probs = positions.put(self.tokens, tokens), positions.put(self.log_probs, log_probs)
+        return Canvas(tokens, log_probs, self.num_passes + 1, self.lengths)
 
     def select(self, rows: torch.Tensor) -> "Canvas":
         return Canvas(*(values[rows] for values in self))
@@ -115,28 +113,46 @@ class Canvas(NamedTuple):
         """The rows numbered `rows` (A,) replaced by `others`, which has A rows."""
         return Canvas(*(values.index_copy(0, rows, new) for values, new in zip(self, others, strict=True)))
 
+    def without(self, repeats: torch.Tensor, pad_token_id: int) -> "Canvas":
+        """The tokens after them move up where `repeats` (A, T) is True; of a run the highest probability stays."""
+        places = (~repeats).cumsum(dim=1) - 1
+        tokens = torch.full_like(self.tokens, pad_token_id).scatter(1, places, self.tokens)
+        log_probs = torch.zeros_like(self.log_probs)
+        log_probs = log_probs.scatter_reduce(1, places, self.log_probs, "amax", include_self=False)
+        return Canvas(tokens, log_probs, self.num_passes, self.lengths - repeats.sum(dim=1))
+
+
+class Repeats(NamedTuple):
+    """Which tokens of a row repeat the one before and should not."""
+
+    rightful: torch.Tensor  # (B, V) bool, True at tokens that may stand twice in a row in a sentence's translation
+    sentences: torch.Tensor  # (A,) indices of the rows' sentences
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        """tokens (A, T) -> (A, T) bool, True at a token that wrongly equals the one before."""
+        same = F.pad(tokens[:, 1:] == tokens[:, :-1], (1, 0))
+        return same & ~self.rightful[self.sentences[:, None], tokens]
+
+    def less_probable(self, canvas: Canvas) -> torch.Tensor:
+        """(A, T) bool, True at the less probable one of each two neighbours, the second of equally probable ones."""
+        second = self(canvas.tokens)
+        ahead = second & (canvas.log_probs > F.pad(canvas.log_probs[:, :-1], (1, 0)))  # of the one before
+        return (second & ~ahead) | F.pad(ahead[:, 1:], (0, 1))
+
 
 # What is masked again ------------------------------------------------------------------------------------------------
-
-
-def remasked_share(iteration: int, num_iterations: int, schedule: str) -> tuple[int, int]:
-    """Numerator and denominator of the share of tokens that are masked again before pass `iteration` + 1.
-
-    `linear` is 1 - i/k, `cosine` cos(pi i / 2k). Whole numbers, so that no rounding error can take one token away
-    (T cos 60 degrees is T/2).
-    """
-    if schedule == "linear":
-        return num_iterations - iteration, num_iterations
-    return round(math.cos(math.pi * iteration / (2 * num_iterations)) * 2**40), 2**40
 
 
 def num_remasked(lengths, iteration: int, num_iterations: int, schedule: str):
     """How many tokens are masked again before pass `iteration` + 1: an int for an int, a tensor for a tensor.
 
-    The share of `remasked_share`, rounded down; at least 1.
+    The share 1 - i/k (`linear`) or cos(pi i / 2k) (`cosine`), rounded down; at least 1. In whole numbers, so that no
+    rounding error can take one token away (T cos 60 degrees is T/2).
     """
-    numerator, denominator = remasked_share(iteration, num_iterations, schedule)
-    count = lengths * numerator // denominator
+    share = num_iterations - iteration, num_iterations
+    if schedule == "cosine":
+        share = round(math.cos(math.pi * iteration / (2 * num_iterations)) * 2**40), 2**40
+    count = lengths * share[0] // share[1]
     return count.clamp(min=1) if torch.is_tensor(count) else max(count, 1)
 
 
@@ -150,24 +166,29 @@ class RemaskOrder:
     Args:
         lengths: (A,) numbers of tokens.
         num_positions: T.
+        fixed: (A, T) bool, True at tokens that stand in every pass; None: there are none.
     """
 
-    def __init__(self, lengths: torch.Tensor, num_positions: int, set_size: int = 1):
+    def __init__(self, lengths: torch.Tensor, num_positions: int, set_size: int = 1, fixed=None):
         positions = torch.arange(num_positions, device=lengths.device)[None]
         self.lengths, self.num_positions, self.set_size = lengths, num_positions, set_size
         self.positions = positions.expand(lengths.shape[0], -1)
-        self.padding = positions >= lengths[:, None]
+        beyond = positions >= lengths[:, None]
+        self.padding = beyond if fixed is None else beyond | fixed  # never masked again
         if set_size > 1:
             begin = torch.minimum(positions, lengths[:, None] - set_size).clamp(min=0)
             members = begin[:, :, None] + torch.arange(set_size, device=lengths.device)  # (A, T, n)
-            inside = (members < lengths[:, None, None]) & ~self.padding[:, :, None]
+            inside = ((members < lengths[:, None, None]) & ~self.padding[:, :, None]).flatten(1)
             self.never = num_positions * set_size
-            self.distances = (members - positions[:, :, None]).abs().masked_fill(~inside, self.never).flatten(1)
             self.members = members.clamp(max=num_positions - 1).flatten(1)  # (A, T n)
+            inside &= ~self.padding.gather(1, self.members)
+            self.distances = (members - positions[:, :, None]).abs().flatten(1).masked_fill(~inside, self.never)
 
-    def __call__(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the present tokens (A, T) -> positions (A, T), padding last."""
+    def __call__(self, log_probs: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
+        """Log-probabilities of the present tokens (A, T) -> positions (A, T), those of `first` first, padding last."""
         order = log_probs.masked_fill(self.padding, math.inf).argsort(dim=1, stable=True)
+        if first is not None:
+            order = order.gather(1, (~first | self.padding).gather(1, order).byte().argsort(dim=1, stable=True))
         if self.set_size == 1:
             return order
         rank = torch.empty_like(order).scatter_(1, order, self.positions) * self.set_size
@@ -184,60 +205,51 @@ class Remasking:
         num_positions: T.
         set_size: n of adjacent re-masking, 1 without it.
         equal_lengths: whether all lengths are known to be T; then no row has fewer positions to predict than another.
+        repeats: `Repeats` of the same rows; None: no rule asks for them.
+        fixed: as for `RemaskOrder`; the schedule counts the other tokens.
     """
 
-    def __init__(
-        self, options: JMNatOptions, lengths: torch.Tensor, num_positions: int, set_size: int, equal_lengths: bool
-    ):
-        self.options, self.lengths, self.set_size = options, lengths, set_size
-        self.order = RemaskOrder(lengths, num_positions, set_size)
-        self.all_valid = equal_lengths and options.confidence_threshold is None
+    def __init__(self, options, lengths, num_positions, set_size, equal_lengths, repeats=None, fixed=None):
+        self.options, self.lengths, self.set_size, self.repeats = options, lengths, set_size, repeats
+        self.fixed, self.order = fixed, RemaskOrder(lengths, num_positions, set_size, fixed)
+        self.num_free = (~self.order.padding).sum(dim=1)  # (A,)
+        self.all_valid = equal_lengths and options.confidence_threshold is None and fixed is None
 
     def select(self, rows: torch.Tensor) -> "Remasking":
         """Of the rows `rows` (A',)."""
-        num_positions = self.order.num_positions
-        return Remasking(self.options, self.lengths[rows], num_positions, self.set_size, self.all_valid)
+        repeats = None if self.repeats is None else Repeats(self.repeats.rightful, self.repeats.sentences[rows])
+        fixed = None if self.fixed is None else self.fixed[rows]
+        return self.of_lengths(self.lengths[rows], repeats, self.all_valid, fixed)
+
+    def of_lengths(self, lengths: torch.Tensor, repeats, equal_lengths: bool = False, fixed=None) -> "Remasking":
+        """Of rows with other lengths."""
+        return Remasking(self.options, lengths, self.order.num_positions, self.set_size, equal_lengths, repeats, fixed)
 
     def every_position(self) -> Positions:
         return Positions(self.order.positions, None if self.all_valid else ~self.order.padding)
 
-    def __call__(self, iteration: int, log_probs: torch.Tensor) -> Positions:
-        """What pass `iteration` + 1 predicts, by the log-probabilities (A, T) after the one before."""
+    def __call__(self, iteration: int, canvas: Canvas) -> Positions:
+        """What pass `iteration` + 1 predicts, by the canvas after the one before."""
         if iteration == 0:
             return self.every_position()
-        options = self.options
+        options, log_probs = self.options, canvas.log_probs
+        threshold = options.confidence_threshold  # tokens at or above it are final
+        first = self.repeats.less_probable(canvas) if self.repeats and options.remask_repeats else None
+        if first is not None and threshold is not None:
+            first &= log_probs < math.log(threshold)
         schedule = (iteration, options.num_iterations, options.remask_schedule)
         most = num_remasked(self.order.num_positions, *schedule)
-        columns = self.order(log_probs)[:, :most]
+        columns = self.order(log_probs, first)[:, :most]
         if self.all_valid:
             return Positions(columns, None)
-        valid = self.order.positions[:, :most] < num_remasked(self.lengths, *schedule)[:, None]
-        if options.confidence_threshold is not None:  # tokens at or above it are final
-            valid = valid & (log_probs.gather(1, columns) < math.log(options.confidence_threshold))
+        counts = torch.minimum(num_remasked(self.num_free, *schedule), self.num_free)  # none of a row that is fixed
+        valid = self.order.positions[:, :most] < counts[:, None]
+        if threshold is not None:
+            valid = valid & (log_probs.gather(1, columns) < math.log(threshold))
         return Positions(columns, valid)
 
 
 # Which rows go on ----------------------------------------------------------------------------------------------------
-
-
-class StoppingRules:
-    """Which rows need no further pass: `early_stop` and `confidence_threshold`."""
-
-    def __init__(self, options: JMNatOptions):
-        self.early_stop = options.early_stop
-        self.threshold = options.confidence_threshold
-
-    def going_on(self, iteration: int, before: Canvas, after: Canvas) -> torch.Tensor | None:
-        """(A,) bool, False at rows that stop after pass `iteration` + 1, which led from `before` to `after`.
-
-        None where no rule applies.
-        """
-        going_on = []
-        if self.early_stop and iteration > 0:
-            going_on.append((after.tokens != before.tokens).any(dim=1))
-        if self.threshold is not None:
-            going_on.append((after.log_probs < math.log(self.threshold)).any(dim=1))
-        return torch.stack(going_on).all(dim=0) if going_on else None
 
 
 class ActiveRows:
@@ -293,21 +305,18 @@ class MaskPredict:
         suppressed: (V,) bool, True at ids that are never predicted, or None.
         num_positions: T, at least the longest length; None asks the device for that length. With it no row leaves the
             batch, so that no step waits for the device.
+        rightful: (B, V), see `Repeats`; None: no rule asks for it.
+        canvas: (R, T) what the rows begin with, in which all but `<mask>` and `<pad>` stands; None: `<mask>` alone.
 
     `candidates` are all R rows; `given_up` (B, C) is True at those that `prune_candidates` has left behind.
     """
 
     def __init__(
-        self,
-        model,
-        options: JMNatOptions,
-        lengths: torch.Tensor,
-        states,
-        source_mask: torch.Tensor,
-        suppressed: torch.Tensor | None,
-        num_positions: int | None = None,
-    ):
+        self, model, options: JMNatOptions, lengths: torch.Tensor, states, source_mask: torch.Tensor, suppressed,
+        num_positions: int | None = None, rightful: torch.Tensor | None = None, canvas: torch.Tensor | None = None
+    ):  # fmt: skip
         self.model, self.options, self.lengths, self.suppressed = model, options, lengths, suppressed
+        self.sources = states, source_mask
         self.rows_leave = num_positions is None
         if num_positions is None:
             shortest, longest = torch.stack(lengths.aminmax()).tolist()
@@ -316,25 +325,34 @@ class MaskPredict:
         self.positions = torch.arange(longest, device=lengths.device)  # (T,)
         self.target_mask = self.positions < lengths.flatten()[:, None]  # (R, T)
         self.given_up = torch.zeros_like(lengths, dtype=torch.bool)
-        self.rules = StoppingRules(options)
         self.history: list[JMNatPass] = []
-        canvas = Canvas.of_masks(self.target_mask, model.config.mask_token_id, model.config.pad_token_id)
+        self.repeats = None
+        if rightful is not None:
+            self.repeats = Repeats(rightful, torch.arange(lengths.numel(), device=lengths.device) // lengths.shape[1])
+        masks = Canvas.of_masks(lengths.flatten(), longest, model.config.mask_token_id, model.config.pad_token_id)
+        rows, fixed = masks, None
+        if canvas is not None:
+            rows, fixed = masks._replace(tokens=canvas[:, :longest]), canvas[:, :longest] != masks.tokens
         set_size = model.config.ngram_size if options.remask_adjacent else 1
-        remasking = Remasking(options, lengths.flatten(), longest, set_size, shortest == longest)
-        self.rows = ActiveRows(canvas, remasking, model.prepare_decoding(states, source_mask, self.target_mask))
+        remasking = Remasking(options, masks.lengths, longest, set_size, shortest == longest, self.repeats, fixed)
+        self.rows = ActiveRows(rows, remasking, model.prepare_decoding(*self.sources, self.target_mask))
 
-    def run(self, first_tokens: torch.Tensor | None = None) -> None:
-        """All passes; `first_tokens` (R, T) take the place of `<mask>` in the first one."""
+    def run(self, first_tokens: torch.Tensor | None = None, after_pass=None) -> None:
+        """All passes; `first_tokens` (R, T) are in place of `<mask>` in the first, `after_pass` is called by each."""
         for iteration in range(self.options.num_iterations):
             self.one_pass(iteration, first_tokens)
+            if after_pass is not None:
+                after_pass(self)
             if not self.rows.any_left:
                 break
         self.finish(iteration)
 
     def one_pass(self, iteration: int, first_tokens: torch.Tensor | None = None) -> None:
         """Mask the least probable tokens, predict them, and let rows go that need no further pass."""
+        if self.options.delete_repeats and 0 < iteration == self.options.num_iterations - 1:
+            self.delete_repeats()
         rows, before = self.rows, self.rows.canvas
-        positions = rows.remasking(iteration, before.log_probs)
+        positions = rows.remasking(iteration, before)
         masked = positions.put(before.tokens, self.model.config.mask_token_id)
         if first_tokens is not None and iteration == 0:
             masked = first_tokens
@@ -346,6 +364,22 @@ class MaskPredict:
         if iteration + 1 < self.options.num_iterations:
             self.stop_rows(iteration, before)
 
+    def delete_repeats(self, kept: torch.Tensor | None = None) -> None:
+        """Join repeats of the active rows, except where `kept` (A,) is True, and go on with the shorter rows."""
+        rows, repeats = self.rows, self.rows.remasking.repeats
+        if repeats is None:
+            return
+        found = repeats(rows.canvas.tokens)
+        if kept is not None:
+            found = found & ~kept[:, None]
+        elif self.rows_leave and not bool(found.any()):
+            return
+        rows.canvas = rows.canvas.without(found, self.model.config.pad_token_id)
+        rows.remasking = rows.remasking.of_lengths(rows.canvas.lengths, repeats)
+        target_mask = self.positions < rows.all_rows().lengths[:, None]
+        state = self.model.prepare_decoding(*self.sources, target_mask)
+        rows.state = state if rows.numbers is None else state.select(rows.numbers)
+
     def predict(self, masked: torch.Tensor, positions: Positions) -> Canvas:
         """One decoder pass over the canvas `masked` (A, T)."""
         predicted = self.model.predict_tokens(masked, positions.columns, self.rows.state, self.suppressed)
@@ -353,13 +387,17 @@ class MaskPredict:
 
     def stop_rows(self, iteration: int, before: Canvas) -> None:
         """Let rows go that a rule stops, and candidates that are given up, after pass `iteration` + 1."""
-        going_on = self.rules.going_on(iteration, before, self.rows.canvas)
-        if self.options.prune_candidates == iteration + 1:
+        options, after = self.options, self.rows.canvas
+        going_on = []  # (A,) bool each, False at rows that stop
+        if options.early_stop and iteration > 0:
+            going_on.append((after.tokens != before.tokens).any(dim=1))
+        if options.confidence_threshold is not None:
+            going_on.append((after.log_probs < math.log(options.confidence_threshold)).any(dim=1))
+        if options.prune_candidates == iteration + 1:
             self.give_up_candidates()
-            kept = self.rows.active(~self.given_up.flatten())
-            going_on = kept if going_on is None else going_on & kept
-        if going_on is not None:
-            self.keep(going_on)
+            going_on.append(self.rows.active(~self.given_up.flatten()))
+        if going_on:
+            self.keep(torch.stack(going_on).all(dim=0))
 
     def keep(self, going_on: torch.Tensor) -> None:
         if self.rows_leave:
@@ -383,6 +421,13 @@ class MaskPredict:
         """All R rows as they are now."""
         return self.rows.all_rows()
 
+    def texts(self) -> Canvas:
+        """The `candidates`, with `collapse_repeats` without their repeats."""
+        candidates = self.candidates
+        if self.repeats is None or not self.options.collapse_repeats:
+            return candidates
+        return candidates.without(self.repeats(candidates.tokens), self.model.config.pad_token_id)
+
     def record(self, masked: torch.Tensor) -> None:
         """Append a pass to the history; rows that have stopped stay as they were."""
         read = self.rows.all_rows(self.rows.canvas._replace(tokens=masked))
@@ -391,60 +436,12 @@ class MaskPredict:
         self.history.append(JMNatPass(*entries))
 
     def scores(self, scores: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, C) by which candidates are compared; -inf at those given up.
-
-        Their `candidate_scores`, or `scores` in their place, and the weighted consensus.
-        """
-        options, shape, candidates = self.options, self.lengths.shape, self.candidates
+        """(B, C): `scores` or `candidate_scores`, plus the weighted consensus; -inf at candidates given up."""
+        options = self.options
+        tokens, log_probs, _, lengths = (values.unflatten(0, self.lengths.shape) for values in self.texts())
         if scores is None:
-            scores = candidate_scores(candidates.log_probs.unflatten(0, shape), self.lengths, options)
+            scores = candidate_scores(log_probs, lengths, options)
         if options.consensus_weight and options.num_length_candidates > 1:
-            tokens = candidates.tokens.unflatten(0, shape)
-            ends = first_end(tokens, self.lengths, self.model.config.eos_token_id)
+            ends = first_end(tokens, lengths, self.model.config.eos_token_id)
             scores = scores + options.consensus_weight * consensus(tokens, ends, ~self.given_up)
         return scores.masked_fill(self.given_up, -math.inf)
-
-
-# How candidates are compared -----------------------------------------------------------------------------------------
-
-
-def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
-    """Number of tokens (..) up to and with the first `</s>` of (.., T), all of a row's tokens where it has none."""
-    positions = torch.arange(tokens.shape[-1], device=tokens.device)
-    ends = torch.where(tokens == eos_token_id, positions + 1, tokens.shape[-1] + 1).amin(dim=-1)
-    return torch.minimum(ends, lengths)
-
-
-def length_divisors(lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
-    """(T + length_offset)**length_normalization."""
-    return (lengths + options.length_offset).float() ** options.length_normalization
-
-
-def candidate_scores(log_probs: torch.Tensor, lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
-    """Sum of log_probs (.., T), which are 0 at padding, divided by `length_divisors`."""
-    return log_probs.sum(dim=-1) / length_divisors(lengths, options)
-
-
-def consensus(tokens: torch.Tensor, ends: torch.Tensor, voters: torch.Tensor) -> torch.Tensor:
-    """Agreement of each candidate with the others, as in minimum Bayes risk decoding (Kumar and Byrne, 2004).
-
-    Mean, over the other candidates, of the unigram and bigram overlap (Dice coefficient) with this one.
-
-    Args:
-        tokens: (B, C, T).
-        ends: (B, C) numbers of tokens.
-        voters: (B, C) bool, the candidates that the others are compared with.
-
-    Returns:
-        (B, C) in [0, 1]; 0 where there is no other voter.
-    """
-    inside = torch.arange(tokens.shape[-1], device=tokens.device) < ends[..., None]
-    same = tokens[:, :, None, :, None] == tokens[:, None, :, None, :]  # (B, C, C, T, T)
-    same &= inside[:, :, None, :, None] & inside[:, None, :, None, :]
-    shares = torch.zeros((), device=tokens.device)
-    for counts, found in ((ends, same), (ends - 1, same[..., :-1, :-1] & same[..., 1:, 1:])):
-        found = found.any(dim=-1).sum(dim=-1)  # (B, C, C), how many of the first are in the second
-        counts = (counts[:, :, None] + counts[:, None, :]).clamp(min=1)
-        shares = shares + (found + found.transpose(1, 2)) / counts
-    others = voters[:, None, :] & ~torch.eye(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-    return (shares * others).sum(dim=-1) / (2 * others.sum(dim=-1).clamp(min=1))

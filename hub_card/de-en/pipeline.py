@@ -6,14 +6,15 @@ The file is one of those that a saved model carries along, so that it works wher
 import os
 import re
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.base import ChunkPipeline
 
-from .tokenization_jmnat import show_canvas
+from .plain_text import Sentence
+from .tokenization_jmnat import set_repeatable_tokens, show_canvas
 
 # As `config.custom_pipelines` holds it: `pipeline("translation", model=..., trust_remote_code=True)` finds the class.
 CUSTOM_PIPELINES = {
@@ -29,26 +30,98 @@ LAST_SIGNS = re.compile(r"(?<!\W)\W+$")  # tried once in a run of signs, not at 
 WIDE_SPACES = re.compile(r"[^\S\x00-\x7f]")
 
 
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Where sentencex ends a sentence too early. Words are written as inside a sentence: `Sat` is a day, `sat` is not.
+LAST_WORD = re.compile(r"([^\W\d_][\w.]*)\.\s*$")
+FIRST_WORD = re.compile(r"\W*(\w+)")
+ORDINAL = re.compile(r"(?:^|(\w+)\s+|\W)\d{1,3}\.\s*$")
+LIST_NUMBER = re.compile(r"\s*\d{1,3}\.\s*")
+DATE_WORDS = {
+    "de": words("Jan Feb Mär Mrz Apr Jun Jul Aug Sep Sept Okt Nov Dez Mo Di Mi Do Fr Sa So"),
+    "en": words("Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Tues Wed Thu Thur Thurs Fri Sat Sun"),
+}
+TITLES = {  # a name or a number always follows
+    "de": words(
+        "Dr Prof Dipl Ing Hr Hrn Frl Fam Fa Hl Nr Stv Stellv ca bzw bspw bsp z.B d.h i.d.R u.a m.E o.g s.o v.a z.T "
+        "vgl sog geb evtl ggf insb Inh"
+    ),
+    "en": words(
+        "Dr Prof Mr Mrs Ms Messrs Mt Ft St Gen Col Capt Lt Sgt Maj Rev Hon Gov Sen Rep Pres approx cf e.g i.e resp vs"
+    ),
+}
+BEFORE_OTHERS = {  # the sentence goes on with a number or a small letter; in German also with most other words
+    "de": words(
+        "Abb Abs Abt Anm Art Aufl Bd Hbf Jh Kap Mill Mio Mrd Tsd abzgl allg amerik ausschl bes bzgl ders dt ebd ehem "
+        "einschl engl entspr exkl frz gem ges gest griech inkl ital jew lat lt max min mind russ span urspr wg zw zzgl"
+    ),
+    "en": words(
+        "Art Ch Ed Eq Fig No Nos Pt Ref Sec Tel Vol avg ch ed eq est excl fig figs incl lb lbs max min misc nos oz p "
+        "para pp pt sec tel temp vol"
+    ),
+}
+# German: before an ordinal number that belongs to the next word, and what begins a sentence rather than follows one.
+BEFORE_ORDINALS = words(
+    "ab alle am auf beim bis das dein deine dem den der des die dieser diesem diesen dieses ein eine einem einen "
+    "einer eines ihr ihre ihrem ihren ihrer im ins jede jedem jeden jeder jedes kein keine mein meine meinem meinen "
+    "meiner seit sein seine seinem seinen seiner unser unsere unserem unseren vom zum zur"
+)
+BEGINNINGS = words(
+    "Aber Als Am An Auch Auf Bei Beim Bis Da Dann Danach Das Dem Den Der Des Deshalb Die Dies Diese Dieser Dieses "
+    "Doch Dort Du Ein Eine Einen Einer Er Es Für Heute Hier Ich Ihr Ihre Im In Ja Jetzt Kein Keine Man Mein Meine Mit "
+    "Nach Nein Nicht Nun Ob Sein Seine Seit So Sie Um Und Unser Viele Vom Von Vor Wann Warum Was Wenn Wer Wie Wir Wo "
+    "Zu Zum Zur"
+)
+# What is done with a text, or a sentence of it, that is longer than the model can read.
+LONG_LINES = ("split", "truncate", "skip", "error")
+# Longer ones are cut before they are counted in tokens: of millions of characters that alone would take seconds.
+CHARACTERS_PER_TOKEN = 32
+CLAUSE_END = re.compile(r"[,;:)](?=\s)|[、，；：]|\s[-–—](?=\s)")
+SPACE = re.compile(r"(?=\s)")
+
+
+class Texts(torch.utils.data.Dataset):
+    """A column of a data set as Transformers' loaders know it: results have a length, and workers share the texts."""
+
+    def __init__(self, texts: Sequence[str]):
+        self.texts = texts
+
+    def __len__(self):
+        return len(self.texts)
+
+    def __getitem__(self, index):
+        return self.texts[index]
+
+
 class JMNatTranslationPipeline(ChunkPipeline):
     """`pipe(text)` gives `[{"translation_text": ...}]`, `pipe([text, ...])` a list of such records.
 
     A generator or a column of a data set is read as it is translated: an iterator comes back, with a list of records
-    for each text. Where `num_return_sequences` is above 1 every text gets a list of that many records, best first.
+    for each text, as from Transformers' own pipelines that generate. `pipe(list(column))` gives a list of records.
+    Where `num_return_sequences` is above 1 every text gets a list of that many records, best first.
 
     A text is split into lines and sentences, which are translated in batches with those of other texts and joined
     again by the white space that stood between them: a model trained on sentences translates several at once badly.
 
     Args (at the beginning or with each call):
         batch_size: sentences that are translated together (1).
-        split_sentences: False translates each text as one sentence (True).
+        split_sentences: False translates each text as one sentence; by default `split_sentences` of the model's
+            configuration (True).
+        long_lines: what is done with a sentence that is longer than the model can read: "split" at the ends of clauses
+            and at spaces (the default), "truncate", "skip" (the translation of its text is empty) or "error".
+        truncation: True is `long_lines="truncate"`, as in other pipelines.
         src_lang: two-letter language whose abbreviations do not end a sentence; by default `source_language` of the
             model's configuration.
-        return_history: records also hold `history`, what the decoder read in each pass, ` __` for a masked token.
+        return_history: records also hold `history`: what the decoder read in each pass, ` __` for a masked token, and
+            at the end the translation.
+        streamer: as for `generate`, for one text at a time; it ends after the last sentence of the text.
         any option of `generate`: `num_iterations`, `num_length_candidates`, `num_return_sequences`, ...
 
     Raises:
-        ValueError: an input that is no text, a sentence longer than the model allows, an option that `generate`
-            refuses, or a model that is no JM-NAT.
+        ValueError: an input that is no text, a sentence longer than the model allows with `long_lines="error"`, an
+            option that `generate` refuses, or a model that is no JM-NAT.
         ImportError: a text may hold several sentences and sentencex is not installed.
     """
 
@@ -63,15 +136,27 @@ class JMNatTranslationPipeline(ChunkPipeline):
 
     def __init__(self, model, *args, device=None, **kwargs):
         if getattr(model.config, "model_type", None) != "jmnat":
-            raise ValueError(f"this pipeline translates with JM-NAT, not with a {model.config.model_type} model")
+            raise ValueError(
+                f"this pipeline translates with JM-NAT, not with a {model.config.model_type} model, for which "
+                "Transformers has had no translation pipeline since version 5: use its generate"
+            )
         if device is None and not isinstance(model, torch.nn.Module):
             device = model.device  # exported graphs stay where they are
         super().__init__(model, *args, device=device, **kwargs)  # type: ignore[misc]
+        set_repeatable_tokens(model, self.tokenizer)
 
-    def _sanitize_parameters(self, split_sentences=None, src_lang=None, return_history=None, **generation):
+    def _sanitize_parameters(
+        self, split_sentences=None, src_lang=None, return_history=None, long_lines=None, truncation=None, **generation
+    ):
         if not isinstance(src_lang, (str, type(None))):
             raise ValueError(f"src_lang={src_lang!r} must be a two-letter language such as 'de'")
-        splitting = {"split_sentences": split_sentences, "src_lang": src_lang}
+        if truncation not in (None, False, "do_not_truncate"):
+            if long_lines not in (None, "truncate"):
+                raise ValueError(f"truncation={truncation!r} contradicts long_lines={long_lines!r}: give one of them")
+            long_lines = "truncate"
+        if long_lines is not None:
+            check_long_lines(long_lines)
+        splitting = {"split_sentences": split_sentences, "src_lang": src_lang, "long_lines": long_lines}
         if return_history is not None:
             generation["output_history"] = return_history
         return {name: value for name, value in splitting.items() if value is not None}, generation, {}
@@ -81,41 +166,76 @@ class JMNatTranslationPipeline(ChunkPipeline):
             results = super().__call__(list(inputs), *args, **kwargs) if inputs else []
             return [records[0] for records in results] if all(len(records) == 1 for records in results) else results
         as_they_are = (str, bytes, dict, types.GeneratorType, torch.utils.data.Dataset)  # `preprocess` refuses some
-        if isinstance(inputs, Iterable) and not isinstance(inputs, as_they_are):
+        if isinstance(inputs, Sequence) and not isinstance(inputs, as_they_are):
+            inputs = Texts(inputs)
+        elif isinstance(inputs, Iterable) and not isinstance(inputs, as_they_are):
             inputs = (text for text in inputs)
         return super().__call__(inputs, *args, **kwargs)
 
     def preprocess(  # type: ignore[override]
-        self, text: str, split_sentences: bool = True, src_lang: str | None = None
+        self,
+        text: str,
+        split_sentences: bool | None = None,
+        src_lang: str | None = None,
+        long_lines: str = "split",
     ) -> Iterator[dict]:
         """The pieces of a text, each with its ids and the white space around it."""
-        if not isinstance(text, str):
-            raise ValueError(f"a text to translate must be a string, not {type(text).__name__}: {text!r}")
-        language = src_lang or getattr(self.model.config, "source_language", None) or "en"
+        check_text(text)
+        config = self.model.config
+        if split_sentences is None:
+            split_sentences = getattr(config, "split_sentences", True)
+        language = src_lang or getattr(config, "source_language", None) or "en"
         pieces = sentences_of(text, language) if split_sentences else [text]
-        for number, piece in enumerate(pieces, start=1):
-            sentence = piece.strip()
-            before, after = piece.split(sentence, 1) if sentence else (piece, "")
-            yield {
-                **self.encode(sentence),
-                "space": {"before": before, "after": after, "blank": not sentence},
-                "is_last": number == len(pieces),
-            }
+        read = [part for piece in pieces for part in self.read(piece, long_lines)]
+        if None in read:
+            read = list(self.read("", long_lines))
+        for number, part in enumerate(read, start=1):
+            yield {**part, "is_last": number == len(read)}
 
-    def encode(self, sentence: str) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask` (1, S)."""
-        encoded = self.tokenizer(sentence, return_tensors="pt", verbose=False)
-        length, longest = encoded["input_ids"].shape[1], self.model.config.max_position_embeddings
-        if length > longest:
-            raise ValueError(
-                f"the sentence beginning {sentence[:40]!r} has {length} tokens: the model allows at most {longest}"
-            )
-        return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+    def read(self, piece: str, long_lines: str) -> Iterator[dict | None]:
+        """A piece, or the parts of one that is too long: `input_ids` and `attention_mask` (1, S), and white space.
+
+        None stands for a sentence that is to be skipped.
+        """
+        longest = self.model.config.max_position_embeddings
+        stripped = piece.strip()
+        sentence = Sentence.read(stripped[: CHARACTERS_PER_TOKEN * longest], self.tokenizer)
+        ids = self.encode(sentence.text)
+        if len(ids) > longest or len(stripped) > CHARACTERS_PER_TOKEN * longest:
+            if long_lines == "error":
+                raise ValueError(
+                    f"the sentence beginning {stripped[:40]!r} has {len(ids)} tokens: the model allows at most "
+                    f'{longest}; give long_lines="split" or truncation=True'
+                )
+            if long_lines == "skip":
+                yield None
+                return
+            if long_lines == "split":
+                for part in cut_long(piece, lambda part: self.fits(part, longest)):
+                    yield from self.read(part, "truncate")
+                return
+            ids = truncate(ids, longest)
+        before, after = piece.split(stripped, 1) if stripped else (piece, "")
+        yield {
+            "input_ids": torch.tensor([ids]),
+            "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
+            "space": {"before": before, "after": after, "sentence": sentence},
+        }
+
+    def encode(self, sentence: str) -> list[int]:
+        return self.tokenizer(sentence, verbose=False)["input_ids"]
+
+    def fits(self, text: str, longest: int) -> bool:
+        if len(text) > CHARACTERS_PER_TOKEN * longest:
+            return False
+        return len(self.encode(Sentence.read(text.strip(), self.tokenizer).text)) <= longest
 
     def _forward(self, model_inputs: dict, **generation) -> Any:  # type: ignore[override]
         """Translate one piece, or a batch of them where the loader has made lists of what is no tensor."""
         spaces, is_last = model_inputs["space"], model_inputs["is_last"]
         batched = isinstance(is_last, list)
+        if generation.get("streamer") is not None:
+            generation["streamer"] = SentenceStreamer(generation["streamer"], is_last, spaces)
         output = self.model.generate(
             input_ids=model_inputs["input_ids"],
             attention_mask=model_inputs["attention_mask"],
@@ -130,15 +250,13 @@ class JMNatTranslationPipeline(ChunkPipeline):
         ranks = len(texts) // len(spaces)
         results = []
         for index, space in enumerate(spaces):
-            of_piece = [""] * ranks if space["blank"] else texts[index * ranks : (index + 1) * ranks]
+            sentence = space["sentence"]
+            of_piece = [sentence.write(text) for text in texts[index * ranks : (index + 1) * ranks]]
             result = {**space, "texts": of_piece, "history": None}
             if output.history is not None:
                 passes = output.history[: int(output.num_passes[index])]
                 result["history"] = [
-                    [
-                        "" if space["blank"] else show_canvas(self.tokenizer, turn.canvas[index, best].tolist())
-                        for turn in passes
-                    ]
+                    [sentence.write(show_canvas(self.tokenizer, turn.canvas[index, best].tolist())) for turn in passes]
                     for best in output.best_candidates[index].tolist()
                 ]
             results.append(result)
@@ -151,13 +269,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         for rank in range(len(pieces[0]["texts"])):
             record: dict[str, Any] = {"translation_text": join(pieces, [piece["texts"][rank] for piece in pieces])}
             if pieces[0]["history"] is not None:
-                # A sentence that stopped before others is shown as it came out.
                 canvases = [[*piece["history"][rank], piece["texts"][rank]] for piece in pieces]
-                num_passes = max(map(len, canvases)) - 1
-                record["history"] = [
-                    join(pieces, [of_piece[min(turn, len(of_piece) - 1)] for of_piece in canvases])
-                    for turn in range(num_passes)
-                ]
+                record["history"] = join_passes(pieces, canvases)
             records.append(record)
         return records
 
@@ -170,9 +283,37 @@ class JMNatTranslationPipeline(ChunkPipeline):
         self.tokenizer.save_pretrained(save_directory, **kwargs)
 
 
+class SentenceStreamer:
+    """The `streamer` of a text for one of its sentences, or for a batch, which `generate` refuses.
+
+    It ends with the last sentence; a blank piece has nothing to show.
+    """
+
+    def __init__(self, streamer, is_last: bool | list[bool], spaces: dict | list[dict]):
+        blank = isinstance(spaces, dict) and spaces["sentence"].translation is not None
+        self.skip_prompt = getattr(streamer, "skip_prompt", False)
+        self.put = (lambda value: None) if blank else streamer.put
+        if hasattr(streamer, "put_draft"):
+            self.put_draft = (lambda value: None) if blank else streamer.put_draft
+        self.end = streamer.end if is_last else (lambda: None)
+
+
 def join(pieces: list[dict], texts: list[str]) -> str:
     """The texts of consecutive pieces, with the white space that stood around them in the source."""
     return "".join(piece["before"] + text + piece["after"] for piece, text in zip(pieces, texts, strict=True))
+
+
+def join_passes(pieces: list[dict], canvases: list[list[str]]) -> list[str]:
+    """The canvases of consecutive pieces joined pass by pass.
+
+    Args:
+        canvases: of each piece, one a pass and at the end the translation. A piece that stopped before others is shown
+            as it came out.
+    """
+    return [
+        join(pieces, [of_piece[min(turn, len(of_piece) - 1)] for of_piece in canvases])
+        for turn in range(max(map(len, canvases)))
+    ]
 
 
 def sentences_of(text: str, language: str) -> list[str]:
@@ -192,7 +333,7 @@ def sentences_of(text: str, language: str) -> list[str]:
 
 
 def split_line(line: str, language: str) -> list[str]:
-    """Cut a line after each sentence by the rules of sentencex."""
+    """Cut a line after each sentence by the rules of sentencex and, above them, those of `sentence_goes_on`."""
     try:
         import sentencex
     except ImportError:
@@ -201,8 +342,86 @@ def split_line(line: str, language: str) -> list[str]:
             "or give split_sentences=False to translate each text as one sentence"
         ) from None
     # Version 1.0 counts bytes at some places and stops at a wide space after a letter and a full stop (`z. B.`).
-    sentences, position = [], 0
+    sentences: list[str] = []
+    position = 0
     for sentence in sentencex.segment(language, WIDE_SPACES.sub(" ", line)):
-        sentences.append(line[position : position + len(sentence)])
+        piece = line[position : position + len(sentence)]
+        if sentences and sentence_goes_on(sentences[-1], piece, language):
+            sentences[-1] += piece
+        else:
+            sentences.append(piece)
         position += len(sentence)
     return sentences
+
+
+def sentence_goes_on(before: str, after: str, language: str) -> bool:
+    """Whether no sentence ends between two pieces: after ordinals and abbreviations, in German and English.
+
+    "am 3. Okt.", "der 2. Weltkrieg", "die Fa. Meier", "approx. 5"; but "Er wurde 3. Dann ging er." are two sentences.
+    """
+    if before.endswith("."):  # no white space: `Dipl.-Ing.`
+        return True
+    following = FIRST_WORD.match(after)
+    if language not in DATE_WORDS or following is None:
+        return False
+    word = following[1]
+    if LIST_NUMBER.fullmatch(before):
+        return True
+    german, is_date_word = language == "de", word in DATE_WORDS[language]
+    if german and (ordinal := ORDINAL.search(before)):
+        belongs = (ordinal[1] or "").lower() in BEFORE_ORDINALS and word not in BEGINNINGS
+        return belongs or is_date_word or word[0].islower()
+    if (last := LAST_WORD.search(before)) is None:
+        return False
+    forms = {last[1], last[1][0].lower() + last[1][1:]}
+    goes_on = word[0].isdigit() or word[0].islower()
+    if not forms.isdisjoint(DATE_WORDS[language]):
+        return goes_on or is_date_word
+    if not forms.isdisjoint(BEFORE_OTHERS[language]):
+        return goes_on or (german and word not in BEGINNINGS)
+    return not forms.isdisjoint(TITLES[language])
+
+
+def check_text(text: object, name: str = "a text to translate") -> str:
+    """The text itself.
+
+    Raises:
+        ValueError: it is no string, or no Unicode text because of half a surrogate pair.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{name} must be a string, not {type(text).__name__}: {text!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} has a lone surrogate at character {error.start + 1} ({text[error.start]!r}), which no Unicode "
+            "text may have: read the text again as UTF-8, or replace it"
+        ) from None
+    return text
+
+
+def check_long_lines(value: object) -> None:
+    """ValueError for anything but one of `LONG_LINES`."""
+    if value not in LONG_LINES:
+        raise ValueError(f"long_lines={value!r} is not one of {', '.join(LONG_LINES)}")
+
+
+def truncate(ids: list[int], longest: int) -> list[int]:
+    """The first ids of a sentence, and its `</s>`."""
+    return ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]]
+
+
+def cut_long(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """Halve a text, and its halves, until each piece fits; joined, the pieces are the text again.
+
+    The place is the nearest to the middle of its middle half, in this order: the end of a clause, white space, any.
+    """
+    if len(text) < 2 or fits(text):
+        return [text]
+    middle = len(text) // 2
+    for pattern in (CLAUSE_END, SPACE):
+        places = (found.end() for found in pattern.finditer(text, middle - middle // 2, middle + middle // 2))
+        if at := min(places, key=lambda place: abs(place - middle), default=0):
+            middle = at
+            break
+    return cut_long(text[:middle], fits) + cut_long(text[middle:], fits)

@@ -1,22 +1,28 @@
 """Raw text to ids and back: one joint byte-pair vocabulary for both languages, with Moses tokenisation as an option.
 
 Token ids 0 to 4 are `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>` (fairseq's order). Pieces hold their spaces as they are,
-and characters outside the vocabulary become bytes, so that any text comes back exactly (after Unicode NFC).
+and characters outside the vocabulary become bytes, so that any text comes back exactly once it is normalised: white
+space of every kind counts as one space, invisible characters and white space at the edges are gone, Unicode NFC.
+
+Marks are characters of the private use area, each of which stands for something that is to be copied: a number, a
+URL, a word in another script (see `plain_text.protect`).
 """
 
+import copy
 import itertools
 import json
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from weakref import WeakKeyDictionary
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import TokenizersBackend
 
 from .configuration_jmnat import elsewhere
+from .plain_text import MARKS, SURROGATES, text_normalizer
 
 # Marks of subword-nmt and fastBPE.
 END_OF_WORD = "</w>"
@@ -27,8 +33,10 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 MIN_FREQUENCY = 2  # pairs of pieces seen less often than this are not merged
 CHARACTERS_PER_PIECE = 1_000_000  # a character rarer than one in so many (or than MIN_FREQUENCY) is written in bytes
-# Words, numbers and runs of other signs, each with the space before it; any further white space stands alone.
-PIECE_PATTERN = r" ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}]+|\s"
+MARK_PIECES = (*MARKS, *(f" {mark}" for mark in MARKS))
+# Marks, words, numbers and runs of other signs, each with the space before it; any further white space stands alone.
+PIECE_PATTERN = r" ?[\ue000-\ue009]| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\ue000-\ue009]+|\s"
+SPACE_MARKS = "\u0120\u2581"  # what other tokenizers write for a space; the first is a letter
 # A model may write any character; one line in stays one line out, whatever a reader takes for a line or a column.
 LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
@@ -101,8 +109,6 @@ class JMNatTokenizer(TokenizersBackend):
     model_input_names = ["input_ids", "attention_mask"]
     padding_side = "right"
     _reads_target = False
-    _moses_tools: dict | None = None
-    _segmenter: BytePairSegmenter | None = None
 
     @property
     def moses_source_lang(self) -> str | None:
@@ -117,12 +123,50 @@ class JMNatTokenizer(TokenizersBackend):
         return bool(self.init_kwargs.get("lowercase", False))
 
     def normalize_text(self, text: str) -> str:
-        """The text in the form that decoding gives back: Unicode NFC, lower-case if the tokenizer lower-cases."""
-        text = unicodedata.normalize("NFC", text)
-        return normalizers.Lowercase().normalize_str(text) if self.lowercase else text
+        """The text in the form that decoding gives back, by the normalizer that is saved with the tokenizer."""
+        normalizer = self.backend_tokenizer.normalizer
+        if normalizer is None:
+            return text
+        prepended = len(normalizer.normalize_str("x")) - 1
+        return normalizer.normalize_str(text)[prepended:]
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether marks have pieces of their own; then the model expects what is to be copied to be marked."""
+        return self.backend_tokenizer.token_to_id(MARKS[0]) is not None
+
+    @property
+    def known_characters(self) -> frozenset[str]:
+        """The characters that have a piece of their own, marks aside."""
+        if "characters" not in self._made:
+            letters = frozenset(piece for piece in self.get_vocab() if len(piece) == 1)
+            self._made["characters"] = letters - {*MARKS}
+        return self._made["characters"]
+
+    def is_unknown(self, character: str) -> bool:
+        """Whether a character would be written in bytes."""
+        known = self.known_characters
+        unknown = self._made.setdefault("unknown", {})
+        if character not in known and character not in unknown:
+            unknown[character] = not known.issuperset(self.normalize_text(f"x{character}")[1:])
+        return character not in known and unknown[character]
+
+    @property
+    def _made(self) -> dict:
+        """What calls have made. No attribute: `datasets` compares tokenizers by a hash of their attributes."""
+        return MADE_BY_CALLS.setdefault(self, {})
+
+    @property
+    def deprecation_warnings(self) -> dict[str, bool]:
+        """The warnings that Transformers has given already."""
+        return self._made.setdefault("warnings", {})
+
+    @deprecation_warnings.setter
+    def deprecation_warnings(self, warnings: dict[str, bool]) -> None:
+        self._made["warnings"] = warnings
 
     def _switch_to_input_mode(self):
-        self._reads_target = False
+        self.__dict__.pop("_reads_target", None)
 
     def _switch_to_target_mode(self):
         self._reads_target = True
@@ -130,10 +174,17 @@ class JMNatTokenizer(TokenizersBackend):
     def _encode_plus(  # type: ignore[override]
         self, text, text_pair=None, is_split_into_words=False, **kwargs
     ):
-        if not is_split_into_words:  # split words have their tokenisation already
-            text = _map_strings(self.split_text, text)
-            text_pair = None if text_pair is None else _map_strings(self.split_text, text_pair)
-        return super()._encode_plus(text, text_pair=text_pair, is_split_into_words=is_split_into_words, **kwargs)
+        try:
+            if not is_split_into_words:  # split words have their tokenisation already
+                text = _map_strings(self.split_text, text)
+                text_pair = None if text_pair is None else _map_strings(self.split_text, text_pair)
+            return super()._encode_plus(text, text_pair=text_pair, is_split_into_words=is_split_into_words, **kwargs)
+        except Exception:
+            self._switch_to_input_mode()
+            raise
+        finally:  # how this batch was padded and cut would be saved, and change the hash
+            self.backend_tokenizer.no_padding()
+            self.backend_tokenizer.no_truncation()
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> tuple[str, ...]:
         """As ever, but code of the folder it came from is named only where it is written, too: see `publishing`."""
@@ -145,15 +196,17 @@ class JMNatTokenizer(TokenizersBackend):
 
     def split_text(self, text: str) -> str:
         """What comes before the vocabulary: Moses tokenisation and the pieces of `bpe_merges`, if they are on."""
+        if SURROGATES.search(text):
+            raise ValueError(f"text {text!r} holds half of a character (a lone surrogate): read it as UTF-8")
         language = self.moses_target_lang if self._reads_target else self.moses_source_lang
         if language:
             text = self._moses("tokenizer", language)(text)
         merges = self.init_kwargs.get("bpe_merges")
         if merges:
-            if self._segmenter is None:
+            if "segmenter" not in self._made:
                 end_of_word_pieces = self.init_kwargs.get("bpe_end_of_word_pieces", False)
-                self._segmenter = BytePairSegmenter(merges, end_of_word_pieces)
-            text = self._segmenter(normalizers.Lowercase().normalize_str(text) if self.lowercase else text)
+                self._made["segmenter"] = BytePairSegmenter(merges, end_of_word_pieces)
+            text = self._made["segmenter"](normalizers.Lowercase().normalize_str(text) if self.lowercase else text)
         return text
 
     def _decode(self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None, **kwargs) -> str:
@@ -164,21 +217,13 @@ class JMNatTokenizer(TokenizersBackend):
 
     def _moses(self, tool: str, language: str) -> Callable[[str], str]:
         """The Moses tokenizer or detokenizer of a language as a function of one string, made at its first use."""
-        if self._moses_tools is None:
-            self._moses_tools = {}
-        if (tool, language) not in self._moses_tools:
+        if (tool, language) not in self._made:
             options = [self.init_kwargs.get(name, False) for name in ("moses_escape", "moses_split_dashes")]
-            self._moses_tools[tool, language] = moses_tool(tool, language, *options)
-        return self._moses_tools[tool, language]
+            self._made[tool, language] = moses_tool(tool, language, *options)
+        return self._made[tool, language]
 
-    def _save_pretrained(self, *args, **kwargs):
-        # How the last batch was padded stays in the backend and would be saved: one tokenizer, one file.
-        self.backend_tokenizer.no_padding()
-        self.backend_tokenizer.no_truncation()
-        return super()._save_pretrained(*args, **kwargs)
 
-    def __getstate__(self):
-        return {key: value for key, value in self.__dict__.items() if key not in ("_moses_tools", "_segmenter")}
+MADE_BY_CALLS: WeakKeyDictionary[JMNatTokenizer, dict] = WeakKeyDictionary()
 
 
 def moses_tool(tool: str, language: str, escape: bool = False, split_dashes: bool = False) -> Callable[[str], str]:
@@ -226,6 +271,26 @@ def show_canvas(tokenizer, ids: Sequence[int]) -> str:
     return LINE_BREAKS.sub(" ", between.join(pieces)).strip()
 
 
+def repeatable_tokens(tokenizer) -> list[int]:
+    """Ids that may stand twice in a row in any text: single letters, digits, signs, bytes and special tokens.
+
+    All others hold two letters or more. They are words and pieces of words, which repeat each other by mistake, as
+    words predicted at once do, far more often than by right.
+    """
+    pieces = enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    apart = {*BYTE_TOKENS, *tokenizer.all_special_tokens}
+    letters = {i: piece.removesuffix(END_OF_WORD).lstrip(SPACE_MARKS) for i, piece in pieces if piece not in apart}
+    words = {i for i, piece in letters.items() if piece.strip() in MARKS or sum(map(str.isalpha, piece)) > 1}
+    return [i for i in range(len(tokenizer)) if i not in words]
+
+
+def set_repeatable_tokens(model, tokenizer) -> None:
+    """Tell a model's generation config what it cannot know by itself, unless it has been told."""
+    generation_config = getattr(model, "generation_config", None)
+    if generation_config is not None and getattr(generation_config, "repeatable_tokens", None) is None:
+        generation_config.repeatable_tokens = repeatable_tokens(tokenizer)
+
+
 def _map_strings(function: Callable[[str], str], text):
     """Apply `function` to a string, or to every string in nested lists and tuples."""
     if isinstance(text, str):
@@ -242,40 +307,44 @@ def train_joint_tokenizer(
     moses_source_lang: str | None = None,
     moses_target_lang: str | None = None,
     model_max_length: int = 512,
+    unicode_form: str = "NFC",
+    marks: bool = False,
 ) -> JMNatTokenizer:
     """Train one byte-pair vocabulary on the texts of both languages.
 
     Args:
         texts: lines of both languages. With Moses, give lines that are tokenised already (see `moses_tool`): which
             line belongs to which language cannot be seen here.
-        vocab_size: number of ids, special tokens (5) and bytes (256) included. A small corpus may give fewer.
+        vocab_size: number of ids, special tokens (5), bytes (256) and `marks` (20) included. A small corpus may give
+            fewer.
         lowercase: lower-case everything.
         moses_source_lang, moses_target_lang: both or neither; see `JMNatTokenizer`.
         model_max_length: longest text in tokens, `</s>` included, before the tokenizer warns.
+        marks: whether the vocabulary has marks for what is to be copied.
+        unicode_form: "NFKC" also writes ligatures, full-width letters, raised digits and the like as plain ones.
 
     Raises:
         ValueError: no text, a vocabulary too small for its characters, or one Moses language without the other.
     """
     check_moses_pair(moses_source_lang, moses_target_lang)
-    steps = [normalizers.NFC(), normalizers.Lowercase()] if lowercase else [normalizers.NFC()]
-    clean = normalizers.Sequence(steps)
+    clean = text_normalizer(unicode_form, lowercase)
     texts = [clean.normalize_str(text) for text in texts]
     alphabet = _alphabet(texts)
-    smallest = len(SPECIAL_TOKENS) + len(BYTE_TOKENS) + len(alphabet)
+    further = (*BYTE_TOKENS, *MARK_PIECES) if marks else BYTE_TOKENS
+    smallest = len(SPECIAL_TOKENS) + len(further) + len(alphabet)
     if vocab_size < smallest:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: these texts need at least {smallest} "
-            f"({len(SPECIAL_TOKENS)} special tokens, {len(BYTE_TOKENS)} bytes and {len(alphabet)} characters)"
+            f"({len(SPECIAL_TOKENS)} special tokens, {len(further)} bytes{' and marks' * marks} and {len(alphabet)} "
+            "characters)"
         )
     # The trainer reserves memory for all that it is asked for; each merge takes at least one character more.
     vocab_size = min(vocab_size, smallest + sum(map(len, texts)))
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    # A space before the text makes its first word the same piece as elsewhere; the decoder takes it away again.
-    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Prepend(" ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE_PATTERN), "isolated")
-    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.normalizer = normalizers.Prepend(" ")
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(BYTE_TOKENS),
+        vocab_size=vocab_size - len(further),
         min_frequency=MIN_FREQUENCY,
         special_tokens=list(SPECIAL_TOKENS),
         # The alphabet is counted here: the trainer's own limit breaks ties by hash order, anew in every run.
@@ -284,9 +353,8 @@ def train_joint_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer, length=len(texts))
-    tokenizer = _add_byte_fallback(tokenizer)
     return wrap_tokenizer(
-        tokenizer,
+        _with_pieces(tokenizer, further, clean),
         model_max_length=model_max_length,
         lowercase=lowercase,
         moses_source_lang=moses_source_lang,
@@ -332,11 +400,43 @@ def _alphabet(texts: list[str]) -> list[str]:
     return sorted({" "} | {character for character, count in counts.items() if count >= rarest})
 
 
-def _add_byte_fallback(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer with the 256 byte pieces at the end of its vocabulary, used for characters it does not know."""
+def _with_pieces(tokenizer: Tokenizer, pieces: Sequence[str], clean: normalizers.Normalizer) -> Tokenizer:
+    """A byte-pair tokenizer that cleans its text, with bytes and perhaps marks at the end of its vocabulary.
+
+    Bytes write the characters that it does not know. Pieces that the vocabulary has already keep their ids.
+    """
     state = json.loads(tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
-    for token in BYTE_TOKENS:
-        vocabulary[token] = len(vocabulary)
+    for piece in pieces:
+        vocabulary.setdefault(piece, len(vocabulary))
     state["model"]["byte_fallback"] = True
-    return Tokenizer.from_str(json.dumps(state))
+    state["model"]["merges"] += [[" ", mark] for mark in MARKS if mark in vocabulary]
+    tokenizer = Tokenizer.from_str(json.dumps(state))
+    # A space before the text makes its first word the same piece as elsewhere; the decoder takes it away again.
+    tokenizer.normalizer = normalizers.Sequence([clean, normalizers.Prepend(" ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE_PATTERN), "isolated")
+    whole = [
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Replace("\ufffd", ""),
+    ]  # of bytes that form no character
+    tokenizer.decoder = decoders.Sequence([*whole, decoders.Strip(" ", 1, 0)])
+    return tokenizer
+
+
+def with_marks(tokenizer: JMNatTokenizer) -> JMNatTokenizer:
+    """A tokenizer of `train_joint_tokenizer` that cleans its text and has marks, whose ids follow those that it has.
+
+    Its model needs `resize_token_embeddings(len(tokenizer))` and some training on marked text.
+
+    Raises:
+        ValueError: it has marks, or it is none of `train_joint_tokenizer`.
+    """
+    backend = tokenizer.backend_tokenizer
+    if tokenizer.has_marks or BYTE_TOKENS[0] not in tokenizer.get_vocab():
+        raise ValueError("tokenizer must be one of train_joint_tokenizer that has no marks yet")
+    renewed = copy.deepcopy(tokenizer)
+    clean = text_normalizer(lowercase=tokenizer.lowercase)
+    renewed._tokenizer = _with_pieces(backend, (*BYTE_TOKENS, *MARK_PIECES), clean)
+    renewed._tokenizer.post_processor = backend.post_processor
+    return renewed

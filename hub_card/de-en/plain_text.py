@@ -1,0 +1,250 @@
+"""Text before and after the model: cleaned, with marks for what is copied, and with letters that the model knows.
+
+The file is one of those that a saved model carries along.
+"""
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Regex, normalizers
+
+# Characters of the private use area, each of which stands for something that is copied.
+MARKS = tuple(map(chr, range(0xE000, 0xE00A)))
+SURROGATES = re.compile("[\ud800-\udfff]")
+
+# Clean text ----------------------------------------------------------------------------------------------------------
+
+# Patterns of the normalizer: written as ranges, so that every engine of regular expressions reads the same.
+SPACES = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u2800\u3000]+"
+# Control and format characters (not the visible ones of Arabic and Kaithi), fillers, and what a failed decoding left.
+INVISIBLE = (
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\ufffd\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001]"
+)
+# Joiners belong between letters of Arabic, Indic and Mongolian scripts and between emoji, tags behind a black flag.
+JOINED = "\u0600-\u08ff\u0900-\u109f\u1780-\u18af\u2190-\u2bff\u3030-\u303d\u3297-\u3299\ufe0f\U0001f000-\U0001faff"
+JOINERS = f"(?<![{JOINED}])[\u180e\u200c\u200d]|[\u180e\u200c\u200d](?![{JOINED}])"
+TAGS = "(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0020-\U000e007f]"
+
+
+def text_normalizer(unicode_form: str = "NFC", lowercase: bool = False) -> normalizers.Sequence:
+    """One space for white space of every kind, no invisible characters, nothing at the edges, then NFC or NFKC."""
+    if unicode_form not in ("NFC", "NFKC"):
+        raise ValueError(f"unicode_form={unicode_form!r} must be 'NFC' or 'NFKC'")
+    invisible = "|".join((INVISIBLE, JOINERS, TAGS))
+    steps = [normalizers.Replace(Regex(invisible), ""), getattr(normalizers, unicode_form)()]
+    steps += [normalizers.Lowercase()] if lowercase else []
+    return normalizers.Sequence([*steps, normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()])
+
+
+def clean_text(text: str) -> str:
+    """The text as tokenizers trained from now on read it."""
+    return CLEAN.normalize_str(text)
+
+
+CLEAN = text_normalizer()
+
+
+# What a translation copies -------------------------------------------------------------------------------------------
+
+ADDRESS_END = r"""[^\s<>"'“”«».,:;!?)\]}…]"""
+FILE_TYPES = (
+    "bak|c|cfg|conf|cpp|css|csv|deb|dll|docx?|exe|gif|gz|h|html?|ini|jpe?g|js|json|log|md|mp[34]|od[pst]|pdf|png|pptx?|"
+    "py|rpm|sh|so|svg|tar|toml|tsv|txt|xlsx?|xml|ya?ml|zip|com|de|io|net|org"
+)
+NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
+NUMBER = r"\d+(?:[.,:/'’-]\d+)*"
+BULLETS = "•‣⁃∙\u200d\ufe0f"  # those that are no symbols to Unicode, and what joins emoji
+WORD = re.compile(r"[^\W\d_]+")
+# What a translation copies, the most special first. `protect` adds words with characters that have no piece.
+COPIED = re.compile(
+    "|".join(
+        (
+            rf"""(?:(?:https?|ftps?|file|git|ssh)://|mailto:)[^\s<>"]*{ADDRESS_END}|www\.[^\s<>"]*{ADDRESS_END}""",
+            r"[\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)+",  # e-mail
+            r"</?[A-Za-z][^<>]*>|&(?:#\d+|#x[0-9A-Fa-f]+|[A-Za-z]\w*);",  # markup
+            # Placeholders of shells, templates, C and Python.
+            r"\$\{[^{}\s]*\}|\$\([A-Za-z_]\w*\)|\$[A-Za-z_]\w*\$?|%[A-Za-z_]\w+%|@[A-Z_][A-Z0-9_]*@|\[\[[^\[\]]*\]\]",
+            r"\{\{[^{}]*\}\}|\{[\w.:!,%]*\}|%\([A-Za-z_]\w*\)[-+ 0#]?\d*[a-z]|%\d+(?![\w$])",
+            r"%(?:\d+\$)?[-+0#]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[diouxXeEfgGcsp@](?!\w)",
+            # Paths, options, identifiers, names of files and sites.
+            r"(?<![\w/~.])(?:~|\.{1,2})?(?:/[\w.+@-]*\w)+/?|\b[A-Za-z]:\\[^\s\"<>|]*[\w\\]|(?<![\w-])--[A-Za-z][\w-]*\w",
+            rf"\b[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES})\b",
+            r"\b(?:[a-z]\w*?(?:_[a-z0-9]+)+|[A-Z]\w*?(?:_[A-Z0-9]+)+)\b",
+            r"\b[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\b|\b0x[0-9A-Fa-f]+\b",
+            # Amounts of money, telephone numbers, dates and times, numbers: a short ordinal ("3. Mai") is a word.
+            rf"(?<![\w.,])[€$£¥][ \xa0\u202f]?{NUMBER}",
+            r"(?<![\w.,])[+-]?\d{1,3}(?:[ \xa0\u2009\u202f]\d{3})+(?!\d)(?:[.,]\d+)?(?:[ \xa0\u202f]?[€$£¥](?!\w))?",
+            rf"(?<![\w.,])[+-]?{NUMBER}[ \xa0\u202f]?[€$£¥](?!\w)|(?<![\w.,])\+\d{{1,3}}(?:[ /-]?(?:\(\d+\)|\d+))+",
+            r"\b\d{4}-\d\d-\d\dT[\d:.]*\d(?:Z|[+-]\d\d:?\d\d)?|(?<!\w)[A-Z]{1,5}-?\d[\w-]*(?:\.\d+)*",
+            r"(?<![\w.,])[v+-]?\d+(?:[.,:/'’-]\d+)+|(?:(?<![\w)\]])[+-])?(?<![^\W\d_])(?:\d{3,}|\d{1,2}(?!\d|\.\s))",
+        )
+    )
+)
+
+
+def find_copied(tokenizer, text: str) -> list[tuple[int, int]]:
+    """Spans of the text that are to be copied, in order.
+
+    Those of `COPIED`, and words that hold characters without a piece of their own, which would be predicted byte by
+    byte; several such words in a row are one span.
+    """
+    spans = [match.span() for match in COPIED.finditer(text)]
+    taken = {position for span in spans for position in range(*span)}
+    kinds = "".join("-" if position in taken else _kind(tokenizer, text[position]) for position in range(len(text)))
+    spans += [match.span() for match in re.finditer("w*u(?:i?[uw])*(?: u(?:i?[uw])*)*", kinds)]
+    return sorted(spans)
+
+
+def _kind(tokenizer, character: str) -> str:
+    """u: unknown, i: invisible, w: of a word, a space, or - for another sign."""
+    if character.isspace():
+        return " "
+    if clean_text(f"\U0001f3f4{character}") == "\U0001f3f4":  # even behind a flag, to which invisible tags belong
+        return "i"
+    return "u" if tokenizer.is_unknown(character) else "w" if character.isalnum() else "-"
+
+
+def protect(tokenizer, text: str, first: int = 0, items: Sequence[str] | None = None) -> tuple[str, list[str]]:
+    """Put marks in the place of what is to be copied: numbers, addresses, markup, words in unknown characters.
+
+    Args:
+        first: number of the first mark; items that stand twice share one, and at most ten are marked.
+        items: mark these wherever they stand, instead of looking for some: the other side of a training pair.
+
+    Returns:
+        The text with marks, and what they stand for: `restore` puts it back into a translation. Where the vocabulary
+        has no marks, the text as it is and nothing.
+    """
+    if not getattr(tokenizer, "has_marks", False):
+        return text, []
+    if items is None:
+        spans = find_copied(tokenizer, text)
+        items = list(dict.fromkeys(text[begin:end] for begin, end in spans))[: len(MARKS)]
+    else:
+        longest_first = "|".join(map(re.escape, sorted(items, key=len, reverse=True)))
+        found = re.finditer(rf"(?<![^\W_])(?:{longest_first})(?!\d)", text) if items else ()
+        spans = [match.span() for match in found]
+    marks = {item: MARKS[(first + number) % len(MARKS)] for number, item in enumerate(items)}
+    pieces, position = [], 0
+    for begin, end in spans:
+        pieces += [text[position:begin], marks.get(text[begin:end], text[begin:end])]
+        position = end
+    return "".join([*pieces, text[position:]]), list(items)
+
+
+def protect_pair(tokenizer, source: str, target: str) -> tuple[str, str]:
+    """Source and target of a training pair with marks for what stands in both.
+
+    One pair in eight also has its names marked, so that marks are learned in every place of a sentence. Which one, and
+    the first mark, depends on the source alone: every mark is trained as often as the others.
+    """
+    if not getattr(tokenizer, "has_marks", False):
+        return source, target
+    drawn = zlib.crc32(source.encode())
+    items = protect(tokenizer, source)[1]
+    if drawn % 8 == 0:
+        items += [name for name in NAMES.findall(source) if name not in items]
+    items = [item for item in items if protect(tokenizer, target, items=[item])[0] != target][: len(MARKS)]
+    first = drawn // 8
+    return protect(tokenizer, source, first, items)[0], protect(tokenizer, target, first, items)[0]
+
+
+def restore(text: str, items: Sequence[str]) -> str:
+    """A translation with `items` in the place of their marks; marks that stand for nothing are dropped."""
+    replacements = dict(zip(MARKS, items, strict=False))
+    return re.sub(f"[{''.join(MARKS)}]", lambda match: replacements.get(match[0], ""), text)
+
+
+# Capitals and small letters ------------------------------------------------------------------------------------------
+
+
+def in_capitals(text: str) -> bool:
+    """Whether a text is written in capitals; a word of up to four may be an abbreviation."""
+    letters = "".join(filter(str.isalpha, text))
+    return letters.isupper() and (len(letters) > 4 or len(text.split()) > 1 < len(letters))
+
+
+def in_small_letters(text: str) -> bool:
+    """Whether two words or more are written without a capital."""
+    return text == text.lower() != text.upper() and sum(any(map(str.isalpha, word)) for word in text.split()) > 1
+
+
+def truecased(tokenizer, text: str) -> str:
+    """A text in small letters, with the capitals that the vocabulary knows.
+
+    A word gets one where it is then written in fewer pieces, or in pieces that were merged earlier, which are the more
+    frequent ones; the first word of a sentence that ends in a full stop gets one in any case.
+    """
+
+    def spelled(word: re.Match) -> str:
+        small, capital = word[0], word[0][0].upper() + word[0][1:]
+        small_ids, capital_ids = (tokenizer(form, add_special_tokens=False)["input_ids"] for form in (small, capital))
+        return capital if (len(capital_ids), capital_ids) < (len(small_ids), small_ids) else small
+
+    text = WORD.sub(spelled, text)
+    first = WORD.search(text) if text.rstrip("\"'“”»)").endswith((".", "!", "?")) else None
+    if first is None or tokenizer.is_unknown(first[0][0].upper()):
+        return text
+    return text[: first.start()] + first[0][0].upper() + text[first.start() + 1 :]
+
+
+# A sentence and its translation --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence as the model reads it, and how its translation is written.
+
+    Args:
+        text: for the tokenizer, with marks and in letters that the model knows.
+        items: what the marks stand for.
+        around: signs before and after it that the vocabulary does not know (a bullet, an emoji), with their spaces.
+        capitals: whether the translation is written in capitals.
+        translation: known without the model: nothing for a sentence without characters, and the sentence itself
+            where all of it is to be copied.
+    """
+
+    text: str
+    items: tuple[str, ...] = ()
+    around: tuple[str, str] = ("", "")
+    capitals: bool = False
+    translation: str | None = None
+
+    @classmethod
+    def read(cls, sentence: str, tokenizer: Any) -> "Sentence":
+        """Of a sentence without white space around it. Tokenizers of other models get it as it is."""
+        if not hasattr(tokenizer, "is_unknown") or SURROGATES.search(sentence):  # which the tokenizer refuses
+            return cls(sentence, translation=None if sentence else "")
+        if not tokenizer.normalize_text(sentence):
+            return cls("", translation="")
+        core = sentence.strip(
+            "".join(sign for sign in {*sentence} if sign.isspace() or is_unknown_sign(sign, tokenizer))
+        )
+        if not core:
+            return cls(sentence, translation=sentence)
+        text, items = protect(tokenizer, core)
+        if items and not any(map(str.isalpha, text)):
+            return cls(text, translation=sentence)
+        before, after = sentence.split(core, 1)
+        capitals = not tokenizer.lowercase and in_capitals(text)
+        if capitals or (not tokenizer.lowercase and in_small_letters(text)):
+            text = truecased(tokenizer, text.lower())
+        return cls(text, tuple(items), (before, after), capitals)
+
+    def write(self, translation: str) -> str:
+        """The translation of `text` as that of the sentence."""
+        if self.translation is not None:
+            return self.translation
+        before, after = self.around
+        return before + restore(translation.upper() if self.capitals else translation, self.items) + after
+
+
+def is_unknown_sign(character: str, tokenizer) -> bool:
+    """Whether a character is a bullet or a pictogram, or part of one, that would be written in bytes."""
+    of_signs = unicodedata.category(character) in ("So", "Sk") or character in BULLETS
+    return of_signs and tokenizer.is_unknown(character)
