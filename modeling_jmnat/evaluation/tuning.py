@@ -35,8 +35,12 @@ class Candidate(NamedTuple):
     consensus: float
 
 
-def tried_candidates(translation: Translation, num_candidates: int) -> list[Candidate]:
-    """Those of the `num_candidates` most probable lengths, of a translation with all that there are."""
+def tried_candidates(translation: Translation, num_candidates: int, min_length: int = 0) -> list[Candidate]:
+    """Those of the `num_candidates` most probable lengths, of a translation with all that there are.
+
+    Args:
+        min_length: `consensus_min_length`.
+    """
     if translation.lengths is None:  # a blank line
         return [Candidate(translation.text, 0.0, 1, 0.0)]
     indices = translation.candidate_indices
@@ -47,6 +51,7 @@ def tried_candidates(translation: Translation, num_candidates: int) -> list[Cand
     ids = [torch.tensor(ids) for _, _, ids in candidates]
     ends = torch.tensor([list(map(len, ids))])
     shares = consensus(pad_sequence(ids, batch_first=True)[None], ends, torch.ones_like(ends, dtype=torch.bool))
+    shares *= int(ends.min()) >= min_length
     return [
         Candidate(text, score, length, share)
         for ((text, score), length, _), share in zip(candidates, shares[0].tolist(), strict=True)
@@ -93,9 +98,10 @@ def candidate_settings(
     for rule, combination in itertools.product(rules, combinations(grid)):
         setting = rule | combination
         decoding = {**(generation or {}), **setting, **every, **sums}
+        min_length = decoding.get("consensus_min_length", model.generation_config.consensus_min_length) or 0
         translations = list(translate_lines(model, tokenizer, sources, total=len(sources), **options, **decoding))
         for count in num_candidates:
-            tried = [tried_candidates(translation, count) for translation in translations]
+            tried = [tried_candidates(translation, count, min_length) for translation in translations]
             for exponent, weight in itertools.product(exponents, weights):
                 chosen = {"num_length_candidates": count, "length_normalization": exponent, "length_offset": 0.0}
                 chosen["consensus_weight"] = weight

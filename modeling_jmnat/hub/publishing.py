@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import pipeline as pipeline_module
+from .. import plain_text
 from ..configuration_jmnat import JMNatConfig
 from ..inference.loading import is_jmnat, load_translator
 from ..inference.onnx_runtime import GRAPHS_FOLDER, POSITIONS_FILE
@@ -37,11 +38,12 @@ AUTO_MAP = {"AutoModel": "modeling_jmnat.JMNatModel"}  # a save enters its own c
 # Files of an earlier build or push that must not stay beside new ones.
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 GRAPH_FILES = tuple(f"{GRAPHS_FOLDER}/{name}" for name in ("*.onnx", "output_weight*.safetensors", POSITIONS_FILE))
-REPLACED_FILES = (*WEIGHT_FILES, "*_jmnat.py", *GRAPH_FILES)
+CODE_FILES = ("*_jmnat.py", *(Path(module.__file__).name for module in (plain_text, pipeline_module)))
+REPLACED_FILES = (*WEIGHT_FILES, *CODE_FILES, *GRAPH_FILES)
 # All that a published model is made of; a training leaves more in its folder.
 PUBLISHED_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-    *(*WEIGHT_FILES, "*_jmnat.py", Path(pipeline_module.__file__).name),
+    *(*WEIGHT_FILES, *CODE_FILES),
     *("README.md", "[!.]*.png", f"{GRAPHS_FOLDER}/[!.]*"),
 )
 # What loading leaves among a tokenizer's options and would be saved with it.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase
 
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..utils.id_batches import pad_batch
@@ -81,7 +80,7 @@ class Glossary:
         terms = self.found(sentence).items()
         return {term: match for term, match in terms if not re.search(whole(term), translation)}
 
-    def check(self, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    def check(self, model: Any, tokenizer: Any) -> None:
         """ValueError for a backend that gives no probabilities, and for a term that the tokenizer cannot write."""
         if not isinstance(network_of(model), JMNatForConditionalGeneration):
             raise ValueError("a glossary needs a JM-NAT model and the backend torch or cuda_graphs")
@@ -95,11 +94,11 @@ def network_of(model: Any) -> Any:
     return model.model if isinstance(model, StaticShapeJMNat) else model
 
 
-def ids_of(tokenizer: PreTrainedTokenizerBase, term: str) -> list[int]:
+def ids_of(tokenizer: Any, term: str) -> list[int]:
     return tokenizer(text_target=term, add_special_tokens=False)["input_ids"]
 
 
-def words_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[list[int]]:
+def words_of(tokenizer: Any, ids: Sequence[int]) -> list[list[int]]:
     """Ids of each word (W); signs without a letter or digit are words of their own."""
     keys, number, before = [], 0, ""
     for index, token in enumerate(ids):
@@ -169,7 +168,7 @@ def shorten(words: list[list[int]], fixed: list[bool], most: int) -> None:
 
 def translate_with_terms(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     sentence: str,
     token_ids: Sequence[int],
     glossary: Glossary,
@@ -198,7 +197,7 @@ def translate_with_terms(
     options = {name: value for name, value in options.items() if name not in OF_CANDIDATES}
     options |= {"return_dict_in_generate": True, "num_return_sequences": 1}
     for anew in (True, False):  # not the word before a term, if it runs into the term
-        canvas = []
+        canvas: list[int] = []
         for word, stands, before_term in zip(words, fixed, [*fixed[1:], False], strict=True):
             canvas += [config.mask_token_id] * len(word) if anew and before_term and not stands else word
         canvas_ids = torch.tensor([[*canvas, config.eos_token_id]], device=model.device)

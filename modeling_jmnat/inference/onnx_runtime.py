@@ -91,7 +91,7 @@ def table_of_repeatable(model, options: JMNatOptions) -> torch.Tensor:
 
 # The export makes the graph's inputs and their defaults from this table, and `generate` what the graph is fed with.
 TRANSLATOR_INPUTS = (
-    *(TranslatorInput(x, np.int64, 0, x) for x in ("num_iterations", "length_shift")),
+    *(TranslatorInput(x, np.int64, 0, x) for x in ("num_iterations", "length_shift", "consensus_min_length")),
     *(TranslatorInput(x, np.int64, 1, x) for x in ("num_length_candidates", "num_return_sequences", "prune_to")),
     *(TranslatorInput(x, np.float32, 0, x) for x in ("length_offset", "length_normalization", "consensus_weight")),
     *(TranslatorInput(x, np.bool_, 0, x) for x in REPEAT_RULES),
@@ -105,7 +105,11 @@ TRANSLATOR_INPUTS = (
 # With any option beyond these at another value than its default, passes are run one by one.
 TRANSLATOR_OPTIONS = (*(each.option for each in TRANSLATOR_INPUTS if each.option), "return_dict_in_generate")
 OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
-ADDED_LATER = (*REPEAT_RULES, "length_shift")  # graphs of earlier exports lack these inputs, and `repeatable`
+ADDED_LATER = (
+    *REPEAT_RULES,
+    "length_shift",
+    "consensus_min_length",
+)  # graphs of earlier exports lack these inputs, and `repeatable`
 
 
 def translator_inputs(model: JMNatGenerationMixin, options: JMNatOptions) -> dict[str, np.ndarray]:

@@ -116,7 +116,8 @@ def check_options(model: Translator, generation: dict) -> None:
     """
     if is_jmnat(model):
         of_model = {name: value for name, value in generation.items() if name not in ARGUMENTS}
-        model._resolve_generation_options(None, of_model)
+        resolve: Any = model._resolve_generation_options
+        resolve(None, of_model)
         return
     for name, value in generation.items():
         if value is None:

@@ -281,13 +281,14 @@ def by_sentence(values, num_sources):
 
 
 @script()
-def scores(tokens, log_probs, lengths, positions, num_sources, offset, exponent, consensus_weight, eos_token):
+def scores(tokens, log_probs, lengths, positions, num_sources, offset, exponent, weight, min_length, eos_token):
     """`MaskPredict.scores` (B, P)."""
     of_candidates = by_sentence(candidate_scores(log_probs, lengths, positions, offset, exponent), num_sources)
-    if consensus_weight > 0.0:
+    if weight > 0.0:
         ends = by_sentence(first_end(tokens, lengths, positions, eos_token), num_sources)
         tokens = op.Reshape(tokens, op.Concat(op.Shape(ends), op.Shape(positions), axis=0))
-        total = of_candidates + consensus_weight * consensus(tokens, ends, positions)
+        counts = op.ReduceMin(ends, [1], keepdims=1) >= min_length  # (B, 1)
+        total = of_candidates + weight * op.Cast(counts, to=FLOAT) * consensus(tokens, ends, positions)
     else:
         total = op.Identity(of_candidates)
     return total

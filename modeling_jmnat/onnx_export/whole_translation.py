@@ -91,6 +91,7 @@ class TranslatorWriter:
         canvas = graph.loop(PASS, num_passes, passes.one_pass, (tokens, *TOKENS), (log_probs, *LOG_PROBS))
         texts = without(*canvas, lengths, self.positions, options.collapse_repeats, *vocabulary)
         scoring = options.length_offset, options.length_normalization, options.consensus_weight
+        scoring += (options.consensus_min_length,)
         scores = graph.call(steps.scores, *texts, self.positions, self.num_sources, *scoring, self.config.eos_token_id)
         scores, best = graph.call(steps.choose_best, scores, num_kept, graph.add("Not", is_last))
         tokens, log_probs, lengths = (

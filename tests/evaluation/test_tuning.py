@@ -112,6 +112,8 @@ def test_the_best_text_by_hand():
     assert best_text(tried_candidates(translation, 2), 1.0) == "a"  # of lengths 4 and 2
     assert best_text(tried_candidates(translation, 3), 1.0, 10.0) == "b c"  # consensus: 0.283, 0.271, 0.155
     assert best_text(tried_candidates(translation, 3), 1.0, 20.0) == "a"
+    assert best_text(tried_candidates(translation, 3, min_length=2), 1.0, 20.0) == "a"
+    assert best_text(tried_candidates(translation, 3, min_length=3), 1.0, 20.0) == "b c"  # "a" has two tokens
     assert best_text(tried_candidates(translation, 1), 1.0) == "d e f"
     assert best_text(tried_candidates(Translation("", [("", 0.0)]), 4), 2.0) == ""
 

@@ -309,7 +309,8 @@ def slow_ranking(candidates):
     """Candidates of one source by their scores and what they have in common, best first, as they are returned."""
     candidates = [candidate.finished() for candidate in candidates]
     for candidate in candidates:
-        weight = candidate.options["consensus_weight"]
+        shortest = min(len(other.text()) for other in candidates)
+        weight = candidate.options["consensus_weight"] * (shortest >= candidate.options["consensus_min_length"])
         candidate.final_score = candidate.score() + weight * slow_consensus(candidate, candidates)
     return sorted(candidates, key=lambda candidate: -candidate.final_score)
 
@@ -324,6 +325,7 @@ DEFAULTS = {
     "length_normalization": 1.0,
     "length_offset": 0.0,
     "consensus_weight": 0.0,
+    "consensus_min_length": 0,
     "num_return_sequences": 1,
     "prune_candidates": None,
     "prune_to": 1,

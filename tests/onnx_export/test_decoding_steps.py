@@ -89,8 +89,8 @@ def test_new_values_are_put_where_they_belong(candidates):
         assert torch.equal(run(steps.put, tokens, columns, valid, new), expected)
 
 
-@pytest.mark.parametrize("weight", [0.0, 2.5])
-def test_scores(weight, candidates):
+@pytest.mark.parametrize(("weight", "min_length"), [(0.0, 0), (2.5, 0), (2.5, 2)])
+def test_scores(weight, min_length, candidates):
     lengths, positions, tokens, log_probs = candidates
     options = JMNatOptions(length_offset=1.5, length_normalization=0.7)
     shape = (SENTENCES, CANDIDATES)
@@ -100,12 +100,15 @@ def test_scores(weight, candidates):
     expected = candidate_scores(log_probs.masked_fill(log_probs == math.inf, 0.0), lengths, options).view(shape)
     shares = consensus(tokens.view(*shape, -1), ends.view(shape), torch.ones(shape, dtype=torch.bool))
     assert len(shares.unique()) > 6
+    counts = ends.view(shape).amin(dim=1, keepdim=True) >= min_length
+    assert bool(counts.all()) == (min_length == 0)
+    assert counts.any()
     found = run(
         steps.scores,
         *(tokens, log_probs, lengths, positions, torch.tensor([SENTENCES])),
-        *(options.length_offset, options.length_normalization, weight, 2),
+        *(options.length_offset, options.length_normalization, weight, min_length, 2),
     )
-    torch.testing.assert_close(found, expected + weight * shares)
+    torch.testing.assert_close(found, expected + weight * counts * shares)
 
 
 def test_the_best_candidates_in_either_order():

@@ -56,6 +56,7 @@ OPTIONS = {
     "suppressed": {"suppress_tokens": [0, 1, 4, 7, 11, 15]},
     "consensus": {"consensus_weight": 5.0, "num_length_candidates": 4},
     "consensus_n_best": {"consensus_weight": 5.0, "num_return_sequences": 3, "length_normalization": 1.5},
+    "consensus_of_long_texts": {"consensus_weight": 5.0, "consensus_min_length": 5, "num_length_candidates": 3},
     "consensus_of_one": {"consensus_weight": 5.0, "num_length_candidates": 1},
     "pruned_to_two": {"prune_candidates": 1, "prune_to": 2, "num_length_candidates": 5, "consensus_weight": 5.0},
     "pruned_n_best": {"prune_candidates": 2, "num_return_sequences": 2, "num_length_candidates": 5},
@@ -174,7 +175,14 @@ def test_a_graph_of_an_earlier_export_is_fed_what_it_knows(tmp_path, monkeypatch
     """It has no inputs for repeats and `length_shift`: with these options passes run one by one."""
     model, exported = both(tmp_path, 63)
     sources, translator = random_sources(model, 6, 63), exported.translator
-    later = ("remask_repeats", "delete_repeats", "collapse_repeats", "length_shift", "repeatable")
+    later = (
+        "remask_repeats",
+        "delete_repeats",
+        "collapse_repeats",
+        "length_shift",
+        "consensus_min_length",
+        "repeatable",
+    )
 
     class Earlier:
         calls = 0
@@ -220,7 +228,7 @@ def test_inputs_of_the_translator_keep_their_names_types_and_shapes(ngram_size, 
         found[value.name] = tensor.elem_type, [dim.dim_value or None for dim in tensor.shape.dim]
     whole, number, boolean = TensorProto.INT64, TensorProto.FLOAT, TensorProto.BOOL
     expected = {name: (whole, [None, None]) for name in ("input_ids", "attention_mask")}
-    expected |= {name: (whole, []) for name in ("num_iterations", "prune_candidates")}
+    expected |= {name: (whole, []) for name in ("num_iterations", "prune_candidates", "consensus_min_length")}
     ones = ("num_length_candidates", "num_return_sequences", "prune_to", "max_length")
     expected |= {name: (whole, [1]) for name in ones}
     expected |= {name: (number, []) for name in ("length_offset", "length_normalization", "consensus_weight")}
