@@ -257,7 +257,10 @@ class JMNatTranslationPipeline(ChunkPipeline):
             if output.history is not None:
                 passes = output.history[: int(output.num_passes[index])]
                 result["history"] = [
-                    [sentence.write(show_canvas(self.tokenizer, turn.canvas[index, best].tolist())) for turn in passes]
+                    [
+                        sentence.write(show_canvas(self.tokenizer, turn.canvas[index, best].tolist()), is_draft=True)
+                        for turn in passes
+                    ]
                     for best in output.best_candidates[index].tolist()
                 ]
             results.append(result)

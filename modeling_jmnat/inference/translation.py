@@ -225,7 +225,7 @@ def _translate_pieces(
                 fields |= _with_terms(model, tokenizer, sentence.text, fields, glossary, generation)
             fields["candidates"] = [(sentence.write(text), score) for text, score in fields["candidates"]]
             if "canvases" in fields:
-                fields["canvases"] = [sentence.write(canvas) for canvas in fields["canvases"]]
+                fields["canvases"] = [sentence.write(canvas, is_draft=True) for canvas in fields["canvases"]]
             results[index] = fields
         missing.subtract(pieces[index][0] for index in indices)
         advance(sum(missing[number] == 0 for number in {pieces[index][0] for index in indices}))

@@ -83,7 +83,10 @@ def test_long_lines_are_cut_at_clauses_into_pieces_that_fit(student, tokenizer):
     for text in (WORDS[3] * 400, "日" * 300, "a" * 100_000, f"{WORDS[3]} " * 300):
         (line,) = LineReader(student, tokenizer, long_lines="split").read([text])
         assert all(len(ids) <= longest for ids in line.ids)
-        pieces = [tokenizer.decode(ids, skip_special_tokens=True) for ids in line.ids]
+        pieces = [
+            tokenizer.decode(ids, skip_special_tokens=True) if sentence.translation is None else sentence.translation
+            for ids, sentence in zip(line.ids, line.sentences, strict=True)
+        ]
         assert (
             "".join(piece["before"] + text + piece["after"] for piece, text in zip(line.pieces, pieces, strict=True))
             == text
