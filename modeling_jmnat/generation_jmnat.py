@@ -229,10 +229,11 @@ class JMNatGenerationMixin(GenerationMixin):
         training, input_ids = {name: kwargs.pop(name, None) for name in OF_TRAINING}, kwargs.pop("input_ids", inputs)
         targets, given_mask = training["encoder_targets"], kwargs.pop("decoder_attention_mask", None)
         if targets is not None and input_ids is not None:  # the source as it was before masking
+            if targets.shape != input_ids.shape:
+                raise ValueError(f"encoder_targets has shape {(*targets.shape,)}, input_ids {(*input_ids.shape,)}")
             input_ids = torch.where(targets == -100, input_ids, targets)
-        canvas = None
-        if decoder_input_ids is not None and all(value is None for value in training.values()):
-            canvas = check_canvas(decoder_input_ids, given_mask, self.config)
+        is_canvas = decoder_input_ids is not None and all(value is None for value in training.values())
+        canvas = check_canvas(decoder_input_ids, given_mask, self.config) if is_canvas else None
         source = {name: kwargs.pop(name, None) for name in ("attention_mask", "inputs_embeds", "encoder_outputs")}
         kwargs = {name: value for name, value in kwargs.items() if name not in IGNORED_ARGUMENTS}
         options = self._resolve_generation_options(generation_config, kwargs)

@@ -30,16 +30,8 @@ LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overf
 PIPELINE_FILE = "pipeline.py"
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "mask_token_id")
 SIZES = (
-    "vocab_size",
-    "d_model",
-    "encoder_layers",
-    "encoder_attention_heads",
-    "encoder_ffn_dim",
-    "decoder_layers",
-    "decoder_attention_heads",
-    "decoder_ffn_dim",
-    "max_position_embeddings",
-    "ngram_size",
+    *("vocab_size", "d_model", "max_position_embeddings", "ngram_size"),
+    *(f"{half}_{size}" for half in ("encoder", "decoder") for size in ("layers", "attention_heads", "ffn_dim")),
 )
 
 
@@ -82,10 +74,11 @@ class JMNatConfig(PreTrainedConfig):
         "num_hidden_layers": "encoder_layers",
     }
     # What an evaluation loop need not gather: everything but `logits`.
-    keys_to_ignore_at_inference = (
-        "nll_loss encoder_loss ngram_loss length_loss length_logits encoder_logits decoder_hidden_states "
-        "decoder_attentions cross_attentions encoder_last_hidden_state encoder_hidden_states encoder_attentions"
-    ).split()
+    keys_to_ignore_at_inference = [
+        *("nll_loss", "encoder_loss", "ngram_loss", "length_loss", "length_logits", "encoder_logits"),
+        *("decoder_hidden_states", "decoder_attentions", "cross_attentions"),
+        *("encoder_last_hidden_state", "encoder_hidden_states", "encoder_attentions"),
+    ]
 
     vocab_size: int = 32000
     d_model: int = 512
@@ -218,6 +211,7 @@ class JMNatOptions:
     length_normalization: float = 1.0
     length_offset: float = 0.0
     consensus_weight: float = 0.0
+    consensus_min_length: int = 0
     num_return_sequences: int = 1
     prune_candidates: int | None = None
     prune_to: int = 1
@@ -263,6 +257,10 @@ class JMNatOptions:
             )
 
     def _check_numbers(self) -> None:
+        if not is_count(self.consensus_min_length, 0):
+            raise ValueError(
+                f"consensus_min_length={self.consensus_min_length!r} must be a whole number of at least 0"
+            )
         if not is_count(self.length_shift, -LARGEST_SHIFT) or self.length_shift > LARGEST_SHIFT:
             raise ValueError(
                 f"length_shift={self.length_shift!r} must be a whole number in [-{LARGEST_SHIFT}, {LARGEST_SHIFT}]"
@@ -308,6 +306,7 @@ class JMNatGenerationConfig(GenerationConfig):
         consensus_weight: weight of a candidate's consensus, the share (0 to 1) of its tokens and pairs of tokens that
             it has in common with each other candidate, on average; it is added to the score by which the best are
             chosen and others given up, and costs no pass. 0.5 to 2 help, more the more candidates there are (0.0).
+        consensus_min_length: where a candidate is shorter, it does not count: the long ones have more in common (0).
         num_return_sequences: n-best, at most C; as many candidates stay to the end, and one of them may win that
             a search for a single one gives up (1).
         prune_candidates: the pass after which only the best candidates go on (None).

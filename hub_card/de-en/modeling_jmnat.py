@@ -259,9 +259,9 @@ class JMNatDecoderLayer(JMNatLayer):
     def forward(
         self,
         hidden_states: torch.Tensor | None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: Any = None,
+        positions: Any = None,
+        attention_mask: Any = None,
         encoder_attention_mask: torch.Tensor | None = None,
         position_probs: torch.Tensor | None = None,
         encoder_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -384,7 +384,7 @@ class JMNatStack(JMNatPreTrainedModel):
         table = sinusoidal_positions(length, self.config.d_model, positions.device, first, of_marian=first == 0)
         return F.embedding(positions, table).to(dtype)
 
-    def embed(self, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+    def embed(self, input_ids: Any, inputs_embeds: Any) -> torch.Tensor:
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(f"{type(self).__name__} needs exactly one of token ids and embeddings")
         if inputs_embeds is None:

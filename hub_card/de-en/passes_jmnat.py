@@ -443,5 +443,6 @@ class MaskPredict:
             scores = candidate_scores(log_probs, lengths, options)
         if options.consensus_weight and options.num_length_candidates > 1:
             ends = first_end(tokens, lengths, self.model.config.eos_token_id)
-            scores = scores + options.consensus_weight * consensus(tokens, ends, ~self.given_up)
+            counts = ends.amin(dim=1, keepdim=True) >= options.consensus_min_length  # (B, 1)
+            scores = scores + options.consensus_weight * counts * consensus(tokens, ends, ~self.given_up)
         return scores.masked_fill(self.given_up, -math.inf)

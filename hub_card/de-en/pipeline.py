@@ -161,7 +161,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
             generation["output_history"] = return_history
         return {name: value for name, value in splitting.items() if value is not None}, generation, {}
 
-    def __call__(self, inputs: str | Iterable[str], *args, **kwargs):
+    def __call__(self, inputs: Any, *args, **kwargs):
         if isinstance(inputs, (list, tuple)):
             results = super().__call__(list(inputs), *args, **kwargs) if inputs else []
             return [records[0] for records in results] if all(len(records) == 1 for records in results) else results
@@ -186,11 +186,12 @@ class JMNatTranslationPipeline(ChunkPipeline):
             split_sentences = getattr(config, "split_sentences", True)
         language = src_lang or getattr(config, "source_language", None) or "en"
         pieces = sentences_of(text, language) if split_sentences else [text]
-        read = [part for piece in pieces for part in self.read(piece, long_lines)]
-        if None in read:
-            read = list(self.read("", long_lines))
-        for number, part in enumerate(read, start=1):
-            yield {**part, "is_last": number == len(read)}
+        parts = [part for piece in pieces for part in self.read(piece, long_lines)]
+        whole = [part for part in parts if part is not None]
+        if len(whole) < len(parts):
+            whole = [part for part in self.read("", long_lines) if part is not None]
+        for number, part in enumerate(whole, start=1):
+            yield {**part, "is_last": number == len(whole)}
 
     def read(self, piece: str, long_lines: str) -> Iterator[dict | None]:
         """A piece, or the parts of one that is too long: `input_ids` and `attention_mask` (1, S), and white space.
@@ -256,7 +257,10 @@ class JMNatTranslationPipeline(ChunkPipeline):
             if output.history is not None:
                 passes = output.history[: int(output.num_passes[index])]
                 result["history"] = [
-                    [sentence.write(show_canvas(self.tokenizer, turn.canvas[index, best].tolist())) for turn in passes]
+                    [
+                        sentence.write(show_canvas(self.tokenizer, turn.canvas[index, best].tolist()), is_draft=True)
+                        for turn in passes
+                    ]
                     for best in output.best_candidates[index].tolist()
                 ]
             results.append(result)

@@ -8,6 +8,7 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 from tokenizers import Regex, normalizers
@@ -59,6 +60,11 @@ FILE_TYPES = (
 NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
 NUMBER = r"\d+(?:[.,:/'’-]\d+)*"
 BULLETS = "•‣⁃∙\u200d\ufe0f"  # those that are no symbols to Unicode, and what joins emoji
+ANY_MARK = re.compile(f"[{''.join(MARKS)}]")
+NO_SPACE = re.compile(r"\S+")
+EDGE_SIGNS = re.compile(r"""^["'“”„«»(\[]+|["'“”«»)\],.;:!?…]+$""")  # around a word
+SHORT_NUMBER = re.compile(r"\d{1,2}")
+MENDED_FROM = 0.5  # share of characters that a spoilt copy has in common with what it should be
 WORD = re.compile(r"[^\W\d_]+")
 # What a translation copies, the most special first. `protect` adds words with characters that have no piece.
 COPIED = re.compile(
@@ -101,40 +107,42 @@ def find_copied(tokenizer, text: str) -> list[tuple[int, int]]:
 
 
 def _kind(tokenizer, character: str) -> str:
-    """u: unknown, i: invisible, w: of a word, a space, or - for another sign."""
+    """u: unknown, i: invisible, w: of a word, a space, or - for another sign. ASCII and punctuation are known."""
     if character.isspace():
         return " "
     if clean_text(f"\U0001f3f4{character}") == "\U0001f3f4":  # even behind a flag, to which invisible tags belong
         return "i"
+    if character.isascii() or (unicodedata.category(character)[0] == "P" and character not in BULLETS):
+        return "w" if character.isalnum() else "-"
     return "u" if tokenizer.is_unknown(character) else "w" if character.isalnum() else "-"
 
 
-def protect(tokenizer, text: str, first: int = 0, items: Sequence[str] | None = None) -> tuple[str, list[str]]:
-    """Put marks in the place of what is to be copied: numbers, addresses, markup, words in unknown characters.
+def put_marks(text: str, spans: Sequence[tuple[int, int]], items: Sequence[str], first: int = 0) -> str:
+    """A text with marks in the place of those of its spans that hold one of the first ten `items`.
 
     Args:
-        first: number of the first mark; items that stand twice share one, and at most ten are marked.
-        items: mark these wherever they stand, instead of looking for some: the other side of a training pair.
-
-    Returns:
-        The text with marks, and what they stand for: `restore` puts it back into a translation. Where the vocabulary
-        has no marks, the text as it is and nothing.
+        first: number of the mark of the first item.
     """
-    if not getattr(tokenizer, "has_marks", False):
-        return text, []
-    if items is None:
-        spans = find_copied(tokenizer, text)
-        items = list(dict.fromkeys(text[begin:end] for begin, end in spans))[: len(MARKS)]
-    else:
-        longest_first = "|".join(map(re.escape, sorted(items, key=len, reverse=True)))
-        found = re.finditer(rf"(?<![^\W_])(?:{longest_first})(?!\d)", text) if items else ()
-        spans = [match.span() for match in found]
-    marks = {item: MARKS[(first + number) % len(MARKS)] for number, item in enumerate(items)}
+    marks = {item: MARKS[(first + number) % len(MARKS)] for number, item in enumerate(items[: len(MARKS)])}
     pieces, position = [], 0
     for begin, end in spans:
         pieces += [text[position:begin], marks.get(text[begin:end], text[begin:end])]
         position = end
-    return "".join([*pieces, text[position:]]), list(items)
+    return "".join([*pieces, text[position:]])
+
+
+def protect(tokenizer, text: str) -> tuple[str, list[str]]:
+    """Put marks in the place of what is to be copied: numbers, addresses, markup, words in unknown characters.
+
+    Returns:
+        The text with marks, and what they stand for, for `restore`: items that stand twice share a mark, and at most
+        ten are marked. Where the vocabulary has no marks, the text as it is and nothing.
+    """
+    if not tokenizer.has_marks:
+        return text, []
+    spans = find_copied(tokenizer, text)
+    items = list(dict.fromkeys(text[begin:end] for begin, end in spans))[: len(MARKS)]
+    return put_marks(text, spans, items), items
 
 
 def protect_pair(tokenizer, source: str, target: str) -> tuple[str, str]:
@@ -143,21 +151,75 @@ def protect_pair(tokenizer, source: str, target: str) -> tuple[str, str]:
     One pair in eight also has its names marked, so that marks are learned in every place of a sentence. Which one, and
     the first mark, depends on the source alone: every mark is trained as often as the others.
     """
-    if not getattr(tokenizer, "has_marks", False):
+    if not tokenizer.has_marks:
         return source, target
     drawn = zlib.crc32(source.encode())
     items = protect(tokenizer, source)[1]
     if drawn % 8 == 0:
         items += [name for name in NAMES.findall(source) if name not in items]
-    items = [item for item in items if protect(tokenizer, target, items=[item])[0] != target][: len(MARKS)]
+    items = [item for item in items if spans_of([item], target)]
     first = drawn // 8
-    return protect(tokenizer, source, first, items)[0], protect(tokenizer, target, first, items)[0]
+    marked = (put_marks(text, spans_of(items, text), items, first) for text in (source, target))
+    return next(marked), next(marked)
+
+
+def spans_of(items: Sequence[str], text: str) -> list[tuple[int, int]]:
+    """Where one of the items stands, not as a part of another word or number; the longest of several counts."""
+    longest_first = "|".join(map(re.escape, sorted(items, key=len, reverse=True)))
+    return [match.span() for match in re.finditer(rf"(?<![^\W_])(?:{longest_first})(?!\d)", text)] if items else []
 
 
 def restore(text: str, items: Sequence[str]) -> str:
-    """A translation with `items` in the place of their marks; marks that stand for nothing are dropped."""
-    replacements = dict(zip(MARKS, items, strict=False))
-    return re.sub(f"[{''.join(MARKS)}]", lambda match: replacements.get(match[0], ""), text)
+    """A translation with `items` in the place of their marks.
+
+    A mark that stands for nothing, or comes once more while another item has none, stands for the first such item.
+    """
+    of_items = dict(zip(MARKS, items, strict=False))
+    waiting = [item for mark, item in of_items.items() if mark not in text]
+    seen: set[str] = set()
+
+    def item_of(match: re.Match) -> str:
+        mark = match[0]
+        if mark in of_items and not (mark in seen and waiting):
+            seen.add(mark)
+            return of_items[mark]
+        return waiting.pop(0) if waiting else ""
+
+    return ANY_MARK.sub(item_of, text)
+
+
+def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
+    """A translation in which each item of its source stands as it is there.
+
+    What looks most like a missing item gives way to it, if half of it is alike. Otherwise the item is put where it
+    stands in the source, in words; but a number of one or two digits may well have become a word.
+    """
+    for item in dict.fromkeys(items):
+        if item in translation:
+            continue
+        if clean_text(item) in translation:  # with white space of another kind
+            translation = translation.replace(clean_text(item), item)
+            continue
+        words = [match.span() for match in NO_SPACE.finditer(translation)]
+        others = [other for other in items if other in translation]
+        best, begin, end = MENDED_FROM, -1, -1
+        for first in range(len(words)):
+            for last in range(first, min(first + len(item.split()) + 2, len(words))):
+                found = EDGE_SIGNS.sub("", translation[words[first][0] : words[last][1]])
+                alike = SequenceMatcher(None, found, item, autojunk=False).ratio()
+                if alike > best and not any(other in found for other in others):
+                    begin = translation.index(found, words[first][0])
+                    best, end = alike, begin + len(found)
+        if begin >= 0:
+            translation = translation[:begin] + item + translation[end:]
+        elif not SHORT_NUMBER.fullmatch(item):
+            before, _, after = source.partition(item)
+            share = len(before.split()) / max(1, len(before.split()) + len(after.split()))
+            place = min(round(share * len(words)), len(words))
+            at = words[place][0] if place < len(words) else len(translation.rstrip(".!?"))
+            inserted = f"{item} " if place < len(words) else f" {item}" if words else item
+            translation = translation[:at] + inserted + translation[at:]
+    return translation
 
 
 # Capitals and small letters ------------------------------------------------------------------------------------------
@@ -202,7 +264,8 @@ class Sentence:
 
     Args:
         text: for the tokenizer, with marks and in letters that the model knows.
-        items: what the marks stand for.
+        source: the sentence as it was, without the signs `around` it.
+        items: what its translation copies; marks stand for the first ten, if the vocabulary has them.
         around: signs before and after it that the vocabulary does not know (a bullet, an emoji), with their spaces.
         capitals: whether the translation is written in capitals.
         translation: known without the model: nothing for a sentence without characters, and the sentence itself
@@ -210,6 +273,7 @@ class Sentence:
     """
 
     text: str
+    source: str = ""
     items: tuple[str, ...] = ()
     around: tuple[str, str] = ("", "")
     capitals: bool = False
@@ -222,26 +286,29 @@ class Sentence:
             return cls(sentence, translation=None if sentence else "")
         if not tokenizer.normalize_text(sentence):
             return cls("", translation="")
-        core = sentence.strip(
-            "".join(sign for sign in {*sentence} if sign.isspace() or is_unknown_sign(sign, tokenizer))
-        )
-        if not core:
+        around = {sign for sign in sentence if sign.isspace() or is_unknown_sign(sign, tokenizer)}
+        core = sentence.strip("".join(around))
+        spans = find_copied(tokenizer, core)
+        items = tuple(dict.fromkeys(core[begin:end] for begin, end in spans))
+        text = put_marks(core, spans, items)
+        if not core or (items and not any(map(str.isalpha, text))):
             return cls(sentence, translation=sentence)
-        text, items = protect(tokenizer, core)
-        if items and not any(map(str.isalpha, text)):
-            return cls(text, translation=sentence)
-        before, after = sentence.split(core, 1)
-        capitals = not tokenizer.lowercase and in_capitals(text)
-        if capitals or (not tokenizer.lowercase and in_small_letters(text)):
+        written = text if tokenizer.has_marks else core  # without marks the letters of items are read as well
+        capitals = not tokenizer.lowercase and in_capitals(written)
+        if capitals or (not tokenizer.lowercase and in_small_letters(written)):
             text = truecased(tokenizer, text.lower())
-        return cls(text, tuple(items), (before, after), capitals)
+        if not tokenizer.has_marks:
+            text = restore(text, items)
+        before, after = sentence.split(core, 1)
+        return cls(text, core, items, (before, after), capitals)
 
-    def write(self, translation: str) -> str:
-        """The translation of `text` as that of the sentence."""
+    def write(self, translation: str, is_draft: bool = False) -> str:
+        """The translation of `text` as that of the sentence; what a draft lacks is still to come."""
         if self.translation is not None:
             return self.translation
         before, after = self.around
-        return before + restore(translation.upper() if self.capitals else translation, self.items) + after
+        translation = restore(translation.upper() if self.capitals else translation, self.items)
+        return before + (translation if is_draft else mend_copies(translation, self.source, self.items)) + after
 
 
 def is_unknown_sign(character: str, tokenizer) -> bool:

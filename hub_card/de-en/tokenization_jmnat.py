@@ -424,19 +424,21 @@ def _with_pieces(tokenizer: Tokenizer, pieces: Sequence[str], clean: normalizers
     return tokenizer
 
 
-def with_marks(tokenizer: JMNatTokenizer) -> JMNatTokenizer:
-    """A tokenizer of `train_joint_tokenizer` that cleans its text and has marks, whose ids follow those that it has.
+def renewed(tokenizer: JMNatTokenizer, marks: bool = False) -> JMNatTokenizer:
+    """A tokenizer of `train_joint_tokenizer` as it is trained today: it cleans its text. Clean text keeps its ids.
 
-    Its model needs `resize_token_embeddings(len(tokenizer))` and some training on marked text.
+    Args:
+        marks: whether to append marks. The model then needs `resize_token_embeddings(len(tokenizer))`, and training on
+            marked text.
 
     Raises:
-        ValueError: it has marks, or it is none of `train_joint_tokenizer`.
+        ValueError: it is none of `train_joint_tokenizer`, or has marks.
     """
     backend = tokenizer.backend_tokenizer
     if tokenizer.has_marks or BYTE_TOKENS[0] not in tokenizer.get_vocab():
         raise ValueError("tokenizer must be one of train_joint_tokenizer that has no marks yet")
-    renewed = copy.deepcopy(tokenizer)
+    copied = copy.deepcopy(tokenizer)
     clean = text_normalizer(lowercase=tokenizer.lowercase)
-    renewed._tokenizer = _with_pieces(backend, (*BYTE_TOKENS, *MARK_PIECES), clean)
-    renewed._tokenizer.post_processor = backend.post_processor
-    return renewed
+    copied._tokenizer = _with_pieces(backend, (*BYTE_TOKENS, *MARK_PIECES) if marks else BYTE_TOKENS, clean)
+    copied._tokenizer.post_processor = backend.post_processor
+    return copied

@@ -12,7 +12,7 @@ from modeling_jmnat.utils.text_files import read_parallel
 from tests.helpers.teacher_samples import random_lines, random_teacher
 
 BROKEN = {"de": "Ein Hund\nschläft.", "en": "A dog\r\nsleeps.\n"}
-WHOLE = ("Ein Hund schläft.", "A dog  sleeps.")
+WHOLE = ("Ein Hund schläft.", "A dog sleeps.")
 
 
 def distilled(folder):
@@ -34,7 +34,7 @@ def folder(tmp_path):
     named = {"dataset_name": str(tmp_path / "hub"), "source_lang": "de", "target_lang": "en", "vocab_size": 330}
     prepare(PreparationArguments(output_dir=str(tmp_path / "data"), **named))
     tokenizer = load_prepared(tmp_path / "data")[1]
-    random_teacher(tokenizer).save_pretrained(tmp_path / "teacher")
+    random_teacher(tokenizer, seed=1).save_pretrained(tmp_path / "teacher")
     tokenizer.save_pretrained(tmp_path / "teacher")
     return tmp_path
 
@@ -57,7 +57,7 @@ def test_line_breaks_of_a_data_set_leave_pairs_in_place(folder):
 def test_line_breaks_in_data_of_an_earlier_version_are_refused(folder):
     for name in ("train", "test"):
         data = load_from_disk(str(folder / "data" / "dataset"))
-        data[name] = data[name].map(lambda row: row | {"target": row["target"].replace("dog  ", "dog\n")})
+        data[name] = data[name].map(lambda row: row | {"target": row["target"].replace("dog ", "dog\n")})
         data.save_to_disk(str(folder / "new"))
         (folder / "data" / "dataset").rename(folder / f"before_{name}")
         (folder / "new").rename(folder / "data" / "dataset")

@@ -21,10 +21,10 @@ from modeling_jmnat.tokenization_jmnat import (
     SPECIAL_TOKENS,
     JMNatTokenizer,
     moses_tool,
+    renewed,
     repeatable_tokens,
     show_canvas,
     train_joint_tokenizer,
-    with_marks,
 )
 
 CORPUS = Path(__file__).resolve().parents[2] / "run_scripts" / "demo_data" / "libreoffice-help"
@@ -203,7 +203,7 @@ def test_use_does_not_change_the_hash_of_a_tokenizer(tokenizer, moses):
 
 
 def test_marks_follow_the_ids_that_there_were(texts, tokenizer, tmp_path):
-    marked = with_marks(tokenizer)
+    marked = renewed(tokenizer, marks=True)
     assert not tokenizer.has_marks
     assert marked.has_marks
     assert len(marked) == len(tokenizer) + len(MARK_PIECES)
@@ -220,7 +220,7 @@ def test_marks_follow_the_ids_that_there_were(texts, tokenizer, tmp_path):
         assert other.decode(ids, skip_special_tokens=True) == f"Die Seite {first}, ({second}) {first}"
         assert not other.known_characters & {*MARKS}
         with pytest.raises(ValueError, match="must be one of train_joint_tokenizer that has no marks yet"):
-            with_marks(other)
+            renewed(other)
 
 
 def test_tokenizers_of_before_read_text_as_before():
@@ -228,6 +228,11 @@ def test_tokenizers_of_before_read_text_as_before():
     ids = shipped("ein\u00a0hund\u200b")["input_ids"]
     assert shipped.decode(ids, skip_special_tokens=True) == "ein\u00a0hund\u200b"
     assert not shipped.has_marks
+    today = renewed(shipped)
+    assert today("ein\u00a0hund\u200b")["input_ids"] == shipped("ein hund")["input_ids"]
+    assert today.lowercase
+    assert not today.has_marks
+    assert len(today) == len(shipped)
 
 
 def test_first_word_has_the_same_piece_as_elsewhere(tokenizer):
