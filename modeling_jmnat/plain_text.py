@@ -59,10 +59,12 @@ FILE_TYPES = (
 )
 NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
 NUMBER = r"\d+(?:[.,:/'’-]\d+)*"
-BULLETS = "•‣⁃∙\u200d\ufe0f"  # those that are no symbols to Unicode, and what joins emoji
+BULLETS = "•‣⁃∙\ufe0f"  # those that are no symbols to Unicode, and the mark of emoji
+ZERO_WIDTH_JOINER = "\u200d"
 ANY_MARK = re.compile(f"[{''.join(MARKS)}]")
 NO_SPACE = re.compile(r"\S+")
 EDGE_SIGNS = re.compile(r"""^["'“”„«»(\[]+|["'“”«»)\],.;:!?…]+$""")  # around a word
+LONE_LETTER = re.compile(r"[\W\d_]*[A-HJ-Zb-z][\W\d_]*")  # of a list or a formula; "I" and "a" are words
 SHORT_NUMBER = re.compile(r"\d{1,2}")
 MENDED_FROM = 0.5  # share of characters that a spoilt copy has in common with what it should be
 WORD = re.compile(r"[^\W\d_]+")
@@ -87,7 +89,7 @@ COPIED = re.compile(
             r"(?<![\w.,])[+-]?\d{1,3}(?:[ \xa0\u2009\u202f]\d{3})+(?!\d)(?:[.,]\d+)?(?:[ \xa0\u202f]?[€$£¥](?!\w))?",
             rf"(?<![\w.,])[+-]?{NUMBER}[ \xa0\u202f]?[€$£¥](?!\w)|(?<![\w.,])\+\d{{1,3}}(?:[ /-]?(?:\(\d+\)|\d+))+",
             r"\b\d{4}-\d\d-\d\dT[\d:.]*\d(?:Z|[+-]\d\d:?\d\d)?|(?<!\w)[A-Z]{1,5}-?\d[\w-]*(?:\.\d+)*",
-            r"(?<![\w.,])[v+-]?\d+(?:[.,:/'’-]\d+)+|(?:(?<![\w)\]])[+-])?(?<![^\W\d_])(?:\d{3,}|\d{1,2}(?!\d|\.\s))",
+            r"(?<![\w.,])[v+-]?\d+(?:[.,:/'’-]\d+)+|(?:(?<![\w)\]])[+-])?(?<![^\W_])(?:\d{3,}|\d{1,2}(?!\d|\.\s))",
         )
     )
 )
@@ -195,31 +197,46 @@ def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
     stands in the source, in words; but a number of one or two digits may well have become a word.
     """
     for item in dict.fromkeys(items):
-        if item in translation:
+        cleaned = clean_text(item)
+        if cleaned not in ("", item) and item not in translation:  # the white space in it is of another kind
+            translation = translation.replace(cleaned, item)
+        if places(item, translation):
             continue
-        if clean_text(item) in translation:  # with white space of another kind
-            translation = translation.replace(clean_text(item), item)
-            continue
+        taken = {place for other in items for span in places(other, translation) for place in range(*span)}
         words = [match.span() for match in NO_SPACE.finditer(translation)]
-        others = [other for other in items if other in translation]
-        best, begin, end = MENDED_FROM, -1, -1
-        for first in range(len(words)):
-            for last in range(first, min(first + len(item.split()) + 2, len(words))):
-                found = EDGE_SIGNS.sub("", translation[words[first][0] : words[last][1]])
-                alike = SequenceMatcher(None, found, item, autojunk=False).ratio()
-                if alike > best and not any(other in found for other in others):
-                    begin = translation.index(found, words[first][0])
-                    best, end = alike, begin + len(found)
-        if begin >= 0:
-            translation = translation[:begin] + item + translation[end:]
+        spoilt = most_alike(item, translation, words, taken)
+        if spoilt is not None:
+            translation = translation[: spoilt[0]] + item + translation[spoilt[1] :]
         elif not SHORT_NUMBER.fullmatch(item):
             before, _, after = source.partition(item)
             share = len(before.split()) / max(1, len(before.split()) + len(after.split()))
-            place = min(round(share * len(words)), len(words))
-            at = words[place][0] if place < len(words) else len(translation.rstrip(".!?"))
-            inserted = f"{item} " if place < len(words) else f" {item}" if words else item
-            translation = translation[:at] + inserted + translation[at:]
+            starts = [begin for begin, _ in words if not {begin - 1, begin} <= taken]  # not within another item
+            place = round(share * len(starts))
+            if place < len(starts):
+                translation = f"{translation[: starts[place]]}{item} {translation[starts[place] :]}"
+            else:
+                end = len(translation.rstrip(".!?"))
+                translation = f"{translation[:end]}{' ' if words else ''}{item}{translation[end:]}"
     return translation
+
+
+def most_alike(item: str, text: str, words: list[tuple[int, int]], taken: set[int]) -> tuple[int, int] | None:
+    """The span of consecutive words, none of it `taken`, that is most like an item; None where none is half alike."""
+    best, chosen = MENDED_FROM, None
+    for first in range(len(words)):
+        for last in range(first, min(first + len(item.split()) + 2, len(words))):
+            found = EDGE_SIGNS.sub("", text[words[first][0] : words[last][1]])
+            begin = text.index(found, words[first][0])
+            alike = SequenceMatcher(None, clean_text(found), clean_text(item), autojunk=False).ratio()
+            if alike > best and taken.isdisjoint(range(begin, begin + len(found))):
+                best, chosen = alike, (begin, begin + len(found))
+    return chosen
+
+
+def places(item: str, text: str) -> list[tuple[int, int]]:
+    """Where an item stands, not as a part of a longer number."""
+    before, after = (r"(?<!\d)" if item[0].isdigit() else "", r"(?!\d)" if item[-1].isdigit() else "")
+    return [match.span() for match in re.finditer(before + re.escape(item) + after, text)]
 
 
 # Capitals and small letters ------------------------------------------------------------------------------------------
@@ -269,7 +286,7 @@ class Sentence:
         around: signs before and after it that the vocabulary does not know (a bullet, an emoji), with their spaces.
         capitals: whether the translation is written in capitals.
         translation: known without the model: nothing for a sentence without characters, and the sentence itself
-            where all of it is to be copied.
+            where it has no word.
     """
 
     text: str
@@ -291,7 +308,7 @@ class Sentence:
         spans = find_copied(tokenizer, core)
         items = tuple(dict.fromkeys(core[begin:end] for begin, end in spans))
         text = put_marks(core, spans, items)
-        if not core or (items and not any(map(str.isalpha, text))):
+        if not core or LONE_LETTER.fullmatch(core) or (items and not any(map(str.isalpha, text))):
             return cls(sentence, translation=sentence)
         written = text if tokenizer.has_marks else core  # without marks the letters of items are read as well
         capitals = not tokenizer.lowercase and in_capitals(written)
@@ -313,5 +330,7 @@ class Sentence:
 
 def is_unknown_sign(character: str, tokenizer) -> bool:
     """Whether a character is a bullet or a pictogram, or part of one, that would be written in bytes."""
+    if character == ZERO_WIDTH_JOINER:
+        return True
     of_signs = unicodedata.category(character) in ("So", "Sk") or character in BULLETS
     return of_signs and tokenizer.is_unknown(character)

@@ -166,9 +166,9 @@ def test_some_names_are_marked(tokenizer):
 
 
 def test_text_without_a_word_is_its_own_translation(tokenizer):
-    for text in ("7", "12:30", "https://example.org", "👍 👍", "10 + 5 = 15", "%s: {0}"):
+    for text in ("7", "12:30", "https://example.org", "👍 👍", "10 + 5 = 15", "%s: {0}", "x", "b)", "3 x 4"):
         assert Sentence.read(text, tokenizer).translation == text
-    for text in ("x", "7 Katzen", "Danke.", "…", "Seite 7"):
+    for text in ("I", "a", "7 Katzen", "Danke.", "…", "Seite 7", "ab"):
         assert Sentence.read(text, tokenizer).translation is None
     for text in ("", "\u200b\ufeff"):
         assert Sentence.read(text, tokenizer).translation == ""
@@ -178,3 +178,133 @@ def test_a_vocabulary_without_marks_has_nothing_marked():
     plain = train_joint_tokenizer(["ab 12 cd"] * 3, 400)
     assert protect(plain, "ab 12 👍") == ("ab 12 👍", [])
     assert protect_pair(plain, "ab 12", "cd 12") == ("ab 12", "cd 12")
+
+
+def test_marks_that_the_model_confuses_stand_for_what_is_missing():
+    a, b, c = MARKS[:3]
+    assert restore(f"{c} und {b}", ["1", "2"]) == "1 und 2"  # a mark that stands for nothing
+    assert restore(f"{b} und {b}", ["1", "2"]) == "2 und 1"  # one that comes twice while another is missing
+    assert restore(f"{a} {b} {b}", ["1", "2"]) == "1 2 2"  # none is missing
+    assert restore(f"{a} {c}", ["1"]) == "1 "
+
+
+@pytest.mark.parametrize(
+    ("translation", "mended"),
+    [
+        ("The price is 1.234,505000.", "The price is 1.234,50 €."),
+        ("The price is (1.23.50 €).", "The price is (1.234,50 €)."),
+        ("The price is 1.234,50 €.", "The price is 1.234,50 €."),
+        ("The price.", "The price 1.234,50 €."),
+        ("", "1.234,50 €"),
+    ],
+)
+def test_spoilt_and_lost_items_are_mended(tokenizer, translation, mended):
+    sentence = Sentence.read("Der Preis beträgt 1.234,50 €.", tokenizer)
+    assert sentence.write(translation) == mended
+    assert sentence.write(translation, is_draft=True) == translation
+
+
+def test_items_are_put_where_they_stand_in_the_source(tokenizer):
+    sentence = Sentence.read("$HOME ist der Ordner, {0} die Datei und info@example.de die Adresse", tokenizer)
+    found = sentence.write("the folder is here and the file is there and so on")
+    assert found.startswith("$HOME the folder")
+    assert found.index("$HOME") < found.index("{0}") < found.index("info@example.de")
+    assert found.replace("$HOME ", "").replace("{0} ", "").replace("info@example.de ", "") == (
+        "the folder is here and the file is there and so on"
+    )
+
+
+def test_a_short_number_may_become_a_word(tokenizer):
+    sentence = Sentence.read("Es sind 3 Katzen und 12 Hunde.", tokenizer)
+    assert sentence.write("There are three cats and twelve dogs.") == "There are three cats and twelve dogs."
+    assert sentence.write("There are 33 cats and 12 dogs.") == "There are 3 cats and 12 dogs."
+
+
+def test_items_are_exact_whatever_the_model_writes(tokenizer):
+    """A number of one or two digits aside."""
+    generator = random.Random(2)
+    items = [item for kind in COPIED.values() for item in kind if not item.isdigit()]
+    words = ["der", "die", "das", "Haus", "geht", "mit", "und", "kam", ".", ",", "3", "%"]
+    for _ in range(500):
+        chosen = generator.sample(items, 3)
+        pieces = [*generator.choices(words, k=9), *chosen]
+        generator.shuffle(pieces)
+        sentence = Sentence.read(" ".join(pieces), tokenizer)
+        kept = [piece for piece in pieces if generator.random() < 0.5]
+        spoilt = [piece[: generator.randint(0, len(piece))] if piece in chosen else piece for piece in kept]
+        found = sentence.write(" ".join(spoilt))
+        for item in sentence.items:
+            assert item in found or (item.isdigit() and len(item) < 3), (spoilt, found)
+
+
+def test_signs_around_a_sentence_are_not_the_models(tokenizer):
+    for before, after in (
+        ("• ", ""),
+        ("👍🏽 ", " 🎉"),
+        ("▪\u00a0", ""),
+        ("", " ❤\ufe0f"),
+        ("👩\u200d👩\u200d👧 ", ""),
+    ):
+        sentence = Sentence.read(f"{before}Tom & Maria kam{after}", tokenizer)
+        assert sentence.text == "Tom & Maria kam"
+        assert sentence.write("Tom & Maria came") == f"{before}Tom & Maria came{after}"
+
+
+# Capitals and small letters ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cased():
+    with gzip.open(CORPUS / "train.de.gz", "rt", encoding="utf-8", newline="\n") as file:
+        return train_joint_tokenizer([line.rstrip("\n") for line, _ in zip(file, range(6000), strict=False)], 3000)
+
+
+def test_capitals_are_truecased_and_come_back(cased):
+    sentence = Sentence.read("DIE DATEI WIRD GEÖFFNET UND IM ORDNER GESPEICHERT.", cased)
+    assert sentence.text == "Die Datei wird geöffnet und im Ordner gespeichert."
+    assert sentence.write("The file is opened.") == "THE FILE IS OPENED."
+    assert Sentence.read("die datei wird geöffnet.", cased).text == "Die Datei wird geöffnet."
+    assert Sentence.read("die datei wird geöffnet.", cased).write("The file is opened.") == "The file is opened."
+    assert Sentence.read("eine neue datei", cased).text == "eine neue Datei"
+
+
+def test_most_words_of_real_text_get_their_capitals_back(cased):
+    with gzip.open(CORPUS / "test.de.gz", "rt", encoding="utf-8", newline="\n") as file:
+        lines = [line.rstrip("\n") for line in file]
+    lines = [line for line in lines if len(line.split()) > 5 and not any(character.isdigit() for character in line)][
+        :300
+    ]
+    right = total = 0
+    for line in lines:
+        text = Sentence.read(line.upper(), cased).text
+        pairs = list(zip(line.split(), text.split(), strict=True))
+        right += sum(a == b for a, b in pairs)
+        total += len(pairs)
+    assert right > 0.75 * total
+    small = sum(word == word.lower() for line in lines for word in line.split())
+    assert right > small * 1.2  # better than small letters alone
+
+
+@pytest.mark.parametrize("text", ["NATO", "OK", "A4", "Die NATO kam", "iPhone", "x = Y", "Ä", "datei", "日本", "§ 5"])
+def test_other_text_keeps_its_letters(cased, text):
+    sentence = Sentence.read(text, cased)
+    assert sentence.text == text
+    assert not sentence.capitals
+
+
+def test_addresses_in_capitals_keep_their_letters(tokenizer):
+    sentence = Sentence.read("KOMMT ZU http://www.Example.org HEUTE", tokenizer)
+    assert sentence.capitals
+    assert sentence.write(sentence.text) == "KOMMT ZU http://www.Example.org HEUTE"
+
+
+def test_a_tokenizer_in_lower_case_needs_no_capitals():
+    lower = train_joint_tokenizer(["die datei wird geöffnet"] * 3, 500, lowercase=True)
+    assert Sentence.read("DIE DATEI WIRD GEÖFFNET", lower) == Sentence(
+        "DIE DATEI WIRD GEÖFFNET", "DIE DATEI WIRD GEÖFFNET"
+    )
+
+
+def test_tokenizers_of_other_models_get_text_as_it_is():
+    assert Sentence.read("EIN TEXT 12", object()).text == "EIN TEXT 12"
+    assert Sentence.read("", object()).translation == ""
