@@ -25,19 +25,28 @@ INVISIBLE = (
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\ufffd\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001]"
 )
-# Joiners belong between letters of Arabic, Indic and Mongolian scripts and between emoji, tags behind a black flag.
-JOINED = "\u0600-\u08ff\u0900-\u109f\u1780-\u18af\u2190-\u2bff\u3030-\u303d\u3297-\u3299\ufe0f\U0001f000-\U0001faff"
-JOINERS = f"(?<![{JOINED}])[\u180e\u200c\u200d]|[\u180e\u200c\u200d](?![{JOINED}])"
-TAGS = "(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0020-\U000e007f]"
+# Joiners belong between letters of Arabic, Indic and Mongolian scripts and between emoji, with marks (\p{M}) on them,
+# tags behind a black flag. What is removed itself is no neighbour, so that cleaning twice changes nothing.
+JOINED = (
+    "\u0600-\u061b\u061d-\u08ff\u0900-\u109f\u1780-\u180d\u180f-\u18af\u2190-\u27ff\u2801-\u2bff\u3030-\u303d"
+    "\u3297-\u3299\ufe0f\U0001f000-\U0001faff"
+)
+# Patterns that begin with what they remove are found faster.
+AFTER_JOINED = "|".join(rf"[{JOINED}]" + r"\p{M}" * marks + "." for marks in range(4))
+JOINERS = rf"[\u180e\u200c\u200d](?:(?<!{AFTER_JOINED})|(?![{JOINED}\p{{M}}]))"
+AFTER_FLAG = "|".join("\U0001f3f4" + "[\U000e0020-\U000e007e]" * tags + "." for tags in range(7))
+TAGS = f"[\U000e0020-\U000e007f](?<!{AFTER_FLAG})"
 
 
 def text_normalizer(unicode_form: str = "NFC", lowercase: bool = False) -> normalizers.Sequence:
-    """One space for white space of every kind, no invisible characters, nothing at the edges, then NFC or NFKC."""
+    """One space for white space of every kind, no invisible characters, nothing at the edges, in NFC or NFKC."""
     if unicode_form not in ("NFC", "NFKC"):
         raise ValueError(f"unicode_form={unicode_form!r} must be 'NFC' or 'NFKC'")
-    invisible = "|".join((INVISIBLE, JOINERS, TAGS))
-    steps = [normalizers.Replace(Regex(invisible), ""), getattr(normalizers, unicode_form)()]
-    steps += [normalizers.Lowercase()] if lowercase else []
+    steps = [normalizers.NFKC()] if unicode_form == "NFKC" else []
+    steps += [normalizers.Lowercase()] if lowercase else []  # what NFKC spells out, too; NFC may join what comes of it
+    # Invisible characters are told by neighbours in their final form; accents behind them are joined to letters then.
+    invisible = normalizers.Replace(Regex("|".join((INVISIBLE, JOINERS, TAGS))), "")
+    steps += [normalizers.NFC(), invisible, normalizers.NFC()]
     return normalizers.Sequence([*steps, normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()])
 
 
@@ -202,7 +211,7 @@ class Sentence:
 
     Args:
         text: for the tokenizer, with marks and in letters that the model knows.
-        items: what the marks stand for.
+        items: what the marks stand for; None where the vocabulary has no marks, and such characters are text.
         around: signs before and after it that the vocabulary does not know (a bullet, an emoji), with their spaces.
         capitals: whether the translation is written in capitals.
         translation: known without the model: nothing for a sentence without characters, and the sentence itself
