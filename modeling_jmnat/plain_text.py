@@ -219,7 +219,7 @@ class Sentence:
     """
 
     text: str
-    items: tuple[str, ...] = ()
+    items: tuple[str, ...] | None = None
     around: tuple[str, str] = ("", "")
     capitals: bool = False
     translation: str | None = None
@@ -231,26 +231,29 @@ class Sentence:
             return cls(sentence, translation=None if sentence else "")
         if not tokenizer.normalize_text(sentence):
             return cls("", translation="")
-        core = sentence.strip(
-            "".join(sign for sign in {*sentence} if sign.isspace() or is_unknown_sign(sign, tokenizer))
+        # A letter and its accent, which are two characters in some texts, are known if what they form is.
+        composed = unicodedata.normalize("NFC", sentence)
+        core = composed.strip(
+            "".join(sign for sign in {*composed} if sign.isspace() or is_unknown_sign(sign, tokenizer))
         )
         if not core:
             return cls(sentence, translation=sentence)
         text, items = protect(tokenizer, core)
         if items and not any(map(str.isalpha, text)):
             return cls(text, translation=sentence)
-        before, after = sentence.split(core, 1)
+        before, after = composed.split(core, 1)
         capitals = not tokenizer.lowercase and in_capitals(text)
         if capitals or (not tokenizer.lowercase and in_small_letters(text)):
             text = truecased(tokenizer, text.lower())
-        return cls(text, tuple(items), (before, after), capitals)
+        return cls(text, tuple(items) if tokenizer.has_marks else None, (before, after), capitals)
 
     def write(self, translation: str) -> str:
         """The translation of `text` as that of the sentence."""
         if self.translation is not None:
             return self.translation
         before, after = self.around
-        return before + restore(translation.upper() if self.capitals else translation, self.items) + after
+        text = translation.upper() if self.capitals else translation
+        return before + (text if self.items is None else restore(text, self.items)) + after
 
 
 def is_unknown_sign(character: str, tokenizer) -> bool:
