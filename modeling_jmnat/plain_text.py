@@ -65,9 +65,11 @@ FILE_TYPES = (
     "bak|c|cfg|conf|cpp|css|csv|deb|dll|docx?|exe|gif|gz|h|html?|ini|jpe?g|js|json|log|md|mp[34]|od[pst]|pdf|png|pptx?|"
     "py|rpm|sh|so|svg|tar|toml|tsv|txt|xlsx?|xml|ya?ml|zip|com|de|io|net|org"
 )
+BLANK = "\u2800"  # white space in Braille, which is a symbol to Python
 NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
 NUMBER = r"\d+(?:[.,:/'’-]\d+)*"
-BULLETS = "•‣⁃∙\u200d\ufe0f"  # those that are no symbols to Unicode, and what joins emoji
+BULLETS = "•‣⁃∙"  # those that are no symbols to Unicode
+UNSEEN = re.compile(rf"{INVISIBLE}|\s|[\u180e\u200c\u200d\ufe0f\U000e0020-\U000e007f]")  # and what joins emoji
 WORD = re.compile(r"[^\W\d_]+")
 # What a translation copies, the most special first. `protect` adds words with characters that have no piece.
 COPIED = re.compile(
@@ -105,16 +107,18 @@ def find_copied(tokenizer, text: str) -> list[tuple[int, int]]:
     spans = [match.span() for match in COPIED.finditer(text)]
     taken = {position for span in spans for position in range(*span)}
     kinds = "".join("-" if position in taken else _kind(tokenizer, text[position]) for position in range(len(text)))
-    spans += [match.span() for match in re.finditer("w*u(?:i?[uw])*(?: u(?:i?[uw])*)*", kinds)]
+    spans += [match.span() for match in re.finditer("w*ut*(?:i?[uw]t*)*(?: ut*(?:i?[uw]t*)*)*", kinds)]
     return sorted(spans)
 
 
 def _kind(tokenizer, character: str) -> str:
-    """u: unknown, i: invisible, w: of a word, a space, or - for another sign."""
+    """u: unknown, i: invisible, t: tag, of a flag, w: of a word, a space, or - for another sign."""
     if character.isspace():
         return " "
-    if clean_text(f"\U0001f3f4{character}") == "\U0001f3f4":  # even behind a flag, to which invisible tags belong
+    if clean_text(f"\U0001f3f4{character}") == "\U0001f3f4":  # even behind a flag
         return "i"
+    if "\U000e0020" <= character <= "\U000e007f":
+        return "t"
     return "u" if tokenizer.is_unknown(character) else "w" if character.isalnum() else "-"
 
 
@@ -232,16 +236,16 @@ class Sentence:
         if not tokenizer.normalize_text(sentence):
             return cls("", translation="")
         # A letter and its accent, which are two characters in some texts, are known if what they form is.
-        composed = unicodedata.normalize("NFC", sentence)
+        composed = unicodedata.normalize("NFC", sentence).replace(BLANK, " ")
         core = composed.strip(
-            "".join(sign for sign in {*composed} if sign.isspace() or is_unknown_sign(sign, tokenizer))
+            "".join(sign for sign in {*composed} if UNSEEN.match(sign) or is_unknown_sign(sign, tokenizer))
         )
         if not core:
-            return cls(sentence, translation=sentence)
+            return cls(sentence, translation=_cleaned_signs(sentence))
         text, items = protect(tokenizer, core)
         if items and not any(map(str.isalpha, text)):
             return cls(text, translation=sentence)
-        before, after = composed.split(core, 1)
+        before, after = map(_cleaned_signs, composed.split(core, 1))
         capitals = not tokenizer.lowercase and in_capitals(text)
         if capitals or (not tokenizer.lowercase and in_small_letters(text)):
             text = truecased(tokenizer, text.lower())
@@ -254,6 +258,11 @@ class Sentence:
         before, after = self.around
         text = translation.upper() if self.capitals else translation
         return before + (text if self.items is None else restore(text, self.items)) + after
+
+
+def _cleaned_signs(text: str) -> str:
+    """Bullets and emoji without invisible characters that do not belong to them; white space stays as it is."""
+    return re.sub(r"\S+", lambda signs: clean_text(signs[0]), text)
 
 
 def is_unknown_sign(character: str, tokenizer) -> bool:
