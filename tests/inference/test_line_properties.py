@@ -73,7 +73,7 @@ def line_ends(text):
 
 def core(text):
     """What no way of reading changes: without capitals, and joiners at the edges of pieces."""
-    return clean_text(unicodedata.normalize("NFC", JOINERS.sub("", clean_text(text)).casefold()))
+    return clean_text(unicodedata.normalize("NFC", JOINERS.sub("", clean_text(text)).upper().casefold()))
 
 
 @examples(100)

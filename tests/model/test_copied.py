@@ -174,6 +174,18 @@ def test_text_without_a_word_is_its_own_translation(tokenizer):
         assert Sentence.read(text, tokenizer).translation == ""
 
 
+@pytest.mark.parametrize(
+    "signs", ["👩\u200d👩\u200d👧", "❤\ufe0f\u200d🔥", "🏴\U000e0067\U000e0062\U000e007f", "👍🏽", "• 👍", "•\u3000"]
+)
+def test_emoji_and_bullets_stay_whole(tokenizer, signs):
+    for text in (f"{signs} Maria", f"Maria {signs}", f"Tom {signs} Maria", signs.strip()):
+        sentence = Sentence.read(text, tokenizer)
+        assert sentence.write(sentence.text) == text
+    assert Sentence.read(f"{signs}\u200b Maria\u200b {signs.strip()}\u200d", tokenizer) == Sentence.read(
+        f"{signs} Maria {signs.strip()}", tokenizer
+    )
+
+
 def test_a_vocabulary_without_marks_has_nothing_marked():
     plain = train_joint_tokenizer(["ab 12 cd"] * 3, 400)
     assert protect(plain, "ab 12 👍") == ("ab 12 👍", [])

@@ -135,7 +135,7 @@ def test_a_sentence_translated_into_itself_is_itself(kind, text):
     if len(sentence.items or ()) == len(MARKS):
         return
     written = sentence.write(sentence.text)
-    assert clean_text(written).casefold() == clean_text(text).casefold()
+    assert clean_text(written).upper().casefold() == clean_text(text).upper().casefold()
     for digits in re.findall(r"\d+", text):
         assert digits in written
 
