@@ -71,12 +71,13 @@ NUMBER = r"\d+(?:[.,:/'’-]\d+)*"
 BULLETS = "•‣⁃∙"  # those that are no symbols to Unicode
 UNSEEN = re.compile(rf"{INVISIBLE}|\s|[\u180e\u200c\u200d\ufe0f\U000e0020-\U000e007f]")  # and what joins emoji
 WORD = re.compile(r"[^\W\d_]+")
-# What a translation copies, the most special first. `protect` adds words with characters that have no piece.
+# What a translation copies, the most special first. `protect` adds words with characters that have no piece. Patterns
+# of long runs are tried where a run begins, not at each of its characters.
 COPIED = re.compile(
     "|".join(
         (
             rf"""(?:(?:https?|ftps?|file|git|ssh)://|mailto:)[^\s<>"]*{ADDRESS_END}|www\.[^\s<>"]*{ADDRESS_END}""",
-            r"[\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)+",  # e-mail
+            r"(?<![\w.+-])[\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)+",  # e-mail
             r"</?[A-Za-z][^<>]*>|&(?:#\d+|#x[0-9A-Fa-f]+|[A-Za-z]\w*);",  # markup
             # Placeholders of shells, templates, C and Python.
             r"\$\{[^{}\s]*\}|\$\([A-Za-z_]\w*\)|\$[A-Za-z_]\w*\$?|%[A-Za-z_]\w+%|@[A-Z_][A-Z0-9_]*@|\[\[[^\[\]]*\]\]",
@@ -84,13 +85,14 @@ COPIED = re.compile(
             r"%(?:\d+\$)?[-+0#]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[diouxXeEfgGcsp@](?!\w)",
             # Paths, options, identifiers, names of files and sites.
             r"(?<![\w/~.])(?:~|\.{1,2})?(?:/[\w.+@-]*\w)+/?|\b[A-Za-z]:\\[^\s\"<>|]*[\w\\]|(?<![\w-])--[A-Za-z][\w-]*\w",
-            rf"\b[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES})\b",
+            rf"\b(?<!\w-)(?<![\w-]\.)(?=\w)[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES})\b",
             r"\b(?:[a-z]\w*?(?:_[a-z0-9]+)+|[A-Z]\w*?(?:_[A-Z0-9]+)+)\b",
             r"\b[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\b|\b0x[0-9A-Fa-f]+\b",
             # Amounts of money, telephone numbers, dates and times, numbers: a short ordinal ("3. Mai") is a word.
             rf"(?<![\w.,])[€$£¥][ \xa0\u202f]?{NUMBER}",
             r"(?<![\w.,])[+-]?\d{1,3}(?:[ \xa0\u2009\u202f]\d{3})+(?!\d)(?:[.,]\d+)?(?:[ \xa0\u202f]?[€$£¥](?!\w))?",
-            rf"(?<![\w.,])[+-]?{NUMBER}[ \xa0\u202f]?[€$£¥](?!\w)|(?<![\w.,])\+\d{{1,3}}(?:[ /-]?(?:\(\d+\)|\d+))+",
+            rf"(?<![\w.,])(?<!\d[:/'’-])[+-]?{NUMBER}[ \xa0\u202f]?[€$£¥](?!\w)",
+            r"(?<![\w.,])\+\d{1,3}(?:[ /-]?(?:\(\d+\)|\d+))+",
             r"\b\d{4}-\d\d-\d\dT[\d:.]*\d(?:Z|[+-]\d\d:?\d\d)?|(?<!\w)[A-Z]{1,5}-?\d[\w-]*(?:\.\d+)*",
             r"(?<![\w.,])[v+-]?\d+(?:[.,:/'’-]\d+)+|(?:(?<![\w)\]])[+-])?(?<![^\W\d_])(?:\d{3,}|\d{1,2}(?!\d|\.\s))",
         )

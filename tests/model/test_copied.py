@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,13 @@ def test_items_are_found_whole(tokenizer, kind, item):
 @pytest.mark.parametrize("text", WORDS)
 def test_words_are_left_alone(tokenizer, text):
     assert protect(tokenizer, text) == (text, [])
+
+
+def test_a_long_text_without_spaces_takes_no_longer_than_its_length(tokenizer):
+    begin = time.perf_counter()
+    for run in ("Haus", "Dr.", "a-", "5:", "²", "__", "+"):
+        assert restore(*protect(tokenizer, run * (16_000 // len(run)))) == run * (16_000 // len(run))
+    assert time.perf_counter() - begin < 4  # 0.3; tried at each character, it is more than ten
 
 
 def test_equal_items_share_a_mark_and_ten_are_marked(tokenizer):
