@@ -6,6 +6,7 @@ import re
 import unicodedata
 import zlib
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,3 +145,23 @@ def test_whatever_the_model_writes_a_line_is_one_line(lines, limit, vocabulary, 
     for line, translation in zip(lines, found, strict=True):
         assert len(translation.text.splitlines()) <= 1
         assert "\ufffd" not in translation.text or "\ufffd" in line
+
+
+@examples(20)
+@given(before=texts(4), half=st.integers(0xD800, 0xDFFF), after=texts(4), vocabulary=vocabularies)
+def test_half_characters_are_refused(before, half, after, vocabulary):
+    text, model = before + chr(half) + after, model_of("echo", 24, vocabulary)
+    with pytest.raises(ValueError, match="a text to translate has a lone surrogate at character"):
+        pipeline_of("echo", 24, vocabulary)(text)
+    with pytest.raises(ValueError, match="line 2 has a lone surrogate at character"):
+        list(translate_lines(model, tokenizer_of(vocabulary), ["Haus", text], long_lines="split"))
+
+
+@examples(20)
+@given(text=paragraphs, limit=limits, vocabulary=vocabularies, num_best=st.integers(1, 2))
+def test_the_history_of_a_text_has_its_lines(text, limit, vocabulary, num_best):
+    options = {"return_history": True, "num_iterations": 3, "num_return_sequences": num_best, "collapse_repeats": True}
+    records = pipeline_of("student", limit, vocabulary)([text], **options)[0]
+    for record in records if num_best > 1 else [records]:
+        assert record["history"][-1] == record["translation_text"]
+        assert {line_ends(canvas) == line_ends(text) for canvas in record["history"]} == {True}

@@ -3,6 +3,7 @@
 import copy
 import functools
 import re
+import tempfile
 import unicodedata
 
 import pytest
@@ -11,13 +12,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modeling_jmnat.plain_text import COPIED, MARKS, Sentence, clean_text, protect, restore
-from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
+from modeling_jmnat.tokenization_jmnat import JMNatTokenizer, train_joint_tokenizer, with_marks
 from tests.helpers.arbitrary import CHARACTERS, WORDS, examples, texts
 
 KINDS = {
     "plain": {},
     "marks": {"marks": True},
     "lowercase": {"lowercase": True, "marks": True},
+    "reloaded": {"marks": True},
+    "with_marks": {},
     "compatible": {"unicode_form": "NFKC"},
     "compatible_lowercase": {"unicode_form": "NFKC", "lowercase": True},
 }
@@ -30,7 +33,12 @@ def tokenizer_of(kind):
         "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz",
     ]
     lines += ["Die Häuser der Straße öffnen und schließen. ÄÖÜäöü 0123456789 " + "".join(map(chr, range(0x21, 0x7F)))]
-    return train_joint_tokenizer(lines * 3, 600, **KINDS[kind])
+    tokenizer = train_joint_tokenizer(lines * 3, 600, **KINDS[kind])
+    if kind == "reloaded":
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save_pretrained(folder)
+            return JMNatTokenizer.from_pretrained(folder)
+    return with_marks(tokenizer) if kind == "with_marks" else tokenizer
 
 
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -111,6 +119,24 @@ def test_a_batch_is_its_lines_and_use_changes_no_hash(kind, lines):
     assert Hasher.hash(tokenizer) == before
 
 
+@examples(80)
+@given(text=texts(6), ids=st.lists(st.integers(0, 299), max_size=12))
+def test_moses_takes_any_text(text, ids):
+    tokenizer = moses()
+    known = tokenizer(text)["input_ids"]
+    assert known == tokenizer([text, "Haus"])["input_ids"][0]
+    assert not {*known[:-1]} & {*tokenizer.all_special_ids}
+    tokenizer(text_target=text)
+    for decoded in (tokenizer.decode(known, skip_special_tokens=True), tokenizer.decode(ids)):
+        assert "\ufffd" not in decoded
+
+
+@functools.cache
+def moses():
+    lines = ["Die Häuser öffnen .", "The houses open , too ."] * 3
+    return train_joint_tokenizer(lines, 320, moses_source_lang="de", moses_target_lang="en")
+
+
 # What a translation copies -------------------------------------------------------------------------------------------
 
 
@@ -120,7 +146,7 @@ def test_a_batch_is_its_lines_and_use_changes_no_hash(kind, lines):
 def test_any_text_is_restored(kind, text):
     tokenizer = tokenizer_of(kind)
     shown, items = protect(tokenizer, text)
-    assert restore(shown, items) == text or len(items) == len(MARKS)
+    assert restore(shown, items) == text or (len(items) == len(MARKS) and any(mark in text for mark in MARKS))
     assert len(items) == len({*items}) <= len(MARKS)
 
 
