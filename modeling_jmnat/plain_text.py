@@ -33,7 +33,7 @@ JOINED = (
 )
 # Patterns that begin with what they remove are found faster.
 AFTER_JOINED = "|".join(rf"[{JOINED}]" + r"\p{M}" * marks + "." for marks in range(4))
-JOINERS = rf"[\u180e\u200c\u200d](?:(?<!{AFTER_JOINED})|(?![{JOINED}\p{{M}}]))"
+JOINERS = rf"[\u180e\u200c\u200d](?:(?<!{AFTER_JOINED})|(?!(?!\u034f)[{JOINED}\p{{M}}]))"
 AFTER_FLAG = "|".join("\U0001f3f4" + "[\U000e0020-\U000e007e]" * tags + "." for tags in range(7))
 TAGS = f"[\U000e0020-\U000e007f](?<!{AFTER_FLAG})"
 

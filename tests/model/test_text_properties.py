@@ -66,6 +66,7 @@ def test_decoding_gives_the_normalised_text_and_normalising_twice_changes_nothin
 @example(text="ᠠ\u180e\u180e")
 @example(text="\u2800\u200d👩")
 @example(text="\U000e0067\U000e0062")
+@example(text="\u0600\u180e\u034f")
 @example(text="م\u0301\u200d\u064b\u200dم")
 @given(text=texts())
 def test_cleaning_twice_changes_nothing(text):
