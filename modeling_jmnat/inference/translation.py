@@ -210,7 +210,8 @@ def _translate_pieces(
         (number, *piece) for number, line in enumerate(lines) for piece in zip(line.ids, line.sentences, strict=True)
     ]
     results: list[dict] = [
-        {"candidates": _untranslated(model, sentence.translation or "", generation)} for _, _, sentence in pieces
+        {"candidates": _untranslated(model, _one_line(sentence.translation or ""), generation)}
+        for _, _, sentence in pieces
     ]
     translatable = [index for index, (_, ids, _) in enumerate(pieces) if ids]
     missing = Counter(pieces[index][0] for index in translatable)  # pieces of each line
@@ -223,13 +224,18 @@ def _translate_pieces(
             sentence = pieces[index][2]
             if glossary is not None:
                 fields |= _with_terms(model, tokenizer, sentence.text, fields, glossary, generation)
-            fields["candidates"] = [(sentence.write(text), score) for text, score in fields["candidates"]]
+            fields["candidates"] = [(_one_line(sentence.write(text)), score) for text, score in fields["candidates"]]
             if "canvases" in fields:
-                fields["canvases"] = [sentence.write(canvas, is_draft=True) for canvas in fields["canvases"]]
+                drafts = (sentence.write(canvas, is_draft=True) for canvas in fields["canvases"])
+                fields["canvases"] = [_one_line(draft) for draft in drafts]
             results[index] = fields
         missing.subtract(pieces[index][0] for index in indices)
         advance(sum(missing[number] == 0 for number in {pieces[index][0] for index in indices}))
     return results
+
+
+def _one_line(text: str) -> str:
+    return LINE_BREAKS.sub(" ", text)
 
 
 def _untranslated(model: Translator, text: str, generation: dict) -> list[tuple[str, float | None]]:
@@ -303,7 +309,7 @@ def _read_output(tokenizer: PreTrainedTokenizerBase, output: Any, num_sentences:
     special = set(tokenizer.all_special_ids)
     ids = [[token for token in row if token != tokenizer.pad_token_id] for row in output.sequences.tolist()]
     sequences = [[token for token in row if token not in special] for row in ids]
-    texts = [LINE_BREAKS.sub(" ", text) for text in tokenizer.batch_decode(sequences)]
+    texts = tokenizer.batch_decode(sequences)
     scores = output.get("sequences_scores")
     scores = [None] * len(texts) if scores is None else scores.tolist()
     candidates = list(zip(texts, scores, strict=True))

@@ -2,6 +2,7 @@
 
 import gzip
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,13 @@ def test_words_are_left_alone(tokenizer, text):
     assert protect(tokenizer, text) == (text, [])
 
 
+def test_a_long_text_without_spaces_takes_no_longer_than_its_length(tokenizer):
+    begin = time.perf_counter()
+    for run in ("Haus", "Dr.", "a-", "5:", "²", "__", "+"):
+        assert restore(*protect(tokenizer, run * (16_000 // len(run)))) == run * (16_000 // len(run))
+    assert time.perf_counter() - begin < 4  # 0.3; tried at each character, it is more than ten
+
+
 def test_equal_items_share_a_mark_and_ten_are_marked(tokenizer):
     a, b = MARKS[:2]
     assert protect(tokenizer, "Von 10 bis 20, nicht bis 10") == (f"Von {a} bis {b}, nicht bis {a}", ["10", "20"])
@@ -172,6 +180,18 @@ def test_text_without_a_word_is_its_own_translation(tokenizer):
         assert Sentence.read(text, tokenizer).translation is None
     for text in ("", "\u200b\ufeff"):
         assert Sentence.read(text, tokenizer).translation == ""
+
+
+@pytest.mark.parametrize(
+    "signs", ["👩\u200d👩\u200d👧", "❤\ufe0f\u200d🔥", "🏴\U000e0067\U000e0062\U000e007f", "👍🏽", "• 👍", "•\u3000"]
+)
+def test_emoji_and_bullets_stay_whole(tokenizer, signs):
+    for text in (f"{signs} Maria", f"Maria {signs}", f"Tom {signs} Maria", signs.strip()):
+        sentence = Sentence.read(text, tokenizer)
+        assert sentence.write(sentence.text) == text
+    assert Sentence.read(f"{signs}\u200b Maria\u200b {signs.strip()}\u200d", tokenizer) == Sentence.read(
+        f"{signs} Maria {signs.strip()}", tokenizer
+    )
 
 
 def test_a_vocabulary_without_marks_has_nothing_marked():
