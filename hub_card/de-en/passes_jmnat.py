@@ -341,11 +341,13 @@ class MaskPredict:
         """All passes; `first_tokens` (R, T) are in place of `<mask>` in the first, `after_pass` is called by each."""
         for iteration in range(self.options.num_iterations):
             self.one_pass(iteration, first_tokens)
+            is_last = iteration + 1 == self.options.num_iterations or not self.rows.any_left
+            if is_last:
+                self.finish(iteration)
             if after_pass is not None:
                 after_pass(self)
-            if not self.rows.any_left:
+            if is_last:
                 break
-        self.finish(iteration)
 
     def one_pass(self, iteration: int, first_tokens: torch.Tensor | None = None) -> None:
         """Mask the least probable tokens, predict them, and let rows go that need no further pass."""

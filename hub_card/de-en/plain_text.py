@@ -26,19 +26,28 @@ INVISIBLE = (
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\ufffd\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001]"
 )
-# Joiners belong between letters of Arabic, Indic and Mongolian scripts and between emoji, tags behind a black flag.
-JOINED = "\u0600-\u08ff\u0900-\u109f\u1780-\u18af\u2190-\u2bff\u3030-\u303d\u3297-\u3299\ufe0f\U0001f000-\U0001faff"
-JOINERS = f"(?<![{JOINED}])[\u180e\u200c\u200d]|[\u180e\u200c\u200d](?![{JOINED}])"
-TAGS = "(?<![\U0001f3f4\U000e0020-\U000e007e])[\U000e0020-\U000e007f]"
+# Joiners belong between letters of Arabic, Indic and Mongolian scripts and between emoji, with marks (\p{M}) on them,
+# tags behind a black flag. What is removed itself is no neighbour, so that cleaning twice changes nothing.
+JOINED = (
+    "\u0600-\u061b\u061d-\u08ff\u0900-\u109f\u1780-\u180d\u180f-\u18af\u2190-\u27ff\u2801-\u2bff\u3030-\u303d"
+    "\u3297-\u3299\ufe0f\U0001f000-\U0001faff"
+)
+# Patterns that begin with what they remove are found faster.
+AFTER_JOINED = "|".join(rf"[{JOINED}]" + r"\p{M}" * marks + "." for marks in range(4))
+JOINERS = rf"[\u180e\u200c\u200d](?:(?<!{AFTER_JOINED})|(?!(?!\u034f)[{JOINED}\p{{M}}]))"
+AFTER_FLAG = "|".join("\U0001f3f4" + "[\U000e0020-\U000e007e]" * tags + "." for tags in range(7))
+TAGS = f"[\U000e0020-\U000e007f](?<!{AFTER_FLAG})"
 
 
 def text_normalizer(unicode_form: str = "NFC", lowercase: bool = False) -> normalizers.Sequence:
-    """One space for white space of every kind, no invisible characters, nothing at the edges, then NFC or NFKC."""
+    """One space for white space of every kind, no invisible characters, nothing at the edges, in NFC or NFKC."""
     if unicode_form not in ("NFC", "NFKC"):
         raise ValueError(f"unicode_form={unicode_form!r} must be 'NFC' or 'NFKC'")
-    invisible = "|".join((INVISIBLE, JOINERS, TAGS))
-    steps = [normalizers.Replace(Regex(invisible), ""), getattr(normalizers, unicode_form)()]
-    steps += [normalizers.Lowercase()] if lowercase else []
+    steps = [normalizers.NFKC()] if unicode_form == "NFKC" else []
+    steps += [normalizers.Lowercase()] if lowercase else []  # what NFKC spells out, too; NFC may join what comes of it
+    # Invisible characters are told by neighbours in their final form; accents behind them are joined to letters then.
+    invisible = normalizers.Replace(Regex("|".join((INVISIBLE, JOINERS, TAGS))), "")
+    steps += [normalizers.NFC(), invisible, normalizers.NFC()]
     return normalizers.Sequence([*steps, normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()])
 
 
@@ -57,21 +66,25 @@ FILE_TYPES = (
     "bak|c|cfg|conf|cpp|css|csv|deb|dll|docx?|exe|gif|gz|h|html?|ini|jpe?g|js|json|log|md|mp[34]|od[pst]|pdf|png|pptx?|"
     "py|rpm|sh|so|svg|tar|toml|tsv|txt|xlsx?|xml|ya?ml|zip|com|de|io|net|org"
 )
+BLANK = "\u2800"  # white space in Braille, which is a symbol to Python
 NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
 NUMBER = r"\d+(?:[.,:/'’-]\d+)*"
-BULLETS = "•‣⁃∙\u200d\ufe0f"  # those that are no symbols to Unicode, and what joins emoji
+BULLETS = "•‣⁃∙"  # those that are no symbols to Unicode
+UNSEEN = re.compile(rf"{INVISIBLE}|\s|[\u180e\u200c\u200d\ufe0f\U000e0020-\U000e007f]")  # and what joins emoji
 ANY_MARK = re.compile(f"[{''.join(MARKS)}]")
 NO_SPACE = re.compile(r"\S+")
 EDGE_SIGNS = re.compile(r"""^["'“”„«»(\[]+|["'“”«»)\],.;:!?…]+$""")  # around a word
+LONE_LETTER = re.compile(r"[\W\d_]*[A-HJ-Zb-z][\W\d_]*")  # of a list or a formula; "I" and "a" are words
 SHORT_NUMBER = re.compile(r"\d{1,2}")
 MENDED_FROM = 0.5  # share of characters that a spoilt copy has in common with what it should be
 WORD = re.compile(r"[^\W\d_]+")
-# What a translation copies, the most special first. `protect` adds words with characters that have no piece.
+# What a translation copies, the most special first. `protect` adds words with characters that have no piece. Patterns
+# of long runs are tried where a run begins, not at each of its characters.
 COPIED = re.compile(
     "|".join(
         (
             rf"""(?:(?:https?|ftps?|file|git|ssh)://|mailto:)[^\s<>"]*{ADDRESS_END}|www\.[^\s<>"]*{ADDRESS_END}""",
-            r"[\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)+",  # e-mail
+            r"(?<![\w.+-])[\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)+",  # e-mail
             r"</?[A-Za-z][^<>]*>|&(?:#\d+|#x[0-9A-Fa-f]+|[A-Za-z]\w*);",  # markup
             # Placeholders of shells, templates, C and Python.
             r"\$\{[^{}\s]*\}|\$\([A-Za-z_]\w*\)|\$[A-Za-z_]\w*\$?|%[A-Za-z_]\w+%|@[A-Z_][A-Z0-9_]*@|\[\[[^\[\]]*\]\]",
@@ -79,15 +92,16 @@ COPIED = re.compile(
             r"%(?:\d+\$)?[-+0#]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[diouxXeEfgGcsp@](?!\w)",
             # Paths, options, identifiers, names of files and sites.
             r"(?<![\w/~.])(?:~|\.{1,2})?(?:/[\w.+@-]*\w)+/?|\b[A-Za-z]:\\[^\s\"<>|]*[\w\\]|(?<![\w-])--[A-Za-z][\w-]*\w",
-            rf"\b[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES})\b",
+            rf"\b(?<!\w-)(?<![\w-]\.)(?=\w)[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES})\b",
             r"\b(?:[a-z]\w*?(?:_[a-z0-9]+)+|[A-Z]\w*?(?:_[A-Z0-9]+)+)\b",
             r"\b[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\b|\b0x[0-9A-Fa-f]+\b",
             # Amounts of money, telephone numbers, dates and times, numbers: a short ordinal ("3. Mai") is a word.
             rf"(?<![\w.,])[€$£¥][ \xa0\u202f]?{NUMBER}",
             r"(?<![\w.,])[+-]?\d{1,3}(?:[ \xa0\u2009\u202f]\d{3})+(?!\d)(?:[.,]\d+)?(?:[ \xa0\u202f]?[€$£¥](?!\w))?",
-            rf"(?<![\w.,])[+-]?{NUMBER}[ \xa0\u202f]?[€$£¥](?!\w)|(?<![\w.,])\+\d{{1,3}}(?:[ /-]?(?:\(\d+\)|\d+))+",
+            rf"(?<![\w.,])(?<!\d[:/'’-])[+-]?{NUMBER}[ \xa0\u202f]?[€$£¥](?!\w)",
+            r"(?<![\w.,])\+\d{1,3}(?:[ /-]?(?:\(\d+\)|\d+))+",
             r"\b\d{4}-\d\d-\d\dT[\d:.]*\d(?:Z|[+-]\d\d:?\d\d)?|(?<!\w)[A-Z]{1,5}-?\d[\w-]*(?:\.\d+)*",
-            r"(?<![\w.,])[v+-]?\d+(?:[.,:/'’-]\d+)+|(?:(?<![\w)\]])[+-])?(?<![^\W\d_])(?:\d{3,}|\d{1,2}(?!\d|\.\s))",
+            r"(?<![\w.,])[v+-]?\d+(?:[.,:/'’-]\d+)+|(?:(?<![\w)\]])[+-])?(?<![^\W_])(?:\d{3,}|\d{1,2}(?!\d|\.\s))",
         )
     )
 )
@@ -102,17 +116,23 @@ def find_copied(tokenizer, text: str) -> list[tuple[int, int]]:
     spans = [match.span() for match in COPIED.finditer(text)]
     taken = {position for span in spans for position in range(*span)}
     kinds = "".join("-" if position in taken else _kind(tokenizer, text[position]) for position in range(len(text)))
-    spans += [match.span() for match in re.finditer("w*u(?:i?[uw])*(?: u(?:i?[uw])*)*", kinds)]
+    spans += [match.span() for match in re.finditer("w*ut*(?:i?[uw]t*)*(?: ut*(?:i?[uw]t*)*)*", kinds)]
     return sorted(spans)
 
 
 def _kind(tokenizer, character: str) -> str:
-    """u: unknown, i: invisible, w: of a word, a space, or - for another sign. ASCII and punctuation are known."""
+    """u: unknown, i: invisible, t: tag, of a flag, w: of a word, a space, or - for another sign.
+
+    Models without marks are to write ASCII and punctuation themselves.
+    """
     if character.isspace():
         return " "
-    if clean_text(f"\U0001f3f4{character}") == "\U0001f3f4":  # even behind a flag, to which invisible tags belong
+    if clean_text(f"\U0001f3f4{character}") == "\U0001f3f4":  # even behind a flag
         return "i"
-    if character.isascii() or (unicodedata.category(character)[0] == "P" and character not in BULLETS):
+    if "\U000e0020" <= character <= "\U000e007f":
+        return "t"
+    is_plain = character.isascii() or (unicodedata.category(character)[0] == "P" and character not in BULLETS)
+    if is_plain and not tokenizer.has_marks:
         return "w" if character.isalnum() else "-"
     return "u" if tokenizer.is_unknown(character) else "w" if character.isalnum() else "-"
 
@@ -195,31 +215,46 @@ def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
     stands in the source, in words; but a number of one or two digits may well have become a word.
     """
     for item in dict.fromkeys(items):
-        if item in translation:
+        cleaned = clean_text(item)
+        if cleaned not in ("", item) and item not in translation:  # the white space in it is of another kind
+            translation = translation.replace(cleaned, item)
+        if places(item, translation):
             continue
-        if clean_text(item) in translation:  # with white space of another kind
-            translation = translation.replace(clean_text(item), item)
-            continue
+        taken = {place for other in items for span in places(other, translation) for place in range(*span)}
         words = [match.span() for match in NO_SPACE.finditer(translation)]
-        others = [other for other in items if other in translation]
-        best, begin, end = MENDED_FROM, -1, -1
-        for first in range(len(words)):
-            for last in range(first, min(first + len(item.split()) + 2, len(words))):
-                found = EDGE_SIGNS.sub("", translation[words[first][0] : words[last][1]])
-                alike = SequenceMatcher(None, found, item, autojunk=False).ratio()
-                if alike > best and not any(other in found for other in others):
-                    begin = translation.index(found, words[first][0])
-                    best, end = alike, begin + len(found)
-        if begin >= 0:
-            translation = translation[:begin] + item + translation[end:]
+        spoilt = most_alike(item, translation, words, taken)
+        if spoilt is not None:
+            translation = translation[: spoilt[0]] + item + translation[spoilt[1] :]
         elif not SHORT_NUMBER.fullmatch(item):
             before, _, after = source.partition(item)
             share = len(before.split()) / max(1, len(before.split()) + len(after.split()))
-            place = min(round(share * len(words)), len(words))
-            at = words[place][0] if place < len(words) else len(translation.rstrip(".!?"))
-            inserted = f"{item} " if place < len(words) else f" {item}" if words else item
-            translation = translation[:at] + inserted + translation[at:]
+            starts = [begin for begin, _ in words if not {begin - 1, begin} <= taken]  # not within another item
+            place = round(share * len(starts))
+            if place < len(starts):
+                translation = f"{translation[: starts[place]]}{item} {translation[starts[place] :]}"
+            else:
+                end = len(translation.rstrip(".!?"))
+                translation = f"{translation[:end]}{' ' if words else ''}{item}{translation[end:]}"
     return translation
+
+
+def most_alike(item: str, text: str, words: list[tuple[int, int]], taken: set[int]) -> tuple[int, int] | None:
+    """The span of consecutive words, none of it `taken`, that is most like an item; None where none is half alike."""
+    best, chosen = MENDED_FROM, None
+    for first in range(len(words)):
+        for last in range(first, min(first + len(item.split()) + 2, len(words))):
+            found = EDGE_SIGNS.sub("", text[words[first][0] : words[last][1]])
+            begin = text.index(found, words[first][0])
+            alike = SequenceMatcher(None, clean_text(found), clean_text(item), autojunk=False).ratio()
+            if alike > best and taken.isdisjoint(range(begin, begin + len(found))):
+                best, chosen = alike, (begin, begin + len(found))
+    return chosen
+
+
+def places(item: str, text: str) -> list[tuple[int, int]]:
+    """Where an item stands, not as a part of a longer number."""
+    before, after = (r"(?<!\d)" if item[0].isdigit() else "", r"(?!\d)" if item[-1].isdigit() else "")
+    return [match.span() for match in re.finditer(before + re.escape(item) + after, text)]
 
 
 # Capitals and small letters ------------------------------------------------------------------------------------------
@@ -265,16 +300,18 @@ class Sentence:
     Args:
         text: for the tokenizer, with marks and in letters that the model knows.
         source: the sentence as it was, without the signs `around` it.
-        items: what its translation copies; marks stand for the first ten, if the vocabulary has them.
+        items: what its translation copies.
+        has_marks: whether the vocabulary has marks, which then stand for the first ten items.
         around: signs before and after it that the vocabulary does not know (a bullet, an emoji), with their spaces.
         capitals: whether the translation is written in capitals.
         translation: known without the model: nothing for a sentence without characters, and the sentence itself
-            where all of it is to be copied.
+            where it has no word.
     """
 
     text: str
     source: str = ""
     items: tuple[str, ...] = ()
+    has_marks: bool = False
     around: tuple[str, str] = ("", "")
     capitals: bool = False
     translation: str | None = None
@@ -286,29 +323,39 @@ class Sentence:
             return cls(sentence, translation=None if sentence else "")
         if not tokenizer.normalize_text(sentence):
             return cls("", translation="")
-        around = {sign for sign in sentence if sign.isspace() or is_unknown_sign(sign, tokenizer)}
-        core = sentence.strip("".join(around))
+        # A letter and its accent, which are two characters in some texts, are known if what they form is.
+        composed = unicodedata.normalize("NFC", sentence).replace(BLANK, " ")
+        around = {sign for sign in composed if UNSEEN.match(sign) or is_unknown_sign(sign, tokenizer)}
+        core = composed.strip("".join(around))
+        if not core:
+            return cls(sentence, translation=_cleaned_signs(sentence))
         spans = find_copied(tokenizer, core)
         items = tuple(dict.fromkeys(core[begin:end] for begin, end in spans))
-        text = put_marks(core, spans, items)
-        if not core or (items and not any(map(str.isalpha, text))):
+        marked = put_marks(core, spans, items)
+        if LONE_LETTER.fullmatch(core) or (items and not any(map(str.isalpha, marked))):
             return cls(sentence, translation=sentence)
-        written = text if tokenizer.has_marks else core  # without marks the letters of items are read as well
-        capitals = not tokenizer.lowercase and in_capitals(written)
-        if capitals or (not tokenizer.lowercase and in_small_letters(written)):
-            text = truecased(tokenizer, text.lower())
-        if not tokenizer.has_marks:
-            text = restore(text, items)
-        before, after = sentence.split(core, 1)
-        return cls(text, core, items, (before, after), capitals)
+        text = marked if tokenizer.has_marks else core  # without marks the letters of items are read as well
+        capitals = not tokenizer.lowercase and in_capitals(text)
+        if capitals or (not tokenizer.lowercase and in_small_letters(text)):
+            marked = truecased(tokenizer, marked.lower())
+            text = marked if tokenizer.has_marks else restore(marked, items)
+        before, after = map(_cleaned_signs, composed.split(core, 1))
+        return cls(text, core, items, tokenizer.has_marks, (before, after), capitals)
 
     def write(self, translation: str, is_draft: bool = False) -> str:
         """The translation of `text` as that of the sentence; what a draft lacks is still to come."""
         if self.translation is not None:
             return self.translation
         before, after = self.around
-        translation = restore(translation.upper() if self.capitals else translation, self.items)
-        return before + (translation if is_draft else mend_copies(translation, self.source, self.items)) + after
+        text = translation.upper() if self.capitals else translation
+        if self.has_marks:
+            text = restore(text, self.items)
+        return before + (text if is_draft else mend_copies(text, self.source, self.items)) + after
+
+
+def _cleaned_signs(text: str) -> str:
+    """Bullets and emoji without invisible characters that do not belong to them; white space stays as it is."""
+    return re.sub(r"\S+", lambda signs: clean_text(signs[0]), text)
 
 
 def is_unknown_sign(character: str, tokenizer) -> bool:

@@ -144,11 +144,11 @@ class JMNatTokenizer(TokenizersBackend):
         return self._made["characters"]
 
     def is_unknown(self, character: str) -> bool:
-        """Whether a character would be written in bytes."""
+        """Whether a character would be written in bytes; behind a full stop, which an accent does not join."""
         known = self.known_characters
         unknown = self._made.setdefault("unknown", {})
         if character not in known and character not in unknown:
-            unknown[character] = not known.issuperset(self.normalize_text(f"x{character}")[1:])
+            unknown[character] = not known.issuperset(self.normalize_text(f".{character}")[1:])
         return character not in known and unknown[character]
 
     @property

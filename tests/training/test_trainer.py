@@ -522,6 +522,7 @@ def test_a_forbidden_pickle_in_a_checkpoint_gets_one_sentence(tiny, tmp_path):
 
 def test_resuming_raises_no_alarm(tiny, tmp_path, caplog):
     run_steps(tiny, tmp_path, max_steps=2)
+    caplog.set_level(logging.WARNING, "transformers")  # a command of another test may have silenced it
     logging.getLogger("transformers").propagate, before = True, logging.getLogger("transformers").propagate
     try:
         run_steps(tiny, tmp_path, max_steps=4)
@@ -532,7 +533,7 @@ def test_resuming_raises_no_alarm(tiny, tmp_path, caplog):
     weights = dict(load_file(tmp_path / "checkpoint-4" / checkpoints.WEIGHTS))
     del weights["model.shared.weight"]
     result = trainer.model.load_state_dict(weights, strict=False)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, "transformers"):
         logging.getLogger("transformers").propagate = True
         trainer._issue_warnings_after_load(result)
         logging.getLogger("transformers").propagate = before
