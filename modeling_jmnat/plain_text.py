@@ -16,6 +16,7 @@ from tokenizers import Regex, normalizers
 
 # Characters of the private use area, each of which stands for something that is copied.
 MARKS = tuple(map(chr, range(0xE000, 0xE00A)))
+REPLACEMENT = "\ufffd"  # what a failed decoding leaves
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 # Clean text ----------------------------------------------------------------------------------------------------------
@@ -331,6 +332,7 @@ class Sentence:
         """Of a sentence without white space around it. Tokenizers of other models get it as it is."""
         if not hasattr(tokenizer, "is_unknown") or SURROGATES.search(sentence):  # which the tokenizer refuses
             return cls(sentence, translation=None if sentence else "")
+        sentence = sentence.replace(REPLACEMENT, "")
         if not tokenizer.normalize_text(sentence):
             return cls("", translation="")
         # A letter and its accent, which are two characters in some texts, are known if what they form is.
@@ -357,7 +359,8 @@ class Sentence:
         if self.translation is not None:
             return self.translation
         before, after = self.around
-        text = translation.upper() if self.capitals else translation
+        text = translation.replace(REPLACEMENT, "")
+        text = text.upper() if self.capitals else text
         if self.has_marks:
             text = restore(text, self.items)
         return before + (text if is_draft else mend_copies(text, self.source, self.items)) + after

@@ -9,12 +9,14 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from functools import lru_cache
 from typing import Any
 
 from tokenizers import Regex, normalizers
 
 # Characters of the private use area, each of which stands for something that is copied.
 MARKS = tuple(map(chr, range(0xE000, 0xE00A)))
+REPLACEMENT = "\ufffd"  # what a failed decoding leaves
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 # Clean text ----------------------------------------------------------------------------------------------------------
@@ -127,7 +129,7 @@ def _kind(tokenizer, character: str) -> str:
     """
     if character.isspace():
         return " "
-    if clean_text(f"\U0001f3f4{character}") == "\U0001f3f4":  # even behind a flag
+    if is_invisible(character):
         return "i"
     if "\U000e0020" <= character <= "\U000e007f":
         return "t"
@@ -135,6 +137,12 @@ def _kind(tokenizer, character: str) -> str:
     if is_plain and not tokenizer.has_marks:
         return "w" if character.isalnum() else "-"
     return "u" if tokenizer.is_unknown(character) else "w" if character.isalnum() else "-"
+
+
+@lru_cache(maxsize=4096)
+def is_invisible(character: str) -> bool:
+    """Whether cleaning removes a character, even behind a flag, to which invisible tags belong."""
+    return clean_text(f"\U0001f3f4{character}") == "\U0001f3f4"
 
 
 def put_marks(text: str, spans: Sequence[tuple[int, int]], items: Sequence[str], first: int = 0) -> str:
@@ -241,13 +249,16 @@ def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
 def most_alike(item: str, text: str, words: list[tuple[int, int]], taken: set[int]) -> tuple[int, int] | None:
     """The span of consecutive words, none of it `taken`, that is most like an item; None where none is half alike."""
     best, chosen = MENDED_FROM, None
+    matcher = SequenceMatcher(None, "", clean_text(item), autojunk=False)
     for first in range(len(words)):
         for last in range(first, min(first + len(item.split()) + 2, len(words))):
             found = EDGE_SIGNS.sub("", text[words[first][0] : words[last][1]])
             begin = text.index(found, words[first][0])
-            alike = SequenceMatcher(None, clean_text(found), clean_text(item), autojunk=False).ratio()
-            if alike > best and taken.isdisjoint(range(begin, begin + len(found))):
-                best, chosen = alike, (begin, begin + len(found))
+            matcher.set_seq1(clean_text(found))
+            if matcher.real_quick_ratio() <= best or matcher.quick_ratio() <= best:  # bounds of the ratio
+                continue
+            if matcher.ratio() > best and taken.isdisjoint(range(begin, begin + len(found))):
+                best, chosen = matcher.ratio(), (begin, begin + len(found))
     return chosen
 
 
@@ -321,6 +332,7 @@ class Sentence:
         """Of a sentence without white space around it. Tokenizers of other models get it as it is."""
         if not hasattr(tokenizer, "is_unknown") or SURROGATES.search(sentence):  # which the tokenizer refuses
             return cls(sentence, translation=None if sentence else "")
+        sentence = sentence.replace(REPLACEMENT, "")
         if not tokenizer.normalize_text(sentence):
             return cls("", translation="")
         # A letter and its accent, which are two characters in some texts, are known if what they form is.
@@ -347,7 +359,8 @@ class Sentence:
         if self.translation is not None:
             return self.translation
         before, after = self.around
-        text = translation.upper() if self.capitals else translation
+        text = translation.replace(REPLACEMENT, "")
+        text = text.upper() if self.capitals else text
         if self.has_marks:
             text = restore(text, self.items)
         return before + (text if is_draft else mend_copies(text, self.source, self.items)) + after

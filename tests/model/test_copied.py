@@ -328,3 +328,10 @@ def test_a_tokenizer_in_lower_case_needs_no_capitals():
 def test_tokenizers_of_other_models_get_text_as_it_is():
     assert Sentence.read("EIN TEXT 12", object()).text == "EIN TEXT 12"
     assert Sentence.read("", object()).translation == ""
+
+
+def test_nothing_ends_as_a_replacement_character(tokenizer):
+    for text in ("Das \ufffd ist 日\ufffd hier", "👍\ufffd", "\ufffd", "12\ufffd", "Ein Wort"):
+        sentence = Sentence.read(text, tokenizer)
+        assert "\ufffd" not in sentence.write("The \ufffd\ufffd word")
+    assert Sentence.read("\ufffd", tokenizer).translation == ""
