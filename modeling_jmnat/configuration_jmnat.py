@@ -128,9 +128,9 @@ class JMNatConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name in SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, least in {**dict.fromkeys(SIZES, 1), "position_offset": 0, "max_target_length": 2}.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
@@ -148,10 +148,6 @@ class JMNatConfig(PreTrainedConfig):
                 raise ValueError(f"d_model={self.d_model} is not a multiple of {name}={getattr(self, name)}")
         if self.position_embedding_type == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"d_model={self.d_model} must be even with sinusoidal positions")
-        if self.position_offset is not None and self.position_offset < 0:
-            raise ValueError(f"position_offset={self.position_offset} must be None or at least 0")
-        if self.max_target_length < 2:
-            raise ValueError(f"max_target_length={self.max_target_length} must be at least 2 (one token and </s>)")
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -45,7 +45,7 @@ def text_normalizer(unicode_form: str = "NFC", lowercase: bool = False) -> norma
     """One space for white space of every kind, no invisible characters, nothing at the edges, in NFC or NFKC."""
     if unicode_form not in ("NFC", "NFKC"):
         raise ValueError(f"unicode_form={unicode_form!r} must be 'NFC' or 'NFKC'")
-    steps = [normalizers.NFKC()] if unicode_form == "NFKC" else []
+    steps: list[Any] = [normalizers.NFKC()] if unicode_form == "NFKC" else []
     steps += [normalizers.Lowercase()] if lowercase else []  # what NFKC spells out, too; NFC may join what comes of it
     # Invisible characters are told by neighbours in their final form; accents behind them are joined to letters then.
     invisible = normalizers.Replace(Regex("|".join((INVISIBLE, JOINERS, TAGS))), "")

@@ -140,7 +140,7 @@ class LineReader:
         """A piece of a line as the model reads it, of a huge one the beginning, which is already too long."""
         core = text.strip()[: self.most_characters]
         as_it_is = self.glossary is not None and self.glossary.found(core)
-        return Sentence(core, ()) if as_it_is else Sentence.read(core, self.tokenizer)
+        return Sentence(core) if as_it_is else Sentence.read(core, self.tokenizer)
 
     def _encode(self, sentences: list[Sentence]) -> list[list[int]]:
         if not sentences:

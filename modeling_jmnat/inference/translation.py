@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from ..configuration_jmnat import OPTION_NAMES, is_count, is_number
 from ..generation_jmnat import substitute
+from ..plain_text import Sentence
 from ..tokenization_jmnat import LINE_BREAKS, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
 from .beam_search import max_target_length
@@ -224,14 +225,19 @@ def _translate_pieces(
             sentence = pieces[index][2]
             if glossary is not None:
                 fields |= _with_terms(model, tokenizer, sentence.text, fields, glossary, generation)
-            fields["candidates"] = [(_one_line(sentence.write(text)), score) for text, score in fields["candidates"]]
-            if "canvases" in fields:
-                drafts = (sentence.write(canvas, is_draft=True) for canvas in fields["canvases"])
-                fields["canvases"] = [_one_line(draft) for draft in drafts]
-            results[index] = fields
+            results[index] = fields | _written(sentence, fields)
         missing.subtract(pieces[index][0] for index in indices)
         advance(sum(missing[number] == 0 for number in {pieces[index][0] for index in indices}))
     return results
+
+
+def _written(sentence: Sentence, fields: dict) -> dict:
+    """The fields of a translation that hold text, as that of its sentence."""
+    candidates = [(_one_line(sentence.write(text)), score) for text, score in fields["candidates"]]
+    if "canvases" not in fields:
+        return {"candidates": candidates}
+    canvases = [_one_line(sentence.write(canvas, is_draft=True)) for canvas in fields["canvases"]]
+    return {"candidates": candidates, "canvases": canvases}
 
 
 def _one_line(text: str) -> str:
