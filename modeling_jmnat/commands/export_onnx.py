@@ -27,6 +27,13 @@ class ExportArguments:
             "With them a translation may depend on the other sentences of its batch and on padding."
         },
     )
+    for_browsers: bool = field(
+        default=False,
+        metadata={
+            "help": "Also write browser_translator.onnx, whose options are inputs of rank 0 that must all be fed: "
+            "onnxruntime-web knows no optional inputs."
+        },
+    )
 
 
 @command
@@ -49,7 +56,7 @@ def main(argv=None):
     if not is_jmnat(model):
         raise ValueError(f"{arguments.model} holds a {model.config.model_type} model: only JM-NAT can be exported")
     output = Path(arguments.output or Path(arguments.model) / GRAPHS_FOLDER)
-    sizes = export_onnx(model, output, arguments.int8, tokenizer)
+    sizes = export_onnx(model, output, arguments.int8, tokenizer, arguments.for_browsers)
     print(
         json.dumps({"output": str(output), "megabytes": {name: round(size / 1e6, 2) for name, size in sizes.items()}})
     )

@@ -30,6 +30,7 @@ from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..utils.atomic_files import atomic_file, replace_files
 from ..utils.fingerprints import weights_digest
 from ..utils.locks import folder_lock
+from .browser import require_options
 from .graph_writer import GraphWriter
 from .network import DecoderWriter, EncoderWriter
 from .whole_translation import TranslatorWriter
@@ -39,6 +40,7 @@ EXPORTED_FILES = (
     *TRANSLATORS,
     *(graph_file(part, int8) for part in GRAPHS for int8 in (False, True)),
     POSITIONS_FILE,
+    *(f"browser_{name}" for name in TRANSLATORS),
 )
 
 
@@ -116,6 +118,7 @@ def export_onnx(
     output: str | Path,
     int8: bool = False,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    for_browsers: bool = False,
 ) -> dict[str, int]:
     """Write graphs, configuration and generation configuration to the folder `output`, all of them or none.
 
@@ -124,6 +127,8 @@ def export_onnx(
     Args:
         int8: write the int8 graphs beside the float32 ones.
         tokenizer: is saved beside them.
+        for_browsers: write the graphs of whole translations once more, as `browser_translator.onnx`, with options that
+            are inputs of rank 0 and must all be fed.
 
     Returns:
         Size in bytes of each file of weights.
@@ -139,6 +144,11 @@ def export_onnx(
     warn_of_other_options(model)
     with folder_lock(output, "output"), replace_files(output, EXPORTED_FILES, last=TRANSLATORS) as folder:
         sizes = write_weights(model, folder, int8)
+        for path in translators_in(Path(folder)) if for_browsers else ():
+            whole = onnx.load(path)
+            require_options(whole)
+            onnx.save_model(whole, str(path.with_name(f"browser_{path.name}")))
+            sizes[f"browser_{path.name}"] = path.with_name(f"browser_{path.name}").stat().st_size
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         if tokenizer is not None:

@@ -218,6 +218,38 @@ def test_the_graph_of_a_whole_translation_needs_nothing_but_onnx_runtime(tmp_pat
     torch.testing.assert_close(torch.from_numpy(scores).flatten(), expected.sequences_scores, rtol=1e-4, atol=1e-4)
 
 
+def test_options_are_inputs_of_rank_0_in_the_graph_for_browsers(tmp_path):
+    """As a program feeds them that knows neither overridable initialisers nor vectors of one number."""
+    model = random_model(66)
+    model.generation_config.update(num_iterations=3, num_return_sequences=2, consensus_weight=2.0)
+    export_onnx(model, tmp_path, int8=True, for_browsers=True)
+    assert (tmp_path / "browser_translator_int8.onnx").is_file()
+    onnx.checker.check_model(onnx.load(tmp_path / "browser_translator.onnx"), full_check=True)
+    session = load_session(tmp_path / "browser_translator.onnx", 1)
+    assert not session.get_overridable_initializers()
+    ranks = {value.name: len(value.shape) for value in session.get_inputs()}
+    vectors = {"token_bias", "repeatable", "target_lengths"}
+    assert {name for name, rank in ranks.items() if rank == 1} == vectors
+    input_ids, attention_mask = pad(random_sources(model, 5, 66))
+    sources = {"input_ids": input_ids.numpy(), "attention_mask": attention_mask.long().numpy()}
+    defaults = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(tmp_path / "translator.onnx").graph.initializer
+        if tensor.name in ranks
+    }
+    assert defaults.keys() | sources.keys() == ranks.keys()
+    for options in ({}, {"num_iterations": 1, "num_length_candidates": 2}, {"max_length": 4, "prune_candidates": 1}):
+        given = {name: np.asarray(value, dtype=defaults[name].dtype) for name, value in options.items()}
+        scalars = {name: value if name in vectors else value.reshape(()) for name, value in (defaults | given).items()}
+        found = session.run(None, sources | scalars)
+        optional = {name: value.reshape(defaults[name].shape) for name, value in given.items()}
+        expected = load_session(tmp_path / "translator.onnx", 1).run(None, sources | optional)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+    export_onnx(model, tmp_path)
+    assert not list(tmp_path.glob("browser_*"))
+
+
 @pytest.mark.parametrize("ngram_size", [1, 2])
 def test_inputs_of_the_translator_keep_their_names_types_and_shapes(ngram_size, tmp_path):
     """Programs in other languages feed them, and graphs that were exported before are fed the same."""
