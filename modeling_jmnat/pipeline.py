@@ -14,7 +14,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.base import ChunkPipeline
 
 from .plain_text import Sentence
-from .tokenization_jmnat import LINE_BREAKS, set_repeatable_tokens, show_canvas
+from .tokenization_jmnat import one_line, set_repeatable_tokens, show_canvas
 
 # As `config.custom_pipelines` holds it: `pipeline("translation", model=..., trust_remote_code=True)` finds the class.
 CUSTOM_PIPELINES = {
@@ -248,7 +248,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
     def read_output(self, output, spaces: list[dict]) -> list[dict]:
         """For each piece its `num_return_sequences` texts, and their canvases by pass if the history is there."""
         texts = self.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
-        texts = [LINE_BREAKS.sub(" ", text) for text in texts]
+        texts = [one_line(text) for text in texts]
         ranks = len(texts) // len(spaces)
         results = []
         for index, space in enumerate(spaces):

@@ -268,7 +268,12 @@ def show_canvas(tokenizer, ids: Sequence[int]) -> str:
             pieces.append(f"{before}</s>")
         elif token != tokenizer.pad_token_id:
             pieces.append(piece)
-    return LINE_BREAKS.sub(" ", between.join(pieces)).strip()
+    return one_line(between.join(pieces)).strip()
+
+
+def one_line(text: str) -> str:
+    """The text with a space for each line break and tab."""
+    return LINE_BREAKS.sub(" ", text)
 
 
 def repeatable_tokens(tokenizer) -> list[int]:

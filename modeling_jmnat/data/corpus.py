@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import datasets
 
 from ..plain_text import clean_text
-from ..tokenization_jmnat import LINE_BREAKS
+from ..tokenization_jmnat import one_line
 from ..utils.text_files import read_parallel
 
 SPLITS = ("train", "validation", "test")
@@ -86,4 +86,4 @@ def _texts(data: datasets.Dataset, language: str, name: str) -> list[str]:
 
 def one_lines(texts: Iterable[str | None]) -> list[str]:
     """Each text of a data set as one line, an empty one for None."""
-    return [LINE_BREAKS.sub(" ", text or "") for text in texts]
+    return [one_line(text or "") for text in texts]

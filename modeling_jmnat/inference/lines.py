@@ -17,7 +17,7 @@ from ..pipeline import (
     truncate,
 )
 from ..plain_text import Sentence
-from ..tokenization_jmnat import LINE_BREAKS
+from ..tokenization_jmnat import one_line
 from .beam_search import max_source_length
 from .glossary import Glossary
 from .loading import Translator
@@ -71,15 +71,11 @@ class Line:
         fields["num_passes"] = max(passes, default=None)
         if any("canvases" in result for result in results):
             canvases = [[*result.get("canvases", []), result["candidates"][0][0]] for result in results]
-            fields["canvases"] = [self._one_line(text) for text in join_passes(self.pieces, canvases)[:-1]]
+            fields["canvases"] = [one_line(text).strip() for text in join_passes(self.pieces, canvases)[:-1]]
         return fields
 
     def _text(self, texts: list[str]) -> str:
-        return self._one_line(join(self.pieces, texts))
-
-    @staticmethod
-    def _one_line(text: str) -> str:
-        return LINE_BREAKS.sub(" ", text).strip()
+        return one_line(join(self.pieces, texts)).strip()
 
 
 class LineReader:

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from ..configuration_jmnat import OPTION_NAMES, is_count, is_number
 from ..generation_jmnat import substitute
 from ..plain_text import Sentence
-from ..tokenization_jmnat import LINE_BREAKS, show_canvas
+from ..tokenization_jmnat import one_line, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
 from .beam_search import max_target_length
 from .glossary import Glossary, translate_with_terms
@@ -211,7 +211,7 @@ def _translate_pieces(
         (number, *piece) for number, line in enumerate(lines) for piece in zip(line.ids, line.sentences, strict=True)
     ]
     results: list[dict] = [
-        {"candidates": _untranslated(model, _one_line(sentence.translation or ""), generation)}
+        {"candidates": _untranslated(model, one_line(sentence.translation or ""), generation)}
         for _, _, sentence in pieces
     ]
     translatable = [index for index, (_, ids, _) in enumerate(pieces) if ids]
@@ -233,15 +233,11 @@ def _translate_pieces(
 
 def _written(sentence: Sentence, fields: dict) -> dict:
     """The fields of a translation that hold text, as that of its sentence."""
-    candidates = [(_one_line(sentence.write(text)), score) for text, score in fields["candidates"]]
+    candidates = [(one_line(sentence.write(text)), score) for text, score in fields["candidates"]]
     if "canvases" not in fields:
         return {"candidates": candidates}
-    canvases = [_one_line(sentence.write(canvas, is_draft=True)) for canvas in fields["canvases"]]
+    canvases = [one_line(sentence.write(canvas, is_draft=True)) for canvas in fields["canvases"]]
     return {"candidates": candidates, "canvases": canvases}
-
-
-def _one_line(text: str) -> str:
-    return LINE_BREAKS.sub(" ", text)
 
 
 def _untranslated(model: Translator, text: str, generation: dict) -> list[tuple[str, float | None]]:

@@ -9,19 +9,9 @@ from modeling_jmnat.inference.glossary import Glossary, words_of
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.inference.translation import translate_lines
 from tests.helpers.teacher_samples import random_lines, random_teacher
-from tests.helpers.translation_samples import load_script, tiny_student, tiny_tokenizer
+from tests.helpers.translation_samples import load_script
 
 SHIPPED = Path(__file__).resolve().parents[2] / "hub_card" / "de-en"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def student(tokenizer):
-    return tiny_student(tokenizer)
 
 
 @pytest.fixture(scope="module")
