@@ -5,6 +5,7 @@ COMMANDS = {
     "prepare": "Turn parallel text into the data that training reads.",
     "train": "Train a JM-NAT.",
     "train-teacher": "Train an autoregressive teacher.",
+    "init": "Make the start of a JM-NAT from an autoregressive model such as an opus-mt.",
     "distill": "Translate the training set with a teacher.",
     "evaluate": "Translate a test set and score it.",
     "tune": "Choose how a model decodes by BLEU on validation text.",

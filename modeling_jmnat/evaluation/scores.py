@@ -13,7 +13,7 @@ import transformers
 
 from ..inference.loading import is_jmnat
 from ..inference.translation import Translation, translate_lines
-from ..tokenization_jmnat import moses_tool
+from ..segmenters import moses_tool
 from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric, bleu_tokenizer, language_without_spaces
 
 LATENCY_ROUNDS = 3

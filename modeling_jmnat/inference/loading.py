@@ -220,6 +220,20 @@ def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, la
     """Tell a multilingual model from which language it translates and into which one.
 
     Args:
+        languages: see `language_tokens`.
+
+    Raises:
+        ValueError: not two codes, or codes that the tokenizer does not know.
+    """
+    _, target = language_tokens(tokenizer, languages)
+    tokenizer.src_lang = languages[0].strip("_")
+    model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids(target)
+
+
+def language_tokens(tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> tuple[str, str]:
+    """The tokens of source and target language in a multilingual model's vocabulary.
+
+    Args:
         languages: the tokenizer's codes of source and target: deu_Latn eng_Latn for NLLB, de en for M2M100,
             de_DE en_XX for mBART.
 
@@ -236,5 +250,4 @@ def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, la
         raise ValueError(
             f"teacher_languages={' '.join(codes)!r} are not languages of the teacher's {type(tokenizer).__name__}"
         )
-    tokenizer.src_lang = codes[0]
-    model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids(target)
+    return source, target
