@@ -7,6 +7,7 @@ COMMANDS = {
     "train-teacher": "Train an autoregressive teacher.",
     "init": "Make the start of a JM-NAT from an autoregressive model such as an opus-mt.",
     "distill": "Translate the training set with a teacher.",
+    "convert-teacher": "Turn an opus-mt or another autoregressive model into a JM-NAT: all of the above and scores.",
     "evaluate": "Translate a test set and score it.",
     "tune": "Choose how a model decodes by BLEU on validation text.",
     "average-checkpoints": "Average checkpoints of one training into one model.",

@@ -50,6 +50,16 @@ class EvaluationArguments:
         default=None,
         metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
     )
+    languages: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "A multilingual autoregressive model: its codes of source and target language, such as deu_Latn "
+            "eng_Latn (NLLB)."
+        },
+    )
+    source_prefix: str | None = field(
+        default=None, metadata={"help": "Text before each source, where the model wants one, such as '>>eng<< '."}
+    )
     target_language: str = field(
         default="en", metadata={"help": "Two-letter language of the references, for Moses tokenisation."}
     )

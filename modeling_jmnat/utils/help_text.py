@@ -42,7 +42,9 @@ def usage_of(groups: Sequence[type]) -> str:
     """The command with the options that it needs."""
     fields = [field for group in groups for field in dataclasses.fields(group)]
     needed = [
-        f"{option_names(field)[0]} {field.name.upper()}" for field in fields if default_of(field) is dataclasses.MISSING
+        f"{option_names(field)[0]} {field.name.upper()}"
+        for field in fields
+        if default_of(field) is dataclasses.MISSING
     ]
     return " ".join(["%(prog)s", *needed, "[--OPTION VALUE ...]"])
 
