@@ -47,7 +47,7 @@ class JMNatTokenizer(TokenizersBackend):
             fairseq models. False by default.
         bpe_merges, bpe_end_of_word_pieces: see `BytePairSegmenter`; for vocabularies of converted fairseq models.
         source_segmenter, target_segmenter: see `SentencePieceSegmenter`; for vocabularies of Marian and M2M100.
-        source_language_token, target_language_token: first token of every source, and of every target, which tells a
+        source_start, target_start: first token of every source, and of every target, which tells a
             multilingual model the language.
 
     Special tokens written out in the text (`</s>`, `<mask>`) are plain text (`split_special_tokens=True`).
@@ -127,7 +127,7 @@ class JMNatTokenizer(TokenizersBackend):
 
     def _begin_with(self, side: str) -> None:
         """Have texts begin with the language's token of a side, if there is one on either side."""
-        tokens = {name: self.init_kwargs.get(f"{name}_language_token") for name in ("source", "target")}
+        tokens = {name: self.init_kwargs.get(f"{name}_start") for name in ("source", "target")}
         if any(tokens.values()):
             backend = self.backend_tokenizer
             backend.post_processor = text_template(backend, self.eos_token, tokens[side])
@@ -331,7 +331,7 @@ def wrap_tokenizer(tokenizer: Tokenizer, **settings) -> JMNatTokenizer:
     """
     names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), SPECIAL_TOKENS, strict=True))
     settings = {**names, **settings}
-    first = settings.get("source_language_token")
+    first = settings.get("source_start")
     tokenizer.post_processor = text_template(tokenizer, settings["eos_token"], first)
     return JMNatTokenizer(
         tokenizer_object=tokenizer, split_special_tokens=True, clean_up_tokenization_spaces=False, **settings

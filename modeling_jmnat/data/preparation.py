@@ -241,7 +241,7 @@ def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTo
             )
         check_tokenizer_files(folder)
         tokenizer = JMNatTokenizer.from_pretrained(folder)
-        if tokenizer.eos_token_id is None or tokenizer("")["input_ids"] != [tokenizer.eos_token_id]:
+        if tokenizer.eos_token_id is None or tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
             raise ValueError(f"the tokenizer of {arguments.tokenizer} does not end a text in its end token")
         if arguments.lowercase and not tokenizer.lowercase:
             raise ValueError(f"lowercase=True, but the tokenizer of {arguments.tokenizer} keeps case")

@@ -207,7 +207,7 @@ class Conversion:
         teacher = {"num_beams": (1, 5), **self.told_to_the_teacher("evaluate")}
         for name, model, options, needs in (
             ("student", self.path("model"), student, ("tuned",)),
-            ("teacher", self.teacher, teacher, ("start",)),
+            ("teacher", self.teacher, teacher, ("sources",)),  # which has the text that is scored
         ):
             output = {"output": self.path("results", f"{name}.json")}
             yield Stage(

@@ -185,7 +185,7 @@ def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             return JMNatTokenizer.from_pretrained(directory)
     try:
         return AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:  # SentencePiece raises RuntimeError for a damaged file
         raise ValueError(f"the tokenizer of {directory} cannot be loaded: {_first_line(error)}") from None
     except (ImportError, ValueError) as error:
         if is_sentencepiece_available():
@@ -244,7 +244,7 @@ def language_tokens(tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]
         raise ValueError(f"teacher_languages={' '.join(languages)!r} must be two codes, of source and target")
     codes = [code.strip("_") for code in languages]
     named = {token for name, token in tokenizer.special_tokens_map.items() if name.endswith("_token")}
-    known = set(tokenizer.all_special_tokens) - named
+    known = {*tokenizer.all_special_tokens, *getattr(tokenizer, "lang_token_to_id", ())} - named
     source, target = (next((token for token in (f"__{code}__", code) if token in known), None) for code in codes)
     if not is_multilingual(tokenizer) or source is None or target is None:
         raise ValueError(

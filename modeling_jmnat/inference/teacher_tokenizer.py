@@ -12,9 +12,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from .loading import language_tokens, load_teacher_tokenizer
 from ..segmenters import SPACE
 from ..tokenization_jmnat import JMNatTokenizer, wrap_tokenizer
+from .loading import language_tokens, load_teacher_tokenizer
 
 MARIAN_FILES = ("source.spm", "target.spm", "vocab.json")
 NAMED_TOKENS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
@@ -32,8 +32,8 @@ def tokenizer_of_teacher(
     """The `JMNatTokenizer` with a teacher's ids, text in and out, and the number of ids that both have.
 
     Args:
-        folder: of the teacher. Marian's `source.spm`, `target.spm` and `vocab.json`; M2M100's `vocab.json` and `.model`;
-            or a tokenizer.json, as NLLB, mBART and Bart have it.
+        folder: of the teacher: Marian's `source.spm`, `target.spm` and `vocab.json`; M2M100's `vocab.json` and
+            `.model` file; or a tokenizer.json, as NLLB, mBART and Bart have it.
         languages: codes of source and target of a multilingual model, whose tokens then begin every text.
         language_code: of a Marian model with several target languages, such as `">>eng<<"`, which then begins every
             source. Left out, texts begin with one themselves.
@@ -51,7 +51,7 @@ def tokenizer_of_teacher(
     options: dict[str, str | None] = {}
     if languages is not None:
         first = language_tokens(theirs, languages)
-        options = dict(zip(("source_language_token", "target_language_token"), first, strict=True))
+        options = dict(zip(("source_start", "target_start"), first, strict=True))
     if language_code is not None:
         if theirs.convert_tokens_to_ids(language_code) in (None, theirs.unk_token_id):
             known = [token for token in theirs.get_vocab() if token.startswith(">>")]
@@ -59,7 +59,7 @@ def tokenizer_of_teacher(
                 f"language_code={language_code!r} is not in the teacher's vocabulary"
                 + (f", which has {', '.join(known[:5])}" if known else ": it has one target language")
             )
-        options["source_language_token"] = language_code
+        options["source_start"] = language_code
     kind = type(theirs).__name__
     if kind == "MarianTokenizer":
         if theirs.separate_vocabs:
@@ -110,7 +110,7 @@ def _with_segmenters(
     spaces = decoders.Replace(SPACE, " ")
     edges = decoders.Replace(Regex(r"^\s+|\s+$"), "")
     backend.decoder = decoders.Sequence([*from_bytes, decoders.Fuse(), spaces, edges])
-    languages = [piece for piece in pieces if piece in theirs.all_special_tokens and piece not in names.values()]
+    languages = [*getattr(theirs, "lang_token_to_id", ())]
     backend.add_special_tokens([AddedToken(token, special=True) for token in [*names.values(), *languages]])
     extra = {"extra_special_tokens": languages} if languages else {}
     source, target = (segmenter_of(Path(file)) for file in segmenters)

@@ -126,8 +126,9 @@ def copy_teacher_weights(
             those. None: all are the same.
 
     Raises:
-        ValueError: the vocabularies differ in size without `shared_tokens`, hardly anything fits, or the student computes something else with
-            the same weights (another activation, number of heads, order of layer norm or numbering of positions).
+        ValueError: the vocabularies differ in size without `shared_tokens`, hardly anything fits, or the student
+            computes something else with the same weights (another activation, number of heads, order of layer norm or
+            numbering of positions).
     """
     if shared_tokens is None and teacher.config.vocab_size != student.config.vocab_size:
         raise ValueError(
@@ -154,7 +155,8 @@ def copy_teacher_weights(
             report.left[name] = f"is {tuple(source.shape)} there and {tuple(parameter.shape)} here"
         else:
             report.left[name] = "not in the teacher"
-    if report.num_copied < 0.5 * report.num_parameters:
+    in_both = sum(parameter.numel() for name, parameter in student.named_parameters() if name in theirs)
+    if report.num_copied == 0 or report.num_copied < 0.5 * in_both:
         raise ValueError(
             f"only {report.num_copied} of {report.num_parameters} parameters fit this teacher ({report.describe()})"
         )

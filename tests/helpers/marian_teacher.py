@@ -30,14 +30,17 @@ from transformers import (
 )
 from transformers.models.marian.modeling_marian import shift_tokens_right
 
+LONGEST = 40  # tokens; longer pairs are left out
 
-def train_segmenter(lines: Iterable[str], vocab_size: int) -> bytes:
-    """A SentencePiece unigram model with the special pieces of opus-mt's, as the bytes of its file."""
+
+def train_segmenter(lines: Iterable[str], vocab_size: int, model_type: str = "unigram") -> bytes:
+    """A SentencePiece model with the special pieces of opus-mt's, as the bytes of its file."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines),
         model_writer=model,
         vocab_size=vocab_size,
+        model_type=model_type,
         character_coverage=0.9995,
         bos_id=-1,
         eos_id=0,
@@ -54,7 +57,7 @@ def pieces_of(segmenter: bytes) -> list[str]:
 
 
 def write_tokenizer(folder: Path, source: bytes, target: bytes, prefixes: Sequence[str] = ()) -> MarianTokenizer:
-    """`source.spm`, `target.spm` and `vocab.json`, their union: special pieces, prefixes, both sides', `<pad>` last."""
+    """`source.spm`, `target.spm` and `vocab.json`: special pieces, prefixes, the pieces of both, and `<pad>` last."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, segmenter in (("source.spm", source), ("target.spm", target)):
         (folder / name).write_bytes(segmenter)
@@ -66,7 +69,7 @@ def write_tokenizer(folder: Path, source: bytes, target: bytes, prefixes: Sequen
 
 
 def opus_model(tokenizer: MarianTokenizer, target_ids: Iterable[Sequence[int]] = (), **sizes: int) -> MarianMTModel:
-    """A model with random weights, whose output bias is the logarithm of how often each token stands in `target_ids`."""
+    """A model with random weights, whose output bias grows with how often a token stands in `target_ids`."""
     pad = tokenizer.pad_token_id
     config = MarianConfig(
         vocab_size=len(tokenizer),
@@ -111,7 +114,7 @@ def train(model: MarianMTModel, tokenizer: MarianTokenizer, pairs: Dataset, outp
     """Train on `pairs` (columns `source` and `target`) by Transformers' own trainer, and save model and tokenizer."""
 
     def tokenised(batch):
-        return tokenizer(batch["source"], text_target=batch["target"], truncation=True, max_length=128)
+        return tokenizer(batch["source"], text_target=batch["target"])
 
     options = Seq2SeqTrainingArguments(
         output_dir=str(output / "checkpoints"),
@@ -124,6 +127,7 @@ def train(model: MarianMTModel, tokenizer: MarianTokenizer, pairs: Dataset, outp
         **arguments,
     )
     data = pairs.map(tokenised, batched=True, remove_columns=pairs.column_names)
+    data = data.filter(lambda row: max(len(row["input_ids"]), len(row["labels"])) <= LONGEST)
     collator = DataCollatorForSeq2Seq(tokenizer)
     trainer = TeacherTrainer(model=model, args=options, train_dataset=data, data_collator=collator)
     trainer.train(resume_from_checkpoint=any(output.glob("checkpoints/checkpoint-*")))
