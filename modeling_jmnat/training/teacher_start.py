@@ -80,6 +80,11 @@ def check_kind(teacher: str | Path, config: PreTrainedConfig) -> None:
         )
 
 
+def has_language(tokenizer: JMNatTokenizer) -> bool:
+    """Whether the tokenizer itself puts the language's token before each source."""
+    return tokenizer.init_kwargs.get("source_start") is not None
+
+
 def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **layers: int) -> JMNatConfig:
     """The configuration in which the teacher's weights compute what they compute there."""
     theirs = teacher.config
@@ -97,4 +102,6 @@ def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **lay
         max_position_embeddings=longest,
         max_target_length=longest,
         output_bias=output_bias_of(teacher) is not None,
+        # The language that a text begins with is not that of its further sentences.
+        split_sentences=not any(map(tokenizer.language_code, tokenizer.get_vocab())) or has_language(tokenizer),
     )

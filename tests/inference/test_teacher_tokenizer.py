@@ -20,7 +20,6 @@ from modeling_jmnat.plain_text import Sentence
 from modeling_jmnat.segmenters import SentencePieceSegmenter
 from modeling_jmnat.tokenization_jmnat import show_canvas
 from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
-from tests.helpers.fresh_process import run_without_package
 from tests.helpers.marian_teacher import train_segmenter, write_tokenizer
 
 CORPUS = Path(__file__).parents[2] / "run_scripts" / "demo_data" / "libreoffice-help"
@@ -126,30 +125,6 @@ def test_new_tokens_stand_behind_the_teachers(student, theirs):
     assert not {student.mask_token_id, student.pad_token_id, student.eos_token_id} & set(ids[:-1])
 
 
-def test_it_works_without_sentencepiece_and_without_the_package(student, tmp_path):
-    student.save_pretrained(tmp_path / "saved")
-    lines = [*lines_of("de", 50), *ODD_TEXTS]
-    (tmp_path / "lines.json").write_text(json.dumps(lines))
-    code = """
-import importlib, json, sys, types
-from pathlib import Path
-sys.modules["sentencepiece"] = None  # not installed
-package = types.ModuleType("copied"); package.__path__ = [sys.argv[3]]; sys.modules["copied"] = package
-tokenizer = importlib.import_module("copied.tokenization_jmnat").JMNatTokenizer.from_pretrained(sys.argv[1])
-lines = json.loads(Path(sys.argv[2]).read_text())
-print(json.dumps([tokenizer(lines)["input_ids"], tokenizer(text_target=lines)["input_ids"]]))
-"""
-    import modeling_jmnat
-
-    copied = tmp_path / "copied"
-    copied.mkdir()
-    for path in Path(modeling_jmnat.__file__).parent.glob("*.py"):
-        shutil.copy(path, copied)
-    arguments = (tmp_path / "saved", tmp_path / "lines.json", copied)
-    found = json.loads(run_without_package(code, tmp_path, tmp_path, *arguments))
-    assert found == [student(lines)["input_ids"], student(text_target=lines)["input_ids"]]
-
-
 def test_hash_and_fingerprint_are_those_of_the_files(student, teacher, segmenters, tmp_path):
     before = Hasher.hash(student)
     rows = datasets.Dataset.from_dict({"de": lines_of("de", 20)})
@@ -166,6 +141,8 @@ def test_hash_and_fingerprint_are_those_of_the_files(student, teacher, segmenter
 def test_sentences_are_read_and_shown_as_with_our_own_vocabularies(student):
     assert student.normalize_text("  Die\u00a0 Datei \ufb01ndet ") == "Die Datei findet"
     assert Sentence.read("\u2022 DIE DATEI WIRD GESPEICHERT", student).text == "die Datei wird gespeichert"
+    assert Sentence.read(">>eng<< die datei wird gespeichert", student).text == ">>eng<< die Datei wird gespeichert"
+    assert Sentence.read(">>eng<<", student).translation == ""
     ids = student(text_target="The file is saved.")["input_ids"]
     assert show_canvas(student, ids) == "The file is saved. </s>"
     ids[1] = student.mask_token_id

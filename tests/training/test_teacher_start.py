@@ -7,11 +7,13 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, MarianMTModel, T5Config
 
-from modeling_jmnat import JMNatForConditionalGeneration
+from modeling_jmnat import JMNatForConditionalGeneration, JMNatTranslationPipeline
 from modeling_jmnat.commands import init, prepare, train
+from modeling_jmnat.hub.publishing import load_for_publishing, save_for_everyone
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.onnx_export.export import export_onnx
 from modeling_jmnat.training.teacher_start import start_from_teacher
+from tests.helpers.fresh_process import run_without_package
 from tests.helpers.marian_teacher import opus_model, train_segmenter, write_tokenizer
 from tests.helpers.translation_samples import random_lines
 from tests.training.test_initial_weights import encoder_states
@@ -112,6 +114,27 @@ def test_the_folder_loads_and_translates(start, capsys):
     ids = model.generate(**tokenizer([">>eng<< ab"], return_tensors="pt"), num_iterations=2, max_length=20)
     assert tokenizer.mask_token_id not in ids
     assert model.generation_config.repeatable_tokens
+    assert not model.config.split_sentences  # the second sentence of a text would have no language
+
+
+def test_a_published_start_needs_neither_the_package_nor_sentencepiece(start, tmp_path):
+    model, tokenizer = load_for_publishing(start)
+    save_for_everyone(model, tokenizer, tmp_path / "published")
+    lines = [*random_lines(8, seed=2), ">>eng<< ab", "", "\u2581 a\u00a0b"]
+    code = """
+import json, sys
+sys.modules["sentencepiece"] = None  # not installed
+from transformers import AutoTokenizer, pipeline
+folder, lines = sys.argv[1], json.loads(sys.argv[2])
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+translate = pipeline("translation", model=folder, trust_remote_code=True)
+texts = [row["translation_text"] for row in translate(lines, num_iterations=2, max_length=20)]
+print(json.dumps([tokenizer(lines)["input_ids"], tokenizer(text_target=lines)["input_ids"], texts]))
+"""
+    found = json.loads(run_without_package(code, tmp_path, tmp_path, tmp_path / "published", json.dumps(lines)))
+    translate = JMNatTranslationPipeline(model=model, tokenizer=tokenizer)
+    texts = [row["translation_text"] for row in translate(lines, num_iterations=2, max_length=20)]
+    assert found == [tokenizer(lines)["input_ids"], tokenizer(text_target=lines)["input_ids"], texts]
 
 
 def test_the_command_tells_what_was_copied(folder, tmp_path, capsys):
@@ -123,6 +146,7 @@ def test_the_command_tells_what_was_copied(folder, tmp_path, capsys):
     assert tokenizer("ab")["input_ids"][0] == tokenizer.convert_tokens_to_ids(">>eng<<")
     with pytest.raises(SystemExit):
         init.main(["--teacher", str(folder), "--output", str(tmp_path / "start")])
+    assert student_at(tmp_path / "start").config.split_sentences
     assert "start exists: name a new folder" in capsys.readouterr().err
 
 
