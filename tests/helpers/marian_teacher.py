@@ -81,9 +81,8 @@ def opus_model(tokenizer: MarianTokenizer, target_ids: Iterable[Sequence[int]] =
         bos_token_id=0,
         decoder_start_token_id=pad,
         forced_eos_token_id=tokenizer.eos_token_id,
-        max_position_embeddings=512,
         init_std=sizes["d_model"] ** -0.5,
-        **sizes,
+        **{"max_position_embeddings": 512, **sizes},
     )
     model = MarianMTModel(config)
     embeddings = model.get_output_embeddings()
@@ -93,7 +92,7 @@ def opus_model(tokenizer: MarianTokenizer, target_ids: Iterable[Sequence[int]] =
     counts = Counter(token for ids in target_ids for token in ids)
     for token in range(len(tokenizer)):
         model.final_logits_bias[0, token] = 0.1 * math.log(1 + counts[token])
-    model.generation_config.update(bad_words_ids=[[pad]], num_beams=4, max_length=512)
+    model.generation_config.update(bad_words_ids=[[pad]], num_beams=4, max_length=config.max_position_embeddings)
     return model
 
 
@@ -152,16 +151,23 @@ def main() -> None:
     parser.add_argument("--max_steps", type=int, default=1600)
     parser.add_argument("--batch_size", type=int, default=512, help="sentences")
     parser.add_argument("--learning_rate", type=float, default=7e-4)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--init_from", type=Path, help="a teacher of an earlier call to train on")
     parser.add_argument("--bf16", action="store_true")
     options = parser.parse_args()
     source, target = read_lines(options.source), read_lines(options.target)
-    segmenters = [train_segmenter(lines, options.vocab_size) for lines in (source, target)]
-    tokenizer = write_tokenizer(options.output, *segmenters)
     torch.manual_seed(1)
-    sizes = {f"{half}_layers": options.layers for half in ("encoder", "decoder")}
-    sizes |= {f"{half}_attention_heads": options.d_model // 64 for half in ("encoder", "decoder")}
-    sizes |= {f"{half}_ffn_dim": 4 * options.d_model for half in ("encoder", "decoder")}
-    model = opus_model(tokenizer, tokenizer(text_target=target)["input_ids"], d_model=options.d_model, **sizes)
+    if options.init_from is not None:
+        tokenizer = MarianTokenizer.from_pretrained(options.init_from)
+        model = MarianMTModel.from_pretrained(options.init_from, dropout=options.dropout)
+    else:
+        segmenters = [train_segmenter(lines, options.vocab_size) for lines in (source, target)]
+        tokenizer = write_tokenizer(options.output, *segmenters)
+        sizes = {f"{half}_layers": options.layers for half in ("encoder", "decoder")}
+        sizes |= {f"{half}_attention_heads": options.d_model // 64 for half in ("encoder", "decoder")}
+        sizes |= {f"{half}_ffn_dim": 4 * options.d_model for half in ("encoder", "decoder")}
+        target_ids = tokenizer(text_target=target)["input_ids"]
+        model = opus_model(tokenizer, target_ids, d_model=options.d_model, dropout=options.dropout, **sizes)
     model.set_attn_implementation("eager")  # in bfloat16 on a CPU, the backward pass of the fused one is slow
     train(
         model,
@@ -171,10 +177,10 @@ def main() -> None:
         per_device_train_batch_size=options.batch_size,
         max_steps=options.max_steps,
         learning_rate=options.learning_rate,
-        warmup_steps=options.max_steps // 6,
+        warmup_steps=options.max_steps // 15 if options.init_from else options.max_steps // 6,
         bf16=options.bf16,
         logging_steps=50,
-        save_steps=200,
+        save_steps=500,
     )
 
 
