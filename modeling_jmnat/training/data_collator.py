@@ -142,7 +142,7 @@ class DataCollatorForJMNat:
         sources = self._token_rows(features, "input_ids")
         targets = self._token_rows(features, "labels")
         example_ids = [
-            _example_id(feature, source, target)
+            example_id({**feature, "input_ids": source, "labels": target})
             for feature, source, target in zip(features, sources, targets, strict=True)
         ]
         input_ids, source_lengths = _pad(sources, self.pad_token_id, self.pad_to_multiple_of)
@@ -225,13 +225,15 @@ class DataCollatorForJMNat:
         )
 
 
-def _example_id(feature: dict[str, Any], source: np.ndarray, target: np.ndarray) -> int:
-    example_id = feature.get("id")
-    if example_id is not None:
+def example_id(feature: dict[str, Any]) -> int:
+    """What the masks of an example are drawn from: its `id`, else a hash of its `input_ids` and `labels`."""
+    number = feature.get("id")
+    if number is not None:
         try:
-            return int(example_id)
+            return int(number)
         except (TypeError, ValueError):
-            raise ValueError(f"id is {example_id!r}, it must be an integer (or left out)") from None
+            raise ValueError(f"id is {number!r}, it must be an integer (or left out)") from None
+    source, target = (np.asarray(feature[name], dtype=np.int64) for name in ("input_ids", "labels"))
     digest = hashlib.blake2b(source.tobytes() + b"|" + target.tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

@@ -39,6 +39,7 @@ class TranslationOptions:
         "times processes. Without it, a batch has per_device_train_batch_size sentences.",
     )
     max_sentences: int | None = _option(None, "At most this many sentences in such a batch.")
+    stream_buffer: int = _option(10_000, "Sentences of a streamed data set that are shuffled and batched together.")
     eval_sentences: int | None = _option(None, "Translate only this many validation sentences, the first ones.")
     eval_batch_tokens: int | None = _option(
         None,
@@ -79,7 +80,7 @@ class TranslationOptions:
 
     def check_options(self) -> None:
         """Raise ValueError for a value that is out of range."""
-        check_counts(self, ("max_tokens", "max_sentences", "eval_sentences", "eval_batch_tokens"))
+        check_counts(self, ("max_tokens", "max_sentences", "eval_sentences", "eval_batch_tokens", "stream_buffer"))
         check_bleu_tokenizer(self.bleu_tokenize)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1")

@@ -4,7 +4,7 @@ import time
 from contextlib import contextmanager
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import PreTrainedModel
 
 from ..data.dataset_columns import column_lengths, without_text
@@ -13,6 +13,7 @@ from .callbacks import EpochCallback, leave_process_group
 from .checkpointing import CheckpointingTrainer
 from .data_collator import DataCollatorForJMNat
 from .own_predictions import CORRECTION_POSITIONS, GLANCING_ORDER, after_glancing, with_own_predictions
+from .streamed_batches import StreamedTokenBatches
 from .token_batches import TokenBatchSampler
 from .validation import corpus_losses, translation_scores
 
@@ -38,7 +39,8 @@ class TranslationTrainer(CheckpointingTrainer):
     Args:
         data_collator: its `evaluation()` gives the collator for evaluations.
         train_dataset, eval_dataset: columns `id`, `input_ids`, `labels`, and text in `source`, `target` for BLEU.
-            Of a dictionary of data sets each is evaluated by its name: `eval_NAME_loss`.
+            Of a dictionary of data sets each is evaluated by its name: `eval_NAME_loss`. A `datasets.IterableDataset`
+            to train on is read in token batches without end (`StreamedTokenBatches`): it needs `max_steps`.
 
     Raises:
         ValueError: arguments that do not fit together, or several GPUs without a launcher.
@@ -70,10 +72,13 @@ class TranslationTrainer(CheckpointingTrainer):
         self.model_accepts_loss_kwargs = True
         choose_cpu_attention(self.model, args.device.type, args.bf16)
         self.eval_data_collator = data_collator.evaluation()
-        self.train_batches: TokenBatchSampler | None = None
-        if args.max_tokens is not None and self.train_dataset is not None:
-            self.train_batches = self.token_batches(self.train_dataset, args.max_tokens, shuffle=True)
-        self.add_callback(EpochCallback(self.data_collator, self.train_batches))
+        self.train_batches: TokenBatchSampler | StreamedTokenBatches | None = None
+        if isinstance(self.train_dataset, IterableDataset):  # which counts its rounds itself
+            self.train_batches = self.streamed_batches(self.train_dataset)
+        else:
+            if args.max_tokens is not None and self.train_dataset is not None:
+                self.train_batches = self.token_batches(self.train_dataset, args.max_tokens, shuffle=True)
+            self.add_callback(EpochCallback(self.data_collator, self.train_batches))
         self._reset_parts()
 
     @classmethod
@@ -194,13 +199,32 @@ class TranslationTrainer(CheckpointingTrainer):
             num_replicas=self.args.world_size if shuffle else 1,
         )
 
+    def streamed_batches(self, examples: IterableDataset) -> StreamedTokenBatches:
+        args = self.args
+        if args.max_tokens is None:
+            raise ValueError("train_dataset is a stream: give max_tokens, the size of its batches")
+        return StreamedTokenBatches(
+            examples,
+            args.max_tokens,
+            args.seed if args.data_seed is None else args.data_seed,
+            args.max_sentences,
+            args.stream_buffer,
+            args.process_index,
+            args.world_size,
+        )
+
     def get_train_dataloader(self) -> DataLoader:
         if self.train_batches is None:
             return super().get_train_dataloader()
+        is_stream = isinstance(self.train_batches, StreamedTokenBatches)
+        batches = (
+            {"dataset": self.train_batches, "batch_size": None}
+            if is_stream
+            else {"dataset": without_text(self.train_dataset), "batch_sampler": self.train_batches}
+        )
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
-            without_text(self.train_dataset),
-            batch_sampler=self.train_batches,
+            **batches,
             collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
@@ -209,7 +233,7 @@ class TranslationTrainer(CheckpointingTrainer):
             worker_init_fn=leave_process_group,
             generator=torch.Generator(),  # its own: how workers start must not move the dropout's random numbers
         )
-        return self.accelerator.prepare(loader)
+        return loader if is_stream else self.accelerator.prepare(loader)  # each process reads its part of a stream
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
         """For `predict`, with the masks of evaluation: the same losses whenever it is called."""
@@ -311,7 +335,8 @@ class JMNatTrainer(TranslationTrainer):
         data_collator: `DataCollatorForJMNat`; made from `processing_class` if left out. Its `evaluation()` draws the
             masks of the evaluation.
         train_dataset, eval_dataset: columns `id`, `input_ids`, `labels`, and text in `source`, `target` for BLEU.
-            Of a dictionary of data sets each is evaluated by its name: `eval_NAME_loss`.
+            Of a dictionary of data sets each is evaluated by its name: `eval_NAME_loss`. A `datasets.IterableDataset`
+            to train on is read in token batches without end (`StreamedTokenBatches`): it needs `max_steps`.
 
     Raises:
         ValueError: arguments that do not fit together, or several GPUs without a launcher.

@@ -26,7 +26,7 @@ LIGHT = """
 import sys
 import modeling_jmnat.training.command, modeling_jmnat.teacher.command
 from modeling_jmnat.training.presets import preset_names, read_preset
-assert all(read_preset(name).model for name in preset_names())
+assert all(read_preset(name).training for name in preset_names())
 print([name for name in ("torch", "transformers", "datasets", "accelerate") if name in sys.modules])
 """
 
