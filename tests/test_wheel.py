@@ -107,7 +107,7 @@ def test_nothing_comes_from_the_checkout(home, jmnat):
     assert str(ROOT) not in paths
     version = jmnat("--version").split()[1]
     assert (home / "venv").glob(f"lib/python*/site-packages/modeling_jmnat-{version}.dist-info")
-    assert "demo, iwslt14," in " ".join(jmnat("train", "--help").split())
+    assert "demo, from_teacher, iwslt14," in " ".join(jmnat("train", "--help").split())
 
 
 def test_the_model_of_the_checkout_is_not_there_and_that_is_said(home, jmnat):

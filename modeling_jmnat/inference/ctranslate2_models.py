@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 SEARCH_BACKENDS = ("auto", "ctranslate2", "transformers")
 NUMBER_TYPES = ("float32", "float16", "bfloat16")
 CONVERTIBLE = ("m2m_100", "marian")  # model types
+NEVER = -1e9  # a logit
 
 
 def number_type(model: PreTrainedModel) -> str:
@@ -57,12 +58,18 @@ def choose_backend(name: str, model: PreTrainedModel, device: torch.device | str
     return "transformers"
 
 
+def starts_from_zero(model: PreTrainedModel) -> bool:
+    """Whether a Marian model decodes from `<pad>` with an embedding of zeros, as all do that Marian has trained."""
+    start = model.config.decoder_start_token_id
+    return start == model.config.pad_token_id and not model.get_input_embeddings().weight[start].any()
+
+
 def ctranslate2_converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
     """A converter of CTranslate2 (`.convert(folder)`) that reads a model in memory, on the CPU and in float32.
 
     CTranslate2's own rule for Marian drops the last row of the vocabulary and starts from a zero embedding, as opus-mt
-    does with `<pad>`. A Marian model that starts from another token, such as `build_teacher`'s from `</s>`, is read
-    like BART.
+    does with `<pad>`. A Marian model that starts from another token, such as `build_teacher`'s from `</s>`, or whose
+    `<pad>` has been trained, is read like BART.
     """
     from ctranslate2.converters.converter import Converter
     from ctranslate2.converters.transformers import BartLoader, M2M100Loader, MarianMTLoader
@@ -71,11 +78,20 @@ def ctranslate2_converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
         def get_model_spec(self, model):
             model.config.normalize_before = False
             model.config.normalize_embedding = False
-            return super().get_model_spec(model)
+            spec = super().get_model_spec(model)
+            if model.config.decoder_start_token_id == model.config.pad_token_id:  # opus-mt's `bad_words_ids`
+                bias = model.final_logits_bias.flatten().clone()
+                bias[model.config.pad_token_id] = NEVER
+                spec.decoder.projection.bias = bias
+            return spec
+
+        def set_config(self, config, model, tokenizer):
+            super().set_config(config, model, tokenizer)
+            config.bos_token = config.bos_token or config.eos_token  # of which CTranslate2 needs one
 
     if model.config.model_type == "m2m_100":
         loader = M2M100Loader()
-    elif model.config.decoder_start_token_id == model.config.pad_token_id:
+    elif starts_from_zero(model):
         loader = MarianMTLoader()
     else:
         loader = PostNormLoader()

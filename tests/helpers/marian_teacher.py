@@ -89,6 +89,8 @@ def opus_model(tokenizer: MarianTokenizer, target_ids: Iterable[Sequence[int]] =
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not embeddings:
             nn.init.xavier_uniform_(module.weight)
+    with torch.no_grad():
+        embeddings.weight[pad] = 0.0  # decoding starts from nothing
     counts = Counter(token for ids in target_ids for token in ids)
     for token in range(len(tokenizer)):
         model.final_logits_bias[0, token] = 0.1 * math.log(1 + counts[token])
@@ -105,7 +107,7 @@ class TeacherTrainer(Seq2SeqTrainer):
         starts = shift_tokens_right(labels, pad, model.config.decoder_start_token_id)
         with self.accelerator.autocast():  # which the trainer puts around `model.forward` alone
             states = model.model(**inputs, decoder_input_ids=starts).last_hidden_state[labels != -100]
-            logits = model.lm_head(states) + model.final_logits_bias
+            logits = (model.lm_head(states) + model.final_logits_bias)[:, :pad]  # as Marian's, which has no <pad>
         return nn.functional.cross_entropy(logits.float(), labels[labels != -100], label_smoothing=0.1)
 
 
@@ -180,7 +182,7 @@ def main() -> None:
         warmup_steps=options.max_steps // 15 if options.init_from else options.max_steps // 6,
         bf16=options.bf16,
         logging_steps=50,
-        save_steps=500,
+        save_steps=250,
     )
 
 

@@ -5,12 +5,14 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.inference.beam_search import max_target_length
 from modeling_jmnat.inference.ctranslate2_models import SEARCH_BACKENDS, choose_backend
 from modeling_jmnat.inference.engines import CTranslate2Engine, TransformersEngine, decode
-from tests.helpers.teacher_samples import prepare_words, random_teacher
+from tests.helpers.marian_teacher import opus_model, train, train_segmenter, write_tokenizer
+from tests.helpers.teacher_samples import prepare_words, random_lines, random_teacher
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,33 @@ def test_ctranslate2_obeys_rules_against_repetition(options, data, tokenizer):
     expected, found = (decode(engine, sources, 1, 512) for engine in engines)
     assert sum(x == y for x, y in zip(expected, found, strict=True)) >= 0.85 * len(expected)
     assert found != free[1]
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("pad", ["zero", "trained"])
+def test_ctranslate2_reads_models_of_marians_layout(pad, num_beams, tmp_path):
+    """Decoding starts from `<pad>`, whose embedding is zero in opus-mt; one that was trained is another start."""
+    pytest.importorskip("ctranslate2")
+    lines = random_lines(60, seed=7)
+    tokenizer = write_tokenizer(tmp_path, *[train_segmenter(lines, 60)] * 2)
+    torch.manual_seed(2)
+    sizes = {f"{half}_{name}": 2 for half in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    sizes |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "d_model": 16, "max_position_embeddings": 60}
+    model = opus_model(tokenizer, tokenizer(lines)["input_ids"], **sizes)
+    pairs = Dataset.from_dict({"source": lines, "target": lines})
+    options = {"per_device_train_batch_size": 20, "max_steps": 150, "learning_rate": 0.01, "disable_tqdm": True}
+    train(model, tokenizer, pairs, tmp_path / "trained", **options)  # until its translations are of many kinds
+    model.eval()
+    start = model.get_input_embeddings().weight.data[model.config.pad_token_id]
+    assert not start.any()
+    if pad == "trained":
+        start.normal_(std=0.3)
+    sources = tokenizer(lines)["input_ids"]
+    expected = decode(TransformersEngine(model), sources, num_beams, 512)
+    found = decode(CTranslate2Engine.from_model(model, tokenizer), sources, num_beams, 512)
+    ended = [pair for pair in zip(expected, found, strict=True) if 0 < len(pair[0]) < 40]
+    assert len({tuple(ids) for ids, _ in ended}) > 5
+    assert sum(one == other for one, other in ended) >= 0.9 * len(ended)  # near ties may differ
 
 
 def test_workers_of_ctranslate2_keep_the_order(data, tokenizer):

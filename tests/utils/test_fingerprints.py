@@ -64,6 +64,7 @@ def change_file(path, change):
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
+SEGMENTER = Tokenizer(models.Unigram([("\0", 0.0), ("l", -1.0), ("o", -1.0)], unk_id=0)).to_str()
 OTHER_VALUES = {
     "lowercase": False,
     "split_special_tokens": False,
@@ -73,6 +74,10 @@ OTHER_VALUES = {
     "moses_split_dashes": False,
     "bpe_merges": ["l o"],
     "bpe_end_of_word_pieces": True,
+    "source_segmenter": SEGMENTER,
+    "target_segmenter": SEGMENTER,
+    "source_start": "low",
+    "target_start": "low",
 }
 
 
@@ -91,6 +96,8 @@ def test_no_option_that_the_tokenizer_reads_is_left_out():
     read = set(re.findall(r'init_kwargs\.get\(\s*"(\w+)"', code))
     (tuples,) = re.findall(r"init_kwargs\.get\(name, False\) for name in \(([^)]*)\)", code)
     read.update(re.findall(r'"(\w+)"', tuples))
+    of_sides = re.findall(r'init_kwargs\.get\(f"\{\w+\}_(\w+)"', code)
+    read.update(f"{side}_{name}" for name in of_sides for side in ("source", "target"))
     assert read == set(OTHER_VALUES) - {"split_special_tokens"}
     assert read < set(ID_OPTIONS)
 
