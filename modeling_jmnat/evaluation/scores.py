@@ -13,8 +13,8 @@ import transformers
 
 from ..inference.loading import is_jmnat
 from ..inference.translation import Translation, translate_lines
-from ..tokenization_jmnat import moses_tool
-from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric, bleu_tokenizer, language_without_spaces
+from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric, bleu_tokenizer
+from ..utils.translation_scores import score_translations
 
 LATENCY_ROUNDS = 3
 WARM_UP_SENTENCES = 8
@@ -22,58 +22,6 @@ CPUINFO = Path("/proc/cpuinfo")
 # What the speed of a CPU depends on: wider registers, products of whole numbers, and those of bfloat16.
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
 SOURCE_WORDS = (5, 10, 15, 20, 30)  # last lengths of the groups that are scored by themselves; one more has the rest
-
-
-def count_repeated_tokens(tokens: Sequence) -> int:
-    """Number of tokens that equal their immediate predecessor (Table 3): "a a a b" has 2."""
-    return sum(token == previous for previous, token in zip(tokens, tokens[1:], strict=False))
-
-
-def score_translations(
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-    target_language: str = "en",
-    lowercase: bool = False,
-    bleu_tokenize: str | None = None,
-) -> dict:
-    """Corpus scores of `hypotheses` against one reference each.
-
-    Args:
-        target_language: two-letter language whose Moses rules split words for tokenised BLEU and for repeats. In
-            languages without spaces, which are also told by the references' script, sacreBLEU's tokenizer does that.
-        lowercase: ignore case in every score, as the paper does on IWSLT14.
-        bleu_tokenize: sacreBLEU's tokenizer; left out, the one for the language.
-
-    Returns:
-        `sacrebleu`, `chrf` and `tokenized_bleu` (0 to 100), each with its sacreBLEU signature, and
-        `repeated_tokens_per_sentence`: words equal to the word before them, after that tokenisation.
-
-    Raises:
-        ValueError: no sentences, different numbers of them, or a language unknown to Moses.
-    """
-    from sacrebleu.metrics import CHRF
-
-    if not hypotheses or len(hypotheses) != len(references):
-        raise ValueError(
-            f"{len(hypotheses)} hypotheses and {len(references)} references: the same number, at least one, is needed"
-        )
-    tokenizer = bleu_tokenizer(references, target_language, bleu_tokenize)
-    if language_without_spaces(references, target_language):
-        split = bleu_metric(bleu_tokenizer(references, target_language)).tokenizer
-    else:
-        split = moses_tool("tokenizer", target_language)
-    tokenized = [split(text.lower() if lowercase else text) for text in hypotheses]
-    tokenized_references = [split(text.lower() if lowercase else text) for text in references]
-    scores = {}
-    for name, metric, texts, targets in (
-        ("sacrebleu", bleu_metric(tokenizer, lowercase), hypotheses, references),
-        ("chrf", CHRF(lowercase=lowercase), hypotheses, references),
-        ("tokenized_bleu", bleu_metric("none", lowercase, force=True), tokenized, tokenized_references),
-    ):
-        scores[name] = metric.corpus_score(texts, [targets]).score
-        scores[f"{name}_signature"] = str(metric.get_signature())
-    scores["repeated_tokens_per_sentence"] = _mean([count_repeated_tokens(text.split()) for text in tokenized])
-    return scores
 
 
 def score_by_source_words(
