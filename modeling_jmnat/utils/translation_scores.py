@@ -342,16 +342,14 @@ def moses_splitter(language: str) -> Callable[[str], str]:
     return functools.partial(MosesTokenizer(lang=language).tokenize, return_str=True, escape=False)
 
 
-def check_hypotheses(hypotheses: Sequence[str], num_references: int) -> None:
+def check_hypotheses(hypotheses: Sequence[str], num_references: int, name: str = "hypotheses") -> None:
     """ValueError unless there are as many texts as references, and at least one."""
     is_list = hypotheses is not None and not isinstance(hypotheses, str)
     if not is_list or not len(hypotheses) or len(hypotheses) != num_references:
         count = len(hypotheses) if is_list else f"{hypotheses!r} in place of a list of"
-        raise ValueError(
-            f"{count} hypotheses and {num_references} references: the same number, at least one, is needed"
-        )
+        raise ValueError(f"{count} {name} and {num_references} references: the same number, at least one, is needed")
     for number, text in enumerate(hypotheses):
-        check_text(text, f"hypotheses[{number}]")
+        check_text(text, f"{name}[{number}]")
 
 
 def reference_streams(references: References) -> list[list[str | None]]:
