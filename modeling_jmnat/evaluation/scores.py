@@ -13,8 +13,8 @@ import transformers
 
 from ..inference.loading import is_jmnat
 from ..inference.translation import Translation, translate_lines
-from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric, bleu_tokenizer
-from ..utils.translation_scores import score_translations
+from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric
+from ..utils.translation_scores import Scorer, scored
 
 LATENCY_ROUNDS = 3
 WARM_UP_SENTENCES = 8
@@ -55,26 +55,26 @@ def evaluate_model(
     settings: Sequence[dict],
     *,
     generation: dict | None = None,
-    target_language: str = "en",
-    lowercase: bool = False,
-    bleu_tokenize: str | None = None,
+    scorer: Scorer | None = None,
     batch_tokens: int | None = None,
     latency_sentences: int = 0,
     split_sentences: bool = False,
     long_lines: str = "error",
     progress: bool = False,
+    **scoring,
 ) -> Iterator[tuple[dict, list[str]]]:
     """Translate `sources` once per entry of `settings` and yield the figures with the translations.
 
     Args:
         settings: the options that differ, such as `[{"num_iterations": 1}, {"num_iterations": 4}]`.
         generation: the options that all share, such as `{"num_length_candidates": 4}`.
-        bleu_tokenize: sacreBLEU's tokenizer; left out, the one for the language.
+        scorer: of the references; left out, one for English.
+        scoring: `resamples`, `seed` and `baselines` as in `score_translations`.
         latency_sentences: also translate so many sentences, spread over the file, one at a time and report the
             milliseconds from text to text. 0 leaves it out.
         split_sentences, long_lines: as in `translate_lines`. The figure `long_lines` counts the lines concerned.
     """
-    tokenize = bleu_tokenizer(references, target_language, bleu_tokenize)
+    scorer = scorer or Scorer(references)
     reading = {"split_sentences": split_sentences, "long_lines": long_lines}
     for setting in settings:
         translate = _translator(model, tokenizer, {**(generation or {}), **setting, **reading}, batch_tokens)
@@ -85,8 +85,10 @@ def evaluate_model(
         texts = [translation.text for translation in translations]
         figures = {
             **setting,
-            **score_translations(texts, references, target_language, lowercase, tokenize),
-            "by_source_words": score_by_source_words(sources, texts, references, lowercase, tokenize),
+            **scored(scorer, texts, **scoring),
+            "by_source_words": score_by_source_words(
+                sources, texts, references, scorer.lowercase, scorer.bleu_tokenizer
+            ),
             **(decoding_figures(tokenizer, translations, references) if is_jmnat(model) else {}),
             "long_lines": sum(translation.too_long for translation in translations),
             "seconds": seconds,
@@ -190,9 +192,11 @@ def _cpuinfo(field: str) -> str:
 
 
 def _rounded(value):
-    """Floats in nested dicts to four decimals: more are noise in every figure here."""
+    """Floats in nested dicts and lists to four decimals: more are noise in every figure here."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

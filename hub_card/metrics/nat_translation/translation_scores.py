@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from .bleu import bleu_metric, bleu_tokenizer, language_without_spaces
 
 METRICS = ("sacrebleu", "chrf", "chrfpp", "ter", "tokenized_bleu", "repeated_tokens_per_sentence", "length_ratio")
@@ -108,8 +106,9 @@ class Scorer:
         self._streams = reference_streams(references)
         sample = [line for line in self._streams[0] if line is not None]
         self.language = language_without_spaces(sample, target_language)
-        tokenizer = bleu_tokenizer(sample, target_language, bleu_tokenize)
-        known = self._measures_of_texts(tokenizer, lowercase)
+        self.lowercase, self.bleu_tokenizer = lowercase, bleu_tokenizer(sample, target_language, bleu_tokenize)
+        self.words: Callable[[str], str] | None = None
+        known = self._measures_of_texts(self.bleu_tokenizer, lowercase)
         if not {"tokenized_bleu", "repeated_tokens_per_sentence"}.isdisjoint(metrics):
             if self.language is None:
                 split = moses_splitter(target_language)
@@ -210,11 +209,11 @@ class Scorer:
         found = {}
         for name, (metric, _, _) in self.measures.items():
             scores = [metric._aggregate_and_compute(counts[name]).score for counts in (ours, theirs)]
-            many = [resampled(metric, counts[name], resamples, seed) for counts in (ours, theirs)]
+            many = (resampled(metric, counts[name], resamples, seed) for counts in (ours, theirs))
             found[name] = {
                 "baseline": scores[1],
                 "difference": scores[0] - scores[1],
-                "interval": middle(many[0] - many[1]),
+                "interval": middle([one - other for one, other in zip(*many, strict=True)]),
                 "p": paired_p(metric, ours[name], theirs[name], resamples, seed),
             }
         return found
@@ -277,22 +276,24 @@ def scored(
 # Resampling ----------------------------------------------------------------------------------------------------------
 
 
-def resampled(metric, counts: Sequence[Sequence[float]], resamples: int, seed: int) -> np.ndarray:
-    """Scores (resamples,) of B sentences drawn with replacement; one seed draws the same ones for every system."""
+def resampled(metric, counts: Sequence[Sequence[float]], resamples: int, seed: int) -> list[float]:
+    """Scores of B sentences drawn with replacement; one seed draws the same ones for every system."""
+    import numpy as np
+
     generator = np.random.default_rng(seed)
     table = np.asarray(counts, dtype=np.float64)  # (B, N)
-    scores = np.empty(resamples)
-    for number in range(resamples):
-        times = np.bincount(generator.integers(len(table), size=len(table)), minlength=len(table))
-        scores[number] = metric._compute_score_from_stats(times @ table).score
+    scores = []
+    for _ in range(resamples):
+        times = np.bincount(generator.integers(len(table), size=len(table)), minlength=len(table))  # (B,)
+        scores.append(float(metric._compute_score_from_stats(times @ table).score))
     return scores
 
 
-def middle(scores: np.ndarray) -> tuple[float, float]:
+def middle(scores: Sequence[float]) -> tuple[float, float]:
     """The scores that bound the middle 95%. Half their distance is what sacreBLEU prints behind its sign ±."""
     tail = len(scores) // 40
-    ordered = np.sort(scores)
-    return float(ordered[tail]), float(ordered[-tail - 1])
+    ordered = sorted(scores)
+    return ordered[tail], ordered[-tail - 1]
 
 
 def paired_p(metric, ours: list, theirs: list, resamples: int, seed: int) -> float:
