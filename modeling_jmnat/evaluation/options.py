@@ -38,9 +38,11 @@ class EvaluationArguments:
     data: str | None = field(
         default=None, metadata={"help": "In place of --source and --reference: a folder of prepare_data.py."}
     )
-    split: Literal["validation", "test"] = field(
-        default="validation",
-        metadata={"help": "Which text of --data. Choose options on validation, and report what test says once."},
+    split: Literal["validation", "test"] | None = field(
+        default=None,
+        metadata={
+            "help": "Which text of --data. Choose options on validation, then score test once. Default: validation."
+        },
     )
     output: str | None = field(
         default=None,
@@ -144,6 +146,8 @@ class EvaluationArguments:
             raise ValueError(
                 f"given are {', '.join(given) or 'no texts'}: either --source and --reference are needed, or --data"
             )
+        if self.split is not None and self.data is None:
+            raise ValueError(f"split={self.split} is a part of --data: leave it out with --source and --reference")
         check_counts(self, ["batch_tokens"])
         check_bleu_tokenizer(self.bleu_tokenize)
         check_metrics(self.metrics)

@@ -27,6 +27,7 @@ from .stored import read_baselines, row_name, store_texts, stored_folder
 logger = logging.getLogger(__name__)
 DEFAULT_ITERATIONS = [1, 4, 10]
 DEFAULT_BEAMS = [1, 5]
+DEFAULT_SPLIT = "validation"
 # How scores are printed: their names, and digits behind the point.
 TITLES = {
     "sacrebleu": ("sacreBLEU", 2),
@@ -80,7 +81,10 @@ def texts_of(arguments: EvaluationArguments) -> tuple[list[str], list[str], str]
     else:
         from ..data.preparation import prepared_language, prepared_text  # which needs the package datasets
 
-        texts, language = prepared_text(arguments.data, arguments.split), prepared_language(arguments.data)
+        texts, language = (
+            prepared_text(arguments.data, arguments.split or "validation"),
+            prepared_language(arguments.data),
+        )
     return *texts, arguments.target_language or language or "en"
 
 
@@ -101,7 +105,7 @@ def described_settings(arguments: EvaluationArguments, model, generation: dict, 
     def name(path: str | None) -> str | None:
         return None if path is None else Path(path).resolve().name
 
-    prepared = None if arguments.data is None else f"{name(arguments.data)}, {arguments.split}"
+    prepared = None if arguments.data is None else f"{name(arguments.data)}, {arguments.split or DEFAULT_SPLIT}"
     return {
         "model": name(arguments.model),
         "model_type": model.config.model_type,

@@ -61,6 +61,10 @@ def _measure(metric, arguments: str) -> Measure:
     return Measure(metric, functools.partial(metric._extract_corpus_statistics, references=None), arguments)
 
 
+def _one_each(function: Callable[[Sequence[str]], Sequence[float]], texts: Sequence[str]) -> list:
+    return [[value, 1] for value in function(texts)]
+
+
 class _Counted:
     """A metric to which `PairedTest` hands counts in place of texts."""
 
@@ -104,63 +108,56 @@ class Scorer:
         check_metrics(metrics)
         self.num_sentences = len(references)
         self._streams = reference_streams(references)
-        sample = [line for line in self._streams[0] if line is not None]
-        self.language = language_without_spaces(sample, target_language)
-        self.lowercase, self.bleu_tokenizer = lowercase, bleu_tokenizer(sample, target_language, bleu_tokenize)
-        self.words: Callable[[str], str] | None = None
-        known = self._measures_of_texts(self.bleu_tokenizer, lowercase)
+        self.language = language_without_spaces(self._streams[0], target_language)
+        self.lowercase = lowercase
+        self.bleu_tokenizer = bleu_tokenizer(self._streams[0], target_language, bleu_tokenize)
+        self.words: Callable[[str], str] | None = None  # a text with spaces between its words, where these are scored
+        self.measures = self._measures_of_texts(metrics)
         if not {"tokenized_bleu", "repeated_tokens_per_sentence"}.isdisjoint(metrics):
             if self.language is None:
                 split = moses_splitter(target_language)
             else:
-                split = bleu_metric(bleu_tokenizer(sample, target_language)).tokenizer
+                split = bleu_metric(bleu_tokenizer(self._streams[0], target_language)).tokenizer
             self.words = functools.cache(lambda text: split(text.lower() if lowercase else text))
-            known |= self._measures_of_words(lowercase)
-        self.measures = {name: known[name] for name in METRICS if name in metrics and name in known}
+            self.measures |= self._measures_of_words(self.words)
+        self.measures = {name: self.measures[name] for name in METRICS if name in metrics and name in self.measures}
         for name, function in (by_sentence or {}).items():
-            self.measures[name] = Measure(Ratio(), functools.partial(_each_once, function))
+            self.measures[name] = Measure(Ratio(), functools.partial(_one_each, function))
         self._counts: dict[tuple[str, ...], dict[str, list]] = {}
 
-    def _measures_of_texts(self, tokenizer: str, lowercase: bool) -> dict[str, Measure]:
+    def _measures_of_texts(self, metrics: Sequence[str]) -> dict[str, Measure]:
         from sacrebleu.metrics import CHRF, TER
 
-        bleu = bleu_metric(tokenizer, lowercase, references=self._streams)
-        counts = functools.lru_cache(1)(functools.partial(bleu._extract_corpus_statistics, references=None))
-        arguments = f"--metrics bleu --tokenize {tokenizer}" + " --lowercase" * lowercase
-        measures = {
-            "sacrebleu": Measure(bleu, counts, arguments),
+        found = {}
+        if not {"sacrebleu", "length_ratio"}.isdisjoint(metrics):
+            arguments = f"--metrics bleu --tokenize {self.bleu_tokenizer}" + " --lowercase" * self.lowercase
+            bleu = _measure(bleu_metric(self.bleu_tokenizer, self.lowercase, references=self._streams), arguments)
+            bleu = bleu._replace(counts=functools.lru_cache(1)(bleu.counts))
+            found["sacrebleu"] = bleu
             # Its command prints it as "ratio": tokens of the hypotheses over those of the nearest references.
-            "length_ratio": Measure(Ratio(), lambda texts: [row[:2] for row in counts(texts)], arguments),
-        }
+            found["length_ratio"] = Measure(Ratio(), lambda texts: [row[:2] for row in bleu.counts(texts)], arguments)
         for name, order in (("chrf", 0), ("chrfpp", 2)):
-            chrf = CHRF(word_order=order, lowercase=lowercase, references=self._streams)
-            arguments = f"--metrics chrf --chrf-word-order {order}" + " --chrf-lowercase" * lowercase
-            measures[name] = Measure(
-                chrf, functools.partial(chrf._extract_corpus_statistics, references=None), arguments
-            )
-        if self.language in TER_LANGUAGES:
+            if name in metrics:
+                arguments = f"--metrics chrf --chrf-word-order {order}" + " --chrf-lowercase" * self.lowercase
+                chrf = CHRF(word_order=order, lowercase=self.lowercase, references=self._streams)
+                found[name] = _measure(chrf, arguments)
+        if "ter" in metrics and self.language in TER_LANGUAGES:
             asian = self.language in ("zh", "ja")
             ter = TER(normalized=asian, asian_support=asian, references=self._streams)
-            arguments = "--metrics ter" + " --ter-normalized --ter-asian-support" * asian
-            measures["ter"] = Measure(
-                ter, functools.partial(ter._extract_corpus_statistics, references=None), arguments
-            )
-        return measures
+            found["ter"] = _measure(ter, "--metrics ter" + " --ter-normalized --ter-asian-support" * asian)
+        return found
 
-    def _measures_of_words(self, lowercase: bool) -> dict[str, Measure]:
-        streams = [[None if line is None else self.words(line) for line in stream] for stream in self._streams]
-        bleu = bleu_metric("none", lowercase, force=True, references=streams)
-        arguments = "--metrics bleu --tokenize none --force" + " --lowercase" * lowercase
-
-        def bleu_counts(texts):
-            return bleu._extract_corpus_statistics([self.words(text) for text in texts], None)
+    def _measures_of_words(self, words: Callable[[str], str]) -> dict[str, Measure]:
+        streams = [[None if line is None else words(line) for line in stream] for stream in self._streams]
+        arguments = "--metrics bleu --tokenize none --force" + " --lowercase" * self.lowercase
+        bleu = _measure(bleu_metric("none", self.lowercase, force=True, references=streams), arguments)
 
         def repeats(texts):
-            return _each_once(lambda texts: [count_repeated_tokens(self.words(text).split()) for text in texts], texts)
+            return [count_repeated_tokens(words(text).split()) for text in texts]
 
         return {
-            "tokenized_bleu": Measure(bleu, bleu_counts, arguments),
-            "repeated_tokens_per_sentence": Measure(Ratio(), repeats),
+            "tokenized_bleu": bleu._replace(counts=lambda texts: bleu.counts(list(map(words, texts)))),
+            "repeated_tokens_per_sentence": Measure(Ratio(), functools.partial(_one_each, repeats)),
         }
 
     def counts(self, hypotheses: Sequence[str]) -> dict[str, list]:
@@ -302,10 +299,11 @@ def paired_p(metric, ours: list, theirs: list, resamples: int, seed: int) -> flo
 
     if ours == theirs:
         return 1.0
+    counted: Any = {"": _Counted(metric)}
     with _environment("SACREBLEU_SEED", str(seed)):  # it takes its seed from there alone
-        test = PairedTest([("baseline", theirs), ("system", ours)], {"": _Counted(metric)}, None, "bs", resamples)
-    _, results = test()
-    return next(found[1].p_value for name, found in results.items() if name != "System")
+        test = PairedTest([("baseline", theirs), ("system", ours)], counted, None, "bs", resamples)
+    results: dict[str, Any] = test()[1]
+    return float(next(found[1].p_value for name, found in results.items() if name != "System"))
 
 
 @contextlib.contextmanager
@@ -326,10 +324,6 @@ def _environment(name: str, value: str) -> Iterator[None]:
 def count_repeated_tokens(tokens: Sequence) -> int:
     """Number of tokens that equal their immediate predecessor (Table 3): "a a a b" has 2."""
     return sum(token == previous for previous, token in zip(tokens, tokens[1:], strict=False))
-
-
-def _each_once(function: Callable[[Sequence[str]], Sequence[float]], texts: Sequence[str]) -> list:
-    return [[value, 1] for value in function(texts)]
 
 
 def moses_splitter(language: str) -> Callable[[str], str]:
@@ -353,7 +347,7 @@ def check_hypotheses(hypotheses: Sequence[str], num_references: int, name: str =
         check_text(text, f"{name}[{number}]")
 
 
-def reference_streams(references: References) -> list[list[str | None]]:
+def reference_streams(references: References) -> list[list]:
     """The first reference of each sentence, the second of each, and so on; None where a sentence has fewer.
 
     Raises:
