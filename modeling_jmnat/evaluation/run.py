@@ -77,15 +77,11 @@ def tuned_options(path: str | None) -> dict:
 def texts_of(arguments: EvaluationArguments) -> tuple[list[str], list[str], str]:
     """Sources, references, and the references' language."""
     if arguments.data is None:
-        texts, language = read_parallel(arguments.source, arguments.reference), None
-    else:
-        from ..data.preparation import prepared_language, prepared_text  # which needs the package datasets
+        return *read_parallel(arguments.source, arguments.reference), arguments.target_language or "en"
+    from ..data.preparation import prepared_language, prepared_text  # which needs the package datasets
 
-        texts, language = (
-            prepared_text(arguments.data, arguments.split or "validation"),
-            prepared_language(arguments.data),
-        )
-    return *texts, arguments.target_language or language or "en"
+    texts = prepared_text(arguments.data, arguments.split or DEFAULT_SPLIT)
+    return *texts, arguments.target_language or prepared_language(arguments.data) or "en"
 
 
 def scorer_of(arguments: EvaluationArguments, sources: list[str], references: list[str], language: str) -> Scorer:
@@ -158,14 +154,14 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     rows = evaluated(arguments, model, tokenizer, sources, references, varied, shared, scorer, baselines)
     try:
         for figures, texts in rows:
-            row, name = figures, row_name(figures)
+            name = row_name(figures)
             if stored is not None:
                 if not report["results"]:
                     store_texts(stored, "reference", references, scorer.words)
-                row |= {"translations": store_texts(stored, name, texts, scorer.words)}
-            report["results"].append(row)
-            print(*describe_row(row), sep="\n", flush=True)
-            if (count := row["long_lines"]) and len(report["results"]) == 1:
+                figures["translations"] = store_texts(stored, name, texts, scorer.words)
+            report["results"].append(figures)
+            print(*describe_row(figures), sep="\n", flush=True)
+            if (count := figures["long_lines"]) and len(report["results"]) == 1:
                 print(describe_long_lines(count, model, arguments.long_lines), file=sys.stderr)
             if arguments.translations:
                 write_lines(Path(arguments.translations) / f"{name}.txt", texts)
