@@ -9,13 +9,10 @@ URL, a word in another script (see `plain_text.protect`).
 """
 
 import copy
-import itertools
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -23,11 +20,7 @@ from transformers import TokenizersBackend
 
 from .configuration_jmnat import elsewhere
 from .plain_text import MARKS, SURROGATES, text_normalizer
-
-# Marks of subword-nmt and fastBPE.
-END_OF_WORD = "</w>"
-CONTINUATION = "@@"
-CACHED_WORDS = 100_000
+from .segmenters import END_OF_WORD, SPACE, BytePairSegmenter, SentencePieceSegmenter, moses_tool
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -37,55 +30,9 @@ MARK_PIECES = (*MARKS, *(f" {mark}" for mark in MARKS))
 # Marks, words, numbers and runs of other signs, each with the space before it; any further white space stands alone.
 PIECE_PATTERN = r" ?[\ue000-\ue009]| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\ue000-\ue009]+|\s"
 SPACE_MARKS = "\u0120\u2581"  # what other tokenizers write for a space; the first is a letter
+LANGUAGE_CODE = re.compile(">>.*?<<", re.DOTALL)  # of the target, before a source of a multilingual Marian model
 # A model may write any character; one line in stays one line out, whatever a reader takes for a line or a column.
 LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-
-
-class BytePairSegmenter:
-    """Text to byte-pair pieces with spaces between them, by the merges of subword-nmt or fastBPE.
-
-    Tokenizers of converted fairseq models need it: their vocabulary holds pieces as the dictionary writes them
-    (`wor@@`, `d`), and not every piece that a merge passes through.
-
-    Args:
-        merges: pairs of pieces such as `"t h"` and `"e r</w>"`, the first ones are merged first.
-        end_of_word_pieces: pieces end words with `</w>` (`wor d</w>`) instead of marking continuations (`wor@@ d`).
-    """
-
-    def __init__(self, merges: Sequence[str], end_of_word_pieces: bool = False):
-        self.end_of_word_pieces = end_of_word_pieces
-        self.ranks: dict[tuple[str, ...], int] = {}
-        for rank, merge in enumerate(merges):
-            self.ranks.setdefault(tuple(merge.split(" ")), rank)
-        # subword-nmt 0.1 let the end of the word be a piece of its own.
-        self.end_stands_alone = any(END_OF_WORD in pair for pair in self.ranks)
-        self.segment_word = lru_cache(CACHED_WORDS)(self._segment_word)
-
-    def __call__(self, text: str) -> str:
-        return " ".join(self.segment_word(word) for word in text.split())
-
-    def _segment_word(self, word: str) -> str:
-        pieces = [*word, END_OF_WORD] if self.end_stands_alone else [*word[:-1], word[-1] + END_OF_WORD]
-        while len(pieces) > 1:
-            pair = min(itertools.pairwise(pieces), key=lambda pair: self.ranks.get(pair, math.inf))
-            if pair not in self.ranks:
-                break
-            pieces = _merge(pieces, pair)
-        if self.end_of_word_pieces:
-            return " ".join(pieces)
-        pieces[-1] = pieces[-1].removesuffix(END_OF_WORD)
-        pieces = [piece for piece in pieces if piece]
-        return f"{CONTINUATION} ".join(pieces)
-
-
-def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
-    """`pieces` with every occurrence of `pair` joined, from left to right."""
-    merged, position = [], 0
-    while position < len(pieces):
-        joined = tuple(pieces[position : position + 2]) == pair
-        merged.append("".join(pair) if joined else pieces[position])
-        position += 1 + joined
-    return merged
 
 
 class JMNatTokenizer(TokenizersBackend):
@@ -99,6 +46,9 @@ class JMNatTokenizer(TokenizersBackend):
         moses_escape, moses_split_dashes: Moses writes `&` as `&amp;` and splits at dashes (`@-@`), as the data of many
             fairseq models. False by default.
         bpe_merges, bpe_end_of_word_pieces: see `BytePairSegmenter`; for vocabularies of converted fairseq models.
+        source_segmenter, target_segmenter: see `SentencePieceSegmenter`; for vocabularies of Marian and M2M100.
+        source_start, target_start: first token of every source, and of every target, which tells a
+            multilingual model the language.
 
     Special tokens written out in the text (`</s>`, `<mask>`) are plain text (`split_special_tokens=True`).
 
@@ -124,6 +74,8 @@ class JMNatTokenizer(TokenizersBackend):
 
     def normalize_text(self, text: str) -> str:
         """The text in the form that decoding gives back, by the normalizer that is saved with the tokenizer."""
+        if (segmenter := self._segmenter("target")) is not None:
+            return segmenter.normalize(text)
         normalizer = self.backend_tokenizer.normalizer
         if normalizer is None:
             return text
@@ -151,6 +103,11 @@ class JMNatTokenizer(TokenizersBackend):
             unknown[character] = not known.issuperset(self.normalize_text(f".{character}")[1:])
         return character not in known and unknown[character]
 
+    def language_code(self, text: str) -> str:
+        """What a source for a Marian model of several target languages begins with, such as `>>eng<<`, or nothing."""
+        code = LANGUAGE_CODE.match(text)
+        return code[0] if code and self.backend_tokenizer.token_to_id(code[0]) is not None else ""
+
     @property
     def _made(self) -> dict:
         """What calls have made. No attribute: `datasets` compares tokenizers by a hash of their attributes."""
@@ -167,9 +124,18 @@ class JMNatTokenizer(TokenizersBackend):
 
     def _switch_to_input_mode(self):
         self.__dict__.pop("_reads_target", None)
+        self._begin_with("source")
 
     def _switch_to_target_mode(self):
         self._reads_target = True
+        self._begin_with("target")
+
+    def _begin_with(self, side: str) -> None:
+        """Have texts begin with the language's token of a side, if there is one on either side."""
+        tokens = {name: self.init_kwargs.get(f"{name}_start") for name in ("source", "target")}
+        if any(tokens.values()):
+            backend = self.backend_tokenizer
+            backend.post_processor = text_template(backend, self.eos_token, tokens[side])
 
     def _encode_plus(  # type: ignore[override]
         self, text, text_pair=None, is_split_into_words=False, **kwargs
@@ -201,6 +167,10 @@ class JMNatTokenizer(TokenizersBackend):
         language = self.moses_target_lang if self._reads_target else self.moses_source_lang
         if language:
             text = self._moses("tokenizer", language)(text)
+        if (segment := self._segmenter("target" if self._reads_target else "source")) is not None:
+            if (code := LANGUAGE_CODE.match(text)) is None:
+                return segment(text)
+            return f"{self.language_code(text) or self.unk_token} {segment(text[code.end() :])}"
         merges = self.init_kwargs.get("bpe_merges")
         if merges:
             if "segmenter" not in self._made:
@@ -215,6 +185,13 @@ class JMNatTokenizer(TokenizersBackend):
             text = self._moses("detokenizer", self.moses_target_lang)(text)
         return text
 
+    def _segmenter(self, side: str) -> SentencePieceSegmenter | None:
+        """That of the `"source"` or the `"target"`, made at its first use."""
+        model = self.init_kwargs.get(f"{side}_segmenter")
+        if model and ("segmenter", model) not in self._made:
+            self._made["segmenter", model] = SentencePieceSegmenter(model)
+        return self._made["segmenter", model] if model else None
+
     def _moses(self, tool: str, language: str) -> Callable[[str], str]:
         """The Moses tokenizer or detokenizer of a language as a function of one string, made at its first use."""
         if (tool, language) not in self._made:
@@ -226,39 +203,14 @@ class JMNatTokenizer(TokenizersBackend):
 MADE_BY_CALLS: WeakKeyDictionary[JMNatTokenizer, dict] = WeakKeyDictionary()
 
 
-def moses_tool(tool: str, language: str, escape: bool = False, split_dashes: bool = False) -> Callable[[str], str]:
-    """Moses `"tokenizer"` or `"detokenizer"` of a language: a function from a string to a string.
-
-    Without `escape` entities stay as they are in both directions (`&` is not `&amp;`). With `split_dashes`
-    `well-known` becomes `well @-@ known`; the detokenizer always joins it. A language without a list of abbreviations
-    uses the English one, as in Moses.
-
-    Raises:
-        ImportError: sacremoses is not installed.
-        ValueError: `language` is no language code.
-    """
-    if not re.fullmatch("[a-z]{2,3}", language):
-        raise ValueError(f"Moses language {language!r} must be a code such as 'de' or 'en'")
-    try:
-        import sacremoses
-    except ImportError:
-        raise ImportError(
-            "This tokenizer applies Moses tokenisation, which needs sacremoses: pip install sacremoses"
-        ) from None
-    if tool == "tokenizer":
-        tokenizer = sacremoses.MosesTokenizer(lang=language)
-        return lambda text: tokenizer.tokenize(text, split_dashes, return_str=True, escape=escape)
-    detokenizer = sacremoses.MosesDetokenizer(lang=language)
-    return lambda text: detokenizer.detokenize(text.split(), return_str=True, unescape=escape)
-
-
 def show_canvas(tokenizer, ids: Sequence[int]) -> str:
     """A canvas for a person: pieces as they stand in the text, ` __` where a token is still to be predicted.
 
     Pieces of a fairseq dictionary, a vocabulary of whole symbols, hold no spaces and are shown with spaces between.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    between = " " if backend is not None and isinstance(backend.model, models.WordLevel) else ""
+    of_whole_symbols = backend is not None and isinstance(backend.model, models.WordLevel)
+    between = " " if of_whole_symbols and not tokenizer.init_kwargs.get("target_segmenter") else ""
     before = "" if between else " "
     pieces = []
     for token, piece in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
@@ -268,7 +220,7 @@ def show_canvas(tokenizer, ids: Sequence[int]) -> str:
             pieces.append(f"{before}</s>")
         elif token != tokenizer.pad_token_id:
             pieces.append(piece)
-    return one_line(between.join(pieces)).strip()
+    return one_line(between.join(pieces).replace(SPACE, " ")).strip()
 
 
 def one_line(text: str) -> str:
@@ -376,21 +328,28 @@ def check_moses_pair(source_lang: str | None, target_lang: str | None) -> None:
 
 
 def wrap_tokenizer(tokenizer: Tokenizer, **settings) -> JMNatTokenizer:
-    """`JMNatTokenizer` with our special tokens, which no text can spell and of which `</s>` ends every text."""
-    end = ("</s>", SPECIAL_TOKENS.index("</s>"))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[end]
-    )
+    """`JMNatTokenizer` whose special tokens no text can spell, and of which `</s>` ends every text.
+
+    Args:
+        settings: see `JMNatTokenizer`; special tokens with other names than ours, too.
+    """
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), SPECIAL_TOKENS, strict=True))
+    settings = {**names, **settings}
+    first = settings.get("source_start")
+    tokenizer.post_processor = text_template(tokenizer, settings["eos_token"], first)
     return JMNatTokenizer(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        pad_token="<pad>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-        split_special_tokens=True,
-        clean_up_tokenization_spaces=False,
-        **settings,
+        tokenizer_object=tokenizer, split_special_tokens=True, clean_up_tokenization_spaces=False, **settings
+    )
+
+
+def text_template(tokenizer: Tokenizer, end: str, first: str | None = None) -> processors.TemplateProcessing:
+    """What puts the token `first`, if there is one, before each text, and `end` behind it."""
+    around = [token for token in (first, end) if token]
+    begin = [first] if first else []
+    return processors.TemplateProcessing(
+        single=[*begin, "$A", end],
+        pair=[*begin, "$A", end, "$B", end],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in around],
     )
 
 

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from ..plain_text import protect_pair
-from ..tokenization_jmnat import JMNatTokenizer, moses_tool, train_joint_tokenizer
+from ..segmenters import moses_tool
+from ..tokenization_jmnat import JMNatTokenizer, train_joint_tokenizer
 from ..utils.atomic_files import UNFINISHED, replace_files, write_json
 from ..utils.fingerprints import (
     TOKENIZER_FILES,
@@ -36,6 +37,7 @@ from .options import PreparationArguments
 COLUMNS = {"id": "int64", "source": "string", "target": "string", "input_ids": "int32", "labels": "int32"}
 PREPARE_AGAIN = "prepare the data again"
 RESULT = "preparation.json"  # while it is missing, the rest is not complete
+OF_MARIAN = "source.spm"
 CHUNK = 10_000  # pairs tokenised at a time
 
 
@@ -248,10 +250,15 @@ def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTo
     """The tokenizer of `arguments.tokenizer`, or one trained on the cleaned training text."""
     languages = arguments.languages() if arguments.moses else (None, None)
     if arguments.tokenizer is not None:
-        folder = fetch_folder(arguments.tokenizer, TOKENIZER_FILES)
+        folder = fetch_folder(arguments.tokenizer, (*TOKENIZER_FILES, OF_MARIAN))
+        if (folder / OF_MARIAN).is_file():
+            raise ValueError(
+                f"{arguments.tokenizer} has a Marian tokenizer: make a start with `jmnat init --from "
+                f"{arguments.tokenizer} --output DIR` and prepare the data with --tokenizer DIR"
+            )
         check_tokenizer_files(folder)
         tokenizer = JMNatTokenizer.from_pretrained(folder)
-        if tokenizer.eos_token_id is None or tokenizer("")["input_ids"] != [tokenizer.eos_token_id]:
+        if tokenizer.eos_token_id is None or tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
             raise ValueError(f"the tokenizer of {arguments.tokenizer} does not end a text in its end token")
         if arguments.lowercase and not tokenizer.lowercase:
             raise ValueError(f"lowercase=True, but the tokenizer of {arguments.tokenizer} keeps case")

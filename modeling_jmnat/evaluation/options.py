@@ -89,6 +89,16 @@ class EvaluationArguments:
         default=None,
         metadata={"help": "Also score with the COMET model in this folder (trust it), by the package unbabel-comet."},
     )
+    languages: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "A multilingual autoregressive model: its codes of source and target language, such as deu_Latn "
+            "eng_Latn (NLLB)."
+        },
+    )
+    source_prefix: str | None = field(
+        default=None, metadata={"help": "Text before each source, where the model wants one, such as '>>eng<< '."}
+    )
     target_language: str | None = field(
         default=None,
         metadata={

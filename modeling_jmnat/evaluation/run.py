@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..inference.lines import LineReader, describe_long_lines
-from ..inference.loading import is_jmnat, load_translator
+from ..inference.loading import is_jmnat, load_translator, set_languages
 from ..inference.translation import check_options, parse_generation_options
 from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import write_json
@@ -135,6 +135,9 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     if arguments.backend != "torch" and arguments.noise in STATE_NOISES:
         raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends show no states")
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
+    if arguments.languages is not None:
+        set_languages(model, tokenizer, arguments.languages)
+    sources = [(arguments.source_prefix or "") + source for source in sources]
     varied, shared = decoding_settings(arguments, model)
     for setting in varied:
         check_options(model, shared | setting)

@@ -5,15 +5,8 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ..tokenization_jmnat import (
-    CONTINUATION,
-    END_OF_WORD,
-    SPECIAL_TOKENS,
-    JMNatTokenizer,
-    check_moses_pair,
-    moses_tool,
-    wrap_tokenizer,
-)
+from ..segmenters import CONTINUATION, END_OF_WORD, moses_tool
+from ..tokenization_jmnat import SPECIAL_TOKENS, JMNatTokenizer, check_moses_pair, wrap_tokenizer
 from ..utils.text_files import iterate_lines, read_lines
 
 ESCAPED = ("&apos;", "&quot;", "&amp;")  # how Moses writes ' " &

@@ -185,7 +185,7 @@ def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
             return JMNatTokenizer.from_pretrained(directory)
     try:
         return AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
-    except OSError as error:
+    except (OSError, RuntimeError, KeyError) as error:  # SentencePiece raises RuntimeError for a damaged file
         raise ValueError(f"the tokenizer of {directory} cannot be loaded: {_first_line(error)}") from None
     except (ImportError, ValueError) as error:
         if is_sentencepiece_available():
@@ -220,6 +220,20 @@ def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, la
     """Tell a multilingual model from which language it translates and into which one.
 
     Args:
+        languages: see `language_tokens`.
+
+    Raises:
+        ValueError: not two codes, or codes that the tokenizer does not know.
+    """
+    _, target = language_tokens(tokenizer, languages)
+    tokenizer.src_lang = languages[0].strip("_")
+    model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids(target)
+
+
+def language_tokens(tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> tuple[str, str]:
+    """The tokens of source and target language in a multilingual model's vocabulary.
+
+    Args:
         languages: the tokenizer's codes of source and target: deu_Latn eng_Latn for NLLB, de en for M2M100,
             de_DE en_XX for mBART.
 
@@ -230,11 +244,10 @@ def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, la
         raise ValueError(f"teacher_languages={' '.join(languages)!r} must be two codes, of source and target")
     codes = [code.strip("_") for code in languages]
     named = {token for name, token in tokenizer.special_tokens_map.items() if name.endswith("_token")}
-    known = set(tokenizer.all_special_tokens) - named
+    known = {*tokenizer.all_special_tokens, *getattr(tokenizer, "lang_token_to_id", ())} - named
     source, target = (next((token for token in (f"__{code}__", code) if token in known), None) for code in codes)
     if not is_multilingual(tokenizer) or source is None or target is None:
         raise ValueError(
             f"teacher_languages={' '.join(codes)!r} are not languages of the teacher's {type(tokenizer).__name__}"
         )
-    tokenizer.src_lang = codes[0]
-    model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids(target)
+    return source, target

@@ -20,6 +20,7 @@ State = tuple[
     str, int, Sequence[int | str]
 ]  # that a loop changes: name before it, type, shape (sizes may change, too)
 ACTIVATIONS = {"relu": "Relu", "gelu": "Gelu", "tanh": "Tanh", "sigmoid": "Sigmoid"}
+GATED = ("swish", "silu")  # one function: x sigmoid(x)
 
 
 def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -232,8 +233,11 @@ class GraphWriter:
         return self.add("LayerNormalization", value, weight, bias, axis=-1, epsilon=norm.eps)
 
     def activation(self, value: str, name: str) -> str:
+        if name in GATED:  # two operators, of which ONNX Runtime makes one
+            return self.add("Mul", value, self.add("Sigmoid", value))
         if name not in ACTIVATIONS:
-            raise ValueError(f"activation_function={name!r} cannot be exported, only {', '.join(ACTIVATIONS)}")
+            known = ", ".join([*ACTIVATIONS, *GATED])
+            raise ValueError(f"activation_function={name!r} cannot be exported, only {known}")
         return self.add(ACTIVATIONS[name], value)
 
     def model(self, properties: dict[str, str]) -> onnx.ModelProto:

@@ -78,6 +78,12 @@ def check_same_tokenizer(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokeni
     """Refuse weights that were trained on other token ids: they would be noise without any error."""
     fingerprints = [tokenizer_fingerprint(tokenizer) for tokenizer in (theirs, ours)]
     if fingerprints[0] != fingerprints[1]:
+        if not isinstance(theirs, JMNatTokenizer):
+            raise ValueError(
+                f"{folder} has a {type(theirs).__name__}, which is not that of the data: make a start with "
+                f"`jmnat init --from {folder} --output DIR`, prepare the data with --tokenizer DIR and train with "
+                "--init_from DIR"
+            )
         raise ValueError(
             f"the tokenizer of {folder} (hash {shown(fingerprints[0])}) is not that of the data (hash "
             f"{shown(fingerprints[1])}): prepare the data with --tokenizer {folder}"
@@ -104,7 +110,9 @@ class CopiedWeights:
 
 
 @torch.no_grad()
-def copy_teacher_weights(student: JMNatForConditionalGeneration, teacher: PreTrainedModel) -> CopiedWeights:
+def copy_teacher_weights(
+    student: JMNatForConditionalGeneration, teacher: PreTrainedModel, shared_tokens: int | None = None
+) -> CopiedWeights:
     """Copy embeddings, encoder, decoder self- and cross-attention, feed-forward and layer norms where they fit.
 
     Both models have the same blocks under the same names. Positional attention, which the teacher lacks, gets a zero
@@ -114,12 +122,15 @@ def copy_teacher_weights(student: JMNatForConditionalGeneration, teacher: PreTra
 
     Args:
         teacher: `MarianMTModel`, `M2M100ForConditionalGeneration` or another model with Bart's layer names.
+        shared_tokens: ids below this are the same tokens in both models, the student's others begin at the mean of
+            those. None: all are the same.
 
     Raises:
-        ValueError: the vocabularies differ in size, hardly anything fits, or the student computes something else with
-            the same weights (another activation, number of heads, order of layer norm or numbering of positions).
+        ValueError: the vocabularies differ in size without `shared_tokens`, hardly anything fits, or the student
+            computes something else with the same weights (another activation, number of heads, order of layer norm or
+            numbering of positions).
     """
-    if teacher.config.vocab_size != student.config.vocab_size:
+    if shared_tokens is None and teacher.config.vocab_size != student.config.vocab_size:
         raise ValueError(
             f"the teacher's vocabulary has {teacher.config.vocab_size} tokens and the student's "
             f"{student.config.vocab_size}: they must share one tokenizer"
@@ -129,6 +140,9 @@ def copy_teacher_weights(student: JMNatForConditionalGeneration, teacher: PreTra
     theirs = dict(teacher.named_parameters())
     if (bias := output_bias_of(teacher)) is not None:
         theirs["lm_head.bias"] = bias
+    if shared_tokens is not None:
+        for name in theirs.keys() & {"model.shared.weight", "lm_head.weight", "lm_head.bias"}:
+            theirs[name] = rows_for(theirs[name], shared_tokens, student.config.vocab_size)
     report = CopiedWeights()
     for name, parameter in student.named_parameters():
         report.num_parameters += parameter.numel()
@@ -141,7 +155,8 @@ def copy_teacher_weights(student: JMNatForConditionalGeneration, teacher: PreTra
             report.left[name] = f"is {tuple(source.shape)} there and {tuple(parameter.shape)} here"
         else:
             report.left[name] = "not in the teacher"
-    if report.num_copied < 0.5 * report.num_parameters:
+    in_both = sum(parameter.numel() for name, parameter in student.named_parameters() if name in theirs)
+    if report.num_copied == 0 or report.num_copied < 0.5 * in_both:
         raise ValueError(
             f"only {report.num_copied} of {report.num_parameters} parameters fit this teacher ({report.describe()})"
         )
@@ -153,6 +168,12 @@ def copy_teacher_weights(student: JMNatForConditionalGeneration, teacher: PreTra
         if ".position_attn.out_proj." in name:
             report.left[name] = "set to zero"
     return report
+
+
+def rows_for(table: torch.Tensor, shared: int, size: int) -> torch.Tensor:
+    """A table (V, ..) with its first `shared` rows and `size` in all, further ones at the mean of those."""
+    table = table[:shared]
+    return torch.cat([table, table.mean(dim=0, keepdim=True).expand(size - shared, *table.shape[1:])])
 
 
 def output_bias_of(teacher: PreTrainedModel) -> torch.Tensor | None:

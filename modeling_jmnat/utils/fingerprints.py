@@ -23,8 +23,9 @@ BACKEND_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor"
 # Options outside of it that decide on ids: our own (Moses, byte-pair codes of converted models), and Transformers'.
 CONVERTED_OPTIONS = ("bpe_merges", "bpe_end_of_word_pieces", "moses_escape", "moses_split_dashes")
 MOSES_OPTIONS = ("moses_source_lang", "moses_target_lang")
-LANGUAGE_OPTIONS = ("src_lang", "tgt_lang", "legacy_behaviour")
-ID_OPTIONS = ("lowercase", "split_special_tokens", *MOSES_OPTIONS, *CONVERTED_OPTIONS, *LANGUAGE_OPTIONS)
+SEGMENTERS = ("source_segmenter", "target_segmenter")
+LANGUAGE_OPTIONS = ("src_lang", "tgt_lang", "legacy_behaviour", "source_start", "target_start")
+ID_OPTIONS = ("lowercase", "split_special_tokens", *MOSES_OPTIONS, *CONVERTED_OPTIONS, *SEGMENTERS, *LANGUAGE_OPTIONS)
 
 
 # Tokenizers ----------------------------------------------------------------------------------------------------------

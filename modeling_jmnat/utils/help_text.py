@@ -34,15 +34,24 @@ def help_text(
         types = get_type_hints(group)
         for field in dataclasses.fields(group):
             default = (defaults or {}).get(field.name, default_of(field))
-            section.add_argument(f"--{field.name}", **describe(field, types[field.name], default))
+            section.add_argument(*option_names(field), **describe(field, types[field.name], default))
     return parser.format_help()
 
 
 def usage_of(groups: Sequence[type]) -> str:
     """The command with the options that it needs."""
     fields = [field for group in groups for field in dataclasses.fields(group)]
-    needed = [f"--{field.name} {field.name.upper()}" for field in fields if default_of(field) is dataclasses.MISSING]
+    needed = [
+        f"{option_names(field)[0]} {field.name.upper()}"
+        for field in fields
+        if default_of(field) is dataclasses.MISSING
+    ]
     return " ".join(["%(prog)s", *needed, "[--OPTION VALUE ...]"])
+
+
+def option_names(field: dataclasses.Field) -> list[str]:
+    """How an option is written, the name to use first."""
+    return [*field.metadata.get("aliases", ()), f"--{field.name}"]
 
 
 def default_of(field: dataclasses.Field) -> Any:

@@ -2,7 +2,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from modeling_jmnat.hub.fairseq_tokenizer import build_tokenizer, read_bpe_codes, read_dictionary
-from modeling_jmnat.tokenization_jmnat import BytePairSegmenter, show_canvas
+from modeling_jmnat.segmenters import BytePairSegmenter
+from modeling_jmnat.tokenization_jmnat import show_canvas
 from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from tests.helpers.fairseq_samples import SPECIAL, write_dictionary
 

@@ -1,0 +1,63 @@
+"""Make the start of a JM-NAT from an autoregressive model of the Hub, such as an opus-mt: its tokenizer and weights.
+
+    jmnat init --from Helsinki-NLP/opus-mt-de-en --output runs/start
+    jmnat prepare --tokenizer runs/start --output_dir runs/data ...      (then distil with the same teacher)
+    jmnat train --init_from runs/start --data runs/distilled ...
+
+What it writes loads and translates badly: it is made to be trained. `jmnat convert-teacher` does all of it.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+from ..utils.command_line import check_counts, command, parse_arguments
+
+LANGUAGES_HELP = (
+    "For a multilingual teacher: its codes of source and target language, such as deu_Latn eng_Latn (NLLB), de en "
+    "(M2M100) or de_DE en_XX (mBART). Their tokens then begin every text."
+)
+LANGUAGE_CODE_HELP = (
+    "For a Marian model of several target languages: what it wants before each source, such as '>>eng<<'. Left out, "
+    "texts begin with one themselves."
+)
+
+
+@dataclass
+class InitArguments:
+    """What to start from and where to write it."""
+
+    teacher: str = field(
+        metadata={
+            "aliases": ["--from"],
+            "help": "Marian (opus-mt), M2M100, NLLB or another model with Bart's layers: a folder, or a name on the "
+            "Hub.",
+        }
+    )
+    output: str = field(metadata={"help": "New folder for the model and its tokenizer."})
+    teacher_languages: list[str] | None = field(default=None, metadata={"help": LANGUAGES_HELP})
+    language_code: str | None = field(default=None, metadata={"help": LANGUAGE_CODE_HELP})
+    encoder_layers: int | None = field(
+        default=None, metadata={"help": "So many layers instead of the teacher's; further ones are new."}
+    )
+    decoder_layers: int | None = field(default=None, metadata={"help": "The same of the decoder."})
+    seed: int = field(default=42, metadata={"help": "Of the weights that the teacher does not have."})
+
+    def __post_init__(self):
+        check_counts(self, ("encoder_layers", "decoder_layers"))
+
+
+@command
+def main(argv=None):
+    (arguments,) = parse_arguments(argv, InitArguments, __doc__)
+    from transformers import set_seed
+    from transformers.utils import logging
+
+    from ..training.teacher_start import start_from_teacher
+
+    logging.disable_progress_bar()
+    options = dict(vars(arguments))
+    set_seed(options.pop("seed"))
+    teacher, output = options.pop("teacher"), options.pop("output")
+    report = start_from_teacher(teacher, output, options.pop("teacher_languages"), **options)
+    print(report.describe())
+    print(json.dumps({"output": output, "copied": report.num_copied, "parameters": report.num_parameters}))

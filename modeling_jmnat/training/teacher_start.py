@@ -1,0 +1,107 @@
+"""A JM-NAT that starts from any autoregressive model of the Hub with Bart's layers: opus-mt, M2M100, NLLB.
+
+It has the teacher's vocabulary, sizes and weights. `[LEN]`, positional attention and `<mask>` are new, so that it
+translates badly until it is trained.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from ..configuration_jmnat import JMNatConfig
+from ..inference.loading import NO_FOREIGN_CODE, load_teacher, refuse_student
+from ..inference.teacher_tokenizer import tokenizer_of_teacher
+from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..tokenization_jmnat import JMNatTokenizer, set_repeatable_tokens
+from ..utils.atomic_files import whole_folder
+from ..utils.hub_folders import fetch_folder
+from ..utils.locks import folder_lock
+from .initial_weights import CopiedWeights, copy_teacher_weights, output_bias_of
+
+KINDS = ("marian", "m2m_100", "pegasus", "bart", "mbart", "plbart")  # model types whose layers have Bart's names
+TOKENIZER_FILES = ("*.json", "*.spm", "*.model", "merges.txt")
+COPIED_FIELDS = (
+    *(f"{half}_{size}" for half in ("encoder", "decoder") for size in ("attention_heads", "ffn_dim")),
+    *("d_model", "dropout", "attention_dropout", "activation_dropout", "activation_function", "scale_embedding"),
+)
+LONGEST_SINUSOIDS = 512  # tokens; they are computed, and a length table has a row for each length
+
+
+def start_from_teacher(
+    teacher: str | Path,
+    output: str | Path,
+    languages: Sequence[str] | None = None,
+    language_code: str | None = None,
+    encoder_layers: int | None = None,
+    decoder_layers: int | None = None,
+) -> CopiedWeights:
+    """Write the folder of a JM-NAT with a teacher's tokenizer and weights, in float32.
+
+    Args:
+        teacher: a folder, or a name on the Hub.
+        output: a new folder.
+        languages, language_code: see `tokenizer_of_teacher`.
+        encoder_layers, decoder_layers: other numbers than the teacher's; the first ones are copied.
+
+    Returns:
+        What was copied and what was not.
+
+    Raises:
+        ValueError: a model of another kind, files that are missing or do not fit each other, or a folder that exists.
+    """
+    with folder_lock(output, "output", beside=True):
+        if Path(output).exists():
+            raise ValueError(f"output={output} exists: name a new folder")
+        files = fetch_folder(teacher, TOKENIZER_FILES)
+        check_kind(teacher, AutoConfig.from_pretrained(files, **NO_FOREIGN_CODE))
+        tokenizer, shared = tokenizer_of_teacher(files, languages, language_code)
+        theirs, _ = load_teacher(teacher, dtype=torch.float32)
+        layers = {"encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
+        layers = {name: getattr(theirs.config, name) if value is None else value for name, value in layers.items()}
+        model = JMNatForConditionalGeneration(config_of_student(theirs, tokenizer, **layers))
+        report = copy_teacher_weights(model, theirs, shared)
+        set_repeatable_tokens(model, tokenizer)
+        with whole_folder(output) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    return report
+
+
+def check_kind(teacher: str | Path, config: PreTrainedConfig) -> None:
+    """ValueError for a model with other layers than a JM-NAT."""
+    refuse_student(teacher, config)
+    if config.model_type not in KINDS:
+        raise ValueError(
+            f"{teacher} is a model of the kind {config.model_type}, whose layers a JM-NAT does not have: start from "
+            f"one of {', '.join(KINDS)}, or train without its weights on what `jmnat distill` makes of it"
+        )
+
+
+def has_language(tokenizer: JMNatTokenizer) -> bool:
+    """Whether the tokenizer itself puts the language's token before each source."""
+    return tokenizer.init_kwargs.get("source_start") is not None
+
+
+def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **layers: int) -> JMNatConfig:
+    """The configuration in which the teacher's weights compute what they compute there."""
+    theirs = teacher.config
+    positions = teacher.get_encoder().embed_positions
+    learned = positions.weight.requires_grad and "Sinusoidal" not in type(positions).__name__
+    longest = theirs.max_position_embeddings if learned else min(theirs.max_position_embeddings, LONGEST_SINUSOIDS)
+    fields = {name: getattr(theirs, name) for name in COPIED_FIELDS} | layers
+    norms = [module for module in teacher.modules() if isinstance(module, nn.LayerNorm)]
+    return JMNatConfig.for_tokenizer(
+        tokenizer,
+        **fields,
+        layer_norm_eps=norms[0].eps,
+        normalize_before=getattr(teacher.get_encoder(), "layer_norm", None) is not None,
+        position_embedding_type="learned" if learned else "sinusoidal",
+        max_position_embeddings=longest,
+        max_target_length=longest,
+        output_bias=output_bias_of(teacher) is not None,
+        # The language that a text begins with is not that of its further sentences.
+        split_sentences=not any(map(tokenizer.language_code, tokenizer.get_vocab())) or has_language(tokenizer),
+    )

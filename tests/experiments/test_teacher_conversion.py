@@ -1,0 +1,128 @@
+"""From a teacher to a scored student by one command: which stages, on which text, and all of it on a small one."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+from modeling_jmnat import JMNatForConditionalGeneration
+from modeling_jmnat.commands import convert_teacher
+from modeling_jmnat.experiments.teacher_conversion import Conversion, comparison, comparison_table
+from tests.helpers.marian_teacher import opus_model, train, train_segmenter, write_tokenizer
+from tests.helpers.translation_samples import random_lines
+
+SIZES = {f"{half}_{size}": 2 for half in ("encoder", "decoder") for size in ("layers", "attention_heads")}
+SIZES |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "d_model": 16}
+
+
+@pytest.fixture
+def text(tmp_path):
+    """120 pairs as files."""
+    lines = random_lines(120, seed=3)
+    files = tmp_path / "a.src", tmp_path / "a.tgt"
+    for file, side in zip(files, (lines, [line[::-1] for line in lines]), strict=True):
+        file.write_text("".join(f"{line}\n" for line in side))
+    return tuple(map(str, files))
+
+
+@pytest.fixture
+def teacher(tmp_path, text):
+    segmenters = [train_segmenter(Path(file).read_text().splitlines(), 60) for file in text]
+    tokenizer = write_tokenizer(tmp_path / "teacher", *segmenters, prefixes=(">>eng<<",))
+    torch.manual_seed(1)
+    pairs = dict(zip(("source", "target"), (Path(file).read_text().splitlines() for file in text), strict=True))
+    # Until its translations are about as long as the text.
+    train(
+        opus_model(tokenizer, **SIZES),
+        tokenizer,
+        Dataset.from_dict(pairs),
+        tmp_path / "teacher",
+        per_device_train_batch_size=40,
+        max_steps=40,
+        learning_rate=0.02,
+        disable_tqdm=True,
+    )
+    return str(tmp_path / "teacher")
+
+
+def stages_of(**fields):
+    return {stage.name: stage for stage in Conversion(**fields).stages()}
+
+
+def test_real_targets_are_references_and_never_training_text(tmp_path, teacher, text):
+    held_out = Conversion(teacher, tmp_path / "run", text)
+    stages = {stage.name: stage for stage in held_out.stages()}
+    assert list(stages) == [
+        *("start", "sources", "distilled", "data", "model", "tuned", "student_scores", "teacher_scores")
+    ]
+    assert stages["data"].options["train_target"] == str(tmp_path / "run" / "distilled" / "distilled.tgt")
+    for name, option in (("data", "validation_target"), ("tuned", "reference"), ("student_scores", "reference")):
+        assert stages[name].options[option] == str(tmp_path / "run" / "text" / "validation.tgt")
+    given = stages_of(
+        teacher=teacher, output=tmp_path / "run", train=text, validation=("v.src", "v.tgt"), test=("t.src", "t.tgt")
+    )
+    assert given["sources"].options["train_source"] == text[0]
+    assert (given["tuned"].options["source"], given["teacher_scores"].options["source"]) == ("v.src", "t.src")
+    assert not held_out.references_are_the_teachers
+
+
+def test_held_out_sentences_are_spread_and_not_trained_on(tmp_path, teacher, text):
+    conversion = Conversion(teacher, tmp_path / "run", text)
+    conversion.output.mkdir()
+    conversion.begin()
+    pairs = list(zip(*(Path(file).read_text().splitlines() for file in text), strict=True))
+
+    def written(split):
+        sides = [(tmp_path / "run" / "text" / f"{split}.{side}").read_text().splitlines() for side in ("src", "tgt")]
+        return list(zip(*sides, strict=True))
+
+    assert written("validation") == pairs[::20]
+    assert written("train") == [pair for row, pair in enumerate(pairs) if row % 20]
+    conversion.begin()  # the same again
+    Path(text[1]).write_text(Path(text[1]).read_text().upper())
+    with pytest.raises(ValueError, match="was begun with another train_target"):
+        conversion.begin()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"validation_source": "v.src"}, "validation_source=v.src and validation_target=None: give both"),
+        ({"teacher": "no/such/folder"}, "the folder no/such/folder does not exist"),
+        ({"append_raw": "true"}, "append_raw=True needs train_target"),
+        ({"time_budget": "0"}, "time_budget=0.0 must be above 0 minutes"),
+    ],
+)
+def test_what_would_fail_later_is_refused_at_once(options, message, tmp_path, teacher, text, capsys):
+    words = {"teacher": teacher, "train_source": text[0], "output": str(tmp_path / "run"), **options}
+    with pytest.raises(SystemExit):
+        convert_teacher.main([word for name, value in words.items() for word in (f"--{name}", value)])
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_source_text_alone_makes_a_scored_student(tmp_path, teacher, text, capsys):
+    """All of it with the real commands, for a teacher of several target languages; then nothing is left to do."""
+    words = ["--teacher", teacher, "--train_source", text[0], "--output", str(tmp_path / "run"), "--max_steps", "4"]
+    words += ["--language_code", ">>eng<<", "--decoder_layers", "1", "--max_tokens", "200", "--jobs", "2"]
+    words += ["--latency_sentences", "2", "--num_length_candidates", "2"]
+    convert_teacher.main(words)
+    output = capsys.readouterr().out
+    last = json.loads(output.splitlines()[-1])
+    assert last["finished"]
+    assert "references are the teacher's own translations" in output
+    rows = {(row["model"], row["decoding"]): row for row in last["results"]}
+    students = [("student", f"k = {passes}") for passes in (1, 4, 10)]
+    assert list(rows) == [("teacher", "greedy"), ("teacher", "beam 5"), *students]
+    assert rows["teacher", "beam 5"]["sacrebleu"] > 99  # which its own beam search made: all of it fits together
+    assert rows["student", "k = 4"]["ms_per_sentence"] > 0
+    assert all(key in comparison_table(comparison(tmp_path / "run")) for key in ("teacher", "student", "k = 10"))
+    student = JMNatForConditionalGeneration.from_pretrained(last["model"])
+    assert len(student.get_decoder().layers) == 1
+    assert student.generation_config.num_length_candidates == 2  # tuned
+    marks = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "stages").iterdir()}
+    convert_teacher.main(words)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == last
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "stages").iterdir()} == marks
