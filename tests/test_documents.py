@@ -1,5 +1,6 @@
 """The README and the documents: what they link to exists, and what they show in Python does what they say."""
 
+import ast
 import os
 import re
 import subprocess
@@ -58,3 +59,16 @@ def test_snippets_print_what_they_say(document, count, saved, tmp_path):
         printed = done.stdout.splitlines()
         assert printed[: len(expected)] == expected if expected else "train_loss" in done.stdout
     assert (tmp_path / saved / "model.safetensors").is_file()
+
+
+def test_what_stands_in_for_the_evaluator_of_the_library_evaluate(tmp_path):
+    text = (ROOT / "hub_card" / "docs" / "commands.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "evaluate.load" in block]
+    (tmp_path / "hub_card").symlink_to(ROOT / "hub_card")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home")}
+    command = [sys.executable, "-c", block]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = ast.literal_eval(done.stdout)
+    assert found["chrf"] > 20
+    assert found["intervals"]["chrf"] == (found["chrf"], found["chrf"])  # of one sentence

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from ..configuration_jmnat import JMNatConfig
-from ..evaluation.scores import score_translations
 from ..inference.loading import load_translator
 from ..utils.text_files import read_parallel
+from ..utils.translation_scores import score_translations
 
 FIXED_LENGTH = 25  # tokens of source and target with random weights
 
@@ -25,7 +25,8 @@ def scored_text(
 
     def score(translations: list[list[int]]) -> dict:
         texts = [tokenizer.decode(before_end(ids), skip_special_tokens=True) for ids in translations]
-        return {"bleu": score_translations(texts, references, lowercase=tokenizer.lowercase)["sacrebleu"]}
+        scores = score_translations(texts, references, lowercase=tokenizer.lowercase, metrics=["sacrebleu"])
+        return {"bleu": scores["sacrebleu"]}
 
     return tokenizer(lines)["input_ids"], score
 

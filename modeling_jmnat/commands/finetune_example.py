@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..utils.command_line import check_counts, command, parse_arguments, print_help, wants_help
+from ..utils.imports import import_library
 from ..utils.text_files import read_parallel
 from .shipped import demo_text, shipped_model
 
@@ -25,6 +26,10 @@ DEFAULTS = {
     "predict_with_generate": True,
     "train_sampling_strategy": "group_by_length",
 }
+# The metric's script, which also stands in hub_card/metrics/nat_translation.
+METRIC = Path(__file__).parents[1] / "utils" / "nat_translation.py"
+# What is logged, and the names of the metric. For all of them leave out `metrics` in the call.
+LOGGED = {"bleu": "sacrebleu", "chrfpp": "chrfpp", "ter": "ter", "repeated_words": "repeated_tokens_per_sentence"}
 
 
 @dataclass
@@ -39,13 +44,26 @@ class ExampleArguments:
     valid_pairs: int = field(default=150, metadata={"help": "Score on the first so many pairs, before and after."})
 
 
+def metric_scores(tokenizer):
+    """For `compute_metrics` of `Seq2SeqTrainer` and `JMNatTrainer`: scores of the metric `nat_translation`."""
+    import numpy as np
+
+    metric = import_library("evaluate").load(str(METRIC))
+
+    def scores(prediction) -> dict[str, float]:  # both are token ids (B, T), padded with -100
+        texts = [np.where(ids < 0, tokenizer.pad_token_id, ids) for ids in prediction]
+        hypotheses, references = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts)
+        found = metric.compute(predictions=hypotheses, references=references, metrics=list(LOGGED.values()))
+        return {name: found[score] for name, score in LOGGED.items()}
+
+    return scores
+
+
 @command
 def main(argv=None):
     if wants_help(argv):
         print_help([ExampleArguments], __doc__)
 
-    import numpy as np
-    import sacrebleu
     from datasets import Dataset
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
@@ -70,21 +88,18 @@ def main(argv=None):
         cut = {"truncation": True, "max_length": model.config.max_target_length}
         return Dataset.from_dict(dict(tokenizer(source[:limit], text_target=target[:limit], **cut)))
 
-    def bleu(prediction):  # both are token ids (B, T), padded with -100
-        texts = [np.where(ids < 0, tokenizer.pad_token_id, ids) for ids in prediction]
-        hypotheses, references = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts)
-        return {"bleu": sacrebleu.corpus_bleu(hypotheses, [references]).score}
-
     collator = DataCollatorForJMNat(tokenizer, ngram_size=model.config.ngram_size)
     valid = load("valid", arguments.valid_pairs)
-    scorer = Seq2SeqTrainer(model, training, collator.evaluation(), eval_dataset=valid, compute_metrics=bleu)
+    scores = metric_scores(tokenizer)
+    scorer = Seq2SeqTrainer(model, training, collator.evaluation(), eval_dataset=valid, compute_metrics=scores)
     train = load("train", arguments.train_pairs)
     new_masks = EpochCallback(collator)
     trainer = Trainer(model, training, collator, train, processing_class=tokenizer, callbacks=[new_masks])
 
-    before = scorer.evaluate()["eval_bleu"]
+    found = {"before": scorer.evaluate()}
     trainer.train()
     scorer.state = trainer.state  # for the log: the step at which it scores
-    after = scorer.evaluate()["eval_bleu"]
+    found["after"] = scorer.evaluate()
     trainer.save_model()
-    print(json.dumps({"bleu_before": before, "bleu_after": after, "output_dir": training.output_dir}))
+    figures = {f"{name}_{when}": found[when][f"eval_{name}"] for name in LOGGED for when in found}
+    print(json.dumps({**figures, "output_dir": training.output_dir}))

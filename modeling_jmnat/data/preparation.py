@@ -119,6 +119,23 @@ def load_prepared(directory: str | Path) -> tuple[datasets.DatasetDict, JMNatTok
     return _load_dataset(directory / "dataset"), JMNatTokenizer.from_pretrained(folder)
 
 
+def prepared_text(directory: str | Path, split: str) -> tuple[list[str], list[str]]:
+    """Sources and targets of a split of prepared data.
+
+    Raises:
+        ValueError: as `load_prepared`, or there is no such split.
+    """
+    dataset, _ = load_prepared(directory)
+    if split not in dataset:
+        raise ValueError(f"{directory} has no {split} split: prepare_data.py takes --{split}_source and _target")
+    return list(dataset[split]["source"]), list(dataset[split]["target"])
+
+
+def prepared_language(directory: str | Path) -> str | None:
+    """The target language of prepared data, where it was given."""
+    return read_json(Path(directory) / RESULT, ("target_lang",), PREPARE_AGAIN)["target_lang"]
+
+
 def _load_dataset(folder: Path) -> datasets.DatasetDict:
     """What `save_to_disk` wrote; ValueError naming a file that is damaged."""
     for split in read_json(folder / "dataset_dict.json", ("splits",), PREPARE_AGAIN)["splits"]:

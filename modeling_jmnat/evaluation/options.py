@@ -6,6 +6,7 @@ from typing import Literal
 
 from ..utils.bleu import check_bleu_tokenizer
 from ..utils.command_line import check_counts
+from ..utils.translation_scores import METRICS, RESAMPLES, SEED, check_metrics, check_resampling
 
 WORD_NOISES = ("drop", "replace")
 STATE_NOISES = ("encoder_input", "encoder_output", "decoder_input")
@@ -28,9 +29,28 @@ class EvaluationArguments:
     model: str = field(
         metadata={"help": "A trained model: JM-NAT, or an autoregressive teacher. A folder, or a name on the Hub."}
     )
-    source: str = field(metadata={"help": "Text to translate, one sentence a line; .gz is read as is."})
-    reference: str = field(metadata={"help": "Reference translations, line by line; .gz is read as is."})
-    output: str | None = field(default=None, metadata={"help": "JSON file for all figures and settings."})
+    source: str | None = field(
+        default=None, metadata={"help": "Text to translate, one sentence a line; .gz is read as is."}
+    )
+    reference: str | None = field(
+        default=None, metadata={"help": "Reference translations, line by line; .gz is read as is."}
+    )
+    data: str | None = field(
+        default=None, metadata={"help": "In place of --source and --reference: a folder of prepare_data.py."}
+    )
+    split: Literal["validation", "test"] | None = field(
+        default=None,
+        metadata={
+            "help": "Which text of --data. Choose options on validation, then score test once. Default: validation."
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON file for all figures and settings. Beside it a folder, OUTPUT.translations, takes "
+            "translations and references."
+        },
+    )
     num_iterations: list[int] | None = field(
         default=None, metadata={"help": "JM-NAT: numbers of decoder passes to evaluate. Default: 1 4 10."}
     )
@@ -50,6 +70,25 @@ class EvaluationArguments:
         default=None,
         metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
     )
+    metrics: list[str] = field(
+        default_factory=lambda: list(METRICS), metadata={"help": "Scores to compute; TER takes the most time."}
+    )
+    resamples: int = field(
+        default=RESAMPLES,
+        metadata={"help": "Resamples of the sentences for 95% intervals and paired tests; 0 leaves them out."},
+    )
+    seed: int = field(default=SEED, metadata={"help": "Of the resamples."})
+    baseline: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Compare with these systems by paired bootstrap: files of translations (.gz as well), or JSON "
+            "files that evaluate.py has written."
+        },
+    )
+    comet_model: str | None = field(
+        default=None,
+        metadata={"help": "Also score with the COMET model in this folder (trust it), by the package unbabel-comet."},
+    )
     languages: list[str] | None = field(
         default=None,
         metadata={
@@ -60,8 +99,11 @@ class EvaluationArguments:
     source_prefix: str | None = field(
         default=None, metadata={"help": "Text before each source, where the model wants one, such as '>>eng<< '."}
     )
-    target_language: str = field(
-        default="en", metadata={"help": "Two-letter language of the references, for Moses tokenisation."}
+    target_language: str | None = field(
+        default=None,
+        metadata={
+            "help": "Two-letter language of the references, for Moses tokenisation. Default: that of --data, else en."
+        },
     )
     bleu_tokenize: str | None = field(
         default=None,
@@ -109,8 +151,18 @@ class EvaluationArguments:
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
     def __post_init__(self):
+        given = [name for name in ("source", "reference", "data") if getattr(self, name) is not None]
+        if given not in (["source", "reference"], ["data"]):
+            raise ValueError(
+                f"given are {', '.join(given) or 'no texts'}: either --source and --reference are needed, or --data"
+            )
+        if self.split is not None and self.data is None:
+            raise ValueError(f"split={self.split} is a part of --data: leave it out with --source and --reference")
         check_counts(self, ["batch_tokens"])
         check_bleu_tokenizer(self.bleu_tokenize)
+        check_metrics(self.metrics)
+        if self.resamples or self.baseline:
+            check_resampling(self.resamples, self.seed)
         if self.noise is not None and self.noise not in NOISES:
             raise ValueError(f"noise={self.noise!r} is not one of {', '.join(NOISES)}")
         largest = 1.0 if self.noise in WORD_NOISES else sys.float_info.max

@@ -3,8 +3,12 @@
 import json
 import logging
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import starmap
 from pathlib import Path
+
+import torch
 
 from ..inference.lines import LineReader, describe_long_lines
 from ..inference.loading import is_jmnat, load_translator, set_languages
@@ -13,13 +17,28 @@ from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import write_json
 from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric
 from ..utils.text_files import read_parallel, write_lines
+from ..utils.translation_scores import Scorer
+from .comet import comet_scores
 from .noise import disturbed
 from .options import STATE_NOISES, EvaluationArguments
 from .scores import describe_environment, evaluate_model
+from .stored import read_baselines, row_name, store_texts, stored_folder
 
 logger = logging.getLogger(__name__)
 DEFAULT_ITERATIONS = [1, 4, 10]
 DEFAULT_BEAMS = [1, 5]
+DEFAULT_SPLIT = "validation"
+# How scores are printed: their names, and digits behind the point.
+TITLES = {
+    "sacrebleu": ("sacreBLEU", 2),
+    "chrf": ("chrF", 2),
+    "chrfpp": ("chrF++", 2),
+    "ter": ("TER", 2),
+    "tokenized_bleu": ("tokenised BLEU", 2),
+    "repeated_tokens_per_sentence": ("repeated words", 3),
+    "length_ratio": ("length ratio", 3),
+    "comet": ("COMET", 4),
+}
 
 
 def decoding_settings(arguments: EvaluationArguments, model) -> tuple[list[dict], dict]:
@@ -55,13 +74,64 @@ def tuned_options(path: str | None) -> dict:
         raise ValueError(f"tuning={path} is not a file of tune_decoding.py") from None
 
 
+def texts_of(arguments: EvaluationArguments) -> tuple[list[str], list[str], str]:
+    """Sources, references, and the references' language."""
+    if arguments.data is None:
+        return *read_parallel(arguments.source, arguments.reference), arguments.target_language or "en"
+    from ..data.preparation import prepared_language, prepared_text  # which needs the package datasets
+
+    texts = prepared_text(arguments.data, arguments.split or DEFAULT_SPLIT)
+    return *texts, arguments.target_language or prepared_language(arguments.data) or "en"
+
+
+def scorer_of(arguments: EvaluationArguments, sources: list[str], references: list[str], language: str) -> Scorer:
+    """What scores the rows; a package or a model that it lacks is known before the work."""
+    by_sentence = {}
+    if arguments.comet_model is not None:
+        use_gpu = arguments.device != "cpu" and torch.cuda.is_available()
+        by_sentence["comet"] = comet_scores(arguments.comet_model, sources, references, use_gpu)
+    bleu_metric(arguments.bleu_tokenize or DEFAULT_TOKENIZER)
+    tokenizer = arguments.bleu_tokenize
+    return Scorer(references, language, arguments.lowercase, tokenizer, arguments.metrics, by_sentence)
+
+
+def described_settings(arguments: EvaluationArguments, model, generation: dict, sentences: int, language: str) -> dict:
+    """The settings that stand in the JSON file: names of files and folders without their places."""
+
+    def name(path: str | None) -> str | None:
+        return None if path is None else Path(path).resolve().name
+
+    prepared = None if arguments.data is None else f"{name(arguments.data)}, {arguments.split or DEFAULT_SPLIT}"
+    return {
+        "model": name(arguments.model),
+        "model_type": model.config.model_type,
+        "backend": arguments.backend,
+        "source": prepared or Path(arguments.source).name,
+        "reference": prepared or Path(arguments.reference).name,
+        "sentences": sentences,
+        "lowercase": arguments.lowercase,
+        "target_language": language,
+        "bleu_tokenize": arguments.bleu_tokenize,
+        "batch_tokens": arguments.batch_tokens,
+        "split_sentences": arguments.split_sentences,
+        "long_lines": arguments.long_lines,
+        "noise": arguments.noise,
+        "generation": generation,
+        "reranker": name(arguments.reranker),
+        "resamples": arguments.resamples,
+        "seed": arguments.seed,
+        "comet_model": name(arguments.comet_model),
+    }
+
+
 def run_evaluation(arguments: EvaluationArguments) -> dict:
-    """Everything that goes into the JSON file; one printed line per row as soon as it is known.
+    """Everything that goes into the JSON file; one printed line per row, and per baseline, as soon as it is known.
 
     The file is written even where an interruption or an error ends it early, with the rows that were done.
     """
-    sources, references = read_parallel(arguments.source, arguments.reference)
-    bleu_metric(arguments.bleu_tokenize or DEFAULT_TOKENIZER)  # whether it is there must be known before the work
+    sources, references, language = texts_of(arguments)
+    baselines = read_baselines(arguments.baseline or [], len(references))
+    scorer = scorer_of(arguments, sources, references, language)
     if arguments.backend != "torch" and arguments.noise in STATE_NOISES:
         raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends show no states")
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
@@ -74,52 +144,44 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     if arguments.long_lines == "error":
         LineReader(model, tokenizer, arguments.split_sentences, arguments.long_lines).check(sources)
     report = {
-        "settings": {
-            "model": Path(arguments.model).resolve().name,
-            "model_type": model.config.model_type,
-            "backend": arguments.backend,
-            "source": Path(arguments.source).name,
-            "reference": Path(arguments.reference).name,
-            "sentences": len(sources),
-            "lowercase": arguments.lowercase,
-            "target_language": arguments.target_language,
-            "bleu_tokenize": arguments.bleu_tokenize,
-            "batch_tokens": arguments.batch_tokens,
-            "split_sentences": arguments.split_sentences,
-            "long_lines": arguments.long_lines,
-            "noise": arguments.noise,
-            "generation": shared,
-            "reranker": Path(arguments.reranker).resolve().name if arguments.reranker else None,
-        },
+        "settings": described_settings(arguments, model, shared, len(sources), language),
         **describe_environment(model),
+        "sacrebleu_arguments": {name: measure.arguments for name, measure in scorer.measures.items()},
         "results": [],
     }
     if arguments.reranker is not None:
         if not is_jmnat(model):
             raise ValueError("--reranker does not apply to an autoregressive model: its beam search chooses already")
         shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
+    stored = stored_folder(arguments.output)
+    rows = evaluated(arguments, model, tokenizer, sources, references, varied, shared, scorer, baselines)
     try:
-        for at_level, setting, figures, texts in evaluated(
-            arguments, model, tokenizer, sources, references, varied, shared
-        ):
-            report["results"].append(at_level | figures)
-            print(describe_row(report["results"][-1]), flush=True)
+        for figures, texts in rows:
+            name = row_name(figures)
+            if stored is not None:
+                if not report["results"]:
+                    store_texts(stored, "reference", references, scorer.words)
+                figures["translations"] = store_texts(stored, name, texts, scorer.words)
+            report["results"].append(figures)
+            print(*describe_row(figures), sep="\n", flush=True)
             if (count := figures["long_lines"]) and len(report["results"]) == 1:
                 print(describe_long_lines(count, model, arguments.long_lines), file=sys.stderr)
             if arguments.translations:
-                name = "-".join(f"{key}-{value}" for key, value in (at_level | setting).items())
                 write_lines(Path(arguments.translations) / f"{name}.txt", texts)
     finally:
         if arguments.output and report["results"]:
             write_json(arguments.output, report)
-    if not any(row["sacrebleu"] for row in report["results"]):
+    if not any(row.get("sacrebleu", 1) for row in report["results"]):
         logger.warning("sacreBLEU is 0 in every row: is the text the model's, and --bleu_tokenize the language's?")
     return report
 
 
-def evaluated(arguments: EvaluationArguments, model, tokenizer, sources, references, varied, shared):
-    """Noise level, setting, figures and translations of each row."""
+def evaluated(
+    arguments: EvaluationArguments, model, tokenizer, sources, references, varied, shared, scorer, baselines
+) -> Iterator[tuple[dict, list[str]]]:
+    """Figures, the level of the noise among them, and translations of each row."""
     for level in arguments.noise_levels if arguments.noise else [None]:
+        at_level = {} if level is None else {"noise_level": level}
         with nullcontext(sources) if level is None else disturbed(model, sources, arguments.noise, level) as lines:
             rows = evaluate_model(
                 model,
@@ -128,30 +190,42 @@ def evaluated(arguments: EvaluationArguments, model, tokenizer, sources, referen
                 references,
                 varied,
                 generation=shared,
-                target_language=arguments.target_language,
-                lowercase=arguments.lowercase,
-                bleu_tokenize=arguments.bleu_tokenize,
+                scorer=scorer,
+                resamples=arguments.resamples,
+                seed=arguments.seed,
+                baselines=baselines,
                 batch_tokens=arguments.batch_tokens,
                 latency_sentences=arguments.latency_sentences,
                 split_sentences=arguments.split_sentences,
                 long_lines=arguments.long_lines,
                 progress=sys.stderr.isatty(),
             )
-            for setting, (figures, texts) in zip(varied, rows, strict=True):
-                yield {} if level is None else {"noise_level": level}, setting, figures, texts
+            for figures, texts in rows:
+                yield at_level | figures, texts
 
 
-def describe_row(figures: dict) -> str:
-    """One row for a person: the setting, the scores, and the speed."""
-    setting = next(f"{name} {figures[name]}" for name in ("num_iterations", "num_beams") if name in figures)
-    if "noise_level" in figures:
-        setting = f"noise {figures['noise_level']:g}, {setting}"
-    line = (
-        f"{setting}: sacreBLEU {figures['sacrebleu']:.2f}, chrF {figures['chrf']:.2f}, "
-        f"tokenised BLEU {figures['tokenized_bleu']:.2f}, "
-        f"{figures['repeated_tokens_per_sentence']:.2f} repeated words and "
-        f"{figures['sentences_per_second']:.1f} sentences/s"
-    )
+def describe_row(figures: dict) -> list[str]:
+    """A row for a person: the setting, scores with their intervals, and the speed; below it a line per baseline."""
+    setting = row_name(figures, " ", ", ").replace("noise_level", "noise")
+    intervals = figures.get("intervals", {})
+    scores = []
+    for name, (title, digits) in TITLES.items():
+        if name in figures:
+            low, high = intervals.get(name, (0, 0))
+            margin = f" ± {(high - low) / 2:.{digits}f}" if name in intervals else ""
+            scores.append(f"{title} {figures[name]:.{digits}f}{margin}")
+    line = f"{setting}: {', '.join(scores)}; {figures['sentences_per_second']:.1f} sentences/s"
     if "latency_ms" in figures:
         line += f", {figures['latency_ms']['mean']:.1f} ms per sentence at batch 1"
-    return line
+    return [line, *(f"  {line}" for line in starmap(describe_comparison, figures.get("comparisons", {}).items()))]
+
+
+def describe_comparison(baseline: str, found: dict[str, dict]) -> str:
+    """The differences from a baseline, each with its interval and p."""
+    differences = []
+    for name, (title, digits) in TITLES.items():
+        if name in found:
+            low, high = (f"{bound:+.{digits}f}" for bound in found[name]["interval"])
+            difference = f"{found[name]['difference']:+.{digits}f} [{low}, {high}]"
+            differences.append(f"{title} {difference} p {found[name]['p']:.3f}")
+    return f"against {baseline}: {', '.join(differences)}"

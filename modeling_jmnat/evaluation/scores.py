@@ -13,8 +13,8 @@ import transformers
 
 from ..inference.loading import is_jmnat
 from ..inference.translation import Translation, translate_lines
-from ..segmenters import moses_tool
-from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric, bleu_tokenizer, language_without_spaces
+from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric
+from ..utils.translation_scores import Scorer, scored
 
 LATENCY_ROUNDS = 3
 WARM_UP_SENTENCES = 8
@@ -22,58 +22,6 @@ CPUINFO = Path("/proc/cpuinfo")
 # What the speed of a CPU depends on: wider registers, products of whole numbers, and those of bfloat16.
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
 SOURCE_WORDS = (5, 10, 15, 20, 30)  # last lengths of the groups that are scored by themselves; one more has the rest
-
-
-def count_repeated_tokens(tokens: Sequence) -> int:
-    """Number of tokens that equal their immediate predecessor (Table 3): "a a a b" has 2."""
-    return sum(token == previous for previous, token in zip(tokens, tokens[1:], strict=False))
-
-
-def score_translations(
-    hypotheses: Sequence[str],
-    references: Sequence[str],
-    target_language: str = "en",
-    lowercase: bool = False,
-    bleu_tokenize: str | None = None,
-) -> dict:
-    """Corpus scores of `hypotheses` against one reference each.
-
-    Args:
-        target_language: two-letter language whose Moses rules split words for tokenised BLEU and for repeats. In
-            languages without spaces, which are also told by the references' script, sacreBLEU's tokenizer does that.
-        lowercase: ignore case in every score, as the paper does on IWSLT14.
-        bleu_tokenize: sacreBLEU's tokenizer; left out, the one for the language.
-
-    Returns:
-        `sacrebleu`, `chrf` and `tokenized_bleu` (0 to 100), each with its sacreBLEU signature, and
-        `repeated_tokens_per_sentence`: words equal to the word before them, after that tokenisation.
-
-    Raises:
-        ValueError: no sentences, different numbers of them, or a language unknown to Moses.
-    """
-    from sacrebleu.metrics import CHRF
-
-    if not hypotheses or len(hypotheses) != len(references):
-        raise ValueError(
-            f"{len(hypotheses)} hypotheses and {len(references)} references: the same number, at least one, is needed"
-        )
-    tokenizer = bleu_tokenizer(references, target_language, bleu_tokenize)
-    if language_without_spaces(references, target_language):
-        split = bleu_metric(bleu_tokenizer(references, target_language)).tokenizer
-    else:
-        split = moses_tool("tokenizer", target_language)
-    tokenized = [split(text.lower() if lowercase else text) for text in hypotheses]
-    tokenized_references = [split(text.lower() if lowercase else text) for text in references]
-    scores = {}
-    for name, metric, texts, targets in (
-        ("sacrebleu", bleu_metric(tokenizer, lowercase), hypotheses, references),
-        ("chrf", CHRF(lowercase=lowercase), hypotheses, references),
-        ("tokenized_bleu", bleu_metric("none", lowercase, force=True), tokenized, tokenized_references),
-    ):
-        scores[name] = metric.corpus_score(texts, [targets]).score
-        scores[f"{name}_signature"] = str(metric.get_signature())
-    scores["repeated_tokens_per_sentence"] = _mean([count_repeated_tokens(text.split()) for text in tokenized])
-    return scores
 
 
 def score_by_source_words(
@@ -107,26 +55,26 @@ def evaluate_model(
     settings: Sequence[dict],
     *,
     generation: dict | None = None,
-    target_language: str = "en",
-    lowercase: bool = False,
-    bleu_tokenize: str | None = None,
+    scorer: Scorer | None = None,
     batch_tokens: int | None = None,
     latency_sentences: int = 0,
     split_sentences: bool = False,
     long_lines: str = "error",
     progress: bool = False,
+    **scoring,
 ) -> Iterator[tuple[dict, list[str]]]:
     """Translate `sources` once per entry of `settings` and yield the figures with the translations.
 
     Args:
         settings: the options that differ, such as `[{"num_iterations": 1}, {"num_iterations": 4}]`.
         generation: the options that all share, such as `{"num_length_candidates": 4}`.
-        bleu_tokenize: sacreBLEU's tokenizer; left out, the one for the language.
+        scorer: of the references; left out, one for English.
+        scoring: `resamples`, `seed` and `baselines` as in `score_translations`.
         latency_sentences: also translate so many sentences, spread over the file, one at a time and report the
             milliseconds from text to text. 0 leaves it out.
         split_sentences, long_lines: as in `translate_lines`. The figure `long_lines` counts the lines concerned.
     """
-    tokenize = bleu_tokenizer(references, target_language, bleu_tokenize)
+    scorer = scorer or Scorer(references)
     reading = {"split_sentences": split_sentences, "long_lines": long_lines}
     for setting in settings:
         translate = _translator(model, tokenizer, {**(generation or {}), **setting, **reading}, batch_tokens)
@@ -137,8 +85,10 @@ def evaluate_model(
         texts = [translation.text for translation in translations]
         figures = {
             **setting,
-            **score_translations(texts, references, target_language, lowercase, tokenize),
-            "by_source_words": score_by_source_words(sources, texts, references, lowercase, tokenize),
+            **scored(scorer, texts, **scoring),
+            "by_source_words": score_by_source_words(
+                sources, texts, references, scorer.lowercase, scorer.bleu_tokenizer
+            ),
             **(decoding_figures(tokenizer, translations, references) if is_jmnat(model) else {}),
             "long_lines": sum(translation.too_long for translation in translations),
             "seconds": seconds,
@@ -242,9 +192,11 @@ def _cpuinfo(field: str) -> str:
 
 
 def _rounded(value):
-    """Floats in nested dicts to four decimals: more are noise in every figure here."""
+    """Floats in nested dicts and lists to four decimals: more are noise in every figure here."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
     return round(value, 4) if isinstance(value, float) else value
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..data.preparation import load_prepared
+from ..data.preparation import prepared_text
 from ..training.presets import SECTIONS, load_preset
 from ..utils.atomic_files import write_json
 from ..utils.fingerprints import (
@@ -28,13 +28,9 @@ def held_out_text(data: Path) -> dict[str, list[str]]:
     Raises:
         ValueError: no finished preparation, or one without one of the two.
     """
-    dataset, _ = load_prepared(data)
     text = {}
     for split in ("validation", "test"):
-        if split not in dataset:
-            raise ValueError(f"{data} has no {split} split: prepare_data.py takes --{split}_source and _target")
-        for column, ending in (("source", "src"), ("target", "tgt")):
-            text[f"{split}.{ending}"] = list(dataset[split][column])
+        text[f"{split}.src"], text[f"{split}.tgt"] = prepared_text(data, split)
     return text
 
 

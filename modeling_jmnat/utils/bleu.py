@@ -77,12 +77,12 @@ def check_bleu_tokenizer(name: str | None) -> None:
         raise ValueError(f"bleu_tokenize={name!r} is not one of {', '.join(BLEU_TOKENIZERS)}")
 
 
-def bleu_metric(tokenizer: str, lowercase: bool = False, force: bool = False):
-    """`sacrebleu.metrics.BLEU`; ValueError where a package for this tokenizer is missing."""
+def bleu_metric(tokenizer: str, lowercase: bool = False, force: bool = False, **options):
+    """`sacrebleu.metrics.BLEU`, with its further options; ValueError where a package for this tokenizer is missing."""
     from sacrebleu.metrics import BLEU
 
     try:
-        return BLEU(lowercase=lowercase, tokenize=tokenizer, force=force)
+        return BLEU(lowercase=lowercase, tokenize=tokenizer, force=force, **options)
     except RuntimeError as error:
         install = re.search(r"pip install (\S+)", str(error))
         if install is None:

@@ -29,7 +29,10 @@ LOST_PROCESS_ERRORS = ("DistError", "DistBackendError", "DistNetworkError", "Dis
 LOST_PROCESS = re.compile("closed by peer|reset by peer|third_party/gloo|NCCL|ProcessGroup")
 GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable, such as 0.1: the most of a GPU to take
 EXTRAS = {  # of setup.cfg, with the modules that they bring
-    "train": ("accelerate", "datasets", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece", "tensorboard", "yaml"),
+    "train": (
+        *("accelerate", "datasets", "evaluate", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece"),
+        *("tensorboard", "yaml"),
+    ),
     "bench": ("ctranslate2", "onnx", "onnxruntime", "onnxscript"),
     "space": ("gradio", "selenium"),
 }

@@ -1,7 +1,8 @@
-"""What happens when something is imported: calls that wait for modules, and classes that are loaded on first use."""
+"""Imports: calls that wait for modules, classes that are loaded on first use, libraries that a script would hide."""
 
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -80,3 +81,18 @@ class LazyClass:
 
     def __subclasscheck__(self, subclass: type) -> bool:
         return issubclass(subclass, self._load())
+
+
+def import_library(name: str):
+    """Import an installed library, whatever files of its name lie beside the script that runs.
+
+    Python puts the script's folder first: in a script of run_scripts/, `import evaluate` would give evaluate.py there.
+    """
+    path = sys.path[:]
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is not None and os.path.realpath(path[0]) == os.path.realpath(os.path.dirname(script)):
+        sys.path[:] = path[1:]
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path[:] = path

@@ -14,16 +14,15 @@ from transformers import T5Config, T5ForConditionalGeneration
 from modeling_jmnat.evaluation import run
 from modeling_jmnat.evaluation import scores as evaluation
 from modeling_jmnat.evaluation.scores import (
-    count_repeated_tokens,
     decoding_figures,
     evaluate_model,
     measure_latency,
     score_by_source_words,
-    score_translations,
 )
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.inference.translation import Translation, translate_lines
 from modeling_jmnat.teacher.reranking import load_reranker
+from modeling_jmnat.utils.translation_scores import count_repeated_tokens, score_translations
 from tests.helpers.teacher_samples import WORDS, random_lines
 from tests.helpers.translation_samples import load_script, save_translators, tiny_student, tiny_tokenizer
 

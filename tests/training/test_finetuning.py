@@ -2,7 +2,10 @@
 
 import gzip
 import json
+import os
 import random
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +18,7 @@ from modeling_jmnat import DataCollatorForJMNat, JMNatForConditionalGeneration, 
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.training.checkpoints import list_checkpoints
 from tests.helpers.tiny_runs import WORDS, prepare_tiny_data, tiny_model
-from tests.helpers.translation_samples import load_script
+from tests.helpers.translation_samples import SCRIPTS, load_script
 
 OTHER_WORDS = {**WORDS, "und": "plus", "haus": "baum"}  # the new domain
 
@@ -94,6 +97,16 @@ def test_script_improves_bleu_and_logs_to_tensorboard(folder, tmp_path, example,
     assert [event.value for event in series["eval/bleu"]] == pytest.approx(
         [result["bleu_before"], result["bleu_after"]], rel=1e-4
     )
+
+
+def test_script_finds_the_library_evaluate_behind_the_script_of_that_name(folder, tmp_path):
+    options = ["--model", folder / "model", "--data", folder / "corpus", "--output_dir", tmp_path, "--use_cpu", "True"]
+    options += ["--train_pairs", 4, "--valid_pairs", 2, "--max_steps", 1]
+    command = [sys.executable, SCRIPTS / "finetune_example.py", *options]
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert {"bleu_before", "ter_after"} < json.loads(done.stdout.splitlines()[-1]).keys()
 
 
 def test_text_without_umlauts_is_the_default(folder, tmp_path, example, monkeypatch):

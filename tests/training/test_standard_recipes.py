@@ -8,10 +8,12 @@ import sacrebleu
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from modeling_jmnat import DataCollatorForJMNat, JMNatTrainer, JMNatTrainingArguments
+from modeling_jmnat.commands.finetune_example import LOGGED, metric_scores
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.inference.translation import translate_lines
 from modeling_jmnat.modeling_jmnat import NOT_MASKED
 from modeling_jmnat.training.checkpoints import list_checkpoints
+from modeling_jmnat.utils.translation_scores import score_translations
 from tests.helpers.random_models import random_batch, random_model
 from tests.helpers.tiny_runs import prepare_tiny_data, tiny_model
 
@@ -145,6 +147,22 @@ def own_trainer(tiny, folder, **fields):
         processing_class=tokenizer,
         compute_metrics=chrf_of(tokenizer),
     )
+
+
+def test_the_metric_of_the_library_evaluate_serves_both_trainers(tiny, tmp_path):
+    """As finetune_example.py uses it: the scores of what `generate` gives, the same from either trainer."""
+    data, tokenizer = tiny
+    scores = metric_scores(tokenizer)
+    own = own_trainer(tiny, tmp_path, predict_with_generate=True)
+    own.compute_metrics = scores
+    arguments = Seq2SeqTrainingArguments(str(tmp_path), predict_with_generate=True, **BASE)
+    collator = DataCollatorForJMNat(tokenizer)
+    stock = Seq2SeqTrainer(own.model, arguments, collator, None, data["validation"], compute_metrics=scores)
+    found = [{name: trainer.evaluate()[f"eval_{name}"] for name in LOGGED} for trainer in (own, stock)]
+    predicted = stock.predict(data["validation"])
+    texts = [np.where(ids < 0, tokenizer.pad_token_id, ids) for ids in (predicted.predictions, predicted.label_ids)]
+    expected = score_translations(*(tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts))
+    assert found[0] == found[1] == {name: expected[score] for name, score in LOGGED.items()}
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])

@@ -10,7 +10,6 @@ from sacrebleu.metrics import BLEU
 
 from modeling_jmnat import JMNatTrainingArguments
 from modeling_jmnat.evaluation import scores, tuning_run
-from modeling_jmnat.evaluation.scores import score_translations
 from modeling_jmnat.inference.translation import Translation
 from modeling_jmnat.teacher import run as teacher_run
 from modeling_jmnat.training import validation
@@ -22,6 +21,7 @@ from modeling_jmnat.utils.bleu import (
     corpus_bleu,
     language_without_spaces,
 )
+from modeling_jmnat.utils.translation_scores import score_translations
 from tests.helpers.translation_samples import load_script, save_translators
 
 TEXTS = {

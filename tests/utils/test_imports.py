@@ -2,12 +2,16 @@
 
 import copy
 import importlib
+import os
 import pickle
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+import modeling_jmnat
 from modeling_jmnat.utils.imports import LazyClass, when_imported
 
 
@@ -98,3 +102,24 @@ def test_a_lazy_class_can_stand_where_a_class_does(modules):
     assert not isinstance(5, lazy)
     assert issubclass(Child, lazy)
     assert not issubclass(int, lazy)
+
+
+def test_a_script_of_the_same_name_does_not_hide_a_library(tmp_path):
+    """As run_scripts/evaluate.py does; the folder of the script serves its other imports as before."""
+    code = "import sys\nfrom modeling_jmnat.utils.imports import import_library\n"
+    code += (
+        "found = import_library('evaluate')\nimport helper\nprint(found.__file__, hasattr(found, 'load'), helper.x)\n"
+    )
+    for name in ("evaluate", "other"):
+        (tmp_path / f"{name}.py").write_text(code)
+    (tmp_path / "helper.py").write_text("x = 3\n")
+    root = Path(modeling_jmnat.__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    for name in ("evaluate", "other"):
+        for folder, script in ((tmp_path, f"{name}.py"), (root, tmp_path / f"{name}.py")):
+            command = [sys.executable, str(script)]
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            file, has_load, x = done.stdout.split()
+            assert Path(file).parent != tmp_path
+            assert (has_load, x) == ("True", "3")

@@ -1,0 +1,72 @@
+"""Texts that scores belong to: translations beside an evaluation's JSON file, and those of systems to compare with.
+
+Whoever doubts a score can compute it again from these files with the command `sacrebleu`.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ..utils.text_files import read_lines, write_lines
+
+SETTINGS = ("noise_level", "num_iterations", "num_beams")  # what tells the rows of an evaluation apart
+
+
+def stored_folder(output: str | Path | None) -> Path | None:
+    """Where the translations of an evaluation lie: `results/a.translations` beside `results/a.json`.
+
+    None where no file is written, or one that is a device or a pipe.
+    """
+    if output is None or (Path(output).exists() and not Path(output).is_file()):
+        return None
+    return Path(str(output).removesuffix(".json") + ".translations")
+
+
+def row_name(row: dict, equals: str = "-", between: str = "-") -> str:
+    """`num_iterations-4`, with the level of a noise in front where there is one."""
+    return between.join(f"{name}{equals}{row[name]}" for name in SETTINGS if name in row)
+
+
+def store_texts(folder: Path, name: str, texts: Sequence[str], words: Callable[[str], str] | None = None) -> str:
+    """Write NAME.txt.gz, and NAME.tok.txt.gz with `words` of each text, which tokenised BLEU is made of.
+
+    Returns:
+        The first file's path from the folder that the JSON file is in.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(folder / f"{name}.txt.gz", texts)
+    if words is not None:
+        write_lines(folder / f"{name}.tok.txt.gz", map(words, texts))
+    return f"{folder.name}/{name}.txt.gz"
+
+
+def read_baselines(paths: Sequence[str], num_sentences: int) -> dict[str, list[str]]:
+    """Translations of other systems by name: of text files, and of all rows of JSON files of evaluate.py.
+
+    Raises:
+        ValueError: a JSON file that names no translations, another number of lines than there are references, or two
+            baselines of one name.
+    """
+    found: dict[str, list[str]] = {}
+    for path in map(Path, paths):
+        for name, file in _files_of(path).items():
+            lines = read_lines(file)
+            if len(lines) != num_sentences:
+                raise ValueError(f"baseline={file} has {len(lines)} lines, and there are {num_sentences} references")
+            if name in found:
+                raise ValueError(f"baseline={path}: there is another one called {name!r}, rename one of the files")
+            found[name] = lines
+    return found
+
+
+def _files_of(path: Path) -> dict[str, Path]:
+    if path.suffix != ".json":
+        return {path.name: path}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["results"]
+        return {f"{path.name} {row_name(row, ' ', ', ')}": path.parent / row["translations"] for row in rows}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"baseline={path} names no translations: give the translations themselves, or the JSON file of an "
+            "evaluation that wrote them beside it (evaluate.py --output)"
+        ) from None
