@@ -28,8 +28,7 @@ MODEL_FILES = (
     *("browser_translator_int8.onnx", "browser_translator.json"),
     *("config.json", "tokenizer.json", "tokenizer_config.json"),
 )
-# Packages of npm with the digest of their archives, and what the page takes from them: 14 MB of WebAssembly, which runs
-# the graph on a processor with or without threads, and two modules.
+# Packages of npm, with the digests of their archives and the files that the page takes.
 PACKAGES = {
     "onnxruntime-web@1.30.0": (
         "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ==",
@@ -132,9 +131,7 @@ def write_page(model: str, folder: Path) -> None:
     write_libraries(folder / "vendor")
     write_model(model, folder / "model")
     packed = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/*.gz"))}
-    files = {
-        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in packed.items()
-    }
+    files = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in packed.items()}
     (folder / "files.json").write_text(json.dumps({"files": files}, indent=2) + "\n", encoding="utf-8")
 
 

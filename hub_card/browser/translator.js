@@ -136,8 +136,7 @@ function numbers(tensor, begin, end) {
 // Sentences -----------------------------------------------------------------------------------------------------------
 
 /**
- * Cut a text after each line and each sentence: `[{before, text, after}]`, which joined are the text again. `text` is
- * "" for a piece of white space alone.
+ * Cut a text after each line and each sentence: `[{before, text, after}]`, which joined are the text again.
  *
  * @param rules of `language`, see `goesOn`; undefined for a language without any.
  */
@@ -147,7 +146,7 @@ export function sentencesOf(text, language, rules) {
     for (const line of text.match(/[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$/g) ?? []) {
         const begin = pieces.length; // sentences of other lines are never joined
         for (const piece of segments(line, language)) {
-            if (pieces.length > begin && (!piece.trim() || goesOn(pieces.at(-1), piece, words))) {
+            if (pieces.length && (!piece.trim() || (pieces.length > begin && goesOn(pieces.at(-1), piece, words)))) {
                 pieces[pieces.length - 1] += piece;
             } else {
                 pieces.push(piece);
