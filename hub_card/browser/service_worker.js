@@ -31,7 +31,7 @@ self.addEventListener("fetch", event => {
 async function newest(request) {
     const cache = await caches.open(CACHE);
     try {
-        const response = await fetch(request);
+        const response = await fetch(request, { cache: "no-cache" }); // asks the server whether there is a newer one
         if (response.ok) await cache.put(new URL(request.url).pathname, response.clone());
         return response;
     } catch {

@@ -39,8 +39,8 @@ async function loadFiles({ files }) {
     return { contents: Object.fromEntries(contents), fromCache };
 }
 
-async function fetched(address, name) {
-    const response = await fetch(address).catch(() => {
+async function fetched(address, name, options) {
+    const response = await fetch(address, options).catch(() => {
         throw new Error(`${name} could not be downloaded: please check the connection.`);
     });
     if (!response.ok) throw new Error(`${name} could not be downloaded (the server answered ${response.status}).`);
@@ -77,7 +77,7 @@ async function unpacked(data) {
 }
 
 async function load() {
-    const list = await (await fetched("files.json", "files.json")).json();
+    const list = await (await fetched("files.json", "files.json", { cache: "no-cache" })).json();
     const { contents, fromCache } = await loadFiles(list);
     const json = name => JSON.parse(new TextDecoder().decode(contents[`${MODEL}${name}.gz`]));
     const threads = self.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency) : 1;
