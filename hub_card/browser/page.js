@@ -45,7 +45,8 @@ function showToken(token, turn = null) {
 function showTokens(tokens, turn) {
     const row = make("p", { class: "chips", lang: find("final-text").lang });
     for (const token of tokens) {
-        if (!row.lastChild || token.text.startsWith(" ") || token.text === END) row.append(make("span", { class: "word" }));
+        const begins = !row.lastChild || token.text.startsWith(" ") || token.text === END;
+        if (begins) row.append(make("span", { class: "word" }));
         row.lastChild.append(showToken(token, turn));
     }
     return row;
@@ -97,17 +98,18 @@ const told = {
     },
     ready({ source, target, fromCache, threads }) {
         const names = new Intl.DisplayNames(["en"], { type: "language" });
-        find("text-label").textContent = names.of(source);
-        find("result-title").textContent = names.of(target);
-        [text.lang, find("final-text").lang] = [source, target];
+        find("text-label").textContent = source ? names.of(source) : "Text"; // a model may not know its languages
+        find("result-title").textContent = target ? names.of(target) : "Translation";
+        [text.lang, find("final-text").lang] = [source ?? "", target ?? ""];
         if (find("examples").lang !== source) {
             find("examples").remove();
-            text.value = "";
+            if (text.value === text.defaultValue) text.value = "";
         }
         find("loading").hidden = true;
         find("translate").disabled = false;
         const where = fromCache ? "loaded from this device" : "downloaded";
-        find("status").textContent = `Ready: the model is ${where}${threads > 1 ? ` and uses ${threads} threads` : ""}.`;
+        const uses = threads > 1 ? ` and uses ${threads} threads` : "";
+        find("status").textContent = `Ready: the model is ${where}${uses}.`;
     },
     sentence({ before, after, translation, count }) {
         find("final-text").append(before + translation.text + after);
@@ -138,6 +140,7 @@ const told = {
 };
 
 function translate(worker) {
+    job++;
     find("message").hidden = true;
     find("final-text").replaceChildren();
     find("sentences").replaceChildren();
@@ -146,7 +149,8 @@ function translate(worker) {
     let mistake = null;
     if (!text.value.trim()) mistake = `Please type a text first: the field ${find("text-label").textContent} is empty.`;
     if (length > MAX_CHARACTERS) {
-        mistake = `This text has ${length} characters, the page reads at most ${MAX_CHARACTERS}: please give it less at a time.`;
+        const limit = `the page reads at most ${MAX_CHARACTERS}: please give it less at a time.`;
+        mistake = `This text has ${length} characters, ${limit}`;
     }
     if (mistake) {
         told.failed({ message: mistake });
@@ -156,21 +160,23 @@ function translate(worker) {
     find("result").hidden = false;
     find("result").ariaBusy = "true";
     find("status").textContent = "Translating …";
-    const options = { num_iterations: find("passes").valueAsNumber, num_length_candidates: find("lengths").valueAsNumber };
-    worker.postMessage({ job: ++job, text: text.value, options });
+    const [passes, lengths] = ["passes", "lengths"].map(id => find(id).valueAsNumber);
+    const options = { num_iterations: passes, num_length_candidates: lengths };
+    worker.postMessage({ job, text: text.value, options });
 }
 
 function start() {
     showLegend();
     for (const needed of ["WebAssembly", "DecompressionStream"]) {
         if (needed in window) continue;
-        const message = `This browser has no ${needed}, which the translator needs: please take a newer one, or allow it.`;
+        const advice = "please take a newer browser, or allow it.";
+        const message = `This browser has no ${needed}, which the translator needs: ${advice}`;
         return told.failed({ message, fatal: true });
     }
-    const worker = new Worker("worker.js", { type: "module" });
+    const worker = new Worker(`worker.js${location.search}`, { type: "module" }); // ?threads=2
     worker.addEventListener("error", () => {
-        const message = "The translator could not be started: this browser may be too old, or a file could not be loaded.";
-        told.failed({ message, fatal: true });
+        const reason = "this browser may be too old, or a file could not be loaded.";
+        told.failed({ message: `The translator could not be started: ${reason}`, fatal: true });
     });
     worker.addEventListener("message", ({ data }) => {
         if (data.job === undefined || data.job === job) told[data.kind](data); // what an earlier job tells is late
@@ -181,7 +187,8 @@ function start() {
         translate(worker);
     });
     text.addEventListener("keydown", event => {
-        if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !find("translate").disabled) form.requestSubmit();
+        const asked = event.key === "Enter" && (event.ctrlKey || event.metaKey);
+        if (asked && !find("translate").disabled) form.requestSubmit();
     });
     find("examples").addEventListener("click", ({ target }) => {
         if (!target.matches("button")) return;

@@ -183,7 +183,8 @@ function goesOn(before, after, rules) {
     const isDate = rules.dates.includes(word);
     const ordinal = before.match(/(?:^|([\p{L}\p{N}_]+)\s+|[^\p{L}\p{N}_])\d{1,3}\.\s*$/u);
     if (rules.ordinals && ordinal) {
-        return isDate || (rules.ordinals.includes((ordinal[1] ?? "").toLowerCase()) && !rules.beginnings.includes(word));
+        const belongs = rules.ordinals.includes((ordinal[1] ?? "").toLowerCase()) && !rules.beginnings.includes(word);
+        return isDate || belongs;
     }
     const last = before.match(/(\p{L}[\p{L}\p{N}_.]*)\.\s*$/u)?.[1];
     if (!last) return false;

@@ -5,7 +5,7 @@ import { Tokenizer } from "./vendor/tokenizers.min.mjs";
 import { Translator, sentencesOf } from "./translator.js";
 
 const MODEL = "model/";
-const MOST_THREADS = 4; // more cost time with sentences this short
+const MOST_THREADS = 4; // more have too little to do with one sentence
 let newest; // number of the translation that was asked for last
 
 /**
@@ -16,14 +16,15 @@ let newest; // number of the translation that was asked for last
 async function loadFiles({ files }) {
     // None in private windows of some browsers, and without https.
     const cache = await self.caches?.open(`files of ${new URL(".", location)}`).catch(() => undefined);
-    const addresses = Object.entries(files).map(([name, { sha256 }]) => new URL(`${name}?sha256=${sha256}`, location).href);
+    const names = Object.keys(files);
+    const addresses = names.map(name => new URL(`${name}?sha256=${files[name].sha256}`, location).href);
     for (const old of (await cache?.keys()) ?? []) {
         if (!addresses.includes(old.url)) await cache.delete(old);
     }
     const total = Object.values(files).reduce((sum, { bytes }) => sum + bytes, 0);
     let [loaded, fromCache] = [0, true];
     const contents = await Promise.all(
-        Object.keys(files).map(async (name, index) => {
+        names.map(async (name, index) => {
             const address = addresses[index];
             const kept = await cache?.match(address);
             fromCache &&= Boolean(kept);
@@ -59,7 +60,7 @@ async function read(response, progress) {
     }
 }
 
-/** A server may say that a .gz file is packed for the way; then it has been unpacked already, and has no such digest. */
+/** Not where a server says that a .gz file is packed for the way: then the browser has unpacked it. */
 const isPacked = data => data[0] === 0x1f && data[1] === 0x8b;
 
 async function checkDigest(data, sha256, name) {
@@ -80,7 +81,10 @@ async function load() {
     const list = await (await fetched("files.json", "files.json", { cache: "no-cache" })).json();
     const { contents, fromCache } = await loadFiles(list);
     const json = name => JSON.parse(new TextDecoder().decode(contents[`${MODEL}${name}.gz`]));
-    const threads = self.crossOriginIsolated ? Math.min(MOST_THREADS, navigator.hardwareConcurrency) : 1;
+    // Threads share memory, which browsers allow to isolated pages alone. Half of the cores stay free for all else.
+    const half = Math.min(MOST_THREADS, Math.ceil(navigator.hardwareConcurrency / 2));
+    const asked = Number(new URLSearchParams(location.search).get("threads"));
+    const threads = self.crossOriginIsolated ? asked || half : 1;
     ort.env.wasm.numThreads = threads;
     ort.env.wasm.wasmBinary = contents["vendor/ort-wasm-simd-threaded.wasm.gz"];
     const session = await ort.InferenceSession.create(contents[`${MODEL}browser_translator_int8.onnx.gz`], {
@@ -96,7 +100,7 @@ async function load() {
     await translator.translate(".", { num_iterations: 1 }); // the first one takes longer: nobody waits for this one
     const { source_language: source, target_language: target } = translator.config;
     postMessage({ kind: "ready", source, target, fromCache, threads });
-    return { translator, source, rules: json("sentences.json") };
+    return { translator, source: source ?? "en", rules: json("sentences.json") };
 }
 
 async function translate({ translator, source, rules }, { job, text, options }) {
@@ -117,7 +121,9 @@ async function translate({ translator, source, rules }, { job, text, options }) 
 }
 
 const loading = load();
-loading.catch(error => postMessage({ kind: "failed", fatal: true, message: `The model is not there. ${error.message}` }));
+loading.catch(({ message }) =>
+    postMessage({ kind: "failed", fatal: true, message: `The model could not be loaded. ${message}` }),
+);
 self.addEventListener("message", async ({ data }) => {
     newest = data.job;
     try {
