@@ -43,6 +43,8 @@ PACKAGES = {
     ),
 }
 
+SAMPLE = "Don't split this (or that), at 3.5 % a well-known word?"  # which Moses and others would
+
 
 @dataclass
 class PageArguments:
@@ -82,8 +84,13 @@ def write_model(name: str, folder: Path) -> None:
     model, tokenizer = load_translator(name, device="cpu", dtype="float32")
     if not is_jmnat(model):
         raise ValueError(f"{name} holds a {model.config.model_type} model: the page runs only JM-NAT")
-    if tokenizer.init_kwargs.get("moses_source_lang") or tokenizer.init_kwargs.get("bpe_merges"):
-        raise ValueError(f"{name} needs Moses or merges of its own, which browsers do not have: train without --moses")
+    ids = tokenizer(SAMPLE)["input_ids"]
+    alone = tokenizer.backend_tokenizer
+    if alone.encode(SAMPLE).ids != ids or alone.decode(ids) != tokenizer.decode(ids, skip_special_tokens=True):
+        raise ValueError(
+            f"{name} needs more than its tokenizer.json to read or write text, such as Moses, which browsers do not "
+            "have: train without it"
+        )
     language = model.config.source_language
     with TemporaryDirectory() as graphs:
         export_onnx(model, graphs, int8=True, tokenizer=tokenizer, for_browsers=True)

@@ -12,7 +12,6 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_jmnat import ORTJMNatForConditionalGeneration
-from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.inference.translator_options import OPTIONS_FILE, translator_feeds
 from modeling_jmnat.pipeline import sentences_of
 from tests.helpers.static_page import SHIPPED
@@ -36,16 +35,6 @@ TEXTS_OF_SENTENCES = (
     "Der Dipl.-Ing. wohnt ca. 5 km weiter. www.beispiel.de ist eine Seite.",
     " ",
 )
-
-
-@pytest.fixture(scope="module")
-def graphs(tmp_path_factory):
-    from modeling_jmnat.onnx_export.export import export_onnx
-
-    model, tokenizer = load_translator(SHIPPED, device="cpu", dtype="float32")
-    folder = tmp_path_factory.mktemp("graphs")
-    export_onnx(model, folder, tokenizer=tokenizer, for_browsers=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ import pytest
 from transformers import AutoTokenizer
 
 from modeling_jmnat import ORTJMNatForConditionalGeneration
-from modeling_jmnat.inference.loading import load_translator
 from tests.helpers.browser import (
     DESKTOP,
     PHONE,
@@ -64,17 +63,6 @@ def own_server(static_page, tmp_path):
     server.stop()
 
 
-@pytest.fixture(scope="module")
-def native(tmp_path_factory):
-    """The folder of the int8 graphs, run as `translate.py --backend onnx_int8` does."""
-    from modeling_jmnat.onnx_export.export import export_onnx
-
-    model, tokenizer = load_translator(SHIPPED, device="cpu", dtype="float32")
-    folder = tmp_path_factory.mktemp("graphs")
-    export_onnx(model, folder, int8=True, tokenizer=tokenizer)
-    return folder
-
-
 def native_translations(folder, sentences, **options):
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
     model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=True)
@@ -117,11 +105,11 @@ def set_slider(browser, name, value):
     browser.execute_script(script + "box.dispatchEvent(new Event('input'))", f"#{name}", value)
 
 
-def test_a_sentence_is_translated_in_k_passes(browser, server, native):
+def test_a_sentence_is_translated_in_k_passes(browser, server, graphs):
     open_page(browser, server.address)
     assert text_of(browser, "#status") == "Ready: the model is downloaded."
     assert text_of(browser, "#text-label") == "German"
-    assert ask(browser, SENTENCE) == native_translations(native, [SENTENCE], **OPTIONS)[0]
+    assert ask(browser, SENTENCE) == native_translations(graphs, [SENTENCE], **OPTIONS)[0]
     rows = [text_of(browser, f"#best .pass:nth-child({turn}) header") for turn in range(1, 5)]
     length = int(re.fullmatch(r"Pass 1(\d+) of \1 masked", rows[0])[1])
     assert rows[1:] == [f"Pass {turn}{length * (5 - turn) // 4} of {length} masked" for turn in (2, 3, 4)]
@@ -165,13 +153,13 @@ def last_bit_changed(source, target):
     onnx.save_model(whole, target)
 
 
-def test_200_sentences_differ_no_more_than_by_the_last_bit(browser, server, native, real_sentences, tmp_path):
+def test_200_sentences_differ_no_more_than_by_the_last_bit(browser, server, graphs, real_sentences, tmp_path):
     """Not all are the same: an activation that lies on the border of two of the 256 steps of int8 falls on one side in
     WebAssembly, whose float32 differs in the last bit, and on the other here. So it does with other weights here.
     """
-    expected = native_translations(native, real_sentences, **OPTIONS)
-    shutil.copytree(native, tmp_path / "near")
-    last_bit_changed(native / "translator_int8.onnx", tmp_path / "near" / "translator_int8.onnx")
+    expected = native_translations(graphs, real_sentences, **OPTIONS)
+    shutil.copytree(graphs, tmp_path / "near")
+    last_bit_changed(graphs / "translator_int8.onnx", tmp_path / "near" / "translator_int8.onnx")
     near = native_translations(tmp_path / "near", real_sentences, **OPTIONS)
     open_page(browser, server.address)
     found = []
@@ -363,14 +351,14 @@ def test_where_the_server_allows_it_there_are_several_threads(browser, static_pa
 
 
 @pytest.mark.skipif("JMNAT_TIMES" not in os.environ, reason="times are measured with JMNAT_TIMES=1 only")
-def test_times(browser, static_page, native):
+def test_times(browser, static_page, graphs):
     """Milliseconds for a sentence in the page, with one thread and with two, and natively with one, in turns.
 
     A browser compiles what is used much once more, and better: the first translations are left out.
     """
     servers = [Server(static_page), Server(static_page, ISOLATION)]
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
-    model = ORTJMNatForConditionalGeneration.from_pretrained(native, int8=True, num_threads=1)
+    model = ORTJMNatForConditionalGeneration.from_pretrained(graphs, int8=True, num_threads=1)
     given = tokenizer(SENTENCE, return_tensors="pt")
     times: dict[str, list[float]] = {}
     for threads, server in enumerate(servers * 2):
