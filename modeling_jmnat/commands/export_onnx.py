@@ -30,8 +30,9 @@ class ExportArguments:
     for_browsers: bool = field(
         default=False,
         metadata={
-            "help": "Also write browser_translator.onnx, whose options are inputs of rank 0 that must all be fed: "
-            "onnxruntime-web knows no optional inputs."
+            "help": "Also write browser_translator.onnx, whose options are inputs of rank 0 that must all be fed, as "
+            "onnxruntime-web knows no optional inputs, their defaults (browser_translator.json), and the passes as "
+            "further outputs."
         },
     )
 

@@ -1,9 +1,47 @@
 """The graph of a whole translation for programs that cannot feed overridable initialisers, such as onnxruntime-web."""
 
+import json
+from pathlib import Path
+
 import onnx
+import torch
 from onnx import helper
 
+from ..configuration_jmnat import resolve_options
+from ..inference.onnx_runtime import TRANSLATOR, graph_file, translator_inputs
+from ..inference.translator_options import OPTIONS_FILE, described
+from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..utils.atomic_files import atomic_text_file
+from .whole_translation import TranslatorWriter
+
 SHAPE_OF_ONE = "shape_of_one"  # the initialiser by which a scalar becomes a vector
+
+
+def browser_file(int8: bool) -> str:
+    return f"browser_{graph_file(TRANSLATOR, int8)}"
+
+
+BROWSER_FILES = (*map(browser_file, (False, True)), OPTIONS_FILE)
+
+
+def browser_graph(
+    model: JMNatForConditionalGeneration,
+    position_tables: dict[str, torch.Tensor],
+    int8: bool,
+    properties: dict[str, str],
+) -> onnx.ModelProto:
+    """The graph of `TranslatorWriter` with inputs that must all be fed, and with the passes as outputs."""
+    whole = TranslatorWriter(model, position_tables, int8, with_history=True).write().model(properties)
+    require_options(whole)
+    return whole
+
+
+def write_options(model: JMNatForConditionalGeneration, folder: Path) -> None:
+    """The options that `model` has now, for `translator_feeds`, with an input a line."""
+    inputs = described(translator_inputs(model, resolve_options(model.generation_config)))
+    lines = [f"  {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in inputs.items()]
+    with atomic_text_file(folder / OPTIONS_FILE) as file:
+        file.write("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def require_options(model: onnx.ModelProto) -> None:

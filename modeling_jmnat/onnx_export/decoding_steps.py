@@ -316,3 +316,28 @@ def cut_off(tokens, log_probs, lengths, positions, rows, candidate_lengths, eos_
     token_scores = op.Reshape(op.Where(inside, log_probs[:, :width], 0.0), shape)
     index = by_sentence(op.Mod(rows, op.Shape(candidate_lengths, start=1)), num_sources)
     return sequences, token_scores, by_sentence(lengths, num_sources), index
+
+
+@script()
+def with_pass(history, before, rows, values):
+    """History (n, B C, T) and one pass more: `values` (R, T) in these rows, in others what stands in `before`."""
+    values = op.Unsqueeze(values, [0])
+    index = op.Expand(op.Unsqueeze(rows, [0, 2]), op.Shape(values))
+    return op.Concat(history, op.ScatterElements(before, index, values, axis=1), axis=0)
+
+
+@script()
+def record(canvas, tokens, log_probs, rows, masked, new_tokens, new_log_probs):
+    """`MaskPredict.record`: rows that no longer take part stay as they were, and their canvas is their last tokens."""
+    last = tokens[-1:]
+    probable = op.Where(op.IsInf(new_log_probs), 0.0, new_log_probs)  # at padding
+    new_canvas = with_pass(canvas, last, rows, masked)
+    new_tokens = with_pass(tokens, last, rows, new_tokens)
+    return new_canvas, new_tokens, with_pass(log_probs, log_probs[-1:], rows, probable)
+
+
+@script()
+def passes_of(history, candidate_lengths):
+    """(k, B, C, T) of a history (k + 1, B C, T), which begins with what stood before the first pass."""
+    shape = op.Concat([-1], op.Shape(candidate_lengths), op.Shape(history, start=2), axis=0)
+    return op.Reshape(history[1:], shape)

@@ -26,11 +26,12 @@ from ..inference.onnx_runtime import (
     translator_inputs,
     translators_in,
 )
+from ..inference.translator_options import OPTIONS_FILE
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..utils.atomic_files import atomic_file, replace_files
 from ..utils.fingerprints import weights_digest
 from ..utils.locks import folder_lock
-from .browser import require_options
+from .browser import BROWSER_FILES, browser_file, browser_graph, write_options
 from .graph_writer import GraphWriter
 from .network import DecoderWriter, EncoderWriter
 from .whole_translation import TranslatorWriter
@@ -40,7 +41,7 @@ EXPORTED_FILES = (
     *TRANSLATORS,
     *(graph_file(part, int8) for part in GRAPHS for int8 in (False, True)),
     POSITIONS_FILE,
-    *(f"browser_{name}" for name in TRANSLATORS),
+    *BROWSER_FILES,
 )
 
 
@@ -128,7 +129,8 @@ def export_onnx(
         int8: write the int8 graphs beside the float32 ones.
         tokenizer: is saved beside them.
         for_browsers: write the graphs of whole translations once more, as `browser_translator.onnx`, with options that
-            are inputs of rank 0 and must all be fed.
+            are inputs of rank 0 and must all be fed, with their defaults (`browser_translator.json`, which
+            `translator_feeds` reads), and with the passes as further outputs, see `HISTORY`.
 
     Returns:
         Size in bytes of each file of weights.
@@ -143,12 +145,7 @@ def export_onnx(
     model = copy.deepcopy(model).float().cpu().eval()
     warn_of_other_options(model)
     with folder_lock(output, "output"), replace_files(output, EXPORTED_FILES, last=TRANSLATORS) as folder:
-        sizes = write_weights(model, folder, int8)
-        for path in translators_in(Path(folder)) if for_browsers else ():
-            whole = onnx.load(path)
-            require_options(whole)
-            onnx.save_model(whole, str(path.with_name(f"browser_{path.name}")))
-            sizes[f"browser_{path.name}"] = path.with_name(f"browser_{path.name}").stat().st_size
+        sizes = write_weights(model, folder, int8, for_browsers)
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         if tokenizer is not None:
@@ -178,6 +175,8 @@ def warn_of_other_options(model: JMNatForConditionalGeneration) -> None:
 def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:
     """Give the graphs of a whole translation in `folder` the options that `model` has now, each file at once."""
     warn_of_other_options(model)
+    if (folder / OPTIONS_FILE).is_file():
+        write_options(model, folder)
     defaults = translator_inputs(model, resolve_options(model.generation_config))
     for path in translators_in(folder):
         whole = onnx.load(path)
@@ -188,22 +187,28 @@ def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:
             onnx.save_model(whole, str(file))
 
 
-def write_weights(model: JMNatForConditionalGeneration, output: Path, int8: bool) -> dict[str, int]:
+def write_weights(
+    model: JMNatForConditionalGeneration, output: Path, int8: bool, for_browsers: bool
+) -> dict[str, int]:
     """Graphs and tables of a float32 model; the size in bytes of each file, all of which name the model's weights."""
     metadata = {DIGEST: weights_digest(model.state_dict())}
     pad_vocabulary(model)
     positions = positional_projections(model) if model.config.positional_attention else {}
     sizes = {}
     for quantised in (False, True) if int8 else (False,):
-        graphs = [
+        writers = [
             TranslatorWriter(model, positions, quantised).write(),
             encoder_graph(model, quantised),
             decoder_graph(model, quantised),
         ]
-        for graph in graphs:
-            path = output / graph_file(graph.name, quantised)
-            onnx.save_model(graph.model(metadata), str(path))
-            sizes[path.name] = path.stat().st_size
+        graphs = {graph_file(writer.name, quantised): writer.model(metadata) for writer in writers}
+        if for_browsers:
+            graphs[browser_file(quantised)] = browser_graph(model, positions, quantised, metadata)
+        for name, graph in graphs.items():
+            onnx.save_model(graph, str(output / name))
+            sizes[name] = (output / name).stat().st_size
+    if for_browsers:
+        write_options(model, output)
     if positions:
         save_file(positions, output / POSITIONS_FILE, metadata)
         sizes[POSITIONS_FILE] = (output / POSITIONS_FILE).stat().st_size

@@ -8,6 +8,7 @@ are names of the graph's results. B sources, C length candidates, P of them that
 candidates returned, S source and T target tokens, L tokens of the longest returned.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
 
@@ -19,11 +20,12 @@ from ..configuration_jmnat import resolve_options
 from ..inference.onnx_runtime import PASS, TRANSLATOR, translator_inputs
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from . import decoding_steps as steps
-from .graph_writer import GraphWriter
+from .graph_writer import GraphWriter, State
 from .network import DecoderWriter, EncoderWriter
 
 INT64, FLOAT = TensorProto.INT64, TensorProto.FLOAT
 COUNTS, TOKENS, LOG_PROBS = (INT64, ("R",)), (INT64, ("R", "T")), (FLOAT, ("R", "T"))  # types and shapes
+HISTORY = {"history_canvas": INT64, "history_tokens": INT64, "history_log_probs": FLOAT}  # outputs (k, B, C, T)
 
 
 class TranslatorWriter:
@@ -31,10 +33,18 @@ class TranslatorWriter:
 
     Args:
         position_tables: as `positional_projections`, empty for a model without positional attention.
+        with_history: the passes are outputs as well, see `HISTORY`.
     """
 
-    def __init__(self, model: JMNatForConditionalGeneration, position_tables: dict[str, torch.Tensor], int8: bool):
+    def __init__(
+        self,
+        model: JMNatForConditionalGeneration,
+        position_tables: dict[str, torch.Tensor],
+        int8: bool,
+        with_history: bool = False,
+    ):
         self.model, self.config, self.position_tables = model, model.config, position_tables
+        self.with_history = with_history
         self.graph = graph = GraphWriter(TRANSLATOR, int8)
         ids, mask = (graph.input(name, ("B", "S"), INT64) for name in ("input_ids", "attention_mask"))
         defaults = translator_inputs(model, resolve_options(model.generation_config))
@@ -57,8 +67,11 @@ class TranslatorWriter:
     def write(self) -> GraphWriter:
         graph, scores = self.graph, self.graph.add("Cast", self.candidate_lengths, to=FLOAT)  # any before the first
         states = (self.rows, *COUNTS), (self.lengths, *COUNTS), (self.tokens, *TOKENS), (self.log_probs, *LOG_PROBS)
-        rows, lengths, tokens, log_probs, scores = graph.loop(
-            "stage", self.num_stages, self.stage, *states, (scores, FLOAT, ("B", "P")), weights=True
+        before = (self.tokens, self.tokens, self.log_probs) if self.with_history else ()
+        before = tuple(graph.add("Unsqueeze", value, graph.literal(np.array([0]))) for value in before)
+        states += (scores, FLOAT, ("B", "P")), *as_states(before)
+        rows, lengths, tokens, log_probs, scores, *history = graph.loop(
+            "stage", self.num_stages, self.stage, *states, weights=True
         )
         best = tokens, log_probs, lengths, self.positions, rows, self.candidate_lengths
         sequences, token_scores, lengths, indices = graph.call(
@@ -70,10 +83,21 @@ class TranslatorWriter:
         graph.output("lengths", lengths, ("B", "N"), INT64)
         graph.output("candidate_lengths", self.candidate_lengths, ("B", "C"), INT64)
         graph.output("best_candidates", indices, ("B", "N"), INT64)
+        for (name, dtype), values in zip(HISTORY.items(), history, strict=False):
+            passes = graph.call(steps.passes_of, values, self.candidate_lengths)
+            graph.output(name, passes, ("k", "B", "C", "T"), dtype)
         return graph
 
     def stage(
-        self, graph: GraphWriter, number: str, rows: str, lengths: str, tokens: str, log_probs: str, _: str
+        self,
+        graph: GraphWriter,
+        number: str,
+        rows: str,
+        lengths: str,
+        tokens: str,
+        log_probs: str,
+        _: str,
+        *history: str,
     ) -> list[str]:
         """Passes over the same rows, then the choice of those that go on, and their scores."""
         options = self.options
@@ -88,7 +112,9 @@ class TranslatorWriter:
         vocabulary = options.repeatable, pairs, self.config.pad_token_id
         tokens, log_probs, lengths = without(tokens, log_probs, lengths, self.positions, deletes, *vocabulary)
         passes = Passes(graph, self, rows, lengths, begin, pairs)
-        canvas = graph.loop(PASS, num_passes, passes.one_pass, (tokens, *TOKENS), (log_probs, *LOG_PROBS))
+        states = (tokens, *TOKENS), (log_probs, *LOG_PROBS), *as_states(history)
+        tokens, log_probs, *after = graph.loop(PASS, num_passes, passes.one_pass, *states)
+        canvas = tokens, log_probs
         texts = without(*canvas, lengths, self.positions, options.collapse_repeats, *vocabulary)
         scoring = options.length_offset, options.length_normalization, options.consensus_weight
         scoring += (options.consensus_min_length,)
@@ -97,7 +123,12 @@ class TranslatorWriter:
         tokens, log_probs, lengths = (
             graph.add("Where", is_last, text, value) for text, value in zip(texts, (*canvas, lengths), strict=True)
         )
-        return [*(graph.add("Gather", value, best) for value in (rows, lengths, tokens, log_probs)), scores]
+        return [*(graph.add("Gather", value, best) for value in (rows, lengths, tokens, log_probs)), scores, *after]
+
+
+def as_states(history: Sequence[str]) -> list[State]:
+    """Of a loop: passes (n, B C, T) up to now."""
+    return [(values, dtype, ("n", "BC", "T")) for values, dtype in zip(history, HISTORY.values(), strict=False)]
 
 
 class Passes:
@@ -114,7 +145,7 @@ class Passes:
         self, graph: GraphWriter, translator: TranslatorWriter, rows: str, lengths: str, begin: str, pairs: str
     ):
         self.model, self.config, self.options = translator.model, translator.config, translator.options
-        self.begin, self.lengths, self.positions = begin, lengths, translator.positions
+        self.begin, self.rows, self.lengths, self.positions = begin, rows, lengths, translator.positions
         self.repeats = self.options.remask_repeats, self.options.repeatable, pairs
         source = graph.add("Div", rows, translator.num_candidates)
         self.source_states = [
@@ -132,7 +163,7 @@ class Passes:
         self.most, self.valid = graph.call(steps.num_remasked, *canvas, self.options.num_iterations)
         self.sets = graph.call(steps.neighbour_sets, *canvas, set_size) if set_size > 1 else []
 
-    def one_pass(self, graph: GraphWriter, number: str, tokens: str, log_probs: str) -> list[str]:
+    def one_pass(self, graph: GraphWriter, number: str, tokens: str, log_probs: str, *history: str) -> list[str]:
         """Mask the least probable tokens again and predict them, as `MaskPredict.one_pass`."""
         most, valid = graph.call(steps.of_pass, graph.add("Add", number, self.begin), self.most, self.valid)
         keys = graph.call(steps.repeats_first, tokens, log_probs, self.positions, *self.repeats)
@@ -142,7 +173,9 @@ class Passes:
         decoder = DecoderWriter(graph, self.model, masked, columns, *shared)
         new_tokens, new_log_probs = decoder.write_tokens(decoder.write_states(), self.options.token_bias)
         tokens = graph.call(steps.put, tokens, columns, valid, new_tokens)
-        return [tokens, graph.call(steps.put, log_probs, columns, valid, new_log_probs)]
+        log_probs = graph.call(steps.put, log_probs, columns, valid, new_log_probs)
+        passes = graph.call(steps.record, *history, self.rows, masked, tokens, log_probs) if history else []
+        return [tokens, log_probs, *passes]
 
     def order(self, graph: GraphWriter, keys: str, most: str) -> str:
         """The M positions (R, M) to be masked first, those of the lowest keys."""

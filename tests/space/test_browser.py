@@ -4,10 +4,8 @@ Needs `pip install -e '.[space]'` and `apt-get install chromium chromium-driver`
 JMNAT_SCREENSHOTS=1 writes the pictures in `hub_card/space` anew.
 """
 
-import base64
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,49 +17,24 @@ import passes
 import pytest
 from transformers import AutoTokenizer
 
+from tests.helpers.browser import (
+    DESKTOP,
+    PHONE,
+    emulate,
+    find_all,
+    is_no_wider_than_the_screen,
+    picture_of,
+    start_browser,
+    type_into,
+    wait_for,
+    worst_contrast,
+)
 from tests.helpers.teacher_samples import random_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ROOT / "hub_card" / "space"
 
-PHONE = (375, 700)
-DESKTOP = (1100, 900)
 SENTENCE = "Er hat mir gesagt, dass er morgen nicht kommen kann."
-BROWSER_FLAGS = (
-    "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
-    "disable-component-update disable-sync hide-scrollbars"
-)
-# Smallest contrast (WCAG 2) between a text and the nearest background behind it, among all that can be seen.
-CONTRAST = """
-const numbers = color => (color.match(/[\\d.]+/g) || []).map(Number);
-const luminance = rgb => rgb.slice(0, 3).map(v => v / 255)
-    .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-let worst = [99, "nothing seen"];
-for (const element of document.querySelectorAll(arguments[0])) {
-    const own = element.value || [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-    if (!own || !element.checkVisibility()) continue;
-    let background = [255, 255, 255, 1];
-    for (let behind = element; behind; behind = behind.parentElement) {
-        const found = numbers(getComputedStyle(behind).backgroundColor);
-        if (found.length === 3 || found[3] === 1) { background = found; break; }
-    }
-    const front = numbers(getComputedStyle(element).color);
-    const [low, high] = [luminance(front), luminance(background)].sort((a, b) => a - b);
-    const ratio = (high + 0.05) / (low + 0.05);
-    if (ratio < worst[0]) worst = [ratio, element.outerHTML.slice(0, 200)];
-}
-return worst;
-"""
-
-
-def find_browser():
-    names = ("chromium", "chromium-browser", "google-chrome")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    driver = shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("no Chromium with its driver here: apt-get install chromium chromium-driver")
-    return browser, driver
 
 
 def start_app(log, **variables):
@@ -91,13 +64,7 @@ def start_app(log, **variables):
 @pytest.fixture(scope="module")
 def browser():
     pytest.importorskip("gradio", reason="gradio is not installed: pip install -e '.[space]'")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium: pip install -e '.[space]'")
-    program, driver = find_browser()
-    options = webdriver.ChromeOptions()
-    options.binary_location = program
-    for flag in BROWSER_FLAGS.split():
-        options.add_argument(f"--{flag}")
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    browser = start_browser()
     yield browser
     browser.quit()
 
@@ -115,38 +82,10 @@ def address(browser, tmp_path_factory):
     process.wait(timeout=30)
 
 
-def find_all(browser, selector):
-    return browser.find_elements("css selector", selector)
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
-    return value
-
-
-def resize(browser, width, height):
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-
-
 def open_page(browser, address, size=DESKTOP, theme="light", still=True):
-    resize(browser, *size)
-    motion = [{"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": motion})
+    emulate(browser, size, theme, still)
     browser.get(f"{address}?__theme={theme}")
     wait_for(lambda: find_all(browser, "#translate") and find_all(browser, "#text textarea"))
-
-
-def type_into(browser, selector, text):
-    from selenium.webdriver.common.keys import Keys
-
-    box = find_all(browser, selector)[0]
-    box.send_keys(Keys.CONTROL + "a")
-    box.send_keys(Keys.DELETE)
-    box.send_keys(text)
 
 
 def press_translate(browser):
@@ -161,10 +100,6 @@ def ask(browser, sentence, num_passes=None):
     if num_passes is not None:
         type_into(browser, "#passes input[type=number]", str(num_passes))
     press_translate(browser)
-
-
-def is_no_wider_than_the_screen(browser):
-    return browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def message(browser):
@@ -246,7 +181,7 @@ def test_page_fits_and_can_be_read(browser, address, size, theme):
     assert len(set(browser.execute_script(colours))) == 5
     assert browser.execute_script("return document.body.classList.contains('dark')") == (theme == "dark")
     for selector in ("#result *", "#translate", "#text *, #passes *, h1, .prose p"):
-        ratio, element = browser.execute_script(CONTRAST, selector)
+        ratio, element = worst_contrast(browser, selector)
         assert 4.5 <= ratio < 99, (ratio, element)
 
 
@@ -276,12 +211,10 @@ def test_screenshots(tmp_path, browser, name, size, theme):
         open_page(browser, address, size, theme)
         ask(browser, SENTENCE, num_passes=4)
         find_all(browser, "h1")[0].click()  # nothing is pointed at or focused
-        resize(browser, size[0], browser.execute_script("return document.documentElement.scrollHeight"))
-        time.sleep(1)  # for what moves on the page
-        picture = browser.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})["data"]
+        picture = picture_of(browser, size[0])
     finally:
         process.terminate()
         process.wait(timeout=30)
     path = SPACE / f"screenshot_{name}.png"
-    path.write_bytes(base64.b64decode(picture))
+    path.write_bytes(picture)
     assert path.stat().st_size < 300_000

@@ -1,0 +1,197 @@
+// From text to translations and their passes. ONNX Runtime and the tokenizer are given, so that this runs in Node, too.
+
+export const END = "</s>"; // how the end of a sentence is written here, whatever the tokenizer calls it
+const ARRAYS = { int64: BigInt64Array, float32: Float32Array, bool: Uint8Array };
+
+/**
+ * What the options of the graph are fed with: those of `options`, and for the others `defaults`, the contents of
+ * browser_translator.json. The twin of `translator_feeds` in Python.
+ */
+export function optionFeeds(Tensor, defaults, options = {}) {
+    for (const name in options) {
+        if (!(name in defaults)) {
+            throw new Error(`option "${name}" is not an input of this graph, only ${Object.keys(defaults).join(", ")}`);
+        }
+    }
+    const feeds = {};
+    for (const [name, { type, value, runs }] of Object.entries(defaults)) {
+        const given = options[name] ?? value ?? runs.flatMap(([one, count]) => Array(count).fill(one));
+        const isVector = Array.isArray(given);
+        const values = (isVector ? given : [given]).map(one => converted(one, type));
+        if (isVector !== Boolean(runs) || values.includes(undefined)) {
+            const rank = runs ? "vector" : "scalar";
+            throw new Error(`${name}=${JSON.stringify(given)} must be a ${rank} of type ${type}`);
+        }
+        feeds[name] = new Tensor(type, ARRAYS[type].from(values), isVector ? [values.length] : []);
+    }
+    return feeds;
+}
+
+/** A value as the array of its type holds it; undefined if it is of another type. */
+function converted(value, type) {
+    if (type === "bool") return typeof value === "boolean" ? Number(value) : undefined;
+    if (type === "int64") return Number.isInteger(value) ? BigInt(value) : undefined;
+    return typeof value === "number" || value === "-Infinity" ? Number(value) : undefined;
+}
+
+/** A model and its tokenizer: `await translator.translate(sentence, options)`. */
+export class Translator {
+    /**
+     * @param ort onnxruntime-web or onnxruntime-node.
+     * @param session of `browser_translator.onnx` or its int8 twin.
+     * @param Tokenizer of @huggingface/tokenizers.
+     * @param files what config.json, tokenizer.json, tokenizer_config.json and browser_translator.json hold.
+     */
+    constructor(ort, session, Tokenizer, { config, tokenizer, tokenizerConfig, defaults }) {
+        Object.assign(this, { ort, session, config, defaults });
+        // Special tokens that are written out in a text are plain text, as in Python; so this tokenizer has none.
+        this.tokenizer = new Tokenizer({ ...tokenizer, added_tokens: [] }, tokenizerConfig);
+        this.special = new Set(tokenizer.added_tokens.filter(token => token.special).map(token => token.id));
+    }
+
+    /** Ids of a sentence; an Error for one that is too long. */
+    encode(sentence) {
+        const { ids } = this.tokenizer.encode(sentence);
+        const longest = this.config.max_position_embeddings;
+        if (ids.length > longest) {
+            throw new Error(
+                `A sentence of this text has ${ids.length} tokens, the model reads at most ${longest}: ` +
+                    "please give it less at a time.",
+            );
+        }
+        return ids;
+    }
+
+    /** The text of a translation, in one line. */
+    decode(ids) {
+        const words = ids.filter(id => !this.special.has(id));
+        return words.length ? this.tokenizer.decode(words).replace(/[\t\n\r\v\f\x1c-\x1e\x85\u2028\u2029]/g, " ") : "";
+    }
+
+    /** A token as it stands in the text, the first of a word with a space before it. */
+    piece(id) {
+        return id === this.config.eos_token_id ? END : this.tokenizer.id_to_token(id).replaceAll("▁", " ");
+    }
+
+    /**
+     * Translate one sentence and tell all that the passes did.
+     *
+     * @param options of the graph, such as `{num_iterations: 4, num_length_candidates: 2}`.
+     * @returns `{text, milliseconds, candidates}`, the best candidate first; each has its `length`, the mean `logProb`
+     *     of its tokens, and `passes[i][t] = {text, prob, masked, replaced}`: `masked` before the pass, `replaced` the
+     *     text that this one took the place of.
+     */
+    async translate(sentence, options = {}) {
+        const { Tensor } = this.ort;
+        const ids = this.encode(sentence);
+        const count = options.num_length_candidates ?? this.defaults.num_length_candidates.value;
+        const feeds = {
+            input_ids: new Tensor("int64", BigInt64Array.from(ids, BigInt), [1, ids.length]),
+            attention_mask: new Tensor("int64", new BigInt64Array(ids.length).fill(1n), [1, ids.length]),
+            ...optionFeeds(Tensor, this.defaults, { ...options, num_return_sequences: count }), // all are shown
+        };
+        const start = performance.now();
+        const output = await this.session.run(feeds);
+        const milliseconds = performance.now() - start;
+        const best = numbers(output.best_candidates);
+        const width = output.sequences.dims[2];
+        return {
+            text: this.decode(numbers(output.sequences).slice(0, width)),
+            milliseconds,
+            candidates: best.map(index => this.readCandidate(output, index)),
+        };
+    }
+
+    /** One candidate of the history (k, 1, C, T). */
+    readCandidate({ candidate_lengths, history_canvas, history_tokens, history_log_probs }, index) {
+        const length = numbers(candidate_lengths)[index];
+        const [count, , candidates, positions] = history_tokens.dims;
+        const passes = [];
+        for (let turn = 0; turn < count; turn++) {
+            const begin = (turn * candidates + index) * positions;
+            const [canvas, tokens, logProbs] = [history_canvas, history_tokens, history_log_probs].map(values =>
+                numbers(values, begin, begin + length),
+            );
+            const before = passes.at(-1);
+            passes.push(
+                tokens.map((token, position) => {
+                    const text = this.piece(token);
+                    const old = before?.[position].text ?? text;
+                    const masked = canvas[position] === this.config.mask_token_id;
+                    return { text, prob: Math.exp(logProbs[position]), masked, replaced: old === text ? null : old };
+                }),
+            );
+        }
+        const last = numbers(history_log_probs).slice(-candidates * positions);
+        const logProbs = last.slice(index * positions, index * positions + length);
+        return { length, logProb: logProbs.reduce((sum, one) => sum + one, 0) / length, passes };
+    }
+}
+
+/** Plain numbers of a tensor: int64 ones come as BigInt. */
+function numbers(tensor, begin, end) {
+    return Array.from(tensor.data.slice(begin, end), Number);
+}
+
+// Sentences -----------------------------------------------------------------------------------------------------------
+
+/**
+ * Cut a text after each line and each sentence: `[{before, text, after}]`, which joined are the text again.
+ *
+ * @param rules of `language`, see `goesOn`; undefined for a language without any.
+ */
+export function sentencesOf(text, language, rules) {
+    const words = rules && { ...rules, dates: [...rules.dates, ...monthsOf(language)] };
+    const pieces = [];
+    for (const line of text.match(/[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+$/g) ?? []) {
+        const begin = pieces.length; // sentences of other lines are never joined
+        for (const piece of segments(line, language)) {
+            if (pieces.length && (!piece.trim() || (pieces.length > begin && goesOn(pieces.at(-1), piece, words)))) {
+                pieces[pieces.length - 1] += piece;
+            } else {
+                pieces.push(piece);
+            }
+        }
+    }
+    return pieces.map(piece => {
+        const [, before, inside, after] = piece.match(/^(\s*)(.*?)(\s*)$/s);
+        return { before, text: inside, after };
+    });
+}
+
+function segments(line, language) {
+    if (!("Segmenter" in Intl)) return [line]; // Firefox before 125
+    return Array.from(new Intl.Segmenter(language, { granularity: "sentence" }).segment(line), each => each.segment);
+}
+
+function monthsOf(language) {
+    const { format } = new Intl.DateTimeFormat(language, { month: "long" });
+    return Array.from({ length: 12 }, (_, month) => format(new Date(2000, month)));
+}
+
+/**
+ * Whether no sentence ends between two pieces: the twin of `sentence_goes_on` in pipeline.py, whose lists of words for
+ * German or English `rules` holds.
+ */
+function goesOn(before, after, rules) {
+    if (/[^\s。！？]$/.test(before)) return true; // no white space: `Dipl.-Ing.`
+    const word = after.match(/^[^\p{L}\p{N}_]*([\p{L}\p{N}_]+)/u)?.[1];
+    if (!word) return false;
+    if (/^\p{Ll}/u.test(word)) return true;
+    if (!rules) return false;
+    if (/^\s*\d{1,3}\.\s*$/.test(before)) return true; // the number of an item in a list
+    const isDate = rules.dates.includes(word);
+    const ordinal = before.match(/(?:^|([\p{L}\p{N}_]+)\s+|[^\p{L}\p{N}_])\d{1,3}\.\s*$/u);
+    if (rules.ordinals && ordinal) {
+        const belongs = rules.ordinals.includes((ordinal[1] ?? "").toLowerCase()) && !rules.beginnings.includes(word);
+        return isDate || belongs;
+    }
+    const last = before.match(/(\p{L}[\p{L}\p{N}_.]*)\.\s*$/u)?.[1];
+    if (!last) return false;
+    if (/^\p{Ll}$/u.test(last)) return true; // `z. B.`
+    const isIn = words => words.includes(last) || words.includes(last[0].toLowerCase() + last.slice(1));
+    const isNumber = /^\p{N}/u.test(word);
+    if (isIn(rules.dates)) return isNumber || isDate;
+    if (isIn(rules.abbreviations)) return isNumber || Boolean(rules.beginnings && !rules.beginnings.includes(word));
+    return isIn(rules.titles);
+}
