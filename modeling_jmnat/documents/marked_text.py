@@ -2,15 +2,16 @@
 
 The text that a pair of marks encloses is translated by itself as well. Where that translation stands once in the
 translation of the whole, the marks go around it, otherwise around as many words at the same place in the sentence. A
-mark that encloses no text is read as a placeholder, which models copy.
+mark that encloses no text is read as a stand-in, which models copy.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from .pieces import has_words, one_line
+from .placeholders import STAND_IN, stand_ins
 
 EDGE_SIGNS = " .,:;!?"
 
@@ -131,10 +132,10 @@ class MarkedText:
         return self.encode(text, self.written)
 
     def _with_marks(self, text: str) -> str:
-        for name, raw in self.placeholders.items():
-            before, _, after = text.partition(name)
-            text = before + raw + after.replace(name, "")
-        return text
+        """Each mark that stands alone in the first place of its placeholder, or at the end."""
+        waiting = dict(self.placeholders)
+        text = STAND_IN.sub(lambda name: waiting.pop(name[0], "" if name[0] in self.placeholders else name[0]), text)
+        return text + "".join(waiting.values())
 
 
 def _with_space_apart(part: str | Mark) -> list[str | Mark]:
@@ -152,7 +153,7 @@ def _raw(part: str | Mark) -> str:
 
 def _placeholders(text: str, marks: list[Mark]) -> dict[str, str]:
     """A placeholder that the text does not hold for each mark that stands alone, and what is written for it."""
-    free: Iterator[str] = (name for name in map("{{{}}}".format, range(10_000)) if name not in text)
+    free = stand_ins(text)
     return {next(free): mark.raw for mark in marks if mark.kind == "alone"}
 
 

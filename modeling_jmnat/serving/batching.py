@@ -46,10 +46,8 @@ class BatchTranslator:
     def __init__(self, pipeline: JMNatTranslationPipeline, max_batch_tokens: int):
         self.pipeline = pipeline
         self.max_batch_tokens = max_batch_tokens
-        self.reading, self.generation = (
-            pipeline._preprocess_params,
-            pipeline._forward_params,
-        )  # options it was made with
+        # Options that the pipeline was made with.
+        self.reading, self.generation = pipeline._preprocess_params, pipeline._forward_params
         self.num_candidates = candidates_per_sentence(pipeline.model, self.generation)
 
     @property

@@ -32,7 +32,7 @@ EXTRAS = {  # of setup.cfg, with the modules that they bring
     "train": ("accelerate", "datasets", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece", "tensorboard", "yaml"),
     "bench": ("ctranslate2", "onnx", "onnxruntime", "onnxscript"),
     "space": ("gradio", "selenium"),
-    "serve": ("multipart", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "serve": ("prometheus_client", "python_multipart", "starlette", "uvicorn"),
     "documents": ("markdown_it", "polib", "srt", "webvtt"),
 }
 

@@ -148,6 +148,7 @@ def test_a_missing_extra_is_named_and_translating_needs_none(tmp_path):
         f"tune --model {student} {text}": f"this command needs sacrebleu: {train}",
         f"plot --run {tmp_path} --output {tmp_path}/x.png": f"this command needs matplotlib: {train}",
         "finetune-example": f"this command needs sacrebleu: {train}",
+        f"serve --model {student}": "this command needs starlette: pip install 'modeling-jmnat[serve]'",
         f"export-onnx {student}": "ONNX graphs cannot be written (",
         f"translate --model {student} --input {tmp_path}/text --output {tmp_path}/output": '{"sentences": 1, ',
     }

@@ -212,7 +212,7 @@ def test_the_load_test_measures_every_way(model):
 
 
 def test_requests_beyond_the_queue_come_again_later(model):
-    options = ["--max_waiting", "1", "--batch_tokens", "1", "--num_iterations", "200", "--device", "cpu"]
+    options = ["--max_waiting", "1", "--batch_tokens", "1", "--num_iterations", "60", "--device", "cpu"]
     with running_server("--model", model, *options) as (_, port):
         found = []
 
