@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..inference.lines import LineReader
     from ..inference.translation import Translation
 
+DEFAULT_BATCH_TOKENS = {"onnx_int8": 1}  # by backend, where it is not that of `translate_lines`
 WATCH_SECONDS = 0.1  # that a draft stays
 
 
@@ -99,7 +100,10 @@ class TranslationArguments:
     )
     batch_tokens: int | None = field(
         default=None,
-        metadata={"help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768."},
+        metadata={
+            "help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768; 1 with onnx_int8, "
+            "each sentence by itself: translations would depend on the other sentences of a batch, and it is faster."
+        },
     )
     backend: str = field(
         default="torch",
@@ -246,7 +250,10 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
         translate_lines,
         model,
         tokenizer,
-        max_batch_tokens=1 if arguments.watch else arguments.batch_tokens,  # one line: a streamer takes no more
+        # A streamer takes one line.
+        max_batch_tokens=1
+        if arguments.watch
+        else arguments.batch_tokens or DEFAULT_BATCH_TOKENS.get(arguments.backend),
         window_lines=window_lines,
         progress=sys.stderr.isatty() and window_lines > 1,
         glossary=glossary,
