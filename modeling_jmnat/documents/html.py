@@ -2,6 +2,7 @@
 
 import html
 import itertools
+from collections.abc import Iterator
 from html.parser import HTMLParser
 
 from ..pipeline import words
@@ -84,7 +85,7 @@ def read_html(text: str) -> Document:
             sentence.append(raw)
         elif kind in ("start", "end") and name in INLINE:
             sentence.append(Mark(raw, "open" if kind == "start" else "close"))
-        elif kind == "kept" and name in INLINE | KEPT_INLINE or kind == "void" and name in INLINE | ALONE:
+        elif name in {"kept": INLINE | KEPT_INLINE, "void": INLINE | ALONE}.get(kind, ()):
             sentence.append(Mark(raw, "alone"))
         else:
             end_sentence()
@@ -107,30 +108,31 @@ def _tokens(text: str) -> list[tuple[str, str, str, bool]]:
     ]
 
 
-def _merge_kept(tokens: list[tuple[str, str, str, bool]]) -> list[tuple[str, str, str]]:
+def _merge_kept(tokens: list[tuple[str, str, str, bool]]) -> Iterator[tuple[str, str, str]]:
     """The same with each element that is kept as one token, of the kind `kept`."""
-    merged: list[tuple[str, str, str]] = []
+    kept_pieces: list[str] = []
     depth, element = 0, ""
     for raw, kind, name, kept in tokens:
         if depth:
-            merged[-1] = (merged[-1][0] + raw, "kept", element)
+            kept_pieces.append(raw)
             depth += {"start": 1, "end": -1}.get(kind, 0) if name == element else 0
         elif kind == "start" and kept:
-            depth, element = 1, name
-            merged.append((raw, "kept", name))
+            depth, element, kept_pieces = 1, name, [raw]
         else:
-            merged.append((raw, kind, name))
-    return merged
+            yield raw, kind, name
+        if kept_pieces and not depth:
+            yield "".join(kept_pieces), "kept", element
+            kept_pieces = []
+    if kept_pieces:  # to the end of the page
+        yield "".join(kept_pieces), "kept", element
 
 
 def _joined(parts: list[str | Mark]) -> list[str | Mark]:
     """With neighbouring stretches of text as one."""
     joined: list[str | Mark] = []
-    for part in parts:
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
+    for is_text, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
+        members = list(group)
+        joined += ["".join(map(str, members))] if is_text else members
     return joined
 
 

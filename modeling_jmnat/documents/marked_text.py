@@ -207,5 +207,7 @@ def _place_of(text: str, translation: str, position: int, shares: tuple[int, int
     of_text = [(start, end) for start, end in words[first : max(last, first + 1)] if start >= position]
     if not of_text:
         return position, position
-    end = of_text[-1][1]
-    return of_text[0][0], end if text.endswith(tuple(EDGE_SIGNS)) else len(translation[:end].rstrip(EDGE_SIGNS))
+    start, end = of_text[0][0], of_text[-1][1]
+    if not text.endswith(tuple(EDGE_SIGNS)):
+        end = max(start, len(translation[:end].rstrip(EDGE_SIGNS)))
+    return start, end

@@ -4,7 +4,6 @@ A message that has a translation, a fuzzy one, too, keeps it, and so do obsolete
 be the message itself stays empty, for which gettext shows the message.
 """
 
-import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -71,9 +70,10 @@ def read_po(text: str) -> Document:
             continue
         number = max(0, entry.linenum - 1)
         for _ in range(max(1, len(entry.msgstr_plural))):
-            number = next(index for index in itertools.count(number) if lines[index].startswith("msgstr"))
-            found = EMPTY.fullmatch(lines[number])
-            assert found is not None
+            number = next((at for at in range(number, len(lines)) if lines[at].startswith("msgstr")), len(lines))
+            found = EMPTY.fullmatch(lines[number]) if number < len(lines) else None
+            if found is None:
+                raise ValueError(f"not a message catalogue of gettext: {entry.msgid[:40]!r} has no msgstr")
             end = number + 1
             while end < len(lines) and CONTINUED.fullmatch(lines[end]):
                 end += 1

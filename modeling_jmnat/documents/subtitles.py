@@ -59,13 +59,14 @@ class Sentence:
         self.texts = self.marked.texts
 
     def write(self, translations: Sequence[str]) -> str:
-        if all(text == translation for text, translation in zip(self.texts, translations, strict=True)):
+        words = WORD.findall(self.marked.write(translations))
+        if list(translations) == self.texts or not words:
             lines = self.lines
         else:
-            cues = share_out(WORD.findall(self.marked.write(translations)), [sum(map(len, cue)) for cue in self.lines])
+            cues = share_out(words, [sum(map(len, cue)) for cue in self.lines])
             lines = [
-                [" ".join(line) for line in share_out(words, list(map(len, cue))[: len(words)])]
-                for words, cue in zip(cues, self.lines, strict=True)
+                [" ".join(line) for line in share_out(of_cue, list(map(len, cue))[: len(of_cue)])]
+                for of_cue, cue in zip(cues, self.lines, strict=True)
             ]
         between = iter(self.between)
         pieces: list[str] = []
@@ -149,7 +150,9 @@ def _located(text: str, cues: list[tuple[list[str], float, float]]) -> Iterator[
     """The cues with words in them, by where their lines are in the text."""
     position = 0
     for lines, start, end in cues:
-        position = text.index("\n", text.index("-->", position)) if any(lines) else position
+        position = text.index("-->", position) + 3
+        if any(lines):
+            position = text.index("\n", position)
         spans = []
         for line in filter(None, lines):
             begin = text.index(line, position)

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -18,6 +18,7 @@ from .batching import Batcher, BatchTranslator, Job, QueueFull
 from .libretranslate import (
     TranslationRequest,
     answer,
+    bad_request,
     check_fields,
     describe_languages,
     frontend_settings,
@@ -90,6 +91,9 @@ class TranslationServer:
         except HTTPException as error:
             status = error.status_code
             raise
+        except ClientDisconnect:
+            status = 400
+            raise bad_request("it breaks off") from None  # nobody reads the answer
         finally:
             self.metrics.requests.labels(status).inc()
             self.metrics.seconds.observe(time.perf_counter() - start)

@@ -80,5 +80,6 @@ def test_a_language_with_one_form_gets_the_plural_and_one_with_three_gets_it_twi
 def test_catalogues_without_a_header_and_other_files():
     assert read_po('msgid "a"\nmsgstr ""').write(["b"]) == 'msgid "a"\nmsgstr "b"'
     assert read_po("").write([]) == ""
-    with pytest.raises(ValueError, match="not a message catalogue of gettext"):
-        read_po("no catalogue\n")
+    for text in ("no catalogue\n", 'msgid "a"\n'):
+        with pytest.raises(ValueError, match="not a message catalogue of gettext"):
+            read_po(text)

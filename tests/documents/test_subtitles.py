@@ -129,6 +129,14 @@ def test_words_are_shared_out_in_order_and_no_part_is_empty(words, lengths):
         assert [word for part in parts for word in part] == words
 
 
+def test_cues_without_text_and_translations_without_words():
+    text = "1\n00:00:01,000 --> 00:00:02,000\n\n\n2\n00:00:02,000 --> 00:00:03,000\nzwei\ndrei\n"
+    document = read_srt(text)
+    assert document.texts == ["zwei drei"]
+    assert document.write(["two three"]) == text.replace("zwei", "two").replace("drei", "three")
+    assert document.write([""]) == text
+
+
 def test_other_files_get_one_sentence():
     with pytest.raises(ValueError, match="not SubRip subtitles: "):
         read_srt("no subtitles\n")

@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.pipeline import JMNatTranslationPipeline
 
@@ -90,7 +92,8 @@ def measure_clients(port: int, texts: list[str], num_clients: int) -> tuple[list
     return answers, seconds, time.perf_counter() - start
 
 
-def figures(name: str, seconds: list[float], total: float, lost: int, other: int) -> dict:
+def figures(name: str, seconds: list[float], total: float, cpu: float, lost: int = 0, other: int = 0) -> dict:
+    """A row: `cpu` are the seconds that the translating process had a core, which neighbours hardly change."""
     ordered = sorted(seconds)
     return {
         "name": name,
@@ -98,6 +101,7 @@ def figures(name: str, seconds: list[float], total: float, lost: int, other: int
         "per_second": round(len(seconds) / total, 2),
         "p50_ms": round(1000 * statistics.median(ordered), 1),
         "p99_ms": round(1000 * ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 1),
+        "cpu_ms": round(1000 * cpu / len(seconds), 1),
         "lost": lost,
         "other_text": other,
     }
@@ -105,11 +109,12 @@ def figures(name: str, seconds: list[float], total: float, lost: int, other: int
 
 def measure_loop(name: str, texts: list[str], translate: Callable[[str], str]) -> tuple[dict, list[str]]:
     seconds, translations = [], []
+    cpu = time.process_time()
     for text in texts:
         start = time.perf_counter()
         translations.append(translate(text))
         seconds.append(time.perf_counter() - start)
-    return figures(name, seconds, sum(seconds), 0, 0), translations
+    return figures(name, seconds, sum(seconds), time.process_time() - cpu), translations
 
 
 def measure(model: str, backend: str, texts: list[str], clients: list[int], device: str = "auto") -> list[dict]:
@@ -126,14 +131,24 @@ def measure(model: str, backend: str, texts: list[str], clients: list[int], devi
     rows = [measure_loop("generate in a loop", texts, generate)[0]]
     row, expected = measure_loop("pipeline in a loop", texts, lambda text: pipe(text)[0]["translation_text"])
     rows.append(row)
-    with running_server("--model", model, "--backend", backend, "--device", device) as (_, port):
+    with running_server("--model", model, "--backend", backend, "--device", device) as (process, port):
         measure_clients(port, texts[:3], 1)
+        server = psutil.Process(process.pid)
         for number in clients:
+            before = sum(server.cpu_times()[:2])
             answers, seconds, total = measure_clients(port, texts, number)
+            cpu = sum(server.cpu_times()[:2]) - before
             lost = sum(answer is None for answer in answers)
             other = sum(answer not in (None, wanted) for answer, wanted in zip(answers, expected, strict=True))
-            rows.append(figures(f"server, {number} client{'s' * (number > 1)}", seconds, total, lost, other))
+            rows.append(figures(f"server, {number} client{'s' * (number > 1)}", seconds, total, cpu, lost, other))
     return rows
+
+
+def table(report: dict) -> str:
+    """The rows of a report in Markdown."""
+    lines = ["| | requests/s | p50 ms | p99 ms | CPU ms/request |", "|---|---|---|---|---|"]
+    lines += ["| {name} | {per_second} | {p50_ms} | {p99_ms} | {cpu_ms} |".format(**row) for row in report["rows"]]
+    return "\n".join(lines)
 
 
 def main(argv=None) -> None:
@@ -148,9 +163,9 @@ def main(argv=None) -> None:
     with gzip.open(TEXT, "rt", encoding="utf-8") as file:
         texts = [line.rstrip("\n") for line, _ in zip(file, range(arguments.requests), strict=False)]
     rows = measure(arguments.model, arguments.backend, texts, arguments.clients, arguments.device)
-    words = sys.argv[1:] if argv is None else argv
+    options = f"--model {Path(arguments.model).name} --backend {arguments.backend} --requests {len(texts)}"
     report = {
-        "command": " ".join(["python -m tests.serving.load", *words]),
+        "command": f"python -m tests.serving.load {options}",
         "backend": arguments.backend,
         "machine": f"{platform.machine()}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads",
         "rows": rows,
