@@ -100,11 +100,11 @@ def _tokens(text: str) -> list[tuple[str, str, str, bool]]:
     parser.feed(text)
     parser.close()
     starts = [0, *itertools.accumulate(len(line) + 1 for line in text.split("\n"))]
-    places = [starts[line - 1] + column for (line, column), *_ in parser.found]
-    ends = [*places[1:], len(text)] if places else []
+    found = [((1, 0), "other", "", False), *parser.found]  # of a few signs at the beginning the parser says nothing
+    places = [starts[line - 1] + column for (line, column), *_ in found]
     return [
         (text[begin:end], kind, name, kept)
-        for (_, kind, name, kept), begin, end in zip(parser.found, places, ends, strict=True)
+        for (_, kind, name, kept), begin, end in zip(found, places, [*places[1:], len(text)], strict=True)
     ]
 
 

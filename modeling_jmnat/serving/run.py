@@ -85,6 +85,8 @@ def serve(server: TranslationServer, host: str, port: int) -> None:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         raise ValueError(f"host={host} port={port} cannot be listened at: {error}") from None
+    # asyncio would set it only for a socket that was made with its protocol; without it an answer takes 40 ms more.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     say(f"listening at http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
     config = uvicorn.Config(server.app(), log_level="warning", access_log=False, server_header=False)
     # uvicorn stops in order at these signals and raises them again afterwards, when they are to do nothing.

@@ -23,6 +23,7 @@ FRAGMENTS = (
         "<",
         "\x0c",
         "</ x>",
+        "</>",
     ),
 )
 
@@ -40,12 +41,24 @@ def test_whatever_the_page_its_own_text_gives_it_back(text):
 
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
-def test_every_tag_comes_out_once_and_in_order_of_kind(text):
+def test_every_tag_comes_out_once(text):
     """However little the translation is like the source."""
     document = read_html(text)
     for translation in ("", "Wort", "ein Wort nach dem anderen"):
         written = document.write([translation] * len(document.texts))
-        for sign in ("<b>", "</b>", "<i ", "</i>", "<a ", "</a>", "<br/>", "<img", "<pre>", "<script>", "<!--"):
+        for sign in (
+            "<b>",
+            "</b>",
+            "<i class",
+            "</i>",
+            "<a href",
+            "</a>",
+            "<br/>",
+            "<img src",
+            "<pre>",
+            "<script>",
+            "<!--",
+        ):
             assert written.count(sign) == text.count(sign), sign
 
 
