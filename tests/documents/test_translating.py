@@ -8,6 +8,8 @@ from modeling_jmnat.documents.formats import format_of, read_document
 from modeling_jmnat.documents.placeholders import translate_guarded
 from tests.helpers.translation_samples import load_script, save_translators
 
+for library in ("markdown_it", "polib", "srt", "webvtt"):
+    pytest.importorskip(library)
 DOCUMENTS = {
     "text.srt": "1\n00:00:01,000 --> 00:00:03,000\nein haus\n\n",
     "text.vtt": "WEBVTT\n\n00:01.000 --> 00:03.000\nein haus\n",

@@ -35,10 +35,7 @@ TEXT = ROOT / "run_scripts" / "demo_data" / "libreoffice-help" / "test.de.gz"
 def running_server(*options: str) -> Iterator[tuple[subprocess.Popen, int]]:
     """A server in a process of its own at a free port, which is told to stop at the end; the port."""
     command = [sys.executable, "-m", "modeling_jmnat.commands", "serve", "--port", "0", *options]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-    }
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         assert process.stderr is not None

@@ -17,6 +17,7 @@ NUM_SENTENCES = 200
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     pytest.importorskip("onnxscript")
+    pytest.importorskip("uvicorn")
     folder = tmp_path_factory.mktemp("exported")
     load_script("publish").main(["--model", str(ROOT / "hub_card" / "de-en"), "--output", str(folder), "--onnx"])
     return folder
