@@ -14,6 +14,8 @@ ROOMS = (
     "model",
     "data",
     "inference",
+    "documents",
+    "serving",
     "training",
     "teacher",
     "onnx_export",

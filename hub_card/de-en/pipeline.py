@@ -146,7 +146,14 @@ class JMNatTranslationPipeline(ChunkPipeline):
         set_repeatable_tokens(model, self.tokenizer)
 
     def _sanitize_parameters(
-        self, split_sentences=None, src_lang=None, return_history=None, long_lines=None, truncation=None, **generation
+        self,
+        split_sentences=None,
+        src_lang=None,
+        return_history=None,
+        return_scores=None,
+        long_lines=None,
+        truncation=None,
+        **generation,
     ):
         if not isinstance(src_lang, (str, type(None))):
             raise ValueError(f"src_lang={src_lang!r} must be a two-letter language such as 'de'")
@@ -159,7 +166,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         splitting = {"split_sentences": split_sentences, "src_lang": src_lang, "long_lines": long_lines}
         if return_history is not None:
             generation["output_history"] = return_history
-        return {name: value for name, value in splitting.items() if value is not None}, generation, {}
+        writing = {} if return_scores is None else {"return_scores": return_scores}
+        return {name: value for name, value in splitting.items() if value is not None}, generation, writing
 
     def __call__(self, inputs: Any, *args, **kwargs):
         if isinstance(inputs, (list, tuple)):
@@ -249,12 +257,14 @@ class JMNatTranslationPipeline(ChunkPipeline):
         """For each piece its `num_return_sequences` texts, and their canvases by pass if the history is there."""
         texts = self.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         texts = [one_line(text) for text in texts]
+        scores = output.sequences_scores.tolist()
         ranks = len(texts) // len(spaces)
         results = []
         for index, space in enumerate(spaces):
             sentence = space["sentence"]
-            of_piece = [sentence.write(text) for text in texts[index * ranks : (index + 1) * ranks]]
-            result = {**space, "texts": of_piece, "history": None}
+            rows = slice(index * ranks, (index + 1) * ranks)
+            of_piece = [sentence.write(text) for text in texts[rows]]
+            result = {**space, "texts": of_piece, "scores": scores[rows], "history": None}
             if output.history is not None:
                 passes = output.history[: int(output.num_passes[index])]
                 result["history"] = [
@@ -267,7 +277,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
             results.append(result)
         return results
 
-    def postprocess(self, model_outputs: list[dict]) -> list[dict]:  # type: ignore[override]
+    def postprocess(self, model_outputs: list[dict], return_scores: bool = False) -> list[dict]:  # type: ignore[override]
         """Join the pieces of one text: a record for each of the `num_return_sequences` translations."""
         pieces = [output["result"] for output in model_outputs]
         records = []
@@ -276,6 +286,9 @@ class JMNatTranslationPipeline(ChunkPipeline):
             if pieces[0]["history"] is not None:
                 canvases = [[*piece["history"][rank], piece["texts"][rank]] for piece in pieces]
                 record["history"] = join_passes(pieces, canvases)
+            if return_scores:  # known without the model: no score of it
+                scores = [piece["scores"][rank] for piece in pieces if piece["sentence"].translation is None]
+                record["score"] = sum(scores) / len(scores) if scores else 0.0
             records.append(record)
         return records
 

@@ -7,7 +7,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Any
@@ -332,6 +332,9 @@ class Sentence:
         """Of a sentence without white space around it. Tokenizers of other models get it as it is."""
         if not hasattr(tokenizer, "is_unknown") or SURROGATES.search(sentence):  # which the tokenizer refuses
             return cls(sentence, translation=None if sentence else "")
+        if code := tokenizer.language_code(sentence):
+            read = cls.read(sentence.removeprefix(code).strip(), tokenizer)
+            return replace(read, text=f"{code} {read.text}")
         sentence = sentence.replace(REPLACEMENT, "")
         if not tokenizer.normalize_text(sentence):
             return cls("", translation="")

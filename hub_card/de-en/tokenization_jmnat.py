@@ -103,6 +103,11 @@ class JMNatTokenizer(TokenizersBackend):
             unknown[character] = not known.issuperset(self.normalize_text(f".{character}")[1:])
         return character not in known and unknown[character]
 
+    def language_code(self, text: str) -> str:
+        """What a source for a Marian model of several target languages begins with, such as `>>eng<<`, or nothing."""
+        code = LANGUAGE_CODE.match(text)
+        return code[0] if code and self.backend_tokenizer.token_to_id(code[0]) is not None else ""
+
     @property
     def _made(self) -> dict:
         """What calls have made. No attribute: `datasets` compares tokenizers by a hash of their attributes."""
@@ -165,8 +170,7 @@ class JMNatTokenizer(TokenizersBackend):
         if (segment := self._segmenter("target" if self._reads_target else "source")) is not None:
             if (code := LANGUAGE_CODE.match(text)) is None:
                 return segment(text)
-            known = self.backend_tokenizer.token_to_id(code[0]) is not None
-            return f"{code[0] if known else self.unk_token} {segment(text[code.end() :])}"
+            return f"{self.language_code(text) or self.unk_token} {segment(text[code.end() :])}"
         merges = self.init_kwargs.get("bpe_merges")
         if merges:
             if "segmenter" not in self._made:

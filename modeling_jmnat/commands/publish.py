@@ -61,6 +61,7 @@ def main(argv=None):
         published_files,
         push,
         save_for_everyone,
+        write_endpoint_files,
     )
     from ..utils.atomic_files import replace_files
     from ..utils.locks import folder_lock
@@ -74,6 +75,7 @@ def main(argv=None):
         save_for_everyone(
             model, tokenizer, folder, languages, arguments.fp16, arguments.max_shard_size, arguments.onnx
         )
+        write_endpoint_files(folder, output)
         if arguments.card:
             write_card(arguments.card, folder, arguments.push or str(output), model, tokenizer)
     sizes = published_files(output)

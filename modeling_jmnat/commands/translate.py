@@ -1,10 +1,14 @@
-"""Translate a file or standard input line by line. Figures come as the last line of standard error, in JSON."""
+"""Translate a file or standard input line by line, or subtitles, message catalogues, Markdown and HTML as such.
+
+Figures come as the last line of standard error, in JSON.
+"""
 
 import collections
+import functools
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from ..inference.lines import LineReader
     from ..inference.translation import Translation
 
+DEFAULT_BATCH_TOKENS = {"onnx_int8": 1}  # by backend, where it is not that of `translate_lines`
 WATCH_SECONDS = 0.1  # that a draft stays
 
 
@@ -38,6 +43,13 @@ class TranslationArguments:
     )
     output: str = field(
         default="-", metadata={"help": "File for the translations, complete or not there at all. -: standard output."}
+    )
+    format: Literal["auto", "text", "srt", "vtt", "po", "markdown", "html"] = field(
+        default="auto",
+        metadata={
+            "help": "What the input is: auto goes by the suffix of its name (.srt, .vtt, .po, .md, .html; text for "
+            "all others). Text is translated line by line; of the others the text alone, all else stays as it is."
+        },
     )
     split_sentences: bool = field(
         default=True,
@@ -88,7 +100,10 @@ class TranslationArguments:
     )
     batch_tokens: int | None = field(
         default=None,
-        metadata={"help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768."},
+        metadata={
+            "help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768; 1 with onnx_int8, "
+            "each sentence by itself: translations would depend on the other sentences of a batch, and it is faster."
+        },
     )
     backend: str = field(
         default="torch",
@@ -188,6 +203,35 @@ def checked_lines(arguments: TranslationArguments, reader: "LineReader") -> Iter
     return iterate_lines(path)
 
 
+def document_format(arguments: TranslationArguments) -> str:
+    """`text`, or that of a document, which takes no options for single lines."""
+    from ..documents.formats import format_of
+
+    form = format_of(arguments.input) if arguments.format == "auto" else arguments.format
+    for name in ("n_best", "show_passes", "watch"):
+        if form != "text" and getattr(arguments, name):
+            raise ValueError(f"--{name} does not apply to a document ({form}): leave it out, or give --format text")
+    return form
+
+
+def translate_document(arguments: TranslationArguments, file: TextIO, translate: Callable) -> dict:
+    """Write a document with its text translated, and return the figures."""
+    from ..documents.formats import read_document
+    from ..documents.placeholders import translate_guarded
+
+    form = document_format(arguments)
+    is_input = arguments.input == "-"
+    data = sys.stdin.buffer.read() if is_input else Path(arguments.input).read_bytes()
+    document = read_document(data, form, "standard input" if is_input else arguments.input)
+    texts = list(dict.fromkeys(document.texts))
+    start = time.perf_counter()
+    translations, kept = translate_guarded(texts, lambda lines: [each.text for each in translate(lines)])
+    known = dict(zip(texts, translations, strict=True))
+    file.write(document.write(known[text] for text in document.texts))
+    seconds = time.perf_counter() - start
+    return {"format": form, "texts": len(texts), "untranslated": kept, "seconds": round(seconds, 3)}
+
+
 def run_translation(arguments: TranslationArguments, file: TextIO, window_lines: int) -> dict:
     """Translate into `file` and return the figures."""
     from ..inference.glossary import Glossary
@@ -202,12 +246,14 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
     split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
     options = generation_options(arguments, model, tokenizer)
     check_options(model, options)
-    lines = checked_lines(arguments, LineReader(model, tokenizer, split, arguments.long_lines))
-    translations = translate_lines(
+    translate = functools.partial(
+        translate_lines,
         model,
         tokenizer,
-        lines,
-        max_batch_tokens=1 if arguments.watch else arguments.batch_tokens,  # one line: a streamer takes no more
+        # A streamer takes one line.
+        max_batch_tokens=1
+        if arguments.watch
+        else arguments.batch_tokens or DEFAULT_BATCH_TOKENS.get(arguments.backend),
         window_lines=window_lines,
         progress=sys.stderr.isatty() and window_lines > 1,
         glossary=glossary,
@@ -215,6 +261,9 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
         long_lines=arguments.long_lines,
         **options,
     )
+    if document_format(arguments) != "text":
+        return translate_document(arguments, file, translate) | {"device": str(model.device)}
+    translations = translate(checked_lines(arguments, LineReader(model, tokenizer, split, arguments.long_lines)))
     sentences = tokens = passes = long_lines = 0
     start = time.perf_counter()
     for translation in translations:
@@ -246,6 +295,7 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
 def main(argv=None):
     (arguments,) = parse_arguments(argv, TranslationArguments, __doc__)
     check_counts(arguments, ("n_best", "batch_tokens"))
+    document_format(arguments)
     arguments.model = arguments.model or shipped_model()
     from transformers.utils import logging
 

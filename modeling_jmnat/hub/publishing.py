@@ -1,7 +1,7 @@
 """A folder that everyone can load with Transformers and PyTorch alone, and its way to the Hub.
 
 Beside weights and tokenizer it holds the files of this package that the model needs (`auto_map`), the pipeline
-(`custom_pipelines`) and a card.
+(`custom_pipelines`), a card, and what an Inference Endpoint loads.
 """
 
 import contextlib
@@ -40,11 +40,14 @@ WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetens
 GRAPH_FILES = tuple(f"{GRAPHS_FOLDER}/{name}" for name in ("*.onnx", "output_weight*.safetensors", POSITIONS_FILE))
 CODE_FILES = ("*_jmnat.py", *(Path(module.__file__).name for module in (plain_text, segmenters, pipeline_module)))
 REPLACED_FILES = (*WEIGHT_FILES, *CODE_FILES, *GRAPH_FILES)
+# Of an Inference Endpoint, copied from beside this module. Their first line tells them from files of the user's own.
+ENDPOINT_FILES = ("handler.py", "requirements.txt")
 # All that a published model is made of; a training leaves more in its folder.
 PUBLISHED_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *(*WEIGHT_FILES, *CODE_FILES),
     *("README.md", "[!.]*.png", f"{GRAPHS_FOLDER}/[!.]*"),
+    *ENDPOINT_FILES,
 )
 # What loading leaves among a tokenizer's options and would be saved with it.
 LOADING_OPTIONS = ("is_local", "local_files_only", "name_or_path")
@@ -120,6 +123,24 @@ def save_for_everyone(
         export_onnx(model, folder / GRAPHS_FOLDER, int8=True, tokenizer=tokenizer)
 
 
+def write_endpoint_files(folder: str | Path, output: str | Path) -> None:
+    """Write what an Inference Endpoint loads into `folder`, whose files are to replace those of `output`.
+
+    A handler of the user's own in `output` stays, and so do its requirements.
+    """
+    if not any(is_own(Path(output) / name) for name in ENDPOINT_FILES):
+        for name in ENDPOINT_FILES:
+            shutil.copyfile(Path(__file__).parent / name, Path(folder) / name)
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file by the name of one of `ENDPOINT_FILES` is there that was not written here."""
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file, open(Path(__file__).parent / path.name, "rb") as ours:
+        return file.readline() != ours.readline()
+
+
 def round_weights(model: JMNatForConditionalGeneration) -> None:
     """Turn the weights into half precision; ValueError where one is too large for it."""
     limit = torch.finfo(torch.float16).max
@@ -134,6 +155,8 @@ def published_files(folder: str | Path) -> dict[str, int]:
     """Size in bytes of each file of `folder` that belongs to a published model (`PUBLISHED_FILES`), by its name."""
     folder = Path(folder)
     files = sorted(path for pattern in PUBLISHED_FILES for path in folder.glob(pattern) if path.is_file())
+    if any(is_own(folder / name) for name in ENDPOINT_FILES):
+        files = [path for path in files if path.name not in ENDPOINT_FILES]
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
@@ -167,16 +190,25 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
     api = HfApi(token=token)
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
+        files = published_files(folder).keys() - own_endpoint_files(api, address.repo_id)
         api.upload_folder(
             repo_id=address.repo_id,
             folder_path=folder,
             commit_message="Upload model",
-            allow_patterns=[glob.escape(name) for name in published_files(folder)],
+            allow_patterns=[glob.escape(name) for name in sorted(files)],
             delete_patterns=list(REPLACED_FILES),
         )
     except (HTTPError, OSError, RuntimeError) as error:
         raise ValueError(f"{explain(error, api.endpoint, repo_id)}; {folder} is complete, push it again") from error
     return str(address)
+
+
+def own_endpoint_files(api: HfApi, repo_id: str) -> tuple[str, ...]:
+    """`ENDPOINT_FILES` if a repository of the Hub holds one that was not written here, which stays, or else none."""
+    for name in ENDPOINT_FILES:
+        if api.file_exists(repo_id, name) and is_own(Path(api.hf_hub_download(repo_id, name))):
+            return ENDPOINT_FILES
+    return ()
 
 
 def explain(error: BaseException, endpoint: str, repo_id: str) -> str:

@@ -35,6 +35,8 @@ EXTRAS = {  # of setup.cfg, with the modules that they bring
     ),
     "bench": ("ctranslate2", "onnx", "onnxruntime", "onnxscript"),
     "space": ("gradio", "selenium"),
+    "serve": ("prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "documents": ("markdown_it", "polib", "srt", "webvtt"),
 }
 
 

@@ -135,6 +135,7 @@ def test_help_of_trainings_shows_options_that_exist(helps, name, groups):
 def test_a_missing_extra_is_named_and_translating_needs_none(tmp_path):
     student = save_translators(tmp_path) / "student"
     (tmp_path / "text").write_text("ein haus\n")
+    (tmp_path / "text.po").write_text('msgid "ein haus"\nmsgstr ""\n')
     (tmp_path / "trainer_state.json").write_text('{"log_history": [{"step": 1, "loss": 2.0}]}')
     text = f"--source {tmp_path}/text --reference {tmp_path}/text"
     run = f"--preset demo --data {tmp_path} --output_dir {tmp_path}/run"
@@ -148,6 +149,10 @@ def test_a_missing_extra_is_named_and_translating_needs_none(tmp_path):
         f"tune --model {student} {text}": f"this command needs sacrebleu: {train}",
         f"plot --run {tmp_path} --output {tmp_path}/x.png": f"this command needs matplotlib: {train}",
         "finetune-example": f"this command needs datasets: {train}",
+        f"translate --model {student} --input {tmp_path}/text.po --output {tmp_path}/output.po": (
+            "this command needs polib: pip install 'modeling-jmnat[documents]'"
+        ),
+        f"serve --model {student}": "this command needs starlette: pip install 'modeling-jmnat[serve]'",
         f"export-onnx {student}": "ONNX graphs cannot be written (",
         f"translate --model {student} --input {tmp_path}/text --output {tmp_path}/output": '{"sentences": 1, ',
     }

@@ -17,7 +17,7 @@ from modeling_jmnat import (
     JMNatTranslationPipeline,
     ORTJMNatForConditionalGeneration,
 )
-from modeling_jmnat.hub.publishing import load_for_publishing, push, save_for_everyone
+from modeling_jmnat.hub.publishing import ENDPOINT_FILES, load_for_publishing, push, save_for_everyone
 from modeling_jmnat.utils.locks import folder_lock
 from tests.helpers.fresh_process import run_without_package
 from tests.helpers.hub_server import TOKEN, stand_in_hub, take_for_the_hub
@@ -111,12 +111,16 @@ def no_token(monkeypatch, tmp_path):
 
 def test_folder_holds_weights_tokenizer_options_and_the_code_they_need(published):
     code = {path.name for path in published.glob("*.py")}
-    assert {path.name for path in published.iterdir()} == OTHER_FILES | code | {"model.safetensors"}
+    assert {path.name for path in published.iterdir()} == OTHER_FILES | code | {
+        "model.safetensors",
+        "requirements.txt",
+    }
     assert code >= {
         f"{name}_jmnat.py" for name in ("configuration", "modeling", "generation", "losses", "tokenization")
     }
     for name in code:
-        assert (published / name).read_bytes() == (PACKAGE / name).read_bytes()
+        source = PACKAGE / "hub" / name if name == "handler.py" else PACKAGE / name
+        assert (published / name).read_bytes() == source.read_bytes()
     config = json.loads((published / "config.json").read_text())
     assert config["auto_map"] == {
         "AutoConfig": "configuration_jmnat.JMNatConfig",
@@ -265,7 +269,8 @@ def test_loads_without_the_package_from_folder_copy_and_hub(published, hub, tmp_
             same = torch.equal(value, found[name]) if torch.is_tensor(value) else value == found[name]
             assert same, (source, name)
     for copy in ("copy", "copy in parts"):
-        assert {path.name for path in (tmp_path / copy).iterdir()} == {path.name for path in published.iterdir()}
+        names = {path.name for path in published.iterdir()} - {*ENDPOINT_FILES}
+        assert {path.name for path in (tmp_path / copy).iterdir()} == names
 
 
 def test_pushing_again_replaces_what_was_there(published, trained, hub, tmp_path):
@@ -292,7 +297,8 @@ def test_a_push_takes_what_belongs_to_the_model_alone(published, trained, hub, t
     hub.repositories["someone/tiny"] = {**others, "old_jmnat.py": b"", "model-00001-of-00002.safetensors": b""}
     build(folder, folder, "--push", "someone/tiny")
     pushed = hub.repositories["someone/tiny"]
-    assert pushed.keys() == {path.name for path in published.iterdir()} | {*belonging, *others}
+    assert pushed.keys() == {path.name for path in published.iterdir()} - {*ENDPOINT_FILES} | {*belonging, *others}
+    assert others.items() <= pushed.items()
     assert all((folder / name).is_file() for name in (*training, *more))
 
 

@@ -28,7 +28,8 @@ class Echo(JMNatForConditionalGeneration):
 
     def generate(self, input_ids, **options):
         self.check_source(input_ids)
-        return JMNatGenerateOutput(sequences=pad(self.written(input_ids.tolist()))[0])
+        sequences = pad(self.written(input_ids.tolist()))[0]
+        return JMNatGenerateOutput(sequences=sequences, sequences_scores=torch.zeros(len(sequences)))
 
     def check_source(self, input_ids):
         assert input_ids.shape[1] <= self.config.max_position_embeddings

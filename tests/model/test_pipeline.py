@@ -57,7 +57,7 @@ class Echo:
 
     def generate(self, input_ids, attention_mask, return_dict_in_generate):
         self.seen += self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
-        return JMNatGenerateOutput(sequences=input_ids)
+        return JMNatGenerateOutput(sequences=input_ids, sequences_scores=torch.zeros(len(input_ids)))
 
 
 @pytest.fixture
@@ -132,6 +132,18 @@ def test_n_best_gives_a_list_per_text(model, tokenizer, translate):
     expected = one_by_one(model, tokenizer, TEXTS, num_return_sequences=3)
     assert [[record["translation_text"] for record in records] for records in found] == expected
     assert translate(TEXTS[0], num_return_sequences=3) == found[0]
+
+
+def test_scores_are_those_of_generate_and_of_several_sentences_their_mean(model, tokenizer, translate):
+    options = {"num_return_sequences": 2, "return_dict_in_generate": True}
+    outputs = [model.generate(**tokenizer([text], return_tensors="pt"), **options) for text in TEXTS[:2]]
+    scores = [output.sequences_scores.tolist() for output in outputs]
+    found = translate(TEXTS[:2], num_return_sequences=2, return_scores=True)
+    assert [[record["score"] for record in records] for records in found] == scores
+    (record,) = translate("\n".join([*TEXTS[:2], "7"]), split_sentences=True, return_scores=True)
+    assert record["score"] == pytest.approx((scores[0][0] + scores[1][0]) / 2)
+    assert translate(" ", return_scores=True) == [{"translation_text": " ", "score": 0.0}]
+    assert "score" not in translate(TEXTS[0])[0]
 
 
 def test_options_go_to_generate_and_those_of_a_call_come_first(model, tokenizer):

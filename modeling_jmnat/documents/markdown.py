@@ -1,0 +1,177 @@
+"""Markdown (CommonMark and tables): the text of headings, paragraphs, lists, quotes and tables is translated.
+
+Code, HTML, addresses, link definitions, front matter and the alternative text of images stay as they are, and emphasis
+and links find their place in the translation. A paragraph of several lines becomes one line.
+"""
+
+import html
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .marked_text import Mark, MarkedText
+from .pieces import Document, Piece, has_words
+
+# Perhaps after a byte order mark.
+FRONT_MATTER = re.compile(r"\A\ufeff?(?:(---|\+\+\+)[ \t]*\r?\n.*?\n\1[ \t]*(?:\r?\n|\Z))?", re.DOTALL)
+SPECIAL = re.compile(r"[\\`*_\[\]<|]")
+BLOCK_START = re.compile(r"^(\d+)(?=[.)]\s)|^(?=[#>+-])")
+ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
+TARGET = re.compile(r"\]\((?:[^()\\<>]|\\.|<[^<>]*>|\([^()]*\))*\)|\](?:\[[^\[\]]*\])?")
+NOWHERE = "\0"  # which no Markdown holds
+NO_PAIR = re.compile(r"<(?:!|\?|(?:br|img|input|wbr)\b)|.*/>$", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass
+class Block:
+    """The text of a heading, a paragraph or a cell.
+
+    Args:
+        raw: as it is written, with what begins its further lines.
+    """
+
+    raw: str
+    document: Document
+    texts: Sequence[str] = field(init=False)
+
+    def __post_init__(self):
+        self.texts = self.document.texts
+
+    def write(self, translations: Sequence[str]) -> str:
+        return self.raw if list(translations) == self.texts else self.document.write(translations)
+
+
+class NotFound(Exception):
+    """The parser's result does not show where it is in the text."""
+
+
+def read_markdown(text: str) -> Document:
+    """A page as a document. What the parser has changed too much to be found in the text again stays as it is."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable("text_join")
+    front = FRONT_MATTER.match(text)
+    assert front is not None
+    position = front.end()
+    starts = [position]
+    body = text[position:]
+    starts += [position + found.end() for found in re.finditer("\n", body)]
+    parts: list[str | Piece] = [text[:position]]
+    for token in parser.parse(body):
+        if token.type != "inline" or not token.content.strip():
+            continue
+        spans = _lines(text, token, starts, position)
+        try:
+            block = Document(list(_pieces(token)))
+        except NotFound:
+            continue
+        if spans:
+            start, end = spans[0][0], spans[-1][1]
+            parts += [text[position:start], Block(text[start:end], block)]
+            position = end
+    return Document([*parts, text[position:]])
+
+
+def _lines(text: str, token: Any, starts: list[int], position: int) -> list[tuple[int, int]]:
+    """Where the lines of a token's text are; nothing if one of them is not there."""
+    first, last = token.map
+    lines = token.content.split("\n")
+    spans: list[tuple[int, int]] = []
+    for number, line in zip(range(first, last), lines, strict=False):
+        end = starts[number + 1] if number + 1 < len(starts) else len(text)
+        begin = text.find(line, max(position, starts[number]), end)
+        if begin < 0:
+            return []
+        position = begin + len(line)
+        spans.append((begin, position))
+    return spans if len(spans) == len(lines) else []
+
+
+def _pieces(token: Any) -> Iterator[str | Piece]:
+    """The text of a block: a piece up to each hard line break. Without words in it, and unchanged, it is text."""
+    parts: list[str | Mark] = []
+    for part in _parts(token.content, token.children):
+        if isinstance(part, Mark) and part.raw.endswith("\n"):
+            yield _piece(parts)
+            yield part.raw
+            parts = []
+        elif isinstance(part, str) and parts and isinstance(parts[-1], str):
+            parts[-1] += part
+        else:
+            parts.append(part)
+    yield _piece(parts)
+
+
+def _piece(parts: list[str | Mark]) -> str | Piece:
+    if any(isinstance(part, str) and has_words(part) for part in parts):
+        return MarkedText(parts, _decode, _encode)
+    return "".join(part if isinstance(part, str) else part.raw for part in parts)
+
+
+def _parts(content: str, children: list[Any]) -> Iterator[str | Mark]:
+    """The children of an inline token as they are written; NotFound where that cannot be told."""
+    position = 0
+    is_autolink = False
+    for child in children:
+        if is_autolink:
+            is_autolink = child.type != "link_close"
+            continue
+        raw = _written(child, content, position)
+        if not content.startswith(raw, position):
+            raise NotFound
+        position += len(raw)
+        is_autolink = child.markup == "autolink"
+        if child.type in ("text", "text_special", "softbreak"):
+            yield raw
+        else:
+            yield Mark(raw, "alone" if is_autolink else _kind(child, raw))
+    if content[position:].strip():
+        raise NotFound
+
+
+def _written(child: Any, content: str, position: int) -> str:
+    """How a child of an inline token is written at this position."""
+    if child.type == "text":
+        return child.content
+    if child.type == "text_special":
+        return child.markup
+    if child.type == "code_inline":
+        ticks = re.escape(child.markup)
+        found = re.compile(rf"{ticks}.*?(?<!`){ticks}(?!`)", re.DOTALL).match(content, position)
+    elif child.type == "softbreak":
+        found = re.compile(r" ?\n *").match(content, position)
+    elif child.type == "hardbreak":
+        found = re.compile(r"(?: {2,}|\\)\n *").match(content, position)
+    elif child.markup == "autolink":
+        found = re.compile("<[^<>]*>").match(content, position)
+    elif child.type == "link_open":
+        return "["
+    elif child.type == "link_close":
+        found = TARGET.match(content, position)
+    elif child.type == "image":
+        begin = content.find("]", position + 2 + len(child.content))
+        found = TARGET.match(content, begin) if begin > 0 else None
+        return content[position : found.end()] if found else NOWHERE
+    elif child.type == "html_inline":
+        return child.content
+    else:
+        return child.markup
+    return found[0] if found else NOWHERE
+
+
+def _kind(child: Any, raw: str) -> Any:
+    if child.type == "html_inline":
+        return "alone" if NO_PAIR.match(raw) else "close" if raw.startswith("</") else "open"
+    return {1: "open", -1: "close"}.get(child.nesting, "alone")
+
+
+def _decode(written: str) -> str:
+    return html.unescape(ESCAPED.sub(r"\1", written))
+
+
+def _encode(text: str, source: str) -> str:
+    """With a backslash before signs that would be markup and are none in the source."""
+    plain = ESCAPED.sub("", source)
+    text = SPECIAL.sub(lambda sign: sign[0] if sign[0] in plain else f"\\{sign[0]}", text)
+    return text if BLOCK_START.match(source) else BLOCK_START.sub(r"\1\\", text)

@@ -1,0 +1,46 @@
+"""A document as text to translate and all that stays as it is, to the byte."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Translate = Callable[[list[str]], Iterable[str]]  # a translation for each text, which is one line
+
+
+class Piece(Protocol):
+    """A stretch of a document that holds text.
+
+    Args:
+        texts: what is to be translated, each in one line.
+    """
+
+    texts: Sequence[str]
+
+    def write(self, translations: Sequence[str]) -> str:
+        """The stretch with the translations of `texts`; with the texts themselves, as it was."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document in pieces, and between them text that stays as it is."""
+
+    parts: list[str | Piece]
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for part in self.parts if not isinstance(part, str) for text in part.texts]
+
+    def write(self, translations: Iterable[str]) -> str:
+        """The document with the translations of `texts`, in their order."""
+        rest = iter(translations)
+        return "".join(
+            part if isinstance(part, str) else part.write([next(rest) for _ in part.texts]) for part in self.parts
+        )
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def has_words(text: str) -> bool:
+    return any(map(str.isalpha, text))

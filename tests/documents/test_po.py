@@ -1,0 +1,85 @@
+"""Message catalogues: empty translations are filled in, to the byte everything else stays."""
+
+import pytest
+
+from modeling_jmnat.documents.po import read_po
+
+polib = pytest.importorskip("polib")
+PO = r"""# Kommentar
+msgid ""
+msgstr ""
+"Content-Type: text/plain; charset=UTF-8\n"
+"Plural-Forms: nplurals=2; plural=n != 1;\n"
+
+#: a.c:1
+#, c-format
+msgctxt "Menü"
+msgid "%s Datei"
+msgid_plural ""
+"%s "
+"Dateien"
+msgstr[0] ""
+msgstr[1] ""
+
+#. unten
+msgid ""
+"  Erste \"Zeile\"\n"
+"\n"
+"zweite\t\\ Zeile\n"
+msgstr  ""
+msgid "Haus"
+msgstr "House"
+
+#, fuzzy
+msgid "Hof"
+msgstr "House"
+
+msgid "12 %"
+msgstr ""
+
+#~ msgid "alt"
+#~ msgstr ""
+"""
+TEXTS = ["%s Datei", "%s Dateien", 'Erste "Zeile"', "zweite \\ Zeile"]
+TRANSLATIONS = ["%s file", "%s files", 'First "line"', "second \\ line"]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_empty_translations_are_filled_in(newline):
+    text = PO.replace("\n", newline)
+    document = read_po(text)
+    assert document.texts == TEXTS
+    assert document.write(TEXTS) == text
+    written = document.write(TRANSLATIONS)
+    before, after = text.split(newline), written.split(newline)
+    added = [line for line in after if line not in before]
+    assert added == [
+        'msgstr[0] "%s file"',
+        'msgstr[1] "%s files"',
+        r'"  First \"line\"\n"',
+        r'"second \\ line\n"',
+    ]
+    assert [line for line in after if line not in added and line != r'"\n"'] == [
+        line.replace("msgstr  ", "msgstr ") for line in before if not line.startswith("msgstr[") and line != r'"\n"'
+    ]
+    entries = {entry.msgid: entry for entry in polib.pofile(written)}
+    assert entries["%s Datei"].msgstr_plural == {0: "%s file", 1: "%s files"}
+    assert entries["%s Datei"].msgctxt == "Menü"
+    assert entries['  Erste "Zeile"\n\nzweite\t\\ Zeile\n'].msgstr == '  First "line"\n\nsecond \\ line\n'
+    assert entries["Haus"].msgstr == entries["Hof"].msgstr == "House"
+    assert read_po(written).texts == []
+
+
+def test_a_language_with_one_form_gets_the_plural_and_one_with_three_gets_it_twice():
+    message = 'msgid "Datei"\nmsgid_plural "Dateien"\n'
+    for forms, expected in ((1, ["Dateien"]), (3, ["Datei", "Dateien", "Dateien"])):
+        text = message + "".join(f'msgstr[{form}] ""\n' for form in range(forms))
+        assert read_po(text).texts == expected
+
+
+def test_catalogues_without_a_header_and_other_files():
+    assert read_po('msgid "a"\nmsgstr ""').write(["b"]) == 'msgid "a"\nmsgstr "b"'
+    assert read_po("").write([]) == ""
+    for text in ("no catalogue\n", 'msgid "a"\n'):
+        with pytest.raises(ValueError, match="not a message catalogue of gettext"):
+            read_po(text)

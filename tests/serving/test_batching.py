@@ -1,0 +1,109 @@
+"""Jobs of several requests in common batches: each gets the pipeline's own answer, and none harms another."""
+
+import threading
+
+import pytest
+
+from modeling_jmnat.pipeline import JMNatTranslationPipeline
+from modeling_jmnat.serving.batching import Batcher, BatchTranslator, Job, QueueFull
+from tests.helpers.teacher_samples import random_lines
+from tests.helpers.translation_samples import tiny_student, tiny_tokenizer
+
+TEXTS = ["\n ".join(random_lines(3, seed=seed)) for seed in range(12)]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    tokenizer = tiny_tokenizer()
+    return JMNatTranslationPipeline(tiny_student(tokenizer), tokenizer, device="cpu", num_length_candidates=3)
+
+
+@pytest.fixture
+def translator(pipe):
+    return BatchTranslator(pipe, 2_000)
+
+
+def started(translator, max_waiting=100, wait_seconds=0.0):
+    """A batcher that waits for the event, and the numbers of jobs in its batches."""
+    gate, batches = threading.Event(), []
+
+    def observe(jobs):
+        batches.append(len(jobs))
+        gate.wait(30)
+
+    return Batcher(translator, max_waiting, wait_seconds, observe), gate, batches
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 100, 2_000])
+def test_answers_are_those_of_the_pipeline_whatever_shares_their_batch(pipe, max_batch_tokens):
+    batcher, gate, batches = started(BatchTranslator(pipe, max_batch_tokens))
+    jobs = [Job(TEXTS[index : index + 1 + index % 3], 1 + index % 4) for index in range(9)]
+    futures = [batcher.submit(job) for job in jobs]
+    gate.set()
+    batcher.close()
+    assert sum(batches) == len(jobs)
+    assert (len(batches) == len(jobs)) == (max_batch_tokens == 1)
+    assert not batcher.thread.is_alive()
+    for job, future in zip(jobs, futures, strict=True):
+        for text, found in zip(job.texts, future.result(0), strict=True):
+            records = pipe(text, num_return_sequences=min(3, job.num_translations))
+            assert found == list(dict.fromkeys(record["translation_text"] for record in records))
+
+
+def test_a_batch_takes_what_waits_and_what_comes_soon(translator):
+    batcher, gate, batches = started(translator, wait_seconds=1.0)
+    first = batcher.submit(Job([TEXTS[0]]))
+    second = batcher.submit(Job([TEXTS[1]]))
+    gate.set()
+    batcher.close()
+    assert first.done()
+    assert second.done()
+    assert batches == [2]
+
+
+def test_one_that_cannot_be_read_or_translated_harms_no_other(pipe, monkeypatch):
+    translator = BatchTranslator(pipe, 2_000)
+    translate = translator.translate
+
+    def breaking(jobs):
+        if any(job.texts == ["broken"] for job in jobs):
+            raise RuntimeError("it broke")
+        return translate(jobs)
+
+    monkeypatch.setattr(translator, "translate", breaking)
+    batcher, gate, batches = started(translator, wait_seconds=0.2)
+    texts = [[TEXTS[0]], ["\ud800"], ["broken"], [TEXTS[1], "", "7"]]
+    futures = [batcher.submit(Job(each)) for each in texts]
+    gate.set()
+    batcher.close()
+    assert futures[0].result(0) == [[pipe(TEXTS[0])[0]["translation_text"]]]
+    assert isinstance(futures[1].exception(0), ValueError)
+    assert str(futures[2].exception(0)) == "it broke"
+    assert futures[3].result(0) == [[pipe(TEXTS[1])[0]["translation_text"]], [""], ["7"]]
+    assert batches == [3]
+
+
+def test_as_many_wait_as_may(translator):
+    batcher, gate, batches = started(translator, max_waiting=2)
+    futures = [batcher.submit(Job([TEXTS[0]]))]
+    while not batches:
+        pass
+    futures += [batcher.submit(Job([TEXTS[0]])) for _ in range(2)]
+    with pytest.raises(QueueFull):
+        batcher.submit(Job([TEXTS[0]]))
+    gate.set()
+    batcher.close()
+    assert len({future.result(0)[0][0] for future in futures}) == 1
+
+
+def test_a_request_that_was_given_up_is_left_out(translator):
+    batcher, gate, batches = started(translator)
+    batcher.submit(Job([TEXTS[0]]))
+    while not batches:
+        pass
+    given_up, wanted = batcher.submit(Job([TEXTS[1]])), batcher.submit(Job([TEXTS[2]]))
+    assert given_up.cancel()
+    gate.set()
+    batcher.close()
+    assert wanted.done()
+    assert batches == [1, 1]
