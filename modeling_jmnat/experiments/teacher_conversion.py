@@ -216,25 +216,31 @@ class Conversion:
 
 
 def comparison(output: Path) -> list[dict]:
-    """A row for each way of decoding that has been evaluated, the teacher's first."""
+    """A row for each way of decoding that has been evaluated, the teacher's first; BLEU with its 95% interval."""
     rows = []
     for name in ("teacher", "student"):
         path = output / "results" / f"{name}.json"
         for row in read_json(path, ("results",))["results"] if path.is_file() else []:
             passes, beams = row.get("num_iterations"), row.get("num_beams")
-            how = f"k = {passes}" if passes else f"beam {beams}" if beams > 1 else "greedy"
-            times = row.get("latency_ms", {})
             rows.append(
-                {"model": name, "decoding": how, "sacrebleu": row["sacrebleu"], "chrf": row["chrf"]}
-                | {"ms_per_sentence": times.get("mean")}
+                {
+                    "model": name,
+                    "decoding": f"k = {passes}" if passes else f"beam {beams}" if beams > 1 else "greedy",
+                    "sacrebleu": row["sacrebleu"],
+                    "interval": row["intervals"]["sacrebleu"],
+                    "chrfpp": row["chrfpp"],
+                    "ms_per_sentence": row.get("latency_ms", {}).get("mean"),
+                }
             )
     return rows
 
 
 def comparison_table(rows: list[dict]) -> str:
     """The rows for a person."""
-    lines = ["model    decoding  sacreBLEU  chrF  ms per sentence"]
+    lines = ["model    decoding  sacreBLEU   (95%)        chrF++  ms per sentence"]
     for row in rows:
-        time = "" if row["ms_per_sentence"] is None else f"{row['ms_per_sentence']:15.0f}"
-        lines.append(f"{row['model']:8} {row['decoding']:8}  {row['sacrebleu']:9.1f}  {row['chrf']:4.1f}  {time}")
+        time = "" if row["ms_per_sentence"] is None else f"{row['ms_per_sentence']:.0f}"
+        low, high = row["interval"]
+        scores = f"{row['sacrebleu']:9.1f}   {low:.1f} to {high:.1f}   {row['chrfpp']:6.1f}"
+        lines.append(f"{row['model']:8} {row['decoding']:8}  {scores}  {time:>15}")
     return "\n".join(lines)
