@@ -423,7 +423,8 @@ def test_every_preset_makes_a_model_a_collator_and_arguments(data, tmp_path):
         config = JMNatConfig(vocab_size=len(tokenizer), **preset.model)
         DataCollatorForJMNat(tokenizer, **preset.masking)
         command = parse_command(["--preset", name, "--data", "x", "--output_dir", str(tmp_path)], "")
-        assert command.model["d_model"] == config.d_model == preset.model["d_model"]
+        assert command.model["d_model"] == config.d_model
+        assert config.d_model == preset.model.get("d_model", 512)  # one without sizes takes those of its start
         assert command.masking == {**command.masking, **preset.masking}
         for field, value in preset.training.items():
             assert getattr(command.training, field) == value, (name, field)
