@@ -12,6 +12,7 @@ from modeling_jmnat.commands import init, prepare, train
 from modeling_jmnat.hub.publishing import load_for_publishing, save_for_everyone
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.onnx_export.export import export_onnx
+from modeling_jmnat.teacher.reranking import load_reranker
 from modeling_jmnat.training.teacher_start import start_from_teacher
 from tests.helpers.fresh_process import run_without_package
 from tests.helpers.marian_teacher import opus_model, train_segmenter, write_tokenizer
@@ -207,3 +208,22 @@ def test_the_exported_graph_translates_as_the_model(start, tmp_path):
         for engine, tokens in ((model, tokenizer), (exported, same))
     )
     assert expected.tolist() == actual.tolist()
+
+
+def test_the_teacher_chooses_among_the_candidates(start, teacher, folder):
+    """By its own mean log-probability of their text, computed here sentence by sentence."""
+    model, tokenizer = load_translator(start, device="cpu")
+    theirs = AutoTokenizer.from_pretrained(folder)
+    lines = random_lines(4, seed=5)
+    output = model.generate(
+        **tokenizer(lines, padding=True, return_tensors="pt"),
+        **{"num_iterations": 2, "num_length_candidates": 3, "num_return_sequences": 3, "max_length": 20},
+        reranker=load_reranker(folder, tokenizer),
+        return_dict_in_generate=True,
+    )
+    texts = tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
+    for row, (text, score) in enumerate(zip(texts, output.sequences_scores.tolist(), strict=True)):
+        batch = theirs(lines[row // 3], text_target=text, return_tensors="pt")
+        with torch.no_grad():
+            assert score == pytest.approx(-teacher(**batch).loss.item(), abs=1e-4)
+    assert output.sequences_scores.view(4, 3).diff(dim=1).le(0).all()
