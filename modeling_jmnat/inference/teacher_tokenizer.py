@@ -84,8 +84,7 @@ def _of_backend(theirs: PreTrainedTokenizerBase, options: Mapping[str, str | Non
     names = _names(theirs)
     backend.add_special_tokens([AddedToken(names[name], special=True) for name in APPENDED])
     languages = [token for token in theirs.all_special_tokens if token not in names.values()]
-    extra = {"extra_special_tokens": languages} if languages else {}
-    return wrap_tokenizer(backend, model_max_length=theirs.model_max_length, **names, **extra, **options)
+    return _wrapped(backend, theirs, languages, options)
 
 
 def _with_segmenters(
@@ -112,17 +111,17 @@ def _with_segmenters(
     backend.decoder = decoders.Sequence([*from_bytes, decoders.Fuse(), spaces, edges])
     languages = [*getattr(theirs, "lang_token_to_id", ())]
     backend.add_special_tokens([AddedToken(token, special=True) for token in [*names.values(), *languages]])
+    made = {file: segmenter_of(Path(file)) for file in set(segmenters)}  # both sides may share one
+    of_sides = dict(zip(("source_segmenter", "target_segmenter"), map(made.__getitem__, segmenters), strict=True))
+    return _wrapped(backend, theirs, languages, {**of_sides, **options})
+
+
+def _wrapped(
+    backend: Tokenizer, theirs: PreTrainedTokenizerBase, languages: Sequence[str], options: Mapping[str, str | None]
+) -> JMNatTokenizer:
+    """With the teacher's names of special tokens and its longest text; `languages` are special tokens as well."""
     extra = {"extra_special_tokens": languages} if languages else {}
-    source, target = (segmenter_of(Path(file)) for file in segmenters)
-    return wrap_tokenizer(
-        backend,
-        model_max_length=theirs.model_max_length,
-        source_segmenter=source,
-        target_segmenter=target,
-        **names,
-        **extra,
-        **options,
-    )
+    return wrap_tokenizer(backend, model_max_length=theirs.model_max_length, **_names(theirs), **extra, **options)
 
 
 def _names(theirs: PreTrainedTokenizerBase) -> dict[str, str]:

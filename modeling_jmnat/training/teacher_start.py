@@ -80,11 +80,6 @@ def check_kind(teacher: str | Path, config: PreTrainedConfig) -> None:
         )
 
 
-def has_language(tokenizer: JMNatTokenizer) -> bool:
-    """Whether the tokenizer itself puts the language's token before each source."""
-    return tokenizer.init_kwargs.get("source_start") is not None
-
-
 def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **layers: int) -> JMNatConfig:
     """The configuration in which the teacher's weights compute what they compute there."""
     theirs = teacher.config
@@ -93,6 +88,7 @@ def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **lay
     longest = theirs.max_position_embeddings if learned else min(theirs.max_position_embeddings, LONGEST_SINUSOIDS)
     fields = {name: getattr(theirs, name) for name in COPIED_FIELDS} | layers
     norms = [module for module in teacher.modules() if isinstance(module, nn.LayerNorm)]
+    begin_with_language = any(map(tokenizer.language_code, tokenizer.get_vocab()))
     return JMNatConfig.for_tokenizer(
         tokenizer,
         **fields,
@@ -102,6 +98,6 @@ def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **lay
         max_position_embeddings=longest,
         max_target_length=longest,
         output_bias=output_bias_of(teacher) is not None,
-        # The language that a text begins with is not that of its further sentences.
-        split_sentences=not any(map(tokenizer.language_code, tokenizer.get_vocab())) or has_language(tokenizer),
+        # Where the tokenizer does not see to it, the second sentence of a text would have no language.
+        split_sentences=tokenizer.init_kwargs.get("source_start") is not None or not begin_with_language,
     )
