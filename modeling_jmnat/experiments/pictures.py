@@ -28,12 +28,12 @@ def figure1(output: Path) -> list[Panel]:
             if points[0]:
                 curves[student.label] = points
     systems = [
-        (f"noise on {label}", evaluations_of(output, NAT_SCRATCH.name, 1, f".{place}"))
+        (f"noise on {label}", evaluations_of(output, NAT_SCRATCH.name, f".{place}"))
         for place, label in STATE_NOISE_LABELS.items()
     ]
     return [
         Panel("training step (updates)", "validation sacreBLEU (0 to 100)", curves),
-        Panel("noise (share of the states' size)", "test sacreBLEU (0 to 100)", noise_lines(systems)),
+        Panel("noise (share of the states' size)", "validation sacreBLEU (0 to 100)", noise_lines(systems)),
     ]
 
 
@@ -42,7 +42,7 @@ def figure3(output: Path) -> list[Panel]:
     return [
         Panel(
             f"source words {verb} (%)",
-            "test sacreBLEU (0 to 100)",
+            "validation sacreBLEU (0 to 100)",
             {
                 label: ([100 * level for level in levels], bleu)
                 for label, (levels, bleu) in noise_lines(word_noise_systems(output, noise)).items()

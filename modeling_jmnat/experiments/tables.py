@@ -8,30 +8,30 @@ from ..utils.atomic_files import atomic_text_file
 from ..utils.json_files import read_json
 from ..utils.markdown import markdown
 from ..utils.text_files import iterate_lines
+from .comparisons import BEAMS, PASSES, SPLITS
 from .systems import (
     ABLATIONS,
     ADDITIONS,
+    AUTOREGRESSIVE,
     CM,
     DECODINGS,
-    DEEP_TEACHER,
     DEEPER_NATS,
     FROZEN_NATS,
-    INDEPENDENT_REMASKING,
     JM,
     MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
+    REMASKING,
     STATE_NOISE_LEVELS,
     WEAK_STUDENTS,
     WORD_NOISE_LEVELS,
     Student,
+    remasking_of,
 )
 
 DELETE_RESULT = "delete it and the mark of its stage in stages/, and run the same command again"
-PASSES = (1, 4, 10)
-BEAMS = (1, 5)
+MOST_SEEDS = 9
 TUNED_LABEL = "decoding tuned on the validation text"
-DEEP_TEACHER_LABEL = "teacher of 10 encoder and 2 decoder layers"
 PASSES_HEADER = ("system", *(f"BLEU k={k}" for k in PASSES))
 STUDENT_HEADER = (*PASSES_HEADER, "repeats k=4", "repeats k=10", "chrF k=10")
 STATE_NOISE_LABELS = {
@@ -56,10 +56,12 @@ def figures(evaluations: Sequence[dict], name: str, **settings) -> list[float]:
     return [row[name] for row in rows if row.get(name) is not None]
 
 
-def evaluations_of(output: Path, name: str, seeds: int | None = 1, variant: str = "") -> list[dict]:
-    """The evaluations that exist: of `NAME-SEED` for each seed, or of `NAME` itself with `seeds=None`."""
-    names = [name] if seeds is None else [f"{name}-{seed}" for seed in range(1, seeds + 1)]
-    paths = [output / "results" / f"{name}{variant}.json" for name in names]
+def evaluations_of(
+    output: Path, name: str, variant: str = "", split: str = "validation", seeded: bool = True
+) -> list[dict]:
+    """The evaluations on a split that exist: of `NAME-SEED` for each seed, or of `NAME` itself with `seeded=False`."""
+    names = [name] if not seeded else [f"{name}-{seed}" for seed in range(1, MOST_SEEDS + 1)]
+    paths = [output / "results" / split / f"{name}{variant}.json" for name in names]
     return [read_json(path, ("results",), DELETE_RESULT) for path in paths if path.is_file()]
 
 
@@ -88,19 +90,16 @@ def table1(output: Path) -> str:
     return markdown(("system", "BLEU k=1", "gain"), rows)
 
 
-def teacher_rows(output: Path) -> list[list[str]]:
+def teacher_rows(output: Path, split: str) -> list[list[str]]:
     rows = []
-    for name, label in (
-        ("teacher", "teacher"),
-        ("teacher_on_distilled", "teacher trained on distilled text"),
-        ("weak_teacher", "weak teacher"),
-        (DEEP_TEACHER, DEEP_TEACHER_LABEL),
-    ):
-        if evaluations := evaluations_of(output, name, None):
+    systems = [("teacher", "teacher", False), ("weak_teacher", "weak teacher", False)]
+    systems += [(baseline.name, baseline.label, True) for baseline in AUTOREGRESSIVE]
+    for name, label, seeded in systems:
+        if evaluations := evaluations_of(output, name, "", split, seeded):
             bleu = [cell(figures(evaluations, "sacrebleu", num_beams=beams)) for beams in BEAMS]
             repeats = cell(figures(evaluations, "repeated_tokens_per_sentence", num_beams=BEAMS[-1]), 3)
             rows.append([label, *bleu, repeats])
-    if tuned := evaluations_of(output, "teacher", None, ".tuned"):
+    if tuned := evaluations_of(output, "teacher", ".tuned", split, False):
         bleu, repeats = (
             cell(figures(tuned, name, num_beams=BEAMS[-1]), digits)
             for name, digits in (("sacrebleu", 2), ("repeated_tokens_per_sentence", 3))
@@ -115,36 +114,36 @@ def teacher_of(student: Student) -> str:
 
 
 def table2(output: Path) -> str:
-    """Scores of teachers and students, then the time of one sentence; the paper's tables 2 and 3."""
-    text = markdown(("teacher", "BLEU greedy", "BLEU beam 5", "repeats beam 5"), teacher_rows(output)) + "\n"
+    """Scores on validation and test text, then the time of one sentence; the paper's tables 2 and 3."""
+    return "\n".join(f"{split}\n\n{scores_table(output, split)}" for split in SPLITS) + latency_table(output)
+
+
+def scores_table(output: Path, split: str) -> str:
+    header = ("autoregressive", "BLEU greedy", "BLEU beam 5", "repeats beam 5")
+    text = markdown(header, teacher_rows(output, split)) + "\n"
     rows = []
     for student in (*MAIN_STUDENTS, *WEAK_STUDENTS, NAT):
-        rows.append(student_row(student.label, evaluations_of(output, student.name, student.seeds)))
-        reranked = evaluations_of(output, student.name, student.seeds, ".reranked")
         teacher = teacher_of(student).replace("_", " ")
-        rows.append(student_row(f"{student.label}, reranked by the {teacher}", reranked))
-        rows += tuned_rows(output, student)
-    return text + markdown(STUDENT_HEADER, rows) + latency_table(output)
-
-
-def tuned_rows(output: Path, student: Student) -> list[list[str] | None]:
-    """A student whose decoding was chosen on the validation text, alone and reranked."""
-    variants = {".tuned": TUNED_LABEL, ".reranked.tuned": f"reranked by the teacher, {TUNED_LABEL}"}
-    return [
-        student_row(f"{student.label}, {label}", evaluations_of(output, student.name, student.seeds, variant))
-        for variant, label in variants.items()
-    ]
+        variants = {"": student.label}
+        variants |= {f".{remasking}": f"{student.label}, {remasking} re-masking" for remasking in REMASKING}
+        variants[".reranked"] = f"{student.label}, reranked by the {teacher}"
+        variants[".tuned"] = f"{student.label}, {TUNED_LABEL}"
+        variants[".reranked.tuned"] = f"{student.label}, reranked by the teacher, {TUNED_LABEL}"
+        for variant, label in variants.items():
+            rows.append(student_row(label, evaluations_of(output, student.name, variant, split)))
+    return text + markdown(STUDENT_HEADER, rows)
 
 
 def latency_table(output: Path) -> str:
     """Milliseconds per sentence at batch 1, and the speed-up over the teacher with beam 5."""
-    teacher = evaluations_of(output, "teacher", None, ".latency")
+    teacher = evaluations_of(output, "teacher", ".latency", seeded=False)
     baseline = figures(teacher, "latency_ms", num_beams=BEAMS[-1])
     systems = [("teacher", "num_beams", beams, teacher) for beams in BEAMS]
-    deep = evaluations_of(output, DEEP_TEACHER, None, ".latency")
-    systems += [(DEEP_TEACHER_LABEL, "num_beams", beams, deep) for beams in BEAMS]
-    for student in (JM, CM):
-        timed = evaluations_of(output, student.name, 1, ".latency")
+    for other in AUTOREGRESSIVE:
+        timed = evaluations_of(output, other.name, ".latency")
+        systems += [(other.label, "num_beams", beams, timed) for beams in BEAMS]
+    for student in MAIN_STUDENTS[:2]:
+        timed = evaluations_of(output, student.name, ".latency")
         systems += [(student.label, "num_iterations", k, timed) for k in PASSES]
     rows = []
     for label, setting, value, evaluations in systems:
@@ -161,7 +160,7 @@ def table3(output: Path) -> str:
     """Repeated words per sentence; the paper's table 3."""
     rows = []
     for student in (NAT, CM, JM):
-        evaluations = evaluations_of(output, student.name, student.seeds)
+        evaluations = evaluations_of(output, student.name)
         repeats = [cell(figures(evaluations, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in PASSES]
         rows.append([student.label, *repeats] if evaluations else None)
     return markdown(("system", *(f"repeats k={k}" for k in PASSES)), rows)
@@ -169,35 +168,37 @@ def table3(output: Path) -> str:
 
 def ablation_row(output: Path, student: Student) -> list[str] | None:
     """BLEU with adjacent beside independent re-masking, then the repeated words with independent re-masking."""
-    evaluations = evaluations_of(output, student.name)
-    if not evaluations:
+    own = evaluations_of(output, student.name)
+    if not own:
         return None
-    independent = evaluations_of(output, student.name, 1, ".independent")
-    adjacent = evaluations
-    if student.decoding == INDEPENDENT_REMASKING:
-        adjacent, independent = [], evaluations
-    bleu = [cell(figures(evaluations, "sacrebleu", num_iterations=1))]
-    for decoded in (adjacent, independent):
-        bleu += [cell(figures(decoded, "sacrebleu", num_iterations=k)) for k in PASSES[1:]]
-    repeats = cell(figures(independent, "repeated_tokens_per_sentence", num_iterations=PASSES[-1]), 3)
-    return [student.label, *bleu, repeats]
+    decoded = {
+        name: own if name == remasking_of(student) else evaluations_of(output, student.name, f".{name}")
+        for name in REMASKING
+    }
+    bleu = [cell(figures(own, "sacrebleu", num_iterations=1))]
+    bleu += [
+        cell(figures(evaluations, "sacrebleu", num_iterations=k))
+        for evaluations in decoded.values()
+        for k in PASSES[1:]
+    ]
+    repeats = figures(decoded["independent"], "repeated_tokens_per_sentence", num_iterations=PASSES[-1])
+    return [student.label, *bleu, cell(repeats, 3)]
 
 
 def table4(output: Path) -> str:
-    """Ablations with one seed each, and the same seed of JM-NAT and CM-NAT."""
+    """Ablations, and other ways to decode."""
     header = ["system", "BLEU k=1", "k=4, adjacent", "k=10, adjacent", "k=4, independent", "k=10, independent"]
     rows = [ablation_row(output, student) for student in (JM, CM, *ADDITIONS, *ABLATIONS)]
     text = markdown([*header, "repeats k=10, independent"], rows)
     rows = [
-        student_row(f"JM-NAT decoded with {label}", evaluations_of(output, JM.name, variant=f".{name}"))
+        student_row(f"JM-NAT decoded with {label}", evaluations_of(output, JM.name, f".{name}"))
         for name, label, _ in DECODINGS
     ]
     rows += [
         student_row(f"{student.label}, every token predicted anew in each pass", update_all)
         for student in ADDITIONS
-        if (update_all := evaluations_of(output, student.name, variant=".update_all"))
+        if (update_all := evaluations_of(output, student.name, ".update_all"))
     ]
-    rows += [row for student in ADDITIONS if student.data == "both" for row in tuned_rows(output, student)]
     return text + "\n" + markdown(STUDENT_HEADER, rows)
 
 
@@ -209,7 +210,7 @@ def figure1(output: Path) -> str:
         halves.append([student.label, cell(bleu)] if bleu else None)
     rows = []
     for place, label in STATE_NOISE_LABELS.items():
-        evaluations = evaluations_of(output, NAT_SCRATCH.name, 1, f".{place}")
+        evaluations = evaluations_of(output, NAT_SCRATCH.name, f".{place}")
         bleu = [cell(figures(evaluations, "sacrebleu", noise_level=level)) for level in STATE_NOISE_LEVELS]
         rows.append([label, *bleu] if evaluations else None)
     noise = markdown(("noise on", *(f"{level:g}" for level in STATE_NOISE_LEVELS)), rows)
@@ -217,9 +218,9 @@ def figure1(output: Path) -> str:
 
 
 def word_noise_systems(output: Path, noise: str) -> list[tuple[str, list[dict]]]:
-    systems = [("teacher, beam 5", evaluations_of(output, "teacher", None, f".{noise}"))]
+    systems = [("teacher, beam 5", evaluations_of(output, "teacher", f".{noise}", seeded=False))]
     for student in (CM, JM):
-        systems.append((f"{student.label}, k = 10", evaluations_of(output, student.name, 1, f".{noise}")))
+        systems.append((f"{student.label}, k = 10", evaluations_of(output, student.name, f".{noise}")))
     return [(label, evaluations) for label, evaluations in systems if evaluations]
 
 
@@ -273,7 +274,7 @@ TABLES = {
 def write_tables(output: Path, suites: Sequence[str]) -> dict[str, str]:
     """`results/SUITE.md` for each suite, with the metric's signature beneath; returns the texts."""
     signatures = set()
-    for path in sorted((output / "results").glob("*.json")):
+    for path in sorted((output / "results").glob("*/*.json")):
         evaluation = read_json(path, what_to_do=DELETE_RESULT)
         rows = evaluation.get("results", ())
         signatures.update(row["sacrebleu_signature"] for row in rows if "sacrebleu_signature" in row)
