@@ -158,7 +158,9 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     assert result == {"finished": True, "stages": {"done": 4}}
     for name in ("distilled/distilled.tgt", "text/test.src"):
         assert (tmp_path / "again" / name).read_text() == (output / name).read_text()
-    scores = [json.loads((run / "results" / "test" / "teacher.json").read_text()) for run in (tmp_path / "again", output)]
+    scores = [
+        json.loads((run / "results" / "test" / "teacher.json").read_text()) for run in (tmp_path / "again", output)
+    ]
     assert scores[0]["results"][1]["sacrebleu"] == scores[1]["results"][1]["sacrebleu"]
     command[command.index("--teacher") + 1] = "moved/jm-1"
     with pytest.raises(SystemExit):
