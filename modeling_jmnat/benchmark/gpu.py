@@ -181,7 +181,9 @@ def compare_translations(rows: dict, outputs: dict, indices: Sequence[Sequence[i
             pairs = list(zip(translations[system], translations[plain], strict=True))
             row["same_as_plain"] = sum(texts_equal(*pair) for pair in pairs) / len(pairs)
         if score is not None:
-            row |= score(translations[system])
+            figures = score(translations[system])
+            figures.pop("texts", None)
+            row |= figures
 
 
 def in_order(of_batches: dict[int, list], indices: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """A benchmark in stages whose measurements are kept in a file after each step, so that a stopped run goes on."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from ..utils.atomic_files import write_json
 from ..utils.json_files import read_json
+from ..utils.text_files import write_lines
 from .systems import System, load_engine
 from .timing import (
     BLOCK_SENTENCES,
@@ -49,7 +51,8 @@ class Benchmark:
         sources: token ids of all sentences.
         path: JSON file of the measurements. What it holds already is not measured again.
         settings: anything (JSON) that the measurements depend on; a file of other settings is not gone on with.
-        score: figures of the translations of all sources (lists of ids, which may go beyond `</s>`), or None.
+        score: figures of the translations of all sources (lists of ids, which may go beyond `</s>`), or None. Its
+            `texts`, if there are any, are written to `translations/` beside the file.
 
     Raises:
         ValueError: the file belongs to other settings.
@@ -142,7 +145,13 @@ class Benchmark:
                 output = engine.read(engine.translate(prepared, system.options))
                 for index, ids in zip(batch, output, strict=True):
                     translations[index] = ids
-            self.found["scores"][system.title] = self.score(translations)
+            figures = self.score(translations)
+            if texts := figures.pop("texts", None):
+                file = Path("translations") / f"{re.sub('[^a-z0-9]+', '_', system.title.lower())}.txt.gz"
+                (self.path.parent / file.parent).mkdir(exist_ok=True)
+                write_lines(self.path.parent / file, texts)
+                figures["translations"] = str(file)
+            self.found["scores"][system.title] = figures
             self.save()
 
     def rows(self) -> tuple[list[dict], list[str]]:

@@ -8,7 +8,7 @@ import torch
 from ..configuration_jmnat import JMNatConfig
 from ..inference.loading import load_translator
 from ..utils.text_files import read_parallel
-from ..utils.translation_scores import score_translations
+from ..utils.translation_scores import RESAMPLES, score_translations
 
 FIXED_LENGTH = 25  # tokens of source and target with random weights
 
@@ -16,7 +16,10 @@ FIXED_LENGTH = 25  # tokens of source and target with random weights
 def scored_text(
     student: str | Path, source: str, reference: str, limit: int | None = None
 ) -> tuple[list[list[int]], Callable[[list[list[int]]], dict]]:
-    """Source ids of the first `limit` lines, and what gives the BLEU of their translations (ids)."""
+    """Source ids of the first `limit` lines, and what scores their translations (ids).
+
+    That gives `bleu`, its 95% interval over the sentences as `bleu_interval`, and the `texts`.
+    """
     _, tokenizer = load_translator(student, device="cpu")
     lines, references = (side[:limit] for side in read_parallel(source, reference))
 
@@ -25,8 +28,9 @@ def scored_text(
 
     def score(translations: list[list[int]]) -> dict:
         texts = [tokenizer.decode(before_end(ids), skip_special_tokens=True) for ids in translations]
-        scores = score_translations(texts, references, lowercase=tokenizer.lowercase, metrics=["sacrebleu"])
-        return {"bleu": scores["sacrebleu"]}
+        how = {"lowercase": tokenizer.lowercase, "metrics": ["sacrebleu"], "resamples": RESAMPLES}
+        scores = score_translations(texts, references, **how)
+        return {"bleu": scores["sacrebleu"], "bleu_interval": scores["intervals"]["sacrebleu"], "texts": texts}
 
     return tokenizer(lines)["input_ids"], score
 

@@ -59,6 +59,9 @@ class ReproduceArguments:
     from_scratch: bool = field(
         default=False, metadata={"help": "Do not start the students with the teacher's weights."}
     )
+    seeds: int = field(
+        default=2, metadata={"help": "Trainings of each student and autoregressive baseline; tables show their range."}
+    )
     num_length_candidates: int = field(
         default=4, metadata={"help": "Target lengths tried per sentence; the paper has 4 for IWSLT14 and 3 for WMT."}
     )
@@ -78,7 +81,7 @@ class ReproduceArguments:
     )
 
     def __post_init__(self):
-        check_counts(self, ("jobs", "teacher_steps", "student_steps", "num_length_candidates"))
+        check_counts(self, ("jobs", "teacher_steps", "student_steps", "seeds", "num_length_candidates"))
         check_bleu_tokenizer(self.bleu_tokenize)
         if self.teacher is not None and self.teacher_preset is not None:
             raise ValueError(
@@ -102,9 +105,11 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
     """Build the stages, run them, write the tables."""
     import torch
 
+    from ..experiments.comparisons import write_comparisons
     from ..experiments.inputs import begin_run, check_inputs, held_out_text, run_inputs
     from ..experiments.runner import StageRunner, chosen_stages, exclusive
-    from ..experiments.suites import SuiteBuilder, SuiteSettings
+    from ..experiments.settings import SuiteSettings
+    from ..experiments.suites import SuiteBuilder
 
     gpu = torch.cuda.is_available()
     cores = os.cpu_count() or 1
@@ -119,6 +124,7 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         teacher_preset=arguments.teacher_preset,
         training_options=training_options(gpu, arguments.bf16),
         from_teacher=not arguments.from_scratch,
+        seeds=arguments.seeds,
         num_length_candidates=arguments.num_length_candidates,
         latency_sentences=arguments.latency_sentences,
         bleu_tokenize=arguments.bleu_tokenize,
@@ -127,7 +133,8 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
     # Everything that may be refused is read before the folder is made, and then before anything in it is replaced.
     text = held_out_text(settings.data)
     inputs = run_inputs(settings, text)
-    stages = SuiteBuilder(settings).build(arguments.suite)
+    builder = SuiteBuilder(settings)
+    stages = builder.build(arguments.suite)
     if arguments.only is not None:
         stages = chosen_stages(stages, arguments.only)
     settings.output.mkdir(parents=True, exist_ok=True)
@@ -141,7 +148,9 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         print(f"{len(stages)} stages, {done} of them done, {jobs} at a time, on {machine}", flush=True)
         if done:
             print(f"the last ones took: {runner.last_times(stages)}", flush=True)
-        return summary(arguments.suite, settings.output, runner.run(stages))
+        states = runner.run(stages)
+        write_comparisons(settings.output, builder.lowercase, builder.target_language, arguments.bleu_tokenize)
+        return summary(arguments.suite, settings.output, states)
 
 
 def summary(suites: list[str], output: Path, states: dict[str, str]) -> dict:

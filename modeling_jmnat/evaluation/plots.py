@@ -183,10 +183,12 @@ def _free_place(panel, point: tuple[float, float], taken: list[tuple[float, floa
 def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> dict:
     """BLEU against milliseconds per sentence (logarithmic); the points of one system are joined. A PNG at `output`.
 
-    A row may hold a `label`, such as "k = 4", which is written beside its point.
+    A grey line joins the Pareto front: the points beside which no other is both faster and better. A row may hold a
+    `label`, such as "k = 4", which is written beside its point, and `bleu_interval` and `latency_quartiles_ms` (low,
+    high), which are drawn as bars.
 
     Returns:
-        The numbers of systems and points.
+        The numbers of systems and points, and the front: indices of rows from the fastest to the best.
     """
     from matplotlib.patheffects import withStroke
 
@@ -199,6 +201,11 @@ def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> di
             points = sorted(points, key=lambda row: row["latency_ms"])
             times, scores = [row["latency_ms"] for row in points], [row["bleu"] for row in points]
             panels[0].plot(times, scores, label=system, markersize=7, linewidth=1.4, **_style(number))
+            for row in points:
+                _draw_intervals(panels[0], row, _style(number)["color"])
+        front = pareto_front(rows)
+        front_line = [[rows[index][key] for index in front] for key in ("latency_ms", "bleu")]
+        panels[0].plot(*front_line, label="Pareto front", color="0.75", linewidth=6, zorder=0, drawstyle="steps-post")
         panels[0].set_xscale("log")
         panels[0].margins(x=0.1, y=0.12)
         panels[0].autoscale_view()  # now it is known where the points are
@@ -218,7 +225,26 @@ def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> di
                     )
         panels[0].set(xlabel="latency (milliseconds per sentence, one at a time)", ylabel="sacreBLEU (0 to 100)")
         panels[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=9)  # off the points
-    return {"systems": len(systems), "points": len(rows)}
+    return {"systems": len(systems), "points": len(rows), "front": front}
+
+
+def pareto_front(rows: Sequence[Mapping]) -> list[int]:
+    """Indices of the rows beside which no other is at least as fast and as good, from the fastest to the best."""
+    front: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda index: (rows[index]["latency_ms"], -rows[index]["bleu"])):
+        if not front or rows[index]["bleu"] > rows[front[-1]]["bleu"]:
+            front.append(index)
+    return front
+
+
+def _draw_intervals(panel, row: Mapping, color: str) -> None:
+    """Bars in both directions, as far as the row has them."""
+    point = (row["latency_ms"], row["bleu"])
+    for key, axis, value in (("latency_quartiles_ms", "xerr", point[0]), ("bleu_interval", "yerr", point[1])):
+        if key in row:
+            low, high = row[key]
+            error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+            panel.errorbar(*point, **{axis: error}, color=color, elinewidth=0.8, capsize=2, alpha=0.5, fmt="none")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ..utils.fingerprints import (
 )
 from ..utils.json_files import read_json
 from ..utils.text_files import write_lines
-from .suites import SuiteSettings
+from .settings import SuiteSettings
 
 BEGUN_WITH = "begun_with.json"
 NUM_CASES, CASE_WORDS = 8, (10, 30)
@@ -94,7 +94,8 @@ def export_held_out_text(text: Mapping[str, Sequence[str]], output: Path) -> Non
     """
     folder = output / "text"
     folder.mkdir(parents=True, exist_ok=True)
-    (output / "results").mkdir(exist_ok=True)
+    for split in ("validation", "test"):
+        (output / "results" / split).mkdir(parents=True, exist_ok=True)
     for name, lines in text.items():
         write_lines(folder / name, lines)
     pairs = list(zip(text["test.src"], text["test.tgt"], strict=True))

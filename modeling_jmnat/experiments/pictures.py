@@ -6,7 +6,7 @@ from pathlib import Path
 from ..evaluation.plots import Panel, plot_lines
 from .rows import TRAINING, run_rows, select
 from .systems import FROZEN_NATS, NAT_SCRATCH
-from .tables import STATE_NOISE_LABELS, WORD_NOISE_SYSTEMS, last_split
+from .tables import STATE_NOISE_LABELS, WORD_NOISE_SYSTEMS, chosen_on, splits_of
 
 BLEU = "sacreBLEU (0 to 100)"
 Points = tuple[list[float], list[float]]
@@ -14,7 +14,7 @@ Points = tuple[list[float], list[float]]
 
 def noise_line(rows: Sequence[dict], factor: float = 1.0, **conditions) -> Points:
     """BLEU by noise level (times `factor`) of one system, of its first seed."""
-    of = last_split(rows, select(rows, **conditions))
+    of = select(chosen_on(rows), **conditions)
     of = sorted(select(of, seed=of[0]["seed"]) if of else [], key=lambda row: row["noise_level"])
     return [factor * row["noise_level"] for row in of], [row["sacrebleu"] for row in of]
 
@@ -33,6 +33,7 @@ def drawn(lines: dict[str, Points]) -> dict[str, Points]:
 
 def figure1(rows: Sequence[dict]) -> list[Panel]:
     """Convergence with a frozen half (left), noise on the states (right)."""
+    split = next(iter(splits_of(rows)), "")
     curves = {student.label: curve(rows, system=student.name, seed=1) for student in (NAT_SCRATCH, *FROZEN_NATS)}
     noises = {
         f"noise on {label}": noise_line(rows, system=NAT_SCRATCH.name, variant=place)
@@ -40,16 +41,17 @@ def figure1(rows: Sequence[dict]) -> list[Panel]:
     }
     return [
         Panel("training step (updates)", f"validation {BLEU}", drawn(curves)),
-        Panel("noise (share of the states' size)", f"test {BLEU}", drawn(noises)),
+        Panel("noise (share of the states' size)", f"{split} {BLEU}", drawn(noises)),
     ]
 
 
 def figure3(rows: Sequence[dict]) -> list[Panel]:
     """BLEU against the share of source words that were dropped (left) or replaced (right)."""
+    split = next(iter(splits_of(rows)), "")
     return [
         Panel(
             f"source words {verb} (%)",
-            f"test {BLEU}",
+            f"{split} {BLEU}",
             drawn(
                 {
                     label: noise_line(rows, 100, system=system, variant=noise)

@@ -12,17 +12,18 @@ from typing import Any
 
 from ..evaluation.plots import read_log_history, series
 from ..utils.json_files import read_json
+from .comparisons import SPLITS
 from .speed_rows import rounded, speed_rows
 
 NAME_RESULTS = (
     "name JSON files of evaluate.py or tune_decoding.py, or the output folder of reproduce.py or a benchmark"
 )
 DELETE_RESULT = "delete it and the mark of its stage in stages/, and run the same command again"
-SPLITS = ("validation", "test")
-TUNING, TRAINING = "tuning", "training"  # variants that are no evaluation
+TUNING, TRAINING, LATENCY = "tuning", "training", "latency"  # variants that score nothing
+COMPARISONS = "comparisons.json"
 # What tells rows apart. Rows of benchmarks have a title, a size and a dtype instead of systems and decodings.
 KEYS = ("run", "system", "seed", "variant", "split", "noise_level", "num_iterations", "num_beams", "title")
-KEYS += ("size", "dtype")
+KEYS += ("size", "dtype", *(f"baseline_{name}" for name in ("system", "variant", "num_iterations", "num_beams")))
 # Figures of one machine in one hour, and what repeats another figure.
 DROPPED = {"seconds", "sentences_per_second", "tokens_per_second", "long_lines"}
 DROPPED |= {f"{name}_signature" for name in ("chrf", "chrfpp", "ter", "tokenized_bleu")}
@@ -86,6 +87,9 @@ def evaluation_rows(path: Path, run: str, what_to_do: str = NAME_RESULTS) -> Ite
 
     `translations` is the path of the file with this row's translations, None where there is none.
     """
+    if path.name == COMPARISONS:
+        yield from comparison_rows(read_json(path, ("comparisons",), what_to_do), run)
+        return
     report = read_json(path, ("results",), what_to_do)
     split = path.parent.name if path.parent.name in SPLITS else "test"
     shared = {"run": run, **named(path.stem), "split": split}
@@ -117,8 +121,17 @@ def tuning_rows(report: dict, shared: dict) -> Iterator[dict]:
             **settings_of(report),
             "generation": best,
             "tried": {"columns": columns, "rows": [[row[name] for name in columns] for row in rows]},
-            "signature": report.get("sacrebleu_signature"),
+            **({"signature": signature} if (signature := report.get("sacrebleu_signature")) else {}),
         }
+
+
+def comparison_rows(report: dict, run: str) -> Iterator[dict]:
+    """One row for each pair of systems: the difference of their sacreBLEU, its interval and p; the scores by seed."""
+    for row in report["comparisons"]:
+        figures = dict(row)
+        shared = {"run": run, "system": figures.pop("system"), "seed": None, "variant": figures.pop("variant", "")}
+        figures |= {"scores": figures.pop("sacrebleu"), "baseline_scores": figures.pop("baseline_sacrebleu")}
+        yield {**shared, **figures, "resamples": report["resamples"]}
 
 
 def settings_of(report: dict) -> dict:

@@ -72,10 +72,11 @@ def add_results(
 
 
 def name_of(row: dict) -> str:
-    """`jm-1.independent`, as the file was called that a row comes from; the title of a benchmark's row."""
+    """`jm-1.independent`, as the file was called that a row comes from; `jm against cm`; the title of a benchmark."""
+    against = f" against {row['baseline_system']}" if row.get("baseline_system") else ""
     seed = "" if row.get("seed") is None else f"-{row['seed']}"
     variant = f".{row['variant']}" if row.get("variant") else ""
-    return row.get("title") or f"{row.get('system') or row.get('size')}{seed}{variant}"
+    return row.get("title") or f"{row.get('system') or row.get('size')}{seed}{variant}{against}"
 
 
 def store_translations(folder: Path, rows: dict[tuple, dict], texts: dict[tuple, Path]) -> None:

@@ -1,103 +1,43 @@
 """The paper's experiments as stages: which systems are trained with which settings, and how each is decoded."""
 
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..configuration_jmnat import JMNatConfig
 from ..data.preparation import load_prepared
 from ..teacher.model import can_start
 from ..training.presets import load_preset
 from ..utils.json_files import read_json
 from .runner import Stage
+from .settings import SuiteSettings, layers_of
 from .systems import (
     ABLATIONS,
     ADDITIONS,
+    AUTOREGRESSIVE,
     CM,
     DECODINGS,
-    DEEP_TEACHER,
-    DEEP_TEACHER_LAYERS,
     DEEPER_NATS,
     FROZEN_NATS,
-    INDEPENDENT_REMASKING,
     JM,
     MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
+    REMASKING,
     STATE_NOISE_LEVELS,
     SUITES,
     WEAK_STUDENTS,
     WORD_NOISE_LEVELS,
+    Autoregressive,
     Student,
+    remasking_of,
 )
 from .tables import BEAMS, teacher_of
 
-WEAK_TEACHER_SHARE = 0.25  # of the teacher's updates
+WEAK_TEACHER_SHARE = 0.75  # of the teacher's updates: about as much weaker as the paper's (0.6 BLEU)
+FINAL = ("validation", "test")  # what the final rows are scored on; all others on the validation text alone
 CASE_PASSES = 4
 # Options that are tuned on the validation text, together with the exponent of the length.
 TUNED_OPTIONS = {"remask_adjacent": [True, False]}
-
-
-@dataclass
-class SuiteSettings:
-    """Where a suite reads and writes, and the options of all its trainings and evaluations. Paths become absolute.
-
-    Args:
-        preset: name or file for the training commands.
-        data: folder that prepare_data.py wrote.
-        output: folder of the whole run.
-        teacher_steps, student_steps: updates; None leaves them to the preset.
-        training_options: further options of all trainings, such as {"bf16": True}.
-        teacher: folder or name on the Hub of the teacher that translates the training set; None trains one.
-        teacher_preset: for the one that is trained; None takes `preset`.
-        from_teacher: students start with a teacher's weights (one of their own size).
-        num_length_candidates: C.
-        latency_sentences: test sentences that are timed one by one.
-        batch_tokens: of evaluations; None leaves them to the commands.
-        bleu_tokenize: sacreBLEU's tokenizer; None leaves it to the language.
-    """
-
-    preset: str
-    data: Path
-    output: Path
-    teacher_steps: int | None = None
-    student_steps: int | None = None
-    teacher: str | None = None
-    training_options: dict = field(default_factory=dict)
-    teacher_preset: str | None = None
-    from_teacher: bool = True
-    num_length_candidates: int = 4
-    latency_sentences: int = 100
-    batch_tokens: int | None = None
-    bleu_tokenize: str | None = None
-
-    def __post_init__(self):
-        self.data, self.output = self.data.resolve(), self.output.resolve()
-        if self.teacher is not None and Path(self.teacher).is_dir():
-            self.teacher = os.path.realpath(self.teacher)
-        for name in ("preset", "teacher_preset"):
-            if str(getattr(self, name)).endswith((".yaml", ".yml")):
-                setattr(self, name, os.path.realpath(getattr(self, name)))
-
-    def teacher_updates(self, preset: str) -> int:
-        return self.teacher_steps or self._updates(preset, load_preset(preset).teacher_training())
-
-    def student_updates(self) -> int:
-        return self.student_steps or self._updates(self.preset, load_preset(self.preset).training)
-
-    @staticmethod
-    def _updates(preset: str, training: dict) -> int:
-        if training.get("max_steps", 0) < 1:
-            raise ValueError(f"preset {preset} has no max_steps: give --teacher_steps and --student_steps")
-        return int(training["max_steps"])
-
-
-def layers_of(preset: str) -> dict[str, int]:
-    """Layers of each half of a preset's models."""
-    model = load_preset(preset).model
-    return {name: model.get(name, getattr(JMNatConfig(), name)) for name in ("encoder_layers", "decoder_layers")}
 
 
 class SuiteBuilder:
@@ -123,8 +63,8 @@ class SuiteBuilder:
     # Suites ----------------------------------------------------------------------------------------------------------
 
     def add_main(self) -> None:
-        self.add_strong_teacher()
-        self.add_student(JM, seeds=1)
+        self.add_strong_teacher(FINAL)
+        self.add_student(JM, FINAL)
 
     def add_table1(self) -> None:
         self.add_strong_teacher()
@@ -132,32 +72,40 @@ class SuiteBuilder:
             self.add_student(student)
 
     def add_table2(self) -> None:
-        self.add_table3()
-        for student in MAIN_STUDENTS:
-            self.add_student(student)
-            for seed in range(1, student.seeds + 1):
-                name = f"{student.name}-{seed}"
-                self.add_reranked(student, seed)
-                self.add_tuned(name, name)
-                self.add_tuned(name, f"{name}.reranked", self.reranker(student))
+        self.add_strong_teacher(FINAL)
+        first, *others = AUTOREGRESSIVE
+        for student in MAIN_STUDENTS[:2]:  # what the verdict stands on comes first: a run may end before the last
+            self.add_final_student(student)
+        self.add_autoregressive(first)
+        for student in MAIN_STUDENTS[2:]:
+            self.add_final_student(student)
+        self.add_student(NAT, FINAL)
+        for baseline in others:
+            self.add_autoregressive(baseline)
         self.add_tuned("teacher", "teacher", autoregressive=True)
         preset = self.settings.preset
         weak_steps = max(1, round(self.settings.teacher_updates(preset) * WEAK_TEACHER_SHARE))
-        self.add_teacher("weak_teacher", preset, weak_steps)
+        self.add_teacher("weak_teacher", preset, weak_steps, splits=FINAL)
         self.add_distillation("weak_teacher", "weak_distilled")
         for student in WEAK_STUDENTS:
-            self.add_student(student)
-            for seed in range(1, student.seeds + 1):
-                self.add_reranked(student, seed)
-        self.add_teacher("teacher_on_distilled", preset, self.settings.teacher_steps, data="distilled")
-        self.add_teacher(DEEP_TEACHER, preset, self.settings.teacher_steps, layers=DEEP_TEACHER_LAYERS)
+            self.add_student(student, FINAL)
+            self.add_reranked(student)
         if self.settings.latency_sentences:
             timed = {"latency_sentences": self.settings.latency_sentences}
-            for name in ("teacher", DEEP_TEACHER):
+            for name in ("teacher", *(f"{baseline.name}-1" for baseline in AUTOREGRESSIVE)):
                 self.add_evaluation(name, f"{name}.latency", timed, autoregressive=True, alone=True)
-            for student in (JM, CM):
+            for student in MAIN_STUDENTS[:2]:
                 name = f"{student.name}-1"
                 self.add_evaluation(name, f"{name}.latency", timed | self.decoding(student), alone=True)
+
+    def add_final_student(self, student: Student) -> None:
+        """A student of table 2: by itself, reranked by the teacher, and with tuned decoding."""
+        self.add_student(student, FINAL)
+        self.add_decodings(student, FINAL)
+        self.add_reranked(student)
+        for name in self.names_of(student):
+            self.add_tuned(name, name)
+            self.add_tuned(name, f"{name}.reranked", self.reranker(student))
 
     def add_table3(self) -> None:
         self.add_strong_teacher()
@@ -167,47 +115,47 @@ class SuiteBuilder:
     def add_table4(self) -> None:
         self.add_strong_teacher()
         for student in (JM, CM):
-            self.add_student(student, seeds=1)
-        for name, _, options in DECODINGS:
-            self.add_evaluation("jm-1", f"jm-1.{name}", {"generation_options": json.dumps(options)})
-        for student in (JM, *ADDITIONS, *ABLATIONS):
+            self.add_student(student)
+        for seed_name in self.names_of(JM):
+            for name, _, options in DECODINGS:
+                self.add_evaluation(seed_name, f"{seed_name}.{name}", {"generation_options": json.dumps(options)})
+        for student in (JM, CM, *ADDITIONS, *ABLATIONS):
             if student.from_teacher or self.settings.from_teacher:
-                self.add_student(student, seeds=1)
+                self.add_student(student)
                 self.add_decodings(student)
-                if student.data == "both":
-                    self.add_tuned(f"{student.name}-1", f"{student.name}-1")
 
-    def add_decodings(self, student: Student) -> None:
+    def add_decodings(self, student: Student, splits: Sequence[str] = ("validation",)) -> None:
         """Evaluations that show whether a training also pays with another decoding than its own."""
-        name = f"{student.name}-1"
-        if student.decoding != INDEPENDENT_REMASKING:
-            independent = {"generation_options": json.dumps(INDEPENDENT_REMASKING), "num_iterations": [4, 10]}
-            self.add_evaluation(name, f"{name}.independent", independent)
-        if student.settings.get("correction_ratio"):
-            update_all = {"generation_options": json.dumps({"update_all": True}), "num_iterations": [4, 10]}
-            self.add_evaluation(name, f"{name}.update_all", update_all)
+        for name in self.names_of(student):
+            for remasking, options in REMASKING.items():
+                if remasking != remasking_of(student):
+                    other = {"generation_options": json.dumps(options), "num_iterations": [4, 10]}
+                    self.add_evaluation(name, f"{name}.{remasking}", other, splits=splits)
+            if student.settings.get("correction_ratio"):
+                update_all = {"generation_options": json.dumps({"update_all": True}), "num_iterations": [4, 10]}
+                self.add_evaluation(name, f"{name}.update_all", update_all, splits=splits)
 
     def add_figure1(self) -> None:
         self.add_strong_teacher()
         self.add_student(NAT_SCRATCH)
-        name = f"{NAT_SCRATCH.name}-1"
-        for place in ("encoder_input", "encoder_output", "decoder_input"):
-            noise = {"num_iterations": 1, "noise": place, "noise_levels": STATE_NOISE_LEVELS}
-            self.add_evaluation(name, f"{name}.{place}", noise)
+        for name in self.names_of(NAT_SCRATCH):
+            for place in ("encoder_input", "encoder_output", "decoder_input"):
+                noise = {"num_iterations": 1, "noise": place, "noise_levels": STATE_NOISE_LEVELS}
+                self.add_evaluation(name, f"{name}.{place}", noise)
         for student in FROZEN_NATS:
             self.add_student(student)
 
     def add_figure3(self) -> None:
         self.add_strong_teacher()
         for student in (JM, CM):
-            self.add_student(student, seeds=1)
+            self.add_student(student)
         for noise in ("drop", "replace"):
             options = {"noise": noise, "noise_levels": WORD_NOISE_LEVELS}
             self.add_evaluation("teacher", f"teacher.{noise}", options | {"num_beams": 5}, autoregressive=True)
             for student in (JM, CM):
-                name = f"{student.name}-1"
                 decoding = self.decoding(student) | {"num_iterations": 10}
-                self.add_evaluation(name, f"{name}.{noise}", options | decoding)
+                for name in self.names_of(student):
+                    self.add_evaluation(name, f"{name}.{noise}", options | decoding)
 
     def add_case_study(self) -> None:
         self.add_strong_teacher()
@@ -218,13 +166,14 @@ class SuiteBuilder:
             passes["num_length_candidates"] = self.settings.num_length_candidates
             self.add_translation(f"{student.name}-1", self.decoding(student) | passes)
 
-    def add_strong_teacher(self) -> None:
+    def add_strong_teacher(self, splits: Sequence[str] = ("validation",)) -> None:
         """The teacher whose translations all students learn from, and those translations."""
         settings = self.settings
         if settings.teacher is None:
-            self.add_teacher("teacher", settings.teacher_preset or settings.preset, settings.teacher_steps)
+            preset = settings.teacher_preset or settings.preset
+            self.add_teacher("teacher", preset, settings.teacher_steps, splits=splits)
         else:
-            self.add_evaluation("teacher", "teacher", {}, autoregressive=True)
+            self.add_evaluation("teacher", "teacher", {}, autoregressive=True, splits=splits)
         if self.first_teacher != "teacher" and settings.from_teacher:
             self.add_teacher(self.first_teacher, settings.preset, settings.teacher_steps)
         self.add_distillation("teacher", "distilled")
@@ -252,6 +201,12 @@ class SuiteBuilder:
             return self.settings.teacher
         return self.settings.output / system
 
+    def training_set(self, data: str) -> tuple[Path, tuple[str, ...]]:
+        """As `data_folder`, for data whose stage another system may not have added."""
+        if data == "both":
+            self.add_preparation("both", self.settings.output / "distilled", {"append_train_of": self.settings.data})
+        return self.data_folder(data)
+
     def data_folder(self, data: str) -> tuple[Path, tuple[str, ...]]:
         """Folder of a training set and the stages that make it."""
         if data == "raw":
@@ -264,22 +219,40 @@ class SuiteBuilder:
         return evaluation | self.settings.training_options
 
     def add_teacher(
-        self, name: str, preset: str, steps: int | None = None, data: str = "raw", layers: dict[str, int] | None = None
+        self, name: str, preset: str, steps: int | None = None, splits: Sequence[str] = ("validation",)
     ) -> None:
-        """Training and evaluation of a teacher; `layers` are options that replace the preset's numbers of layers."""
+        """Training and evaluation of a teacher."""
         if steps is None:
             self.settings.teacher_updates(preset)  # refuses a preset without an end
-        folder, needs = self.data_folder(data)
         options = {
             "preset": preset,
-            "data": folder,
+            "data": self.settings.data,
             "output_dir": self.settings.output / name,
             **({} if steps is None else {"max_steps": steps}),
             **self.training_options(),
-            **(layers or {}),
         }
-        self.add(name, "train_teacher", options, needs, trains=True)
-        self.add_evaluation(name, name, {}, autoregressive=True)
+        self.add(name, "train_teacher", options, trains=True)
+        self.add_evaluation(name, name, {}, autoregressive=True, splits=splits)
+
+    def add_autoregressive(self, baseline: Autoregressive) -> None:
+        """Trainings of an autoregressive baseline, one per seed, each with its evaluation."""
+        settings = self.settings
+        folder, needs = self.training_set(baseline.data)
+        tokens = load_preset(settings.preset).training.get("max_tokens")
+        for seed in range(1, settings.seeds + 1):
+            name = f"{baseline.name}-{seed}"
+            options = {
+                "preset": settings.preset,
+                "data": folder,
+                "output_dir": settings.output / name,
+                "seed": seed,
+                "max_steps": settings.teacher_updates(settings.preset) + settings.student_updates(),
+                **({} if tokens is None else {"max_tokens": tokens}),
+                **self.training_options(),
+                **baseline.layers,
+            }
+            self.add(name, "train_teacher", options, needs, trains=True)
+            self.add_evaluation(name, name, {}, autoregressive=True, splits=FINAL)
 
     def add_distillation(self, teacher: str, name: str) -> None:
         text = self.settings.output / name
@@ -312,17 +285,18 @@ class SuiteBuilder:
         options = {"generation_options": json.dumps(student.decoding)} if student.decoding else {}
         return options | ({"num_iterations": 1} if student.one_pass else {})
 
-    def add_student(self, student: Student, seeds: int | None = None) -> None:
+    def names_of(self, student: Student) -> list[str]:
+        """The trainings of a student: `NAME-SEED`."""
+        return [f"{student.name}-{seed}" for seed in range(1, self.settings.seeds + 1)]
+
+    def add_student(self, student: Student, splits: Sequence[str] = ("validation",), seeds: int | None = None) -> None:
         """Trainings of a student, one per seed, each with its evaluation."""
         settings = self.settings
-        if student.data == "both":
-            self.add_preparation("both", settings.output / "distilled", {"append_train_of": settings.data})
-        folder, needs = self.data_folder(student.data)
+        folder, needs = self.training_set(student.data)
         layers = layers_of(settings.preset)
         deeper = {name: layers[name] + count for name, count in student.more_layers.items()}
         updates = round(settings.student_updates() * student.more_steps)
-        for seed in range(1, (seeds or student.seeds) + 1):
-            name = f"{student.name}-{seed}"
+        for seed, name in enumerate(self.names_of(student)[:seeds], 1):
             start, waits_for = self.start_of(student)
             options = {
                 "preset": settings.preset,
@@ -337,7 +311,7 @@ class SuiteBuilder:
                 **({"eval_num_iterations": 1} if student.one_pass else {}),
             }
             self.add(name, "train", options, (*needs, *waits_for), trains=True)
-            self.add_evaluation(name, name, self.decoding(student))
+            self.add_evaluation(name, name, self.decoding(student), splits=splits)
 
     def start_of(self, student: Student) -> tuple[dict, tuple[str, ...]]:
         """Options for the initial weights of a student, and the stages that make them."""
@@ -353,7 +327,7 @@ class SuiteBuilder:
 
     def add_tuned(self, system: str, name: str, more: dict | None = None, autoregressive: bool = False) -> None:
         """The best decoding of the validation text, and an evaluation with it; `more` are options of both."""
-        text, chosen = self.settings.output / "text", self.settings.output / "results" / f"{name}.tuning.json"
+        text, chosen = self.settings.output / "text", self.result("validation", f"{name}.tuning")
         candidates = {
             "num_length_candidates": self.settings.num_length_candidates,
             "grid": json.dumps(TUNED_OPTIONS),
@@ -372,7 +346,11 @@ class SuiteBuilder:
         }
         self.add(f"tune_{name}", "tune", options, [system, *self.reranker_stage(options)])
         tuned = {"tuning": chosen, **({"num_beams": BEAMS[-1]} if autoregressive else {}), **(more or {})}
-        self.add_evaluation(system, f"{name}.tuned", tuned, autoregressive, needs=[f"tune_{name}"])
+        needs = [f"tune_{name}"]
+        self.add_evaluation(system, f"{name}.tuned", tuned, autoregressive, needs=needs, splits=("test",))
+
+    def result(self, split: str, name: str) -> Path:
+        return self.settings.output / "results" / split / f"{name}.json"
 
     def add_evaluation(
         self,
@@ -382,13 +360,12 @@ class SuiteBuilder:
         autoregressive: bool = False,
         alone: bool = False,
         needs: Sequence[str] = (),
+        splits: Sequence[str] = ("validation",),
     ) -> None:
+        """Evaluations of a system with these options, one for each split: `results/SPLIT/NAME.json`."""
         text = self.settings.output / "text"
         options = {
             "model": self.model_of(system),
-            "source": text / "test.src",
-            "reference": text / "test.tgt",
-            "output": self.settings.output / "results" / f"{name}.json",
             "lowercase": self.lowercase,
             "target_language": self.target_language,
             **self.scoring,
@@ -399,7 +376,10 @@ class SuiteBuilder:
         if "num_length_candidates" in json.loads(options.get("generation_options", "{}")):
             del options["num_length_candidates"]
         needs = [system, *self.reranker_stage(options), *needs]
-        self.add(f"evaluate_{name}", "evaluate", options, needs, alone=alone)
+        for split in splits:
+            files = {"source": text / f"{split}.src", "reference": text / f"{split}.tgt"}
+            files["output"] = self.result(split, name)
+            self.add(f"evaluate_{name}.{split}", "evaluate", files | options, needs, alone=alone)
 
     def reranker(self, student: Student) -> dict:
         return {"reranker": self.model_of(teacher_of(student))}
@@ -409,9 +389,10 @@ class SuiteBuilder:
         made = {self.model_of(name): name for name in ("teacher", "weak_teacher")}
         return [made[options["reranker"]]] if "reranker" in options else []
 
-    def add_reranked(self, student: Student, seed: int) -> None:
-        name = f"{student.name}-{seed}"
-        self.add_evaluation(name, f"{name}.reranked", self.decoding(student) | self.reranker(student))
+    def add_reranked(self, student: Student) -> None:
+        for name in self.names_of(student):
+            options = self.decoding(student) | self.reranker(student)
+            self.add_evaluation(name, f"{name}.reranked", options, splits=FINAL)
 
     def add_translation(self, system: str, options: dict) -> None:
         options = {

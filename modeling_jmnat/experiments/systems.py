@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 SUITES = {
     "main": "teacher, distillation and JM-NAT: the shortest way to a good model",
     "table1": "more encoder or decoder layers for the basic NAT",
-    "table2": "teacher, CM-NAT and JM-NAT at k = 1, 4, 10, weak teacher, reranking, tuned decoding, latency",
+    "table2": "teacher, CM-NAT and JM-NAT at k = 1, 4, 10, autoregressive baselines of equal text and updates, weak "
+    "teacher, reranking, tuned decoding, latency; the only suite that reads the test set",
     "table3": "repeated words of the same systems, without reranking, tuning, latency and weak teacher",
     "table4": "one training for each part left out, added or changed",
     "figure1": "basic NAT: convergence with a frozen half, and noise on its states",
@@ -24,6 +25,8 @@ CM_NAT = {
 BASIC_NAT = {"decoder_input": "source_copy", "target_mask": "all", "source_mask_ratio": 0.0, "ngram_loss_weight": 0.0}
 # Decoding options of a system; all others keep their defaults.
 INDEPENDENT_REMASKING = {"remask_adjacent": False}
+# The two ways to re-mask, by the name that a result has when it is not the system's own.
+REMASKING = {"adjacent": {"remask_adjacent": True}, "independent": INDEPENDENT_REMASKING}
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,6 @@ class Student:
         label: row of the table.
         settings: training options that differ from the preset.
         data: "distilled", "weak_distilled", "raw", or "both" (distilled and raw together, equal updates).
-        seeds: number of trainings, which differ in their seed.
         decoding: options of `generate`.
         more_layers: layers beyond the preset's, by the name of the option.
         more_steps: updates, as a multiple of those of the other students.
@@ -47,7 +49,6 @@ class Student:
     label: str
     settings: dict = field(default_factory=dict)
     data: str = "distilled"
-    seeds: int = 1
     decoding: dict = field(default_factory=dict)
     more_layers: dict[str, int] = field(default_factory=dict)
     more_steps: float = 1.0
@@ -59,8 +60,31 @@ class Student:
         return self.settings.get("decoder_input") == "source_copy"
 
 
-JM = Student("jm", "JM-NAT", seeds=2)
-CM = Student("cm", "CM-NAT", CM_NAT, seeds=2, decoding=INDEPENDENT_REMASKING)
+def remasking_of(student: Student) -> str:
+    """The name in `REMASKING` of a student's own decoding; the default is the paper's."""
+    return "adjacent" if student.decoding.get("remask_adjacent", True) else "independent"
+
+
+@dataclass(frozen=True)
+class Autoregressive:
+    """A left-to-right baseline, trained from random weights on the text of the students.
+
+    It has as many updates as a student and the teacher that the student began with have together, and as many target
+    tokens in each as the student.
+
+    Args:
+        name, label, data: see `Student`.
+        layers: numbers of layers that replace the preset's.
+    """
+
+    name: str
+    label: str
+    data: str = "both"
+    layers: dict[str, int] = field(default_factory=dict)
+
+
+JM = Student("jm", "JM-NAT")
+CM = Student("cm", "CM-NAT", CM_NAT, decoding=INDEPENDENT_REMASKING)
 NAT = Student("nat", "basic NAT (section 3)", BASIC_NAT)
 WEAK_STUDENTS = (
     Student("jm_weak", "JM-NAT, weak teacher", data="weak_distilled"),
@@ -77,13 +101,40 @@ def jm_with(name: str, label: str, settings: dict, **fields) -> Student:
     return Student(f"jm_{name}", f"JM-NAT, {label}", settings, **fields)
 
 
-JM_BOTH = jm_with("both", "distilled and raw text", {}, data="both", seeds=2)
-CM_BOTH = cm_with("both", "distilled and raw text", {}, data="both", seeds=2)
-JM_BOTH_FULL_WEIGHT = jm_with(
-    "both_encoder_weight_1", "distilled and raw text, a1 = 1", {"encoder_loss_weight": 1.0}, data="both", seeds=2
+FULL_WEIGHT = {"encoder_loss_weight": 1.0}
+JM_BOTH = jm_with("both", "distilled and raw text", {}, data="both")
+CM_BOTH = cm_with("both", "distilled and raw text", {}, data="both")
+JM_BOTH_FULL_WEIGHT = jm_with("both_encoder_weight_1", "distilled and raw text, a1 = 1", FULL_WEIGHT, data="both")
+# CM-NAT with the source side of JM-NAT alone: what it gains is masking the source, the rest is masking the target.
+CM_BOTH_ENCODER_MASK = cm_with(
+    "both_encoder_mask",
+    "encoder mask and L_enc with a1 = 1, distilled and raw text",
+    {"source_mask_ratio": 0.1} | FULL_WEIGHT,
+    data="both",
 )
-# The main rows of table 2.
-MAIN_STUDENTS = (JM, CM, JM_BOTH, CM_BOTH, JM_BOTH_FULL_WEIGHT)
+# The main rows of table 2, and those of them whose difference is tested for significance.
+MAIN_STUDENTS = (JM_BOTH_FULL_WEIGHT, CM_BOTH, CM_BOTH_ENCODER_MASK, JM_BOTH, JM, CM)
+COMPARISONS = (
+    (JM_BOTH_FULL_WEIGHT, CM_BOTH),
+    (JM_BOTH_FULL_WEIGHT, CM_BOTH_ENCODER_MASK),
+    (CM_BOTH_ENCODER_MASK, CM_BOTH),
+    (JM_BOTH, CM_BOTH),
+    (JM, CM),
+)
+AUTOREGRESSIVE = (
+    Autoregressive("ar_both", "autoregressive, distilled and raw text"),
+    Autoregressive("ar_distilled", "autoregressive, distilled text", data="distilled"),
+    Autoregressive(
+        "ar_both_6_1",
+        "autoregressive, 6 encoder layers and 1 decoder layer, distilled and raw text",
+        layers={"encoder_layers": 6, "decoder_layers": 1},
+    ),
+    Autoregressive(
+        "ar_both_10_2",
+        "autoregressive, 10 encoder and 2 decoder layers, distilled and raw text",
+        layers={"encoder_layers": 10, "decoder_layers": 2},
+    ),
+)
 
 NGRAMS = {"ngram_loss_weight": 0.1}
 OTHER_DROPOUT = {"dropout": 0.2}
@@ -120,12 +171,19 @@ ABLATIONS = (
     Student("masks_only", "JM-NAT, 100/0/0 instead of 80/10/10", {"mask_token_prob": 1.0, "random_token_prob": 0.0}),
     Student("ngram_weight_0.1", "JM-NAT, a2 = 0.1", NGRAMS),
     Student("ngram_weight_0.5", "JM-NAT, a2 = 0.5", {"ngram_loss_weight": 0.5}),
+    Student("ngram_gold", "JM-NAT, n-grams at their own place (Eq. 6)", {"ngram_alignment": "gold"}),
+    Student(
+        "ngram_gold_weight_0.1",
+        "JM-NAT, n-grams at their own place (Eq. 6), a2 = 0.1",
+        {"ngram_alignment": "gold"} | NGRAMS,
+    ),
     Student("ngram_size_1", "JM-NAT, n = 1", {"ngram_size": 1}),
     Student("ngram_size_3", "JM-NAT, n = 3", {"ngram_size": 3}),
     Student("source_mask_0.05", "JM-NAT, 5 % of the source masked", {"source_mask_ratio": 0.05}),
     Student("source_mask_0.2", "JM-NAT, 20 % of the source masked", {"source_mask_ratio": 0.2}),
     Student("full_mask_0.2", "JM-NAT, 20 % of the targets fully masked (not in the paper)", {"full_mask_ratio": 0.2}),
     Student("raw", "JM-NAT, raw instead of distilled text", data="raw"),
+    cm_with("raw", "raw instead of distilled text", {}, data="raw"),
     Student("from_scratch", "JM-NAT, without the teacher's weights", from_teacher=False),
 )
 # Other ways to decode the first JM-NAT: name, label and options.
@@ -160,8 +218,5 @@ FROZEN_NATS = tuple(
     )
     for frozen, other in (("encoder", "decoder"), ("decoder", "encoder"))
 )
-# A teacher with a deep encoder and a shallow decoder, the usual way to make autoregressive decoding fast.
-DEEP_TEACHER = "teacher_10_2"
-DEEP_TEACHER_LAYERS = {"encoder_layers": 10, "decoder_layers": 2}
 STATE_NOISE_LEVELS = (0.0, 0.5, 1.0, 2.0, 4.0)
 WORD_NOISE_LEVELS = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1)

@@ -7,34 +7,39 @@ from pathlib import Path
 from ..utils.atomic_files import atomic_text_file
 from ..utils.markdown import markdown
 from ..utils.text_files import iterate_lines
-from .rows import SPLITS, run_rows, select
+from .comparisons import BEAMS, PASSES, SPLITS
+from .rows import LATENCY, TRAINING, TUNING, run_rows, select
 from .systems import (
     ABLATIONS,
     ADDITIONS,
+    AUTOREGRESSIVE,
     CM,
     DECODINGS,
-    DEEP_TEACHER,
     DEEPER_NATS,
     FROZEN_NATS,
-    INDEPENDENT_REMASKING,
     JM,
     MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
+    REMASKING,
     STATE_NOISE_LEVELS,
     WEAK_STUDENTS,
     WORD_NOISE_LEVELS,
     Student,
+    remasking_of,
 )
 
-PASSES = (1, 4, 10)
-BEAMS = (1, 5)
 TUNED_LABEL = "decoding tuned on the validation text"
-DEEP_TEACHER_LABEL = "teacher of 10 encoder and 2 decoder layers"
+STUDENT_HEADER = ("system", *(f"BLEU k={k}" for k in PASSES), "repeats k=4", "repeats k=10", "chrF k=10")
 STATE_NOISE_LABELS = {
     "encoder_input": "encoder input",
     "encoder_output": "encoder output",
     "decoder_input": "decoder input",
+}
+WORD_NOISE_SYSTEMS = {
+    "teacher": "teacher, beam 5",
+    CM.name: f"{CM.label}, k = 10",
+    JM.name: f"{JM.label}, k = 10",
 }
 CASE_STUDY = "case_study"
 
@@ -53,31 +58,14 @@ def figures(rows: Sequence[dict], name: str, **conditions) -> list[float]:
 
 
 def splits_of(rows: Sequence[dict]) -> list[str]:
-    """The splits that a table shows: those that something was translated of, the test split if nothing was."""
-    found = {row["split"] for row in rows if "sacrebleu" in row and not row["variant"].endswith("tuning")}
-    return [split for split in SPLITS if split in found] or ["test"]
+    """The splits that systems were scored on, "validation" first, on which choices are made."""
+    scored = {row["split"] for row in rows if row["variant"].split(".")[-1] not in (TUNING, TRAINING, LATENCY)}
+    return [split for split in SPLITS if split in scored]
 
 
-def bleu_header(rows: Sequence[dict], names: Sequence[str]) -> list[str]:
-    """Titles of the columns of `bleu_cells`, with the split where there are two."""
-    splits = splits_of(rows)
-    return [f"{name}, {split}" if len(splits) > 1 else name for split in splits for name in names]
-
-
-def bleu_cells(rows: Sequence[dict], of: Sequence[dict], setting: str, values: Sequence) -> list[str]:
-    """BLEU of the rows `of` for each split of the table's `rows` and each value of a setting."""
-    splits = splits_of(rows)
-    return [cell(figures(of, "sacrebleu", split=split, **{setting: v})) for split in splits for v in values]
-
-
-def last_split(rows: Sequence[dict], of: Sequence[dict]) -> list[dict]:
-    """Of rows in both splits those of the test text, which everything but BLEU is shown of."""
-    return select(of, split=splits_of(rows)[-1])
-
-
-def student_header(rows: Sequence[dict]) -> list[str]:
-    bleu = bleu_header(rows, [f"BLEU k={k}" for k in PASSES])
-    return ["system", *bleu, "repeats k=4", "repeats k=10", "chrF k=10"]
+def chosen_on(rows: Sequence[dict]) -> list[dict]:
+    """The rows of one split: of the validation text where there are any."""
+    return select(rows, split=splits_of(rows)[:1])
 
 
 def student_row(rows: Sequence[dict], label: str, student: Student, variant: str = "") -> list[str] | None:
@@ -85,41 +73,38 @@ def student_row(rows: Sequence[dict], label: str, student: Student, variant: str
     of = select(rows, system=student.name, variant=variant)
     if not of:
         return None
-    shown = last_split(rows, of)
-    last = max((row["num_iterations"] for row in shown), default=PASSES[-1])
-    repeats = [cell(figures(shown, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in (PASSES[1], last)]
-    chrf = cell(figures(shown, "chrf", num_iterations=last))
+    bleu = [cell(figures(of, "sacrebleu", num_iterations=k)) for k in PASSES]
+    last = max(row["num_iterations"] for row in of)
+    repeats = [cell(figures(of, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in (PASSES[1], last)]
+    chrf = cell(figures(of, "chrf", num_iterations=last))
     if last != PASSES[-1]:
         repeats[-1], chrf = (f"{text} at k={last}" for text in (repeats[-1], chrf))
-    return [label, *bleu_cells(rows, of, "num_iterations", PASSES), *repeats, chrf]
+    return [label, *bleu, *repeats, chrf]
 
 
 def table1(rows: Sequence[dict]) -> str:
     """Basic NAT with more layers; the paper's table 1."""
-    lines, base = [], figures(rows, "sacrebleu", system=NAT_SCRATCH.name, variant="", split=splits_of(rows)[-1])
+    rows = chosen_on(rows)
+    lines, base = [], figures(rows, "sacrebleu", system=NAT_SCRATCH.name, variant="")
     for student in (NAT_SCRATCH, *DEEPER_NATS):
-        of = select(rows, system=student.name, variant="")
-        bleu = figures(last_split(rows, of), "sacrebleu")
-        difference = statistics.fmean(bleu) - statistics.fmean(base) if bleu and base else None
-        gain = "-" if difference is None or student is NAT_SCRATCH else f"{difference:+.2f}"
-        lines.append([student.label, *bleu_cells(rows, of, "num_iterations", PASSES[:1]), gain] if of else None)
-    return markdown(["system", *bleu_header(rows, ["BLEU k=1"]), "gain"], lines)
+        bleu = figures(rows, "sacrebleu", system=student.name, variant="")
+        gain = "-"
+        if bleu and base and student is not NAT_SCRATCH:
+            gain = f"{statistics.fmean(bleu) - statistics.fmean(base):+.2f}"
+        lines.append([student.label, cell(bleu), gain] if bleu else None)
+    return markdown(("system", "BLEU k=1", "gain"), lines)
 
 
 def teacher_rows(rows: Sequence[dict]) -> list[list[str] | None]:
+    systems = [("teacher", "", "teacher"), ("weak_teacher", "", "weak teacher")]
+    systems += [(baseline.name, "", baseline.label) for baseline in AUTOREGRESSIVE]
+    systems += [("teacher", "tuned", f"teacher, {TUNED_LABEL}")]
     lines = []
-    for name, label in (
-        ("teacher", "teacher"),
-        ("teacher_on_distilled", "teacher trained on distilled text"),
-        ("weak_teacher", "weak teacher"),
-        (DEEP_TEACHER, DEEP_TEACHER_LABEL),
-    ):
-        for variant, ending in (("", ""), ("tuned", f", {TUNED_LABEL}")):
-            of = select(rows, system=name, variant=variant)
-            shown = last_split(rows, of)
-            repeats = cell(figures(shown, "repeated_tokens_per_sentence", num_beams=BEAMS[-1]), 3)
-            bleu = bleu_cells(rows, of, "num_beams", BEAMS)
-            lines.append([label + ending, *bleu, repeats] if of else None)
+    for system, variant, label in systems:
+        of = select(rows, system=system, variant=variant)
+        bleu = [cell(figures(of, "sacrebleu", num_beams=beams)) for beams in BEAMS]
+        repeats = cell(figures(of, "repeated_tokens_per_sentence", num_beams=BEAMS[-1]), 3)
+        lines.append([label, *bleu, repeats] if of else None)
     return lines
 
 
@@ -129,31 +114,34 @@ def teacher_of(student: Student) -> str:
 
 
 def table2(rows: Sequence[dict]) -> str:
-    """Scores of teachers and students, then the time of one sentence; the paper's tables 2 and 3."""
-    beams = bleu_header(rows, ["BLEU greedy", f"BLEU beam {BEAMS[-1]}"])
-    text = markdown(["teacher", *beams, f"repeats beam {BEAMS[-1]}"], teacher_rows(rows)) + "\n"
+    """Scores on validation and test text, then the time of one sentence; the paper's tables 2 and 3."""
+    tables = [f"{split}\n\n{scores_table(select(rows, split=split))}" for split in splits_of(rows)]
+    return "\n".join(tables or [markdown(STUDENT_HEADER, [])]) + latency_table(rows)
+
+
+def scores_table(rows: Sequence[dict]) -> str:
+    """Scores on one text."""
+    header = ("autoregressive", "BLEU greedy", "BLEU beam 5", "repeats beam 5")
+    text = markdown(header, teacher_rows(rows)) + "\n"
     lines = []
     for student in (*MAIN_STUDENTS, *WEAK_STUDENTS, NAT):
-        lines.append(student_row(rows, student.label, student))
         teacher = teacher_of(student).replace("_", " ")
-        lines.append(student_row(rows, f"{student.label}, reranked by the {teacher}", student, "reranked"))
-        lines += tuned_rows(rows, student)
-    return text + markdown(student_header(rows), lines) + latency_table(rows)
-
-
-def tuned_rows(rows: Sequence[dict], student: Student) -> list[list[str] | None]:
-    """A student whose decoding was chosen on the validation text, alone and reranked."""
-    variants = {"tuned": TUNED_LABEL, "reranked.tuned": f"reranked by the teacher, {TUNED_LABEL}"}
-    return [student_row(rows, f"{student.label}, {label}", student, variant) for variant, label in variants.items()]
+        variants = {"": student.label}
+        variants |= {remasking: f"{student.label}, {remasking} re-masking" for remasking in REMASKING}
+        variants["reranked"] = f"{student.label}, reranked by the {teacher}"
+        variants["tuned"] = f"{student.label}, {TUNED_LABEL}"
+        variants["reranked.tuned"] = f"{student.label}, reranked by the teacher, {TUNED_LABEL}"
+        lines += [student_row(rows, label, student, variant) for variant, label in variants.items()]
+    return text + markdown(STUDENT_HEADER, lines)
 
 
 def latency_table(rows: Sequence[dict]) -> str:
     """Milliseconds per sentence at batch 1, and the speed-up over the teacher with beam 5."""
-    timed = select(rows, variant="latency")
+    timed = select(rows, variant=LATENCY)
     baseline = figures(timed, "latency_ms", system="teacher", num_beams=BEAMS[-1])
     systems = [("teacher", "teacher", "num_beams", beams) for beams in BEAMS]
-    systems += [(DEEP_TEACHER, DEEP_TEACHER_LABEL, "num_beams", beams) for beams in BEAMS]
-    systems += [(student.name, student.label, "num_iterations", k) for student in (JM, CM) for k in PASSES]
+    systems += [(other.name, other.label, "num_beams", beams) for other in AUTOREGRESSIVE for beams in BEAMS]
+    systems += [(student.name, student.label, "num_iterations", k) for student in MAIN_STUDENTS[:2] for k in PASSES]
     lines = []
     for system, label, setting, value in systems:
         for latency in figures(timed, "latency_ms", system=system, **{setting: value}):
@@ -169,7 +157,7 @@ def table3(rows: Sequence[dict]) -> str:
     """Repeated words per sentence; the paper's table 3."""
     lines = []
     for student in (NAT, CM, JM):
-        of = last_split(rows, select(rows, system=student.name, variant=""))
+        of = select(chosen_on(rows), system=student.name, variant="")
         repeats = [cell(figures(of, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in PASSES]
         lines.append([student.label, *repeats] if of else None)
     return markdown(("system", *(f"repeats k={k}" for k in PASSES)), lines)
@@ -177,22 +165,22 @@ def table3(rows: Sequence[dict]) -> str:
 
 def ablation_row(rows: Sequence[dict], student: Student) -> list[str] | None:
     """BLEU with adjacent beside independent re-masking, then the repeated words with independent re-masking."""
-    of = last_split(rows, select(rows, system=student.name, variant=""))
-    independent = last_split(rows, select(rows, system=student.name, variant="independent"))
-    if not of and not independent:
+    own = select(rows, system=student.name, variant="")
+    if not own:
         return None
-    adjacent = of
-    if student.decoding == INDEPENDENT_REMASKING:
-        adjacent, independent = [], of
-    bleu = [cell(figures(of, "sacrebleu", num_iterations=1))]
-    for decoded in (adjacent, independent):
-        bleu += [cell(figures(decoded, "sacrebleu", num_iterations=k)) for k in PASSES[1:]]
-    repeats = cell(figures(independent, "repeated_tokens_per_sentence", num_iterations=PASSES[-1]), 3)
-    return [student.label, *bleu, repeats]
+    decoded = {
+        name: own if name == remasking_of(student) else select(rows, system=student.name, variant=name)
+        for name in REMASKING
+    }
+    bleu = [cell(figures(own, "sacrebleu", num_iterations=1))]
+    bleu += [cell(figures(of, "sacrebleu", num_iterations=k)) for of in decoded.values() for k in PASSES[1:]]
+    repeats = figures(decoded["independent"], "repeated_tokens_per_sentence", num_iterations=PASSES[-1])
+    return [student.label, *bleu, cell(repeats, 3)]
 
 
 def table4(rows: Sequence[dict]) -> str:
-    """Ablations, and JM-NAT and CM-NAT as they are; of two splits the test text."""
+    """Ablations, and other ways to decode."""
+    rows = chosen_on(rows)
     header = ["system", "BLEU k=1", "k=4, adjacent", "k=10, adjacent", "k=4, independent", "k=10, independent"]
     lines = [ablation_row(rows, student) for student in (JM, CM, *ADDITIONS, *ABLATIONS)]
     text = markdown([*header, "repeats k=10, independent"], lines)
@@ -201,41 +189,33 @@ def table4(rows: Sequence[dict]) -> str:
         student_row(rows, f"{student.label}, every token predicted anew in each pass", student, "update_all")
         for student in ADDITIONS
     ]
-    lines += [line for student in ADDITIONS if student.data == "both" for line in tuned_rows(rows, student)]
-    return text + "\n" + markdown(student_header(rows), lines)
+    return text + "\n" + markdown(STUDENT_HEADER, lines)
 
 
 def noise_row(rows: Sequence[dict], label: str, levels: Sequence[float], **conditions) -> list[str] | None:
     """BLEU at each level of a noise."""
-    of = last_split(rows, select(rows, **conditions))
+    of = select(rows, **conditions)
     return [label, *(cell(figures(of, "sacrebleu", noise_level=level)) for level in levels)] if of else None
 
 
 def figure1(rows: Sequence[dict]) -> str:
     """The basic NAT with a frozen half (its learning curves are in the picture), and with noise on its states."""
-    halves = []
+    rows, halves = chosen_on(rows), []
     for student in (NAT_SCRATCH, *FROZEN_NATS):
-        of = select(rows, system=student.name, variant="")
-        halves.append([student.label, *bleu_cells(rows, of, "num_iterations", PASSES[:1])] if of else None)
+        bleu = figures(rows, "sacrebleu", system=student.name, variant="")
+        halves.append([student.label, cell(bleu)] if bleu else None)
     lines = [
         noise_row(rows, label, STATE_NOISE_LEVELS, system=NAT_SCRATCH.name, variant=place)
         for place, label in STATE_NOISE_LABELS.items()
     ]
     noise = markdown(("noise on", *(f"{level:g}" for level in STATE_NOISE_LEVELS)), lines)
-    return markdown(["system", *bleu_header(rows, ["BLEU k=1"])], halves) + "\n" + noise
-
-
-WORD_NOISE_SYSTEMS = {
-    "teacher": "teacher, beam 5",
-    CM.name: f"{CM.label}, k = 10",
-    JM.name: f"{JM.label}, k = 10",
-}
+    return markdown(("system", "BLEU k=1"), halves) + "\n" + noise
 
 
 def figure3(rows: Sequence[dict]) -> str:
     """Noise on the words of the source; the paper's figure 3."""
     lines = [
-        noise_row(rows, f"{label}, words {verb}", WORD_NOISE_LEVELS, system=system, variant=noise)
+        noise_row(chosen_on(rows), f"{label}, words {verb}", WORD_NOISE_LEVELS, system=system, variant=noise)
         for noise, verb in (("drop", "dropped"), ("replace", "replaced"))
         for system, label in WORD_NOISE_SYSTEMS.items()
     ]

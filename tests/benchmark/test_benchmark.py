@@ -55,6 +55,8 @@ from modeling_jmnat.benchmark.timing import (  # noqa: E402
     throughput_figures,
 )
 from modeling_jmnat.evaluation.plots import plot_bleu_against_latency  # noqa: E402
+from modeling_jmnat.utils.bleu import corpus_bleu  # noqa: E402
+from modeling_jmnat.utils.text_files import read_lines  # noqa: E402
 
 
 class Clock:
@@ -448,7 +450,9 @@ def test_the_command(folder, tmp_path, capsys):
     assert sorted(path.name for path in output.glob("*.md")) == ["lengths.md", "profile.md", "table.md"]
     for found in rows:
         assert 0 < found["latency_quartiles_ms"][0] <= found["latency_ms"] <= found["latency_p99_ms"] * 3
-        assert 0 <= found["bleu"] <= 100
+        assert 0 <= found["bleu_interval"][0] <= found["bleu"] <= found["bleu_interval"][1] <= 100
+        texts = read_lines(output / found["translations"])
+        assert corpus_bleu(texts, lines) == pytest.approx(found["bleu"])
         assert found["load_seconds"] > 0
         assert found["peak_memory_mb"] > 0
     assert json.loads((output / "environment.json").read_text())["threads"] == 1
@@ -465,7 +469,9 @@ def test_the_command(folder, tmp_path, capsys):
         assert sum(shares) == pytest.approx(100, abs=len(PARTS) / 2)
         assert all(float(cell.strip(" |")) >= 0 for cell in line[-4:])
     assert (output / "bleu_latency.png").stat().st_size > 1000
-    assert plot_bleu_against_latency(rows, tmp_path / "again.png") == {"systems": 2, "points": 3}
+    drawn = plot_bleu_against_latency(rows, tmp_path / "again.png")
+    assert (drawn["systems"], drawn["points"]) == (2, 3)
+    assert len({row["translations"] for row in rows}) == 3
 
 
 def test_rules_that_read_probabilities_need_trained_weights(tmp_path):

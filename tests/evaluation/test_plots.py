@@ -90,15 +90,35 @@ def test_bleu_against_latency_joins_the_points_of_a_system(tmp_path, drawn):
         {"system": "JM-NAT", "bleu": 29.0, "latency_ms": 6.0},
         {"system": "teacher", "bleu": 36.0, "latency_ms": 110},
     ]
-    assert plot_bleu_against_latency(rows, tmp_path / "plot.png") == {"systems": 2, "points": 3}
+    found = plot_bleu_against_latency(rows, tmp_path / "plot.png")
+    assert (found["systems"], found["points"]) == (2, 3)
+    assert [rows[index]["bleu"] for index in found["front"]] == [29.0, 33.0, 36.0]
     assert (tmp_path / "plot.png").read_bytes().startswith(PNG)
     (panel,) = drawn[0].axes
     points = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in panel.get_lines()}
+    front = points.pop("Pareto front")
+    assert front == ([6.0, 30.0, 110], [29.0, 33.0, 36.0])
     assert points == {"JM-NAT": ([6.0, 30.0], [29.0, 33.0]), "teacher": ([110], [36.0])}
     assert [text.get_text() for text in panel.texts] == ["k = 10"]
     assert panel.texts[0].xy == (30.0, 33.0)
     assert "milliseconds per sentence" in panel.get_xlabel()
     assert panel.get_xscale() == "log"
+
+
+def test_what_is_slower_and_no_better_is_not_on_the_front():
+    figures = [(9.0, 33.0), (3.0, 30.0), (4.0, 30.0), (4.0, 29.0), (3.0, 31.0), (12.0, 32.0), (20.0, 40.0)]
+    rows = [{"latency_ms": latency, "bleu": bleu} for latency, bleu in figures]
+    assert plots.pareto_front(rows) == [4, 0, 6]
+    assert plots.pareto_front([]) == []
+
+
+def test_intervals_are_drawn_in_both_directions(tmp_path, drawn):
+    row = {"system": "a", "bleu": 30.0, "latency_ms": 20.0}
+    rows = [row | {"bleu_interval": [28.5, 31.0], "latency_quartiles_ms": [19.0, 24.0]}, row | {"latency_ms": 40.0}]
+    plot_bleu_against_latency(rows, tmp_path / "plot.png")
+    (panel,) = drawn[0].axes
+    bars = [segment.tolist() for lines in panel.collections for segment in lines.get_segments()]
+    assert bars == [[[19.0, 30.0], [24.0, 30.0]], [[20.0, 28.5], [20.0, 31.0]]]
 
 
 def test_labels_of_close_points_lie_apart(tmp_path, drawn):
@@ -118,8 +138,8 @@ def test_no_legend_lies_on_the_points(history, tmp_path, drawn):
     for figure in drawn:
         for panel in figure.axes:
             assert not panel.get_legend().get_window_extent().overlaps(panel.get_window_extent())
-    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in drawn[0].axes[0].get_lines()}
-    assert len(looks) == 12
+    lines = [line for line in drawn[0].axes[0].get_lines() if line.get_label().startswith("system")]
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}) == 12
 
 
 def test_no_legend_squeezes_its_panel(tmp_path, drawn):
@@ -229,7 +249,7 @@ def test_command_draws_and_says_what_is_wrong(history, tmp_path, capsys):
     main(["--run", str(tmp_path / "run"), "--output", picture])
     assert json.loads(capsys.readouterr().out)["best_eval_bleu_k4"] == 20.0
     main(["--latency", str(rows), str(rows), "--output", picture])
-    assert json.loads(capsys.readouterr().out) == {"output": picture, "systems": 1, "points": 2}
+    assert json.loads(capsys.readouterr().out) == {"output": picture, "systems": 1, "points": 2, "front": [0]}
     old = write_report(tmp_path / "old.json", [{"num_iterations": 1, "sacrebleu": 3.0}])
     few = write_report(
         tmp_path / "few.json", [{"num_iterations": 1, "by_source_words": groups(1, 2, 3, counts=[9] * 3)}]

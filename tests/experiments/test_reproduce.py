@@ -111,15 +111,15 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
         "--jobs",
         2,
     ]
-    command += ["--num_length_candidates", 2]
+    command += ["--num_length_candidates", 2, "--seeds", 1]
     monkeypatch.setattr(experiments, "POLL_SECONDS", 0.05)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with monkeypatch.context() as patch:  # the time is over as soon as the teacher has a checkpoint
         over = lambda runner: 0.0 if any(output.glob("teacher/checkpoint-*")) else 600.0  # noqa: E731
         patch.setattr(experiments.StageRunner, "seconds_left", over)
         result, out = reproduce(capsys, *command, "--time_budget", 10)
-    assert result == {"finished": False, "stages": {"stopped": 1, "waiting": 5}}
-    assert "6 stages, 0 of them done, 2 at a time, on " in out
+    assert result == {"finished": False, "stages": {"stopped": 1, "waiting": 7}}
+    assert "8 stages, 0 of them done, 2 at a time, on " in out
     assert "the last ones took" not in out
     log = (output / "logs" / "teacher.log").read_text()
     stopped_at = experiments.last_json(log.splitlines())["step"]
@@ -127,16 +127,17 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
 
     monkeypatch.setattr(experiments.subprocess, "Popen", ForkedCommand)
     result, out = reproduce(capsys, *command)
-    assert result == {"finished": True, "stages": {"done": 6}}
+    assert result == {"finished": True, "stages": {"done": 8}}
     teacher = json.loads((output / "teacher" / "results.json").read_text())
     assert teacher["steps"] == 400
     steps = [row["step"] for row in json.loads((output / "teacher" / "trainer_state.json").read_text())["log_history"]]
     assert steps == sorted(steps)
-    results = json.loads((output / "results" / "jm-1.json").read_text())
+    results = json.loads((output / "results" / "test" / "jm-1.json").read_text())
     assert [row["num_iterations"] for row in results["results"]] == [1, 4, 10]
     assert results["settings"]["generation"] == {"num_length_candidates": 2}
     table = (output / "results" / "main.md").read_text()
     assert f"| JM-NAT | {results['results'][0]['sacrebleu']:.2f} |" in table
+    assert (output / "results" / "validation" / "jm-1.translations" / "num_iterations-4.txt.gz").is_file()
     assert "| teacher |" in out
 
     output = output.rename(tmp_path / "moved")  # and called by another spelling
@@ -145,7 +146,7 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     before = {path: path.stat().st_mtime_ns for path in (output / "stages").iterdir()}
     result, out = reproduce(capsys, *command)
     assert result["finished"]
-    assert re.search(r"6 stages, 6 of them done, .*\nthe last ones took: (\S+ \d+\.\d minutes(, |\n)){3}", out)
+    assert re.search(r"8 stages, 8 of them done, .*\nthe last ones took: (\S+ \d+\.\d minutes(, |\n)){3}", out)
     assert {path: path.stat().st_mtime_ns for path in (output / "stages").iterdir()} == before
     with pytest.raises(SystemExit):
         reproduce(capsys, *command, "--student_steps", 13)
@@ -154,10 +155,12 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     command[command.index("--output") + 1] = tmp_path / "again"  # with the teacher that is there now
     command += ["--teacher", "moved/teacher", "--only", "prepare|evaluate_teacher"]
     result, out = reproduce(capsys, *command)
-    assert result == {"finished": True, "stages": {"done": 3}}
+    assert result == {"finished": True, "stages": {"done": 4}}
     for name in ("distilled/distilled.tgt", "text/test.src"):
         assert (tmp_path / "again" / name).read_text() == (output / name).read_text()
-    scores = [json.loads((run / "results" / "teacher.json").read_text()) for run in (tmp_path / "again", output)]
+    scores = [
+        json.loads((run / "results" / "test" / "teacher.json").read_text()) for run in (tmp_path / "again", output)
+    ]
     assert scores[0]["results"][1]["sacrebleu"] == scores[1]["results"][1]["sacrebleu"]
     command[command.index("--teacher") + 1] = "moved/jm-1"
     with pytest.raises(SystemExit):

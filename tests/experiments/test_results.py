@@ -57,6 +57,16 @@ def run(tmp_path):
         for name, texts in TEXTS.items():
             evaluation(output / "results" / split / f"{name}.json", texts, generation={"remask_adjacent": False})
     tuning(output / "results" / "jm-1.tuning.json")
+    scores = {"sacrebleu": [30.0, 31.0], "baseline_sacrebleu": [29.0, 29.5], "difference": 1.25}
+    pair = {
+        "split": "test",
+        "system": "jm",
+        "num_iterations": 4,
+        "baseline_system": "cm",
+        "baseline_num_iterations": 4,
+    }
+    comparisons = {"resamples": 1000, "seed": 1, "comparisons": [pair | scores | {"interval": [0.1, 2.4], "p": 0.02}]}
+    (output / "results" / "comparisons.json").write_text(json.dumps(comparisons))
     (output / "jm-1").mkdir()
     history = [{"step": 10, "loss": 3.123456789}, {"step": 20, "loss": 2.0, "eval_bleu": 12.5}]
     (output / "jm-1" / "trainer_state.json").write_text(json.dumps({"log_history": history}))
@@ -83,7 +93,7 @@ def test_systems_seeds_and_variants_by_names_of_files(stem, parts):
 
 def test_rows_of_a_run(run):
     rows = collect(run, "tiny")
-    assert len(rows) == len({key_of(row) for row in rows}) == 2 * 3 + 2 + 1
+    assert len(rows) == len({key_of(row) for row in rows}) == 2 * 3 + 2 + 1 + 1
     (row,) = select(rows, system="jm", seed=2, split="validation")
     assert row["generation"] == {"remask_adjacent": False}
     assert row["machine"] == "AMD EPYC, 1 thread, float32"
@@ -92,6 +102,8 @@ def test_rows_of_a_run(run):
     few, many = select(rows, variant="tuning")
     assert (few["split"], few["sacrebleu"], many["sacrebleu"]) == ("validation", 42.0, 102.0)
     assert few["tried"] == {"columns": ["length_normalization", "sacrebleu"], "rows": [[1.0, 41.0], [2.0, 42.0]]}
+    (pair,) = select(rows, baseline_system="cm")
+    assert (pair["variant"], pair["scores"], pair["difference"], pair["p"]) == ("", [30.0, 31.0], 1.25, 0.02)
     (log,) = select(rows, variant="training")
     assert log["log"] == {"loss": [[10, 3.12346], [20, 2.0]], "eval_bleu": [[20, 12.5]]}
 
@@ -111,7 +123,7 @@ def add(folder, *words):
 def test_stored_translations_give_the_scores_again(run, tmp_path, capsys):
     folder = tmp_path / "question"
     add(folder, "--add", run, "--run", "tiny/updates_10")
-    assert json.loads(capsys.readouterr().out)["new"] == 9
+    assert json.loads(capsys.readouterr().out)["new"] == 10
     reference = tmp_path / "reference.txt"
     write_lines(reference, REFERENCES)
     rows = [row for row in read_rows(folder / RESULTS) if row.get("translations")]
@@ -156,7 +168,10 @@ def test_translations_that_may_not_be_copied(run, tmp_path):
     [
         (["--add", "RUN"], "--add needs --run"),
         (["--add", "RUN", "--run", "tiny", "--only", "("], "only='(' must be a regular expression"),
-        (["--add", "RUN", "--run", "tiny", "--only", "nat"], "only='nat' is found in none of cm-1, jm-1"),
+        (
+            ["--add", "RUN", "--run", "tiny", "--only", "nat"],
+            "only='nat' is found in none of cm-1, jm against cm, jm-1",
+        ),
         (["--add", "RUN/jm-1", "--run", "tiny"], "trainer_state.json lacks results: name JSON files of evaluate.py"),
         (["--add", "RUN/none", "--run", "tiny"], "none holds no results"),
     ],
@@ -183,8 +198,11 @@ rows: {run: tiny, variant: ""}
 lines:
   JM-NAT: {system: jm}
   CM-NAT: {system: cm}
+  JM-NAT against CM-NAT: {system: jm, baseline_system: cm}
 columns:
   test: {show: sacrebleu, num_iterations: 4, split: test, digits: 2}
+  difference: {show: difference}
+  of that: {show: interval}
   validation, no seed 2: {show: sacrebleu, seed: [1, 3], split: validation}
 -->
 old
@@ -209,9 +227,10 @@ def test_tables_are_made_from_the_rows(run, tmp_path, capsys):
     text = (folder / "README.md").read_text()
     one, two, cm = (score_translations(TEXTS[name], REFERENCES, resamples=0)["sacrebleu"] for name in TEXTS)
     low, high = sorted((one, two))
-    assert f"| JM-NAT | {(one + two) / 2:.2f} ({low:.2f} to {high:.2f}) | {one:.1f} |\n" in text
-    assert f"| CM-NAT | {cm:.2f} | {cm:.1f} |\n<!-- end -->\n\nText stays.\n" in text
-    assert "| system | BLEU k=1, validation | BLEU k=4, validation | BLEU k=10, validation | BLEU k=1, test |" in text
+    assert f"| JM-NAT | {(one + two) / 2:.2f} ({low:.2f} to {high:.2f}) | 1.2 | 0.1 to 2.4 | {one:.1f} |\n" in text
+    assert f"| CM-NAT | {cm:.2f} | - | - | {cm:.1f} |\n" in text
+    assert "| JM-NAT against CM-NAT | - | 1.2 | 0.1 to 2.4 | - |\n<!-- end -->\n\nText stays.\n" in text
+    assert text.count("| system | BLEU k=1 | BLEU k=4 | BLEU k=10 |") == 2  # of validation and test text
     assert "old" not in text
     assert not write_document(folder / "README.md")
 

@@ -16,8 +16,9 @@ from modeling_jmnat.evaluation.plots import COLOURS
 from modeling_jmnat.experiments.inputs import export_held_out_text, held_out_text
 from modeling_jmnat.experiments.pictures import PICTURES, write_pictures
 from modeling_jmnat.experiments.runner import flags
-from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder, SuiteSettings
-from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS
+from modeling_jmnat.experiments.settings import SuiteSettings
+from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder
+from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, AUTOREGRESSIVE, MAIN_STUDENTS
 from modeling_jmnat.experiments.tables import CASE_STUDY, TABLES, cell, write_tables
 from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.teacher.command import parse_teacher_command
@@ -102,18 +103,18 @@ def test_settings_reach_the_commands(data, tmp_path):
         0,
     )
     assert (cm.model["ngram_loss_weight"], cm.training.seed, cm.training.max_steps) == (0, 2, 30)
-    assert json.loads(parse(stages["evaluate_cm-2.reranked"]).generation_options) == {"remask_adjacent": False}
-    tuning, tuned = parse(stages["tune_jm-2.reranked"]), parse(stages["evaluate_jm-2.reranked.tuned"])
+    assert json.loads(parse(stages["evaluate_cm-2.reranked.test"]).generation_options) == {"remask_adjacent": False}
+    tuning, tuned = parse(stages["tune_jm-2.reranked"]), parse(stages["evaluate_jm-2.reranked.tuned.test"])
     assert (Path(tuning.source).name, tuning.save, tuning.grid) == (
         "validation.src",
         False,
         '{"remask_adjacent": [true, false]}',
     )
     assert (tuned.tuning, tuned.reranker, Path(tuned.source).name) == (tuning.output, tuning.reranker, "test.src")
-    assert stages["evaluate_jm-2.reranked.tuned"].needs == ("jm-2", "teacher", "tune_jm-2.reranked")
-    assert parse(stages["evaluate_teacher.tuned"]).num_beams == [5]
+    assert stages["evaluate_jm-2.reranked.tuned.test"].needs == ("jm-2", "teacher", "tune_jm-2.reranked")
+    assert parse(stages["evaluate_teacher.tuned.test"]).num_beams == [5]
     assert "tune_cm_both-1" in stages
-    weak = parse(stages["evaluate_cm_weak-1.reranked"])
+    weak = parse(stages["evaluate_cm_weak-1.reranked.validation"])
     assert (Path(weak.reranker).name, Path(weak.model).name) == ("weak_teacher", "cm_weak-1")
     assert json.loads(weak.generation_options) == {"remask_adjacent": False}
     deeper = parse(stages["nat_encoder_15-1"])
@@ -131,14 +132,58 @@ def test_settings_reach_the_commands(data, tmp_path):
     assert parse(stages["jm_weak-1"]).run.init_from_teacher == str(tmp_path / "run" / "weak_teacher")
     frozen = parse(stages["nat_frozen_decoder-1"]).run
     assert (frozen.freeze, frozen.restart, Path(frozen.init_from).name) == ("decoder", "encoder", "nat_scratch-1")
-    noise = parse(stages["evaluate_cm-1.drop"])
+    noise = parse(stages["evaluate_cm-1.drop.validation"])
     assert (noise.noise, noise.noise_levels[-1], noise.num_iterations) == ("drop", 0.1, [10])
-    assert parse(stages["evaluate_jm-1.candidates_8"]).num_length_candidates is None
-    assert stages["evaluate_jm-1.latency"].alone
-    deep = parse(stages["teacher_10_2"])
-    assert (deep.model["encoder_layers"], deep.model["decoder_layers"], deep.run.data) == (10, 2, str(data))
-    assert deep.training.max_steps == parse(stages["teacher"]).training.max_steps == 3600
-    assert stages["evaluate_teacher_10_2.latency"].needs == ("teacher_10_2",)
+    assert parse(stages["evaluate_jm-1.candidates_8.validation"]).num_length_candidates is None
+    assert stages["evaluate_jm_both_encoder_weight_1-1.latency.validation"].alone
+    assert parse(stages["ngram_gold-1"]).model["ngram_alignment"] == "gold"
+    mask = parse(stages["cm_both_encoder_mask-2"])
+    assert (mask.masking["target_mask"], mask.masking["source_mask_ratio"]) == ("random", 0.1)
+    assert (mask.model["encoder_loss_weight"], mask.model["ngram_loss_weight"]) == (1, 0)
+
+
+def test_autoregressive_baselines_have_the_text_and_updates_of_the_students(data, tmp_path):
+    run = tmp_path / "run"
+    stages = {stage.name: stage for stage in SuiteBuilder(settings(data, run)).build(["table2"])}
+    student, teacher = parse(stages["jm_both-2"]), parse(stages["teacher"])
+    for baseline in AUTOREGRESSIVE:
+        twin = parse(stages[f"{baseline.name}-2"])
+        assert twin.training.max_steps == student.training.max_steps + teacher.training.max_steps == 3200 + 3600
+        assert twin.training.max_tokens == student.training.max_tokens == 1024
+        assert (twin.training.seed, twin.run.data) == (2, str(run / baseline.data / "data"))
+        assert twin.training.label_smoothing_factor == teacher.training.label_smoothing_factor
+        assert stages[f"evaluate_{baseline.name}-2.test"].needs == (f"{baseline.name}-2",)
+    deep = parse(stages["ar_both_6_1-1"]).model
+    assert (deep["encoder_layers"], deep["decoder_layers"]) == (6, 1)
+
+
+def test_choices_are_made_on_the_validation_text(data, tmp_path):
+    """Only the final rows of table 2 are scored on the test text, by systems that stand in the table."""
+    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
+    for suite in SUITES:
+        stages = SuiteBuilder(settings(data, tmp_path)).build([suite])
+        scored = [stage for stage in stages if stage.command in ("evaluate", "tune")]
+        splits = {Path(stage.options["reference"]).stem for stage in scored}
+        assert splits == ({"validation", "test"} if suite in ("main", "table2") else {"validation"})
+        for stage in scored:
+            assert Path(stage.options["source"]).stem == Path(stage.options["reference"]).stem
+            if stage.command == "evaluate":
+                assert Path(stage.options["output"]).parent.name == Path(stage.options["reference"]).stem
+            else:
+                assert Path(stage.options["reference"]).stem == "validation"
+
+
+def test_every_ranked_system_has_all_seeds_and_both_ways_to_remask(data, tmp_path):
+    stages = SuiteBuilder(settings(data, tmp_path, seeds=3)).build(["table2", "table4"])
+    trained = {stage.name for stage in stages if stage.command == "train"}
+    assert {name.rsplit("-", 1)[1] for name in trained} == {"1", "2", "3"}
+    assert len({name.rsplit("-", 1)[0] for name in trained}) * 3 == len(trained)
+    names = {stage.name for stage in stages}
+    for student in MAIN_STUDENTS:
+        other = "adjacent" if student.decoding else "independent"
+        for seed in (1, 2, 3):
+            for split in ("validation", "test"):
+                assert {f"evaluate_{student.name}-{seed}{kind}.{split}" for kind in ("", f".{other}")} <= names
 
 
 def test_every_score_is_of_the_tokenizer_that_is_asked_for(data, tmp_path):
@@ -191,7 +236,7 @@ def test_teacher_that_is_there_is_not_trained(data, tmp_path, monkeypatch):
         assert stage.options == expected
         assert stage.needs == tuple(need for need in usual[name].needs if need != "teacher")
     assert stages["jm-1"].options["init_from_teacher"] == now
-    assert stages["evaluate_jm-1.reranked"].options["reranker"] == now
+    assert stages["evaluate_jm-1.reranked.test"].options["reranker"] == now
 
 
 def test_teacher_of_a_larger_vocabulary_does_not_fit(data, tmp_path):
@@ -209,12 +254,12 @@ def test_students_start_with_a_teacher_of_their_size(data, tmp_path, sizes):
     save_teacher(data, tmp_path / "mine", **sizes)
     builder = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine")))
     stages = {stage.name: stage for stage in builder.build(["main"])}
-    assert {name for name, stage in stages.items() if stage.trains} == {"small_teacher", "jm-1"}
+    assert {name for name, stage in stages.items() if stage.trains} == {"small_teacher", "jm-1", "jm-2"}
     assert stages["distill_distilled"].options["teacher"] == str(tmp_path / "mine")
     assert stages["jm-1"].options["init_from_teacher"] == str(tmp_path / "run" / "small_teacher")
     assert stages["jm-1"].needs == ("prepare_distilled", "small_teacher")
     scratch = SuiteBuilder(settings(data, tmp_path / "run", teacher=str(tmp_path / "mine"), from_teacher=False))
-    assert [stage.name for stage in scratch.build(["main"]) if stage.trains] == ["jm-1"]
+    assert [stage.name for stage in scratch.build(["main"]) if stage.trains] == ["jm-1", "jm-2"]
 
 
 def test_unknown_suites_and_presets_without_steps_are_refused(data, tmp_path):
@@ -253,7 +298,7 @@ def fake_results(builder, stages):
         if not stage.name.startswith("evaluate_"):
             continue
         parsed = parse(stage)
-        teacher = "teacher" in Path(parsed.model).name
+        teacher = Path(parsed.model).name.startswith(("teacher", "weak_teacher", "small_teacher", "ar_"))
         setting, default = ("num_beams", [1, 5]) if teacher else ("num_iterations", [1, 4, 10])
         rows = []
         for level in parsed.noise_levels if parsed.noise else [None]:
@@ -284,13 +329,14 @@ def test_every_evaluation_is_shown(data, tmp_path, suite):
     assert (tmp_path / "results" / f"{suite}.md").read_text() == text
     shown = set(re.findall(r"\d+\.\d+", text))
     # What only prepares a suite is evaluated, too, but not shown by every suite.
-    preparing = {"evaluate_teacher", "evaluate_small_teacher"} | {f"evaluate_{name}" for name in ("jm-1", "cm-1")}
+    preparing = {f"evaluate_{name}" for name in ("teacher", "jm-1", "cm-1", "jm-2", "cm-2")}
     for name, rows in scores.items():
+        name = name.removesuffix(".validation").removesuffix(".test")
         if suite not in ("main", "table2", "table3", "table4") and name in preparing:
             continue
         if suite == "table3" and "teacher" in name:
             continue
-        if suite == "table4" and name in preparing - {"evaluate_jm-1", "evaluate_cm-1"}:
+        if suite == "table4" and name == "evaluate_teacher":
             continue
         for row in rows:
             if "latency_ms" in row:
@@ -301,52 +347,59 @@ def test_every_evaluation_is_shown(data, tmp_path, suite):
                 assert f"{row['sacrebleu']:.2f}" in shown, (name, row)
 
 
+def write_result(results, name, setting, bleu, **fields):
+    """An evaluation with a BLEU for each value of the setting; each of `fields` holds values by the same."""
+    rows = [
+        {setting: value, "sacrebleu": score, "chrf": 50.0, "repeated_tokens_per_sentence": 0.1}
+        | {"sacrebleu_signature": "nrefs:1"}
+        | {key: values[value] for key, values in fields.items()}
+        for value, score in bleu.items()
+    ]
+    (results / f"{name}.json").parent.mkdir(parents=True, exist_ok=True)
+    (results / f"{name}.json").write_text(json.dumps({"results": rows}))
+
+
 def test_table2_by_hand(tmp_path):
     results = tmp_path / "results"
-    results.mkdir()
 
     def write(name, setting, bleu, **fields):
-        rows = [
-            {setting: value, "sacrebleu": score, "chrf": 50.0, "repeated_tokens_per_sentence": 0.1}
-            | {"sacrebleu_signature": "nrefs:1"}
-            | {key: values[value] for key, values in fields.items()}
-            for value, score in bleu.items()
-        ]
-        (results / f"{name}.json").write_text(json.dumps({"results": rows}))
+        write_result(results, name, setting, bleu, **fields)
 
-    write("teacher", "num_beams", {1: 39.11, 5: 40.23})
-    write("jm-1", "num_iterations", {1: 30.0, 4: 36.0, 10: 38.0})
-    write("jm-2", "num_iterations", {1: 31.0, 4: 37.0, 10: 38.5})
+    write("test/teacher", "num_beams", {1: 39.11, 5: 40.23})
+    write("test/jm-1", "num_iterations", {1: 30.0, 4: 36.0, 10: 38.0})
+    write("test/jm-2", "num_iterations", {1: 31.0, 4: 37.0, 10: 38.5})
+    write("validation/jm-1", "num_iterations", {1: 29.0, 4: 35.0, 10: 37.0})
     latency = {1: {"mean": 40.0, "p50": 38.0, "p99": 70.0}, 5: {"mean": 60.0, "p50": 55.0, "p99": 90.0}}
-    write("teacher.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
-    write("teacher_10_2", "num_beams", {1: 38.5, 5: 39.75})
+    write("validation/teacher.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
+    write("test/ar_both_10_2-1", "num_beams", {1: 38.5, 5: 39.75})
     latency = {1: {"mean": 20.0, "p50": 19.0, "p99": 35.0}, 5: {"mean": 30.0, "p50": 28.0, "p99": 45.0}}
-    write("teacher_10_2.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
-    write("jm-1.latency", "num_iterations", {4: 0.0}, latency_ms={4: {"mean": 8.0, "p50": 7.0, "p99": 9.0}})
-    write("nat-1", "num_iterations", {1: 20.0})
-    write("jm_weak-1.reranked", "num_iterations", {1: 25.0, 4: 26.0, 10: 27.0})
+    write("validation/ar_both_10_2-1.latency", "num_beams", {1: 0.0, 5: 0.0}, latency_ms=latency)
+    latency = {4: {"mean": 8.0, "p50": 7.0, "p99": 9.0}}
+    write("validation/jm_both_encoder_weight_1-1.latency", "num_iterations", {4: 0.0}, latency_ms=latency)
+    write("test/nat-1", "num_iterations", {1: 20.0})
+    write("test/jm_weak-1.reranked", "num_iterations", {1: 25.0, 4: 26.0, 10: 27.0})
     text = write_tables(tmp_path, ["table2"])["table2"]
     assert "| basic NAT (section 3) | 20.00 | - | - | - | 0.100 at k=1 | 50.00 at k=1 |\n" in text
     assert "| teacher | 39.11 | 40.23 | 0.100 |\n" in text
     assert "| JM-NAT | 30.50 (30.00 to 31.00) | 36.50 (36.00 to 37.00) | 38.25 (38.00 to 38.50) |" in text
+    assert "| JM-NAT | 29.00 | 35.00 | 37.00 |" in text
     assert "| JM-NAT, weak teacher, reranked by the weak teacher | 25.00 | 26.00 | 27.00 |" in text
-    assert "| JM-NAT, k = 4 | 8.0 | 7.0 | 9.0 | 7.5 |\n" in text
+    assert "| JM-NAT, distilled and raw text, a1 = 1, k = 4 | 8.0 | 7.0 | 9.0 | 7.5 |\n" in text
     assert "| teacher, beam = 1 | 40.0 | 38.0 | 70.0 | 1.5 |\n" in text
-    assert "| teacher of 10 encoder and 2 decoder layers | 38.50 | 39.75 | 0.100 |\n" in text
-    assert "| teacher of 10 encoder and 2 decoder layers, beam = 5 | 30.0 | 28.0 | 45.0 | 2.0 |\n" in text
+    label = "autoregressive, 10 encoder and 2 decoder layers, distilled and raw text"
+    assert f"| {label} | 38.50 | 39.75 | 0.100 |\n" in text
+    assert f"| {label}, beam = 5 | 30.0 | 28.0 | 45.0 | 2.0 |\n" in text
     assert "CM-NAT" not in text
     assert text.endswith("\nnrefs:1\n")
 
 
 def test_table4_puts_decodings_side_by_side(tmp_path):
-    (tmp_path / "results").mkdir()
     for name, shift in (("random_mask-1", 0), ("random_mask-1.independent", 1), ("cm_correction-1", 2)):
-        rows = [
-            {"num_iterations": k, "sacrebleu": 30.0 + shift + k / 10, "repeated_tokens_per_sentence": shift / 10}
-            | {"sacrebleu_signature": "s", "chrf": 1.0}
-            for k in ((4, 10) if "." in name else (1, 4, 10))
-        ]
-        (tmp_path / "results" / f"{name}.json").write_text(json.dumps({"results": rows}))
+        bleu = {k: 30.0 + shift + k / 10 for k in ((4, 10) if "." in name else (1, 4, 10))}
+        repeats = dict.fromkeys(bleu, shift / 10)
+        write_result(
+            tmp_path / "results" / "validation", name, "num_iterations", bleu, repeated_tokens_per_sentence=repeats
+        )
     text = write_tables(tmp_path, ["table4"])["table4"]
     assert "| JM-NAT, without consecutive mask | 30.10 | 30.40 | 31.00 | 31.40 | 32.00 | 0.100 |" in text
     assert "tokens corrected (not in the paper) | 32.10 | - | - | 32.40 | 33.00 | 0.200 |" in text
@@ -400,7 +453,7 @@ def test_pictures_show_what_is_there(data, tmp_path, monkeypatch):
     dropped, replaced = drawn[1].axes
     jm = next(line for line in dropped.get_lines() if line.get_label().startswith("JM-NAT"))
     assert jm.get_xdata().tolist() == pytest.approx([0, 2, 4, 6, 8, 10])
-    assert jm.get_ydata().tolist() == [row["sacrebleu"] for row in scores["evaluate_jm-1.drop"]]
+    assert jm.get_ydata().tolist() == [row["sacrebleu"] for row in scores["evaluate_jm-1.drop.validation"]]
     assert len({line.get_color() for line in replaced.get_lines()} & set(COLOURS)) == 3
 
 
