@@ -20,6 +20,7 @@ NAME_RESULTS = (
 )
 DELETE_RESULT = "delete it and the mark of its stage in stages/, and run the same command again"
 TUNING, TRAINING, LATENCY = "tuning", "training", "latency"  # variants that score nothing
+TRIED = "tried"
 COMPARISONS = "comparisons.json"
 # What tells rows apart. Rows of benchmarks have a title, a size and a dtype instead of systems and decodings.
 KEYS = ("run", "system", "seed", "variant", "split", "noise_level", "num_iterations", "num_beams", "title")
@@ -123,6 +124,14 @@ def tuning_rows(report: dict, shared: dict) -> Iterator[dict]:
             "tried": {"columns": columns, "rows": [[row[name] for name in columns] for row in rows]},
             **({"signature": signature} if (signature := report.get("sacrebleu_signature")) else {}),
         }
+
+
+def tried_rows(row: dict) -> list[dict]:
+    """A row of `tuning_rows` as one row of the variant "tried" for each combination, its options beside the score."""
+    tried = row.get("tried", {"columns": [], "rows": []})
+    shared = {name: value for name, value in row.items() if name not in ("tried", "generation")} | {"variant": TRIED}
+    shared |= row.get("generation", {})  # the options that did not vary
+    return [{**shared, **dict(zip(tried["columns"], values, strict=True))} for values in tried["rows"]]
 
 
 def comparison_rows(report: dict, run: str) -> Iterator[dict]:

@@ -11,7 +11,7 @@ DIGITS = 6  # significant ones, of losses and times
 def speed_rows(folder: Path, run: str) -> list[dict]:
     """Rows of an output folder of `benchmark`, `benchmark-gpu` or `benchmark-training`.
 
-    Where there is a profile.md, `profile` holds the figures of a system's line.
+    Where there is a profile.md, `profile` holds the figures of a system's line. `translations` are paths of files.
 
     Raises:
         ValueError: a file is damaged.
@@ -25,10 +25,12 @@ def speed_rows(folder: Path, run: str) -> list[dict]:
         rows = json.loads((folder / names[0]).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{folder / names[0]} is damaged ({error}): run the benchmark again") from None
-    return [
-        {**shared, **rounded(row), **({"profile": found} if (found := profiles.get(row.get("title"))) else {})}
-        for row in rows
-    ]
+    for row in rows:
+        if stored := row.get("translations"):
+            row["translations"] = str(folder / stored)
+        if found := profiles.get(row.get("title")):
+            row["profile"] = found
+    return [{**shared, **rounded(row)} for row in rows]
 
 
 def machine_of(surroundings: dict) -> dict:

@@ -84,7 +84,8 @@ def store_translations(folder: Path, rows: dict[tuple, dict], texts: dict[tuple,
     by_file: dict[str, dict[tuple, list[str]]] = {}
     for key, source in texts.items():
         row = rows[key]
-        name = f"translations/{row['run'].replace('/', '-')}-{row['split']}.tsv.gz"
+        parts = [*row["run"].split("/"), *([row["split"]] if "split" in row else [])]
+        name = f"translations/{'-'.join(parts)}.tsv.gz"
         by_file.setdefault(name, {})[key] = read_lines(source)
     for name, columns in by_file.items():
         kept = {key: translations_of(folder, row) for key, row in rows.items() if row.get("translations") == name}

@@ -189,7 +189,7 @@ def table4(rows: Sequence[dict]) -> str:
         student_row(rows, f"{student.label}, every token predicted anew in each pass", student, "update_all")
         for student in ADDITIONS
     ]
-    return text + "\n" + markdown(STUDENT_HEADER, lines)
+    return f"{text}\n{markdown(STUDENT_HEADER, lines)}" if any(lines) else text
 
 
 def noise_row(rows: Sequence[dict], label: str, levels: Sequence[float], **conditions) -> list[str] | None:
