@@ -15,7 +15,8 @@
 `rows` are the rows that the table is made of, in this folder's results.jsonl or in the files named by `from`. A cell
 is the mean of the rows that have the values of its line and its column, with the lowest and the highest seed of
 several. `lines: {each: title}` makes a line for each value. In place of lines and columns, `kind` names a table of
-`reproduce` or of a benchmark. Rows of the variant "tried" are what a choice of a decoding compared. A comment `<!-- picture` gives the `file`, a `kind` and `rows`.
+`reproduce` or of a benchmark. Rows of the variant "tried" are what a choice of a decoding compared. A comment
+`<!-- picture` gives the `file`, a `kind` and `rows`.
 """
 
 import re
@@ -28,7 +29,7 @@ from ..evaluation.plots import STEPS, Panel, plot_bleu_against_latency, plot_lin
 from ..utils.atomic_files import atomic_text_file
 from ..utils.markdown import markdown
 from .pictures import BLEU, PICTURES, curve, drawn
-from .rows import select, tried_rows
+from .rows import TRIED, select, tried_rows
 from .stored_results import RESULTS, read_rows
 from .tables import TABLES, cell
 
@@ -76,7 +77,8 @@ def rows_of(path: Path, asked: Mapping[str, Any]) -> list[dict]:
     """
     files = asked.get("from", RESULTS)
     rows = [row for file in ([files] if isinstance(files, str) else files) for row in read_rows(path.parent / file)]
-    rows += [tried for row in rows for tried in tried_rows(row)]
+    if asked.get("rows", {}).get("variant") == TRIED:
+        rows = [tried for row in rows for tried in tried_rows(row)]
     rows = select(rows, **asked.get("rows", {}))
     if not rows:
         raise ValueError(f"{path}: {files} has no row with {asked.get('rows')}")
@@ -125,13 +127,13 @@ def pivot(path: Path, rows: Sequence[dict], lines: Mapping[str, Any], columns: M
 def column_cell(
     rows: Sequence[dict], show: str | list[str], digits: int = 1, percent: bool = False, **conditions
 ) -> str:
-    """The figure `show` of rows with these values, the first of several that is there; `a > b` is part b of figure a."""
+    """The figure `show` of rows with these values, of several the first that is there; `a > b` is part b of a."""
     of = select(rows, **conditions)
     for name in [show] if isinstance(show, str) else show:
         values = [value for row in of if (value := part_of(row, name.split(" > "))) is not None]
-        if values and isinstance(values[0], list):  # an interval, or the lowest and the highest round
-            low, high = values[0]
-            return f"{low:.{digits}f} to {high:.{digits}f}"
+        if values and isinstance(values[0], list):  # an interval, the lowest and the highest round, or points of a log
+            first, last = (value[1] if isinstance(value, list) else value for value in (values[0][0], values[0][-1]))
+            return f"{first:.{digits}f} to {last:.{digits}f}"
         if values:
             return cell([100 * value for value in values] if percent else values, digits)
     return cell([])
