@@ -179,7 +179,7 @@ def test_every_figure_is_in_a_result_file(path):
     ("text", "figures"),
     [
         ("It has 41.9 BLEU, and 42.35 (not stored). So 0.5 is left; `k=1.5` is code, Python 3.11 a version.", ["0.5"]),
-        ("| system | k = 4 | speed |\n|---|---|---|\n| 3.5 | 39.1 (38.8) | 3,800 |", ["39.1", "38.8", "3,800"]),
+        ("| system | k = 4 | speed |\n|---|---|---|\n| JM-NAT | 39.1 (38.8) | 3,800 |", ["39.1", "38.8", "3,800"]),
         ("| system 1 | k = 4 |\n|---|---|\n| 12 layers | C = 4 |", []),
         ("With a1 = 0.01 and 2.4 million parameters\n```\n1.5\n```\n<!-- 2.5 -->", []),
     ],

@@ -138,6 +138,55 @@ def test_stored_translations_give_the_scores_again(run, tmp_path, capsys):
         assert float(done.stdout) == pytest.approx(row["sacrebleu"], abs=1e-4)
 
 
+@pytest.fixture
+def benchmark(tmp_path):
+    """An output folder of `benchmark`."""
+    output = tmp_path / "bench"
+    rows = [
+        {"system": "Transformers", "label": "beam 5", "title": "Transformers, beam 5", "latency_ms": 30.123456789},
+        {"system": "JM-NAT", "label": "k = 4", "title": "JM-NAT, k = 4", "latency_ms": 4.0, "speed_up": {"a": 7.5}},
+        {"system": "JM-NAT", "label": "k = 9", "title": "JM-NAT, k = 9", "latency_ms": 9.0}
+        | {"speed_up_rounds": {"a": [3.25, 4.5]}},
+    ]
+    (output / "translations").mkdir(parents=True)
+    for number, row in enumerate(rows):
+        write_lines(output / "translations" / f"{number}.txt.gz", TEXTS["jm-1"])
+        row["translations"] = f"translations/{number}.txt.gz"
+    (output / "rows.json").write_text(json.dumps(rows))
+    surroundings = {"processor": "AMD EPYC", "threads": 2, "versions": {"python": "3.11", "torch": "2.13"}}
+    (output / "environment.json").write_text(json.dumps(surroundings))
+    profile = "| system | products | GMAC |\n|---|---|---|\n| JM-NAT, k = 4 | 53% | 0.66 |\n\nShares.\n"
+    (output / "profile.md").write_text(profile)
+    return output
+
+
+def test_rows_of_a_benchmark(benchmark, tmp_path):
+    folder = tmp_path / "speed"
+    add(folder, "--add", benchmark, "--run", "tiny_on_epyc", "--only", "k = ")
+    four, nine = read_rows(folder / RESULTS)
+    assert (four["machine"], four["software"]) == ("AMD EPYC, 2 threads", "torch 2.13")
+    assert four["profile"] == {"products": 53.0, "GMAC": 0.66}
+    assert (nine["translations"], nine["column"]) == ("translations/tiny_on_epyc.tsv.gz", 2)
+    assert translations_of(folder, nine) == TEXTS["jm-1"]
+    columns = ["ratio: {show: [speed_up > a, speed_up_rounds > a]}", "part: {show: profile > products, digits: 0}"]
+    declared = "\n  ".join(["<!-- table\nlines: {each: title}\ncolumns:", *columns])
+    (folder / "README.md").write_text(f"{declared}\n-->\n<!-- end -->\n")
+    assert write_document(folder / "README.md")
+    table = "|  | ratio | part |\n|---|---|---|\n| JM-NAT, k = 4 | 7.5 | 53 |\n| JM-NAT, k = 9 | 3.2 to 4.5 | - |\n"
+    assert table in (folder / "README.md").read_text()
+    (benchmark / "rows.json").write_text("[")
+    with pytest.raises(ValueError, match="rows.json is damaged"):
+        collect(benchmark)
+
+
+def test_rows_of_a_benchmark_of_training(tmp_path):
+    (tmp_path / "training.json").write_text('[{"size": "tiny", "dtype": "float32", "seconds": 0.123456789}]')
+    surroundings = {"processor": "AMD EPYC", "threads": 8, "device": "NVIDIA H100", "versions": {}}
+    (tmp_path / "training_environment.json").write_text(json.dumps(surroundings))
+    (row,) = collect(tmp_path, "gpu")
+    assert (row["machine"], row["size"], row["seconds"]) == ("NVIDIA H100", "tiny", 0.123457)
+
+
 def test_new_results_take_the_place_of_old_ones(run, tmp_path, capsys):
     folder = tmp_path / "question"
     add(folder, "--add", run / "results" / "test" / "jm-1.json", "--run", "tiny")
