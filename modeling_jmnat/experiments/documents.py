@@ -62,7 +62,10 @@ def declared(path: Path, comment: str, kind: str) -> dict[str, Any]:
         asked = yaml.safe_load(comment)
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: a {kind} is declared by no YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(asked, dict) or not asked.keys() <= PARTS[kind]:
+    needed = {"file", "kind"} if kind == "picture" else set()
+    if isinstance(asked, dict) and "lines" in asked and kind == "table":
+        needed = {"lines", "columns"}
+    if not isinstance(asked, dict) or not needed <= asked.keys() <= PARTS[kind]:
         raise ValueError(
             f"{path}: a {kind} is declared by {', '.join(sorted(PARTS[kind]))}, not by {comment.strip()!r}"
         )
@@ -89,12 +92,11 @@ def table_of(path: Path, asked: Mapping[str, Any]) -> str:
     rows = rows_of(path, asked)
     if "lines" in asked:
         return pivot(path, rows, asked["lines"], asked["columns"])
-    tables = TABLES | speed_tables()
-    if asked.get("kind") not in tables:
-        raise ValueError(
-            f"{path}: kind={asked.get('kind')!r} must be one of {', '.join(tables)}, or give lines and columns"
-        )
-    return tables[asked["kind"]](rows)
+    kind = asked.get("kind")
+    tables = TABLES if kind in TABLES else TABLES | speed_tables()
+    if kind not in tables:
+        raise ValueError(f"{path}: kind={kind!r} must be one of {', '.join(tables)}; or give lines and columns")
+    return tables[kind](rows)
 
 
 def speed_tables() -> dict[str, Callable[[Sequence[dict]], str]]:
@@ -110,8 +112,11 @@ def pivot(path: Path, rows: Sequence[dict], lines: Mapping[str, Any], columns: M
     """A line for each label or each value, a column for each title; a cell without a row is a dash.
 
     Raises:
-        ValueError: a line has no rows.
+        ValueError: a line has no rows, or a column shows nothing.
     """
+    for title, column in columns.items():
+        if "show" not in column:
+            raise ValueError(f"{path}: the column {title!r} must say what it is to show, such as show: sacrebleu")
     if "each" in lines:
         name = lines["each"]
         lines = {str(value): {name: value} for value in dict.fromkeys(row[name] for row in rows if name in row)}

@@ -113,7 +113,7 @@ def tuning_rows(report: dict, shared: dict) -> Iterator[dict]:
     columns = [name for name in results[0] if name != setting and len({str(row[name]) for row in results}) > 1]
     for value in dict.fromkeys(row[setting] for row in results):
         rows = select(results, **{setting: value})
-        chosen = select(rows, **{name: best[name] for name in best if name != setting})
+        chosen = [row for row in rows if all(row[name] == best[name] for name in best.keys() & row.keys() - {setting})]
         yield {
             **shared,
             "split": "validation",

@@ -292,6 +292,10 @@ def test_tables_are_made_from_the_rows(run, tmp_path, capsys):
         ("kind: table2", "kind: table9", "kind='table9' must be one of main, table1"),
         ("kind: table2", "kinds: table2", "a table is declared by columns, from, kind, lines, rows"),
         ("kind: table2", "kind: [", "is declared by no YAML"),
+        ("show: sacrebleu, seed", "seed", "the column 'validation, no seed 2' must say what it is to show"),
+        ("columns:", "rows:", "a table is declared by columns"),
+        ("<!-- table\nkind", "<!-- picture\nkind", "a picture is declared by file, from, kind, lines, rows"),
+        ("<!-- table\nkind: table2", "<!-- picture\nfile: a.png\nkind: bars", "kind='bars' must be one of latency"),
     ],
 )
 def test_mistakes_in_a_declaration_have_a_sentence(run, tmp_path, old, new, sentence):
