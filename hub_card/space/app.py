@@ -13,6 +13,7 @@ from passes import (
     MAX_CANDIDATES,
     MAX_CHARACTERS,
     MAX_PASSES,
+    check_size,
     load,
     model_name,
     translate,
@@ -31,6 +32,7 @@ INTRODUCTION = """# Watch a translation being mended
 Most translators write one word after the other. This one, JM-NAT, predicts **all English words at once**, then masks
 those it is least sure of and predicts them again, in k passes.
 """
+MAX_WAITING = 64  # requests; further ones are told to come back later
 REMASKING = {"neighbours together": True, "words one by one": False}
 # On a phone the result lies below the options.
 SHOW_RESULT = """() => {
@@ -59,6 +61,15 @@ def answer(text: str, num_passes: int, num_candidates: int, remasking: str) -> s
         return render(result, translate_word_by_word(*loaded(os.environ["TEACHER"]), text))
     except ValueError as error:  # it may read less at a time
         return render(result) + render_message(f"Word by word: {error}")
+
+
+def fit(text: str, *options) -> list[dict]:
+    """Whether the page reads so much text; asked before a request waits for others, and without reading it."""
+    try:
+        check_size(text)
+    except ValueError as error:
+        return [gr.validate(False, str(error)), *(gr.validate(True, "") for _ in options)]
+    return [gr.validate(True, "") for _ in (text, *options)]
 
 
 def build(adjacent: bool) -> gr.Blocks:
@@ -92,10 +103,11 @@ def build(adjacent: bool) -> gr.Blocks:
             [text, passes, lengths, remasking],
             result,
             api_name="translate",
+            validator=fit,
             show_progress="minimal",
         )
         translated.then(None, js=SHOW_RESULT)
-    return page
+    return page.queue(max_size=MAX_WAITING)
 
 
 def main() -> None:

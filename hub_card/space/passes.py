@@ -89,13 +89,18 @@ def load(name: str):
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), AutoTokenizer.from_pretrained(name, **options)
 
 
-def encode(model, tokenizer, text: str) -> torch.Tensor:
-    """Ids (1, S) of one sentence; line breaks count as spaces. ValueError: nothing to translate, or too much."""
+def check_size(text) -> None:
+    """ValueError if the text has more characters than the page reads."""
     if isinstance(text, str) and len(text) > MAX_CHARACTERS:
         raise ValueError(
             f"This text has {len(text)} characters, the page reads at most {MAX_CHARACTERS}: please give it less at a "
             "time."
         )
+
+
+def encode(model, tokenizer, text: str) -> torch.Tensor:
+    """Ids (1, S) of one sentence; line breaks count as spaces. ValueError: nothing to translate, or too much."""
+    check_size(text)
     text = " ".join(text.split()) if isinstance(text, str) else ""
     if not text:
         raise ValueError("Please type a German sentence first.")
