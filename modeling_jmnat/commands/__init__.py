@@ -18,6 +18,7 @@ COMMANDS = {
     "convert-fairseq": "Turn a fairseq checkpoint into a model folder.",
     "finetune-example": "Fine-tune the shipped model with the trainers of Transformers.",
     "reproduce": "Run the paper's experiments.",
+    "tables": "Make the tables of folders of results, and put new results into one.",
     "benchmark": "Time JM-NAT against its teacher on a CPU.",
     "benchmark-gpu": "Time JM-NAT against its teacher on a GPU.",
     "benchmark-training": "Measure how fast JM-NAT trains.",

@@ -59,6 +59,28 @@ def named_rows(reports: Mapping[Path, dict]) -> Iterator[tuple[str, dict]]:
             yield f"{name} ({file})" if shared[name] > 1 else name, row
 
 
+def length_panel(source: str, rows: Sequence[tuple[str, dict]]) -> Panel:
+    """BLEU of groups of sentences of the text `source` by their number of source words, a line for each named row.
+
+    Raises:
+        ValueError: no group has `MIN_SENTENCES`.
+    """
+    groups = {
+        name: group["sentences"]
+        for name, group in rows[0][1]["by_source_words"].items()
+        if group["sentences"] >= MIN_SENTENCES
+    }
+    if not groups:
+        raise ValueError(f"{source}: no group of lengths has {MIN_SENTENCES} sentences, use a longer test set")
+    lines = {}
+    for label, row in rows:
+        known = [(place, row["by_source_words"].get(name)) for place, name in enumerate(groups)]
+        known = [(place, group["sacrebleu"]) for place, group in known if group is not None]
+        lines[label] = ([place for place, _ in known], [score for _, score in known])
+    ticks = [f"{name.replace('-', '–')}\nn = {count}" for name, count in groups.items()]
+    return Panel(f"words per source sentence ({source}; n sentences)", SCORE, lines, ticks)
+
+
 def plot_bleu_by_length(paths: Sequence[str | Path], output: str | Path) -> dict:
     """BLEU of groups of sentences by their number of source words, a panel per test set; a PNG at `output`.
 
@@ -71,23 +93,7 @@ def plot_bleu_by_length(paths: Sequence[str | Path], output: str | Path) -> dict
     panels = {}
     for path, report in read_evaluations(paths, "by_source_words").items():
         panels.setdefault((report["settings"]["source"], report["settings"]["sentences"]), {})[path] = report
-    drawn = []
-    for (source, _), reports in panels.items():
-        rows = list(named_rows(reports))
-        groups = {
-            name: group["sentences"]
-            for name, group in rows[0][1]["by_source_words"].items()
-            if group["sentences"] >= MIN_SENTENCES
-        }
-        if not groups:
-            raise ValueError(f"{source}: no group of lengths has {MIN_SENTENCES} sentences, use a longer test set")
-        lines = {}
-        for label, row in rows:
-            known = [(place, row["by_source_words"].get(name)) for place, name in enumerate(groups)]
-            known = [(place, group["sacrebleu"]) for place, group in known if group is not None]
-            lines[label] = ([place for place, _ in known], [score for _, score in known])
-        ticks = [f"{name.replace('-', '–')}\nn = {count}" for name, count in groups.items()]
-        drawn.append(Panel(f"words per source sentence ({source}; n sentences)", SCORE, lines, ticks))
+    drawn = [length_panel(source, list(named_rows(reports))) for (source, _), reports in panels.items()]
     plot_lines(drawn, output)
     return {"panels": len(drawn), "lines": sum(len(panel.lines) for panel in drawn)}
 

@@ -105,7 +105,7 @@ def _figure(output: str | Path, num_panels: int, width: float = 5.2) -> Iterator
                 line_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
                 line_axis.set_minor_formatter(NullFormatter())
     with atomic_file(output) as path:
-        figure.savefig(path, format="png", dpi=150)
+        figure.savefig(path, format="png", dpi=150, metadata={"Software": None})  # the same bytes of every version
 
 
 def _legend_above(panel) -> None:

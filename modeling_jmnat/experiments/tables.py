@@ -1,14 +1,14 @@
-"""Tables of a suite, made from the JSON files of its evaluations; `pictures` draws the figures."""
+"""Tables of a suite, made from rows of results; `pictures` draws the figures."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..utils.atomic_files import atomic_text_file
-from ..utils.json_files import read_json
 from ..utils.markdown import markdown
 from ..utils.text_files import iterate_lines
 from .comparisons import BEAMS, PASSES, SPLITS
+from .rows import LATENCY, TRAINING, TUNING, run_rows, select
 from .systems import (
     ABLATIONS,
     ADDITIONS,
@@ -29,83 +29,83 @@ from .systems import (
     remasking_of,
 )
 
-DELETE_RESULT = "delete it and the mark of its stage in stages/, and run the same command again"
-MOST_SEEDS = 9
 TUNED_LABEL = "decoding tuned on the validation text"
-PASSES_HEADER = ("system", *(f"BLEU k={k}" for k in PASSES))
-STUDENT_HEADER = (*PASSES_HEADER, "repeats k=4", "repeats k=10", "chrF k=10")
+STUDENT_HEADER = ("system", *(f"BLEU k={k}" for k in PASSES), "repeats k=4", "repeats k=10", "chrF k=10")
 STATE_NOISE_LABELS = {
     "encoder_input": "encoder input",
     "encoder_output": "encoder output",
     "decoder_input": "decoder input",
 }
+WORD_NOISE_SYSTEMS = {
+    "teacher": "teacher, beam 5",
+    CM.name: f"{CM.label}, k = 10",
+    JM.name: f"{JM.label}, k = 10",
+}
+CASE_STUDY = "case_study"
 
 
 def cell(values: Sequence[float], digits: int = 2) -> str:
-    """The mean, followed by the value of each seed if there are several; a dash without values."""
+    """The mean of the seeds, followed by the lowest and the highest of several; a dash without values."""
     if not values:
         return "-"
-    text = f"{statistics.fmean(values):.{digits}f}"
-    return text if len(values) == 1 else f"{text} ({', '.join(f'{value:.{digits}f}' for value in values)})"
+    mean, low, high = (f"{value:.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
+    return mean if len(values) == 1 else f"{mean} ({low} to {high})"
 
 
-def figures(evaluations: Sequence[dict], name: str, **settings) -> list[float]:
-    """One figure of all rows with these settings, from each evaluation (seed) that has it."""
-    rows = [row for evaluation in evaluations for row in evaluation["results"]]
-    rows = [row for row in rows if all(row.get(key) == value for key, value in settings.items())]
-    return [row[name] for row in rows if row.get(name) is not None]
+def figures(rows: Sequence[dict], name: str, **conditions) -> list[float]:
+    """One figure of all rows with these values, which differ in their seed."""
+    return [row[name] for row in select(rows, **conditions) if row.get(name) is not None]
 
 
-def evaluations_of(
-    output: Path, name: str, variant: str = "", split: str = "validation", seeded: bool = True
-) -> list[dict]:
-    """The evaluations on a split that exist: of `NAME-SEED` for each seed, or of `NAME` itself with `seeded=False`."""
-    names = [name] if not seeded else [f"{name}-{seed}" for seed in range(1, MOST_SEEDS + 1)]
-    paths = [output / "results" / split / f"{name}{variant}.json" for name in names]
-    return [read_json(path, ("results",), DELETE_RESULT) for path in paths if path.is_file()]
+def splits_of(rows: Sequence[dict]) -> list[str]:
+    """The splits that systems were scored on, "validation" first, on which choices are made."""
+    scored = {row["split"] for row in rows if row["variant"].split(".")[-1] not in (TUNING, TRAINING, LATENCY)}
+    return [split for split in SPLITS if split in scored]
 
 
-def student_row(label: str, evaluations: Sequence[dict]) -> list[str] | None:
+def chosen_on(rows: Sequence[dict]) -> list[dict]:
+    """The rows of one split: of the validation text where there are any."""
+    return select(rows, split=splits_of(rows)[:1])
+
+
+def student_row(rows: Sequence[dict], label: str, student: Student, variant: str = "") -> list[str] | None:
     """BLEU at k = 1, 4, 10, then repeated words and chrF at the largest k; None without a result."""
-    if not evaluations:
+    of = select(rows, system=student.name, variant=variant)
+    if not of:
         return None
-    bleu = [cell(figures(evaluations, "sacrebleu", num_iterations=k)) for k in PASSES]
-    last = max(row["num_iterations"] for row in evaluations[0]["results"])
-    repeats = [
-        cell(figures(evaluations, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in (PASSES[1], last)
-    ]
-    chrf = cell(figures(evaluations, "chrf", num_iterations=last))
+    bleu = [cell(figures(of, "sacrebleu", num_iterations=k)) for k in PASSES]
+    last = max(row["num_iterations"] for row in of)
+    repeats = [cell(figures(of, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in (PASSES[1], last)]
+    chrf = cell(figures(of, "chrf", num_iterations=last))
     if last != PASSES[-1]:
         repeats[-1], chrf = (f"{text} at k={last}" for text in (repeats[-1], chrf))
     return [label, *bleu, *repeats, chrf]
 
 
-def table1(output: Path) -> str:
+def table1(rows: Sequence[dict]) -> str:
     """Basic NAT with more layers; the paper's table 1."""
-    rows, base = [], figures(evaluations_of(output, NAT_SCRATCH.name), "sacrebleu")
+    rows = chosen_on(rows)
+    lines, base = [], figures(rows, "sacrebleu", system=NAT_SCRATCH.name, variant="")
     for student in (NAT_SCRATCH, *DEEPER_NATS):
-        bleu = figures(evaluations_of(output, student.name), "sacrebleu")
-        gain = f"{bleu[0] - base[0]:+.2f}" if bleu and base and student is not NAT_SCRATCH else "-"
-        rows.append([student.label, cell(bleu), gain] if bleu else None)
-    return markdown(("system", "BLEU k=1", "gain"), rows)
+        bleu = figures(rows, "sacrebleu", system=student.name, variant="")
+        gain = "-"
+        if bleu and base and student is not NAT_SCRATCH:
+            gain = f"{statistics.fmean(bleu) - statistics.fmean(base):+.2f}"
+        lines.append([student.label, cell(bleu), gain] if bleu else None)
+    return markdown(("system", "BLEU k=1", "gain"), lines)
 
 
-def teacher_rows(output: Path, split: str) -> list[list[str]]:
-    rows = []
-    systems = [("teacher", "teacher", False), ("weak_teacher", "weak teacher", False)]
-    systems += [(baseline.name, baseline.label, True) for baseline in AUTOREGRESSIVE]
-    for name, label, seeded in systems:
-        if evaluations := evaluations_of(output, name, "", split, seeded):
-            bleu = [cell(figures(evaluations, "sacrebleu", num_beams=beams)) for beams in BEAMS]
-            repeats = cell(figures(evaluations, "repeated_tokens_per_sentence", num_beams=BEAMS[-1]), 3)
-            rows.append([label, *bleu, repeats])
-    if tuned := evaluations_of(output, "teacher", ".tuned", split, False):
-        bleu, repeats = (
-            cell(figures(tuned, name, num_beams=BEAMS[-1]), digits)
-            for name, digits in (("sacrebleu", 2), ("repeated_tokens_per_sentence", 3))
-        )
-        rows.append([f"teacher, {TUNED_LABEL}", "-", bleu, repeats])
-    return rows
+def teacher_rows(rows: Sequence[dict]) -> list[list[str] | None]:
+    systems = [("teacher", "", "teacher"), ("weak_teacher", "", "weak teacher")]
+    systems += [(baseline.name, "", baseline.label) for baseline in AUTOREGRESSIVE]
+    systems += [("teacher", "tuned", f"teacher, {TUNED_LABEL}")]
+    lines = []
+    for system, variant, label in systems:
+        of = select(rows, system=system, variant=variant)
+        bleu = [cell(figures(of, "sacrebleu", num_beams=beams)) for beams in BEAMS]
+        repeats = cell(figures(of, "repeated_tokens_per_sentence", num_beams=BEAMS[-1]), 3)
+        lines.append([label, *bleu, repeats] if of else None)
+    return lines
 
 
 def teacher_of(student: Student) -> str:
@@ -113,125 +113,113 @@ def teacher_of(student: Student) -> str:
     return "weak_teacher" if student.data == "weak_distilled" else "teacher"
 
 
-def table2(output: Path) -> str:
+def table2(rows: Sequence[dict]) -> str:
     """Scores on validation and test text, then the time of one sentence; the paper's tables 2 and 3."""
-    return "\n".join(f"{split}\n\n{scores_table(output, split)}" for split in SPLITS) + latency_table(output)
+    tables = [f"{split}\n\n{scores_table(select(rows, split=split))}" for split in splits_of(rows)]
+    return "\n".join(tables or [markdown(STUDENT_HEADER, [])]) + latency_table(rows)
 
 
-def scores_table(output: Path, split: str) -> str:
+def scores_table(rows: Sequence[dict]) -> str:
+    """Scores on one text."""
     header = ("autoregressive", "BLEU greedy", "BLEU beam 5", "repeats beam 5")
-    text = markdown(header, teacher_rows(output, split)) + "\n"
-    rows = []
+    text = markdown(header, teacher_rows(rows)) + "\n"
+    lines = []
     for student in (*MAIN_STUDENTS, *WEAK_STUDENTS, NAT):
         teacher = teacher_of(student).replace("_", " ")
         variants = {"": student.label}
-        variants |= {f".{remasking}": f"{student.label}, {remasking} re-masking" for remasking in REMASKING}
-        variants[".reranked"] = f"{student.label}, reranked by the {teacher}"
-        variants[".tuned"] = f"{student.label}, {TUNED_LABEL}"
-        variants[".reranked.tuned"] = f"{student.label}, reranked by the teacher, {TUNED_LABEL}"
-        for variant, label in variants.items():
-            rows.append(student_row(label, evaluations_of(output, student.name, variant, split)))
-    return text + markdown(STUDENT_HEADER, rows)
+        variants |= {remasking: f"{student.label}, {remasking} re-masking" for remasking in REMASKING}
+        variants["reranked"] = f"{student.label}, reranked by the {teacher}"
+        variants["tuned"] = f"{student.label}, {TUNED_LABEL}"
+        variants["reranked.tuned"] = f"{student.label}, reranked by the teacher, {TUNED_LABEL}"
+        lines += [student_row(rows, label, student, variant) for variant, label in variants.items()]
+    return text + markdown(STUDENT_HEADER, lines)
 
 
-def latency_table(output: Path) -> str:
+def latency_table(rows: Sequence[dict]) -> str:
     """Milliseconds per sentence at batch 1, and the speed-up over the teacher with beam 5."""
-    teacher = evaluations_of(output, "teacher", ".latency", seeded=False)
-    baseline = figures(teacher, "latency_ms", num_beams=BEAMS[-1])
-    systems = [("teacher", "num_beams", beams, teacher) for beams in BEAMS]
-    for other in AUTOREGRESSIVE:
-        timed = evaluations_of(output, other.name, ".latency")
-        systems += [(other.label, "num_beams", beams, timed) for beams in BEAMS]
-    for student in MAIN_STUDENTS[:2]:
-        timed = evaluations_of(output, student.name, ".latency")
-        systems += [(student.label, "num_iterations", k, timed) for k in PASSES]
-    rows = []
-    for label, setting, value, evaluations in systems:
-        for latency in figures(evaluations, "latency_ms", **{setting: value}):
+    timed = select(rows, variant=LATENCY)
+    baseline = figures(timed, "latency_ms", system="teacher", num_beams=BEAMS[-1])
+    systems = [("teacher", "teacher", "num_beams", beams) for beams in BEAMS]
+    systems += [(other.name, other.label, "num_beams", beams) for other in AUTOREGRESSIVE for beams in BEAMS]
+    systems += [(student.name, student.label, "num_iterations", k) for student in MAIN_STUDENTS[:2] for k in PASSES]
+    lines = []
+    for system, label, setting, value in systems:
+        for latency in figures(timed, "latency_ms", system=system, **{setting: value}):
             speed_up = f"{baseline[0]['mean'] / latency['mean']:.1f}" if baseline else "-"
             name = f"{label}, {'beam' if setting == 'num_beams' else 'k'} = {value}"
-            rows.append([name, *(f"{latency[key]:.1f}" for key in ("mean", "p50", "p99")), speed_up])
-    if not rows:
+            lines.append([name, *(f"{latency[key]:.1f}" for key in ("mean", "p50", "p99")), speed_up])
+    if not lines:
         return ""
-    return "\n" + markdown(("system", "ms a sentence", "median", "99th percentile", "speed-up over beam 5"), rows)
+    return "\n" + markdown(("system", "ms a sentence", "median", "99th percentile", "speed-up over beam 5"), lines)
 
 
-def table3(output: Path) -> str:
+def table3(rows: Sequence[dict]) -> str:
     """Repeated words per sentence; the paper's table 3."""
-    rows = []
+    lines = []
     for student in (NAT, CM, JM):
-        evaluations = evaluations_of(output, student.name)
-        repeats = [cell(figures(evaluations, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in PASSES]
-        rows.append([student.label, *repeats] if evaluations else None)
-    return markdown(("system", *(f"repeats k={k}" for k in PASSES)), rows)
+        of = select(chosen_on(rows), system=student.name, variant="")
+        repeats = [cell(figures(of, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in PASSES]
+        lines.append([student.label, *repeats] if of else None)
+    return markdown(("system", *(f"repeats k={k}" for k in PASSES)), lines)
 
 
-def ablation_row(output: Path, student: Student) -> list[str] | None:
+def ablation_row(rows: Sequence[dict], student: Student) -> list[str] | None:
     """BLEU with adjacent beside independent re-masking, then the repeated words with independent re-masking."""
-    own = evaluations_of(output, student.name)
+    own = select(rows, system=student.name, variant="")
     if not own:
         return None
     decoded = {
-        name: own if name == remasking_of(student) else evaluations_of(output, student.name, f".{name}")
+        name: own if name == remasking_of(student) else select(rows, system=student.name, variant=name)
         for name in REMASKING
     }
     bleu = [cell(figures(own, "sacrebleu", num_iterations=1))]
-    bleu += [
-        cell(figures(evaluations, "sacrebleu", num_iterations=k))
-        for evaluations in decoded.values()
-        for k in PASSES[1:]
-    ]
+    bleu += [cell(figures(of, "sacrebleu", num_iterations=k)) for of in decoded.values() for k in PASSES[1:]]
     repeats = figures(decoded["independent"], "repeated_tokens_per_sentence", num_iterations=PASSES[-1])
     return [student.label, *bleu, cell(repeats, 3)]
 
 
-def table4(output: Path) -> str:
+def table4(rows: Sequence[dict]) -> str:
     """Ablations, and other ways to decode."""
+    rows = chosen_on(rows)
     header = ["system", "BLEU k=1", "k=4, adjacent", "k=10, adjacent", "k=4, independent", "k=10, independent"]
-    rows = [ablation_row(output, student) for student in (JM, CM, *ADDITIONS, *ABLATIONS)]
-    text = markdown([*header, "repeats k=10, independent"], rows)
-    rows = [
-        student_row(f"JM-NAT decoded with {label}", evaluations_of(output, JM.name, f".{name}"))
-        for name, label, _ in DECODINGS
-    ]
-    rows += [
-        student_row(f"{student.label}, every token predicted anew in each pass", update_all)
+    lines = [ablation_row(rows, student) for student in (JM, CM, *ADDITIONS, *ABLATIONS)]
+    text = markdown([*header, "repeats k=10, independent"], lines)
+    lines = [student_row(rows, f"JM-NAT decoded with {label}", JM, name) for name, label, _ in DECODINGS]
+    lines += [
+        student_row(rows, f"{student.label}, every token predicted anew in each pass", student, "update_all")
         for student in ADDITIONS
-        if (update_all := evaluations_of(output, student.name, ".update_all"))
     ]
-    return text + "\n" + markdown(STUDENT_HEADER, rows)
+    return f"{text}\n{markdown(STUDENT_HEADER, lines)}" if any(lines) else text
 
 
-def figure1(output: Path) -> str:
+def noise_row(rows: Sequence[dict], label: str, levels: Sequence[float], **conditions) -> list[str] | None:
+    """BLEU at each level of a noise."""
+    of = select(rows, **conditions)
+    return [label, *(cell(figures(of, "sacrebleu", noise_level=level)) for level in levels)] if of else None
+
+
+def figure1(rows: Sequence[dict]) -> str:
     """The basic NAT with a frozen half (its learning curves are in the picture), and with noise on its states."""
-    halves = []
+    rows, halves = chosen_on(rows), []
     for student in (NAT_SCRATCH, *FROZEN_NATS):
-        bleu = figures(evaluations_of(output, student.name), "sacrebleu")
+        bleu = figures(rows, "sacrebleu", system=student.name, variant="")
         halves.append([student.label, cell(bleu)] if bleu else None)
-    rows = []
-    for place, label in STATE_NOISE_LABELS.items():
-        evaluations = evaluations_of(output, NAT_SCRATCH.name, f".{place}")
-        bleu = [cell(figures(evaluations, "sacrebleu", noise_level=level)) for level in STATE_NOISE_LEVELS]
-        rows.append([label, *bleu] if evaluations else None)
-    noise = markdown(("noise on", *(f"{level:g}" for level in STATE_NOISE_LEVELS)), rows)
+    lines = [
+        noise_row(rows, label, STATE_NOISE_LEVELS, system=NAT_SCRATCH.name, variant=place)
+        for place, label in STATE_NOISE_LABELS.items()
+    ]
+    noise = markdown(("noise on", *(f"{level:g}" for level in STATE_NOISE_LEVELS)), lines)
     return markdown(("system", "BLEU k=1"), halves) + "\n" + noise
 
 
-def word_noise_systems(output: Path, noise: str) -> list[tuple[str, list[dict]]]:
-    systems = [("teacher, beam 5", evaluations_of(output, "teacher", f".{noise}", seeded=False))]
-    for student in (CM, JM):
-        systems.append((f"{student.label}, k = 10", evaluations_of(output, student.name, f".{noise}")))
-    return [(label, evaluations) for label, evaluations in systems if evaluations]
-
-
-def figure3(output: Path) -> str:
+def figure3(rows: Sequence[dict]) -> str:
     """Noise on the words of the source; the paper's figure 3."""
-    rows = []
-    for noise, verb in (("drop", "dropped"), ("replace", "replaced")):
-        for label, evaluations in word_noise_systems(output, noise):
-            bleu = [cell(figures(evaluations, "sacrebleu", noise_level=level)) for level in WORD_NOISE_LEVELS]
-            rows.append([f"{label}, words {verb}", *bleu])
-    return markdown(("system", *(f"{100 * level:g} %" for level in WORD_NOISE_LEVELS)), rows)
+    lines = [
+        noise_row(chosen_on(rows), f"{label}, words {verb}", WORD_NOISE_LEVELS, system=system, variant=noise)
+        for noise, verb in (("drop", "dropped"), ("replace", "replaced"))
+        for system, label in WORD_NOISE_SYSTEMS.items()
+    ]
+    return markdown(("system", *(f"{100 * level:g} %" for level in WORD_NOISE_LEVELS)), lines)
 
 
 def case_study(output: Path) -> str:
@@ -259,7 +247,7 @@ def case_study(output: Path) -> str:
     return "\n".join(parts)
 
 
-TABLES = {
+TABLES: dict[str, Callable[[Sequence[dict]], str]] = {
     "main": table2,
     "table1": table1,
     "table2": table2,
@@ -267,22 +255,19 @@ TABLES = {
     "table4": table4,
     "figure1": figure1,
     "figure3": figure3,
-    "case_study": case_study,
 }
+
+
+def signatures(rows: Sequence[dict]) -> str:
+    """sacreBLEU's signatures of the scores in a table, one in a line."""
+    return "".join(f"{name}\n" for name in sorted({row["signature"] for row in rows if row.get("signature")}))
 
 
 def write_tables(output: Path, suites: Sequence[str]) -> dict[str, str]:
     """`results/SUITE.md` for each suite, with the metric's signature beneath; returns the texts."""
-    signatures = set()
-    for path in sorted((output / "results").glob("*/*.json")):
-        evaluation = read_json(path, what_to_do=DELETE_RESULT)
-        rows = evaluation.get("results", ())
-        signatures.update(row["sacrebleu_signature"] for row in rows if "sacrebleu_signature" in row)
-    texts = {}
+    rows, texts = run_rows(output), {}
     for suite in suites:
-        texts[suite] = TABLES[suite](output)
-        if suite != "case_study":
-            texts[suite] += "\n" + "".join(f"{name}\n" for name in sorted(signatures))
+        texts[suite] = case_study(output) if suite == CASE_STUDY else f"{TABLES[suite](rows)}\n{signatures(rows)}"
         with atomic_text_file(output / "results" / f"{suite}.md") as file:
             file.write(texts[suite])
     return texts

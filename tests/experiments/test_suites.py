@@ -19,7 +19,7 @@ from modeling_jmnat.experiments.runner import flags
 from modeling_jmnat.experiments.settings import SuiteSettings
 from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder
 from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, AUTOREGRESSIVE, MAIN_STUDENTS
-from modeling_jmnat.experiments.tables import TABLES, cell, write_tables
+from modeling_jmnat.experiments.tables import CASE_STUDY, TABLES, cell, write_tables
 from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.teacher.command import parse_teacher_command
 from modeling_jmnat.teacher.distillation import DistillationArguments
@@ -381,7 +381,7 @@ def test_table2_by_hand(tmp_path):
     text = write_tables(tmp_path, ["table2"])["table2"]
     assert "| basic NAT (section 3) | 20.00 | - | - | - | 0.100 at k=1 | 50.00 at k=1 |\n" in text
     assert "| teacher | 39.11 | 40.23 | 0.100 |\n" in text
-    assert "| JM-NAT | 30.50 (30.00, 31.00) | 36.50 (36.00, 37.00) | 38.25 (38.00, 38.50) |" in text
+    assert "| JM-NAT | 30.50 (30.00 to 31.00) | 36.50 (36.00 to 37.00) | 38.25 (38.00 to 38.50) |" in text
     assert "| JM-NAT | 29.00 | 35.00 | 37.00 |" in text
     assert "| JM-NAT, weak teacher, reranked by the weak teacher | 25.00 | 26.00 | 27.00 |" in text
     assert "| JM-NAT, distilled and raw text, a1 = 1, k = 4 | 8.0 | 7.0 | 9.0 | 7.5 |\n" in text
@@ -422,7 +422,7 @@ def test_case_study_shows_every_pass(data, tmp_path):
 def test_cells_and_tables():
     assert cell([]) == "-"
     assert cell([1.0]) == "1.00"
-    assert cell([1.0, 2.0], 1) == "1.5 (1.0, 2.0)"
+    assert cell([1.0, 2.0], 1) == "1.5 (1.0 to 2.0)"
     assert markdown(("a", "b"), [["1", "2"], None]) == "| a | b |\n|---|---|\n| 1 | 2 |\n"
     assert markdown(("a",), [None]) == "(no result yet)\n"
 
@@ -458,5 +458,5 @@ def test_pictures_show_what_is_there(data, tmp_path, monkeypatch):
 
 
 def test_every_suite_has_a_table():
-    assert set(TABLES) == set(SUITES)
+    assert set(TABLES) | {CASE_STUDY} == set(SUITES)
     assert set(PICTURES) <= set(SUITES)

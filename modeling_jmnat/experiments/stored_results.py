@@ -1,0 +1,109 @@
+"""A folder of results: `results.jsonl` and the translations that its scores are made of.
+
+The translations of one run and split are one file, `translations/RUN-SPLIT.tsv.gz`: a line for each sentence, a column
+for each row of results that names it. `zcat FILE | cut -f COLUMN | sacrebleu REFERENCE` gives a score again.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ..utils.atomic_files import atomic_text_file
+from ..utils.text_files import read_lines, write_lines
+from .rows import collect, key_of
+
+RESULTS = "results.jsonl"
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Rows of a file with one JSON object in each line.
+
+    Raises:
+        ValueError: a line is something else; it is named.
+        OSError: the file cannot be read.
+    """
+    rows = []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error}): restore the file") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: line {number} must be a JSON object, not {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    with atomic_text_file(path) as file:
+        file.writelines(f"{json.dumps(row, ensure_ascii=False, allow_nan=False)}\n" for row in rows)
+
+
+def add_results(
+    folder: Path, sources: Sequence[Path], run: str, only: str = "", with_translations: bool = True
+) -> tuple[int, int]:
+    """Put results that other commands wrote into `folder`, in place of rows with the same keys.
+
+    Args:
+        sources: see `rows.collect`.
+        run: name of the run, such as "multi30k_tiny/teacher_3600/updates_9600".
+        only: regular expression; of systems like "jm-1.independent" those in which it is found.
+        with_translations: copy them. Not for text whose licence forbids it.
+
+    Returns:
+        The numbers of new rows and of rows replaced.
+    """
+    found = [row for source in sources for row in collect(source, run)]
+    new = {key_of(row): row for row in found if re.search(only, name_of(row))}
+    if not new:
+        raise ValueError(f"only={only!r} is found in none of {', '.join(sorted({name_of(row) for row in found}))}")
+    path = folder / RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    old = {key_of(row): row for row in read_rows(path)} if path.is_file() else {}
+    rows = old | new
+    texts = {key: Path(row["translations"]) for key, row in new.items() if row.get("translations")}
+    for key in texts:
+        rows[key] = rows[key] | {"translations": None}
+    if with_translations and texts:
+        store_translations(folder, rows, texts)
+    write_rows(path, rows.values())
+    return len(new.keys() - old.keys()), len(new.keys() & old.keys())
+
+
+def name_of(row: dict) -> str:
+    """`jm-1.independent`, as the file was called that a row comes from; `jm against cm`; the title of a benchmark."""
+    against = f" against {row['baseline_system']}" if row.get("baseline_system") else ""
+    seed = "" if row.get("seed") is None else f"-{row['seed']}"
+    variant = f".{row['variant']}" if row.get("variant") else ""
+    return row.get("title") or f"{row.get('system') or row.get('size')}{seed}{variant}{against}"
+
+
+def store_translations(folder: Path, rows: dict[tuple, dict], texts: dict[tuple, Path]) -> None:
+    """Copy the files `texts` into columns, and write into their rows which; `rows` are all of the folder, by key."""
+    by_file: dict[str, dict[tuple, list[str]]] = {}
+    for key, source in texts.items():
+        row = rows[key]
+        parts = [*row["run"].split("/"), *([row["split"]] if "split" in row else [])]
+        name = f"translations/{'-'.join(parts)}.tsv.gz"
+        by_file.setdefault(name, {})[key] = read_lines(source)
+    for name, columns in by_file.items():
+        kept = {key: translations_of(folder, row) for key, row in rows.items() if row.get("translations") == name}
+        columns = kept | columns
+        if any("\t" in text for texts in columns.values() for text in texts):
+            raise ValueError(f"{name} cannot hold translations with tabs: give --with_translations False")
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_lines(folder / name, map("\t".join, zip(*columns.values(), strict=True)))
+        for number, key in enumerate(columns, 1):
+            rows[key] = rows[key] | {"translations": name, "column": number}
+
+
+def translations_of(folder: Path, row: dict) -> list[str]:
+    """The translations that a row's scores are made of.
+
+    Raises:
+        ValueError: none are stored.
+    """
+    if row.get("translations") is None:
+        raise ValueError(f"no translations are stored of {name_of(row)} in {row.get('run')}")
+    return [line.split("\t")[row["column"] - 1] for line in read_lines(folder / row["translations"])]
