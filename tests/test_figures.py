@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from modeling_jmnat.experiments.documents import TABLE, write_document
-from modeling_jmnat.experiments.rows import key_of
+from modeling_jmnat.experiments.documents import TABLE, declared, write_document
+from modeling_jmnat.experiments.rows import collect, key_of, select
 from modeling_jmnat.experiments.stored_results import read_rows, translations_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -56,6 +56,23 @@ def test_a_folder_of_results(folder):
             assert len(translations_of(folder, row)) == row["sentences"]
     stored = {path.relative_to(folder).as_posix() for path in folder.glob("translations/*")}
     assert stored == {row["translations"] for row in rows if row.get("translations")}
+
+
+def test_figures_typed_in_by_hand_are_in_no_table_with_others():
+    for path in RESULTS.glob("*/*.md"):
+        for _, comment, _ in TABLE.findall(path.read_text()):
+            files = declared(path, comment, "table").get("from", "results.jsonl")
+            typed_in = ["typed_in" in file for file in ([files] if isinstance(files, str) else files)]
+            assert all(typed_in) or not any(typed_in), (path, files)
+
+
+def test_the_card_of_the_shipped_model_has_the_same_rows():
+    rows = read_rows(RESULTS / "shipped_models" / "results.jsonl")
+    for name in ("tatoeba", "libreoffice-help"):
+        stored = select(rows, run=f"de-en/{name}", variant="")
+        for row in collect(RESULTS / "shipped_models" / f"{name}.json"):
+            (same,) = select(stored, num_iterations=row["num_iterations"])
+            assert {**same, "run": "", "system": name} == row
 
 
 @pytest.fixture(scope="module")
