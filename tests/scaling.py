@@ -222,12 +222,93 @@ def measure(counts: Sequence[int], bf16: bool) -> dict:
     }
 
 
+# Larger machines -----------------------------------------------------------------------------------------------------
+
+# Assumed, not measured: bytes a second of the slowest link in a ring, and cores of a CPU node.
+LINKS = {"in one machine": 200e9, "between machines": 25e9}
+GPUS_OF_A_MACHINE, CORES_OF_A_NODE = 8, 16
+TOKENS_A_GPU = 8192  # of the preset wmt_base in each step of each GPU
+CORPORA = (4_500_000, 1_000_000_000)
+
+
+def stored(folder: str, **conditions) -> dict:
+    """The row of results with these values."""
+    with open(ROOT / "hub_card" / "results" / folder / "results.jsonl", encoding="utf-8") as file:
+        rows = map(json.loads, file)
+        return next(row for row in rows if all(row.get(name) == value for name, value in conditions.items()))
+
+
+def measured_speeds() -> dict[str, float]:
+    """What one core or GPU does in a second with a base model and 25 tokens a sentence, from the stored results."""
+    prepared = json.loads((ROOT / "hub_card" / "results" / "preparation" / "preparation.json").read_text())
+    largest = max(prepared["runs"], key=lambda run: run["pairs"])
+    on_gpu, on_core = {"run": "random_base_on_h100"}, {"run": "random_base_on_xeon"}
+    gpu_beam, gpu_ours = "Transformers float16, beam 5", "JM-NAT graphs float16, C = 4, k = 4"
+    core_beam, core_ours = "CTranslate2 int8, beam 5", "JM-NAT ONNX int8, C = 4, k = 4"
+    training = stored("speed_training", run="gpu", size="base")["student"]
+    return {
+        "prepared_pairs_a_core": largest["pairs"] / largest["cpu_seconds"],
+        "distilled_sentences_a_gpu": stored("speed_gpu", **on_gpu, title=gpu_beam)["throughput"]["32"][
+            "sentences_per_second"
+        ],
+        "distilled_sentences_a_core": stored("speed_cpu", **on_core, title=core_beam)["sentences_per_second"],
+        "trained_tokens_a_gpu": training["target_tokens_per_second"],
+        "gradient_bytes": 4.0 * training["parameters"],
+        "translated_sentences_a_gpu": stored("speed_gpu", **on_gpu, title=gpu_ours)["throughput"]["32"][
+            "sentences_per_second"
+        ],
+        "translated_sentences_a_core": stored("speed_cpu", **on_core, title=core_ours)["sentences_per_second"],
+    }
+
+
+def training_efficiency(gpus: int, speeds: dict[str, float]) -> float:
+    """Tokens a second of all GPUs over those of as many single ones, by the event model."""
+    compute = TOKENS_A_GPU / speeds["trained_tokens_a_gpu"]
+    link = LINKS["in one machine" if gpus <= GPUS_OF_A_MACHINE else "between machines"]
+    all_reduce = 2 * (gpus - 1) / gpus * speeds["gradient_bytes"] / link
+    # Steps differ by a twentieth, as those that were timed; workers make batches beside them.
+    times = [compute * factor for factor in (0.95, 1.0, 1.05)]
+    return compute / simulate(gpus, 200, [0.3 * compute], times, all_reduce, prefetch=2)
+
+
+def estimate() -> dict:
+    """Hours for each corpus on 8 and 64 GPUs and on 100 CPU nodes."""
+    speeds = measured_speeds()
+    cores = 100 * CORES_OF_A_NODE
+    updates, tokens = 300_000, 8 * TOKENS_A_GPU  # of the preset, over all GPUs
+    efficiency = {gpus: training_efficiency(gpus, speeds) for gpus in (GPUS_OF_A_MACHINE, 64)}
+    hours = []
+    for pairs in CORPORA:
+        row = {"pairs": pairs}
+        row["prepare_16_cores"] = pairs / speeds["prepared_pairs_a_core"] / CORES_OF_A_NODE
+        for gpus in efficiency:
+            row[f"distill_{gpus}_gpus"] = pairs / speeds["distilled_sentences_a_gpu"] / gpus
+            row[f"translate_{gpus}_gpus"] = pairs / speeds["translated_sentences_a_gpu"] / gpus
+        row["distill_100_nodes"] = pairs / speeds["distilled_sentences_a_core"] / cores
+        row["translate_100_nodes"] = pairs / speeds["translated_sentences_a_core"] / cores
+        hours.append({name: value if name == "pairs" else round(value / 3600, 2) for name, value in row.items()})
+    training = {
+        f"{gpus}_gpus": round(updates * tokens / (speeds["trained_tokens_a_gpu"] * gpus * share) / 3600, 2)
+        for gpus, share in efficiency.items()
+    }
+    return {
+        "speeds": {name: round(value, 1) for name, value in speeds.items()},
+        "assumed": {"links": LINKS, "cores_of_a_node": CORES_OF_A_NODE, "gpus_of_a_machine": GPUS_OF_A_MACHINE},
+        "efficiency": {str(gpus): round(share, 2) for gpus, share in efficiency.items()},
+        "training_hours": training,
+        "hours": hours,
+    }
+
+
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--output")
+    parser.add_argument("--estimate", action="store_true", help="For larger machines, from the stored results alone.")
     arguments = parser.parse_args(argv)
+    if arguments.estimate:
+        return print(json.dumps(estimate(), indent=2))
     report = measure(arguments.processes, arguments.bf16)
     print(markdown(list(report["rows"][0]), [list(map(str, row.values())) for row in report["rows"]]))
     if arguments.output:
