@@ -19,6 +19,7 @@ from ..utils.finite import is_finite, not_finite
 from . import checkpoints
 from .callbacks import EMACallback, StopCallback
 from .checkpoint_averaging import average_checkpoints
+from .elastic import check_step, step_fields
 from .weight_ema import WeightEMA
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if resume_from_checkpoint is True:
             newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
             resume_from_checkpoint = None if newest is None else str(newest)
-            self.accelerator.wait_for_everyone()
+            self._check_all_see(newest)
             if self.args.should_save:
                 checkpoints.remove_leftovers(self.args.output_dir)
                 checkpoints.remove_after(self.args.output_dir, newest)
@@ -73,6 +74,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             self.ema = WeightEMA(self.model, self.args.ema_decay)  # the model may have moved to another device
         if resume_from_checkpoint is not None and self._is_last(resume_from_checkpoint):
             return TrainOutput(self.state.global_step, 0.0, {})
+        if resume_from_checkpoint is not None:
+            check_step(self.args, resume_from_checkpoint)
         try:
             with self.stopper.listening():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
@@ -81,6 +84,18 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 f"checkpoint {resume_from_checkpoint} is refused: its optimizer.pt, scheduler.pt or rng_state.pth "
                 f"holds more than tensors and plain values ({' '.join(str(error).split())[:200]}); delete it"
             ) from None
+
+    def _check_all_see(self, newest: Path | None) -> None:
+        """All processes must begin with the same checkpoint, or some would train other weights than others."""
+        if self.args.world_size == 1:
+            return
+        step = 0 if newest is None else checkpoints.checkpoint_step(newest)
+        steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"output_dir {self.args.output_dir} holds checkpoints of the steps {steps} for the processes of this "
+                "run (0: none): it must be one folder that all machines share"
+            )
 
     def _needed_files(self) -> list[str]:
         """What a checkpoint must have beside what every one has."""
@@ -162,7 +177,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 if self.args.should_save:
                     self.state.save_to_json(str(staged / checkpoints.TRAINER_STATE))
             if self.args.should_save:
-                checkpoints.write_manifest(staged)
+                checkpoints.write_manifest(staged, step_fields(self.args))
                 publish_folder(staged, run_dir / staged.name)
                 kept = (*self.best_steps(), self.state.best_global_step)
                 checkpoints.thin_out(run_dir, self.args.save_total_limit, kept)

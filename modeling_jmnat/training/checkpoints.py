@@ -3,7 +3,7 @@
     RUN/checkpoint-1200/model.safetensors              the weights that are evaluated: the average, if one is kept
     RUN/checkpoint-1200/training_weights.safetensors   then also the weights that training goes on from
     RUN/checkpoint-1200/{optimizer,scheduler,rng_state}.pt*, trainer_state.json
-    RUN/checkpoint-1200/manifest.json                  sizes and checksums of all these
+    RUN/checkpoint-1200/manifest.json                  sizes and checksums of all these, and what a step is
 
 A checkpoint appears under its name by one rename. What is found under another name is left over from a crash.
 """
@@ -50,14 +50,18 @@ def weights_of(checkpoint: Path) -> Path:
     return adapter if adapter.exists() else checkpoint / WEIGHTS
 
 
-def write_manifest(checkpoint: Path) -> None:
-    """Record size and SHA-256 of each file that training goes on from."""
+def write_manifest(checkpoint: Path, step: dict[str, int]) -> None:
+    """Record size and SHA-256 of each file that training goes on from.
+
+    Args:
+        step: `elastic.step_fields` of the run.
+    """
     paths = sorted(path for pattern in RESUMED_FROM for path in checkpoint.rglob(pattern))
     files = {
         path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in paths
     }
-    write_json(checkpoint / MANIFEST, {"files": files})
+    write_json(checkpoint / MANIFEST, {"files": files, "step": step})
 
 
 def changed_file(checkpoint: Path, name: str | None = None) -> str | None:
