@@ -17,8 +17,8 @@ WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD
 def check_launcher() -> None:
     """Refuse to be the only process where several were asked for.
 
-    `accelerate launch --cpu --num_processes 2` starts one, unless there is MPI, and says nothing. All that tells is the
-    address at which the others would be waited for.
+    `accelerate launch --cpu --num_processes 2` starts one, unless there is MPI, and says nothing. All that tells is
+    the address at which the others would be waited for.
 
     Raises:
         ValueError: it has been started so.
