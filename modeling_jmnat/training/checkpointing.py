@@ -4,7 +4,8 @@ import logging
 import math
 import pickle
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,10 +21,21 @@ from . import checkpoints
 from .callbacks import EMACallback, StopCallback
 from .checkpoint_averaging import average_checkpoints
 from .elastic import check_step, step_fields
+from .sharding import (
+    is_sharded,
+    load_optimizer_state,
+    load_weights,
+    shard_model,
+    shard_on_cpu,
+    whole_model,
+    whole_optimizer_state,
+    whole_tensor,
+)
 from .weight_ema import WeightEMA
 
 logger = logging.getLogger(__name__)
 BLEU = "eval_bleu"  # chooses checkpoints
+STATES = ("optimizer.pt", "scheduler.pt")
 
 
 class CheckpointingTrainer(Seq2SeqTrainer):
@@ -51,7 +63,22 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         self.add_callback(self.stopper)  # after those that ask for evaluations and checkpoints: it overrules them
         self._saving_folder: Path | None = None
 
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpu(self.accelerator, self.args)
+
+    def create_optimizer(self, model=None):
+        if self.is_fsdp_enabled:
+            if hasattr(self.model, "peft_config"):
+                raise ValueError("adapters are small enough to be trained without FSDP: take another launcher setting")
+            shard_model(self.model, self.accelerator.state.fsdp_plugin)
+            if self.ema is not None:
+                self.ema = WeightEMA(self.model, self.args.ema_decay)
+        return super().create_optimizer(model)
+
     def _any_process(self, flag: bool) -> bool:
+        if self.args.world_size == 1:
+            return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.args.device)).item())
 
     # Training --------------------------------------------------------------------------------------------------------
@@ -115,13 +142,34 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         return True
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        training_weights = Path(resume_from_checkpoint) / checkpoints.TRAINING_WEIGHTS
+        checkpoint = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            load_weights(self.model, load_file(checkpoint / checkpoints.WEIGHTS))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        training_weights = checkpoint / checkpoints.TRAINING_WEIGHTS
         if self.ema is None:
             return
         self.ema = WeightEMA(self.model, self.args.ema_decay)
         if training_weights.is_file():
-            self.model.load_state_dict(load_file(training_weights), strict=False)
+            load_weights(self.model, load_file(training_weights))
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, scheduler = (torch.load(Path(checkpoint) / name, weights_only=True) for name in STATES)
+        load_optimizer_state(self.model, self.optimizer.optimizer, optimizer)
+        self.lr_scheduler.load_state_dict(scheduler)
+
+    def _save_optimizer_and_scheduler(self, output_dir) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        states = (whole_optimizer_state(self.model, self.optimizer.optimizer), self.lr_scheduler.state_dict())
+        if self.args.should_save:
+            for name, state in zip(STATES, states, strict=True):
+                torch.save(state, Path(output_dir) / name)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Tied weights are in a checkpoint once, under one of their names: the others are not missing."""
@@ -161,16 +209,18 @@ class CheckpointingTrainer(Seq2SeqTrainer):
 
     def _save_checkpoint(self, model, trial=None) -> None:
         """Write the checkpoint aside, then give it its name; a full disk leaves the earlier ones as they were."""
-        if (name := not_finite(self.model)) is not None:
-            raise self._diverged(f"the weight {name}")
+        name = not_finite(self.model)
+        if self._any_process(name is not None):
+            raise self._diverged(f"the weight {name}" if name else "a weight of another process")
         run_dir = Path(self.args.output_dir)
         self._saving_folder = checkpoints.staging_folder(run_dir)
         staged = self._saving_folder / f"checkpoint-{self.state.global_step}"
         try:
             with self._averaged_weights():
                 super()._save_checkpoint(model, trial)
-                if self.ema is not None and self.args.should_save:
-                    save_file(self._training_weights(), staged / checkpoints.TRAINING_WEIGHTS)
+                training_weights = {} if self.ema is None else self._training_weights()
+                if training_weights and self.args.should_save:
+                    save_file(training_weights, staged / checkpoints.TRAINING_WEIGHTS)
             self.accelerator.wait_for_everyone()
             if self.state.best_model_checkpoint == str(staged):  # where it is about to be
                 self.state.best_model_checkpoint = str(run_dir / staged.name)
@@ -200,27 +250,46 @@ class CheckpointingTrainer(Seq2SeqTrainer):
     def _load_best_model(self) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"  # the run may have moved
         self.state.best_model_checkpoint = str(folder)
-        super()._load_best_model()
+        if self.is_fsdp_enabled:
+            load_weights(self.model, load_file(folder / checkpoints.WEIGHTS))
+        else:
+            super()._load_best_model()
         if self.ema is not None:  # the saved weights are averages already
             self.ema = WeightEMA(self.model, self.args.ema_decay)
 
     def save_model(self, output_dir=None, _internal_call: bool = False) -> None:
         """Save as `Trainer.save_model` does, with `ema_decay` the averaged weights."""
-        with self._averaged_weights():
+        with self._final_model():
             super().save_model(output_dir, _internal_call)
 
     def predict(self, *args, **kwargs) -> PredictionOutput:
         """Predict as `Trainer.predict` does, with `ema_decay` by the averaged weights."""
-        with self._averaged_weights():
+        with self._final_model():
             return super().predict(*args, **kwargs)
 
     def _averaged_weights(self) -> AbstractContextManager:
         return nullcontext() if self.ema is None else self.ema.applied()
 
+    @contextmanager
+    def _final_model(self) -> Iterator[None]:
+        """A context in which `model` is what would be saved: averaged, and whole on each process."""
+        with self._averaged_weights():
+            if not self.is_fsdp_enabled:
+                yield
+                return
+            trained = (self.model, self.model_wrapped)
+            if is_sharded(self.model):
+                self.model = self.model_wrapped = whole_model(self.model)
+            self.is_fsdp_enabled = False
+            try:
+                yield
+            finally:
+                (self.model, self.model_wrapped), self.is_fsdp_enabled = trained, True
+
     def _training_weights(self) -> dict[str, torch.Tensor]:
         """The weights that the averages have displaced from the model."""
         names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        return dict(zip(names, self.ema.averages, strict=True))
+        return dict(zip(names, map(whole_tensor, self.ema.averages), strict=True))
 
     def best_steps(self) -> list[int]:
         """Steps of the `keep_best` checkpoints with the highest BLEU so far, best first.
@@ -241,6 +310,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         which they are otherwise. Without it they are those that `load_best_model_at_end` has loaded, or the last ones
         (with `ema_decay` their moving average).
         """
+        if is_sharded(self.model):
+            with self._final_model():
+                whole = self.model
+            self.model = self.model_wrapped = whole
+            self.ema = None
+        self.is_fsdp_enabled = False
         steps = [step for step in self.best_steps() if self._has_whole_weights(step)]
         if not steps:
             if self.ema is not None:

@@ -305,7 +305,7 @@ class TranslationTrainer(CheckpointingTrainer):
         start = time.perf_counter()
         was_training = self.model.training
         self.model.eval()
-        with self._averaged_weights(), torch.no_grad():
+        with self._final_model(), torch.no_grad():
             metrics = self._computed_metrics(dataset, ignore_keys, gen_kwargs)
             metrics.update(corpus_losses(self, dataset))
             metrics.update(self._translation_scores(dataset))
@@ -326,10 +326,14 @@ class TranslationTrainer(CheckpointingTrainer):
         args = self.args
         usual = {"max_length": args.generation_max_length, "num_beams": args.generation_num_beams}
         self._gen_kwargs = {name: value for name, value in usual.items() if value is not None} | gen_kwargs
-        self.gather_function = self.accelerator.gather
         loader = self.get_eval_dataloader(dataset)
         output = self.evaluation_loop(loader, "Evaluation", ignore_keys=ignore_keys, metric_key_prefix="computed")
         return {name.removeprefix("computed_"): value for name, value in output.metrics.items()}
+
+    def evaluation_loop(self, *args, **kwargs):
+        # `Seq2SeqTrainer` counts the sentences, too, that several processes have twice to fill up their last batches.
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
 
     def _translation_scores(self, dataset) -> dict[str, float]:
         return translation_scores(self, dataset)
@@ -391,6 +395,11 @@ class JMNatTrainer(TranslationTrainer):
     def _check_collator(self) -> None:
         """Reject masks that the model cannot be trained with."""
         collator, config = self.data_collator, self.model.config
+        for name in ("glancing_ratio", "correction_ratio"):
+            if self.is_fsdp_enabled and getattr(collator, name, 0.0):
+                raise ValueError(
+                    f"{name} is not possible with FSDP: first passes of one process alone need all weights"
+                )
         if getattr(collator, "glancing_ratio", 0.0) and config.decoder_input == "source_copy":
             raise ValueError("glancing_ratio needs decoder_input=mask: a copied source shows nothing of the target")
         if getattr(collator, "target_mask", None) == "consecutive" and collator.ngram_size != config.ngram_size:

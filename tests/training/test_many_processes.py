@@ -1,21 +1,33 @@
 """Two and four processes on a CPU train what one process trains with as many accumulated batches."""
 
+import functools
 import json
+import math
 import os
 import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from transformers import AutoModelForSeq2SeqLM
 
-from modeling_jmnat import DataCollatorForJMNat, JMNatTrainer, JMNatTrainingArguments
+from modeling_jmnat import (
+    DataCollatorForJMNat,
+    JMNatForConditionalGeneration,
+    JMNatTrainer,
+    JMNatTrainingArguments,
+)
 from modeling_jmnat.commands.train import main as train
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.teacher.model import build_teacher
 from modeling_jmnat.teacher.trainer import TeacherTrainer
 from modeling_jmnat.training import elastic
 from modeling_jmnat.training.arguments import TeacherTrainingArguments
+from modeling_jmnat.training.presets import accelerate_config
+from modeling_jmnat.training.sharding import is_sharded
 from tests.helpers.tiny_runs import MODEL, prepare_tiny_data, run_together, tiny_model
 from tests.helpers.translation_samples import command_line
 
@@ -24,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LOSSES = {"dropout": 0.0, "encoder_loss_weight": 0.5, "ngram_loss_weight": 0.5, "length_loss_weight": 0.5}
 # Adam would make large steps of gradients that are nothing but rounding, such as that of the keys' bias.
 BASE = {"use_cpu": True, "disable_tqdm": True, "report_to": [], "save_strategy": "no", "seed": 3, "logging_steps": 1}
-BASE |= {"warmup_steps": 2, "adam_epsilon": 1e-4}
+BASE |= {"warmup_steps": 2, "adam_epsilon": 1e-4, "predict_with_generate": True, "generation_max_length": 12}
 # A step has four batches in each: number of sentences, settings. The last steps of an epoch have fewer.
 RUNS = {
     "sentences": (13, {"per_device_train_batch_size": 2, "num_train_epochs": 2}),
@@ -71,6 +83,7 @@ def train_all(tiny, output_dir, processes, names=tuple(RUNS)):
         found[name] = {
             "log": trainer.state.log_history[:-2] + [scores],
             "weights": model.state_dict(),
+            "predicted": torch.tensor(trainer.predict(data["validation"].select(range(5))).predictions),
             "moments": [values["exp_avg"] for values in trainer.optimizer.state_dict()["state"].values()],
         }
     return found
@@ -99,6 +112,7 @@ def test_processes_train_what_one_does_by_accumulation(tiny, alone, tmp_path, pr
             assert one.keys() == other.keys()
             for key in one.keys() - VARYING:
                 assert other[key] == pytest.approx(one[key], rel=1e-5, abs=1e-7), (name, key)
+        assert found["predicted"].tolist() == expected["predicted"].tolist()
         for what in ("weights", "moments"):
             torch.testing.assert_close(found[what], expected[what], rtol=1e-5, atol=1e-6)
 
@@ -143,6 +157,58 @@ def test_a_run_of_two_processes_goes_on_with_four_or_one(folder, tmp_path, capfd
             run_together(processes, tmp_path, refused_then_elastic, folder, run)
         torch.testing.assert_close(load_file(run / "model.safetensors"), expected, rtol=1e-5, atol=1e-6)
         assert json.loads((run / "results.json").read_text())["steps"] == 6
+
+
+def divided(folder, output_dir, **options):
+    """The command under FSDP 2."""
+    launch = _validate_launch_command(
+        launch_command_parser().parse_args(["--config_file", str(accelerate_config("fsdp2")), "train.py"])
+    )[0]
+    os.environ.update(prepare_multi_gpu_env(launch))
+    command(folder, output_dir, **options)
+
+
+def divided_twice(folder, output_dir, options):
+    """The command under FSDP 2, then what only Python can ask for."""
+    divided(folder, output_dir, **options)
+    data, tokenizer = load_prepared(folder)
+    settings = {**BASE, "max_steps": 2, "per_device_train_batch_size": 2}
+    arguments = TeacherTrainingArguments(str(output_dir / "teacher"), **settings, eval_sentences=2)
+    teacher = build_teacher({**MODEL, "dropout": 0.0}, tokenizer, 1)
+    few = data["validation"].select(range(5))
+    trainer = TeacherTrainer(teacher, arguments, processing_class=tokenizer, train_dataset=few, eval_dataset=few)
+    trainer.train()
+    assert is_sharded(trainer.model)
+    assert len(trainer.predict(few).predictions) == 5
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+    trainer.save_model()
+    assert is_sharded(trainer.model)
+    arguments = JMNatTrainingArguments(str(output_dir / "glancing"), **settings)
+    collator = DataCollatorForJMNat(tokenizer, full_mask_ratio=0.5, glancing_ratio=0.5)
+    with pytest.raises(ValueError, match="glancing_ratio is not possible with FSDP"):
+        JMNatTrainer(tiny_model(tokenizer), arguments, collator, few, processing_class=tokenizer)
+
+
+def test_a_divided_model_trains_saves_evaluates_and_resumes_as_a_whole_one(folder, tmp_path):
+    """FSDP 2: two processes train what one trains, three go on from where they were."""
+    evaluated = {"eval_strategy": "steps", "eval_steps": 3, "eval_num_iterations": 2, "eval_sentences": 3}
+    options = {**evaluated, "keep_best": 2, "load_best_model_at_end": False}
+    command(folder, tmp_path / "whole", gradient_accumulation_steps=2, **options)
+    expected = load_file(tmp_path / "whole" / "model.safetensors")
+    run_together(2, tmp_path, divided_twice, folder, tmp_path / "divided", options)
+    run = tmp_path / "divided"
+    torch.testing.assert_close(load_file(run / "model.safetensors"), expected, rtol=1e-5, atol=1e-6)
+    files = [{path.name for path in (folder / "checkpoint-6").iterdir()} for folder in (tmp_path / "whole", run)]
+    assert files[1] - files[0] == {"rng_state_0.pth", "rng_state_1.pth"}
+    assert files[0] - files[1] == {"rng_state.pth"}
+    for step in (3, 4, 6):
+        shutil.rmtree(run / f"checkpoint-{step}")
+    (run / "results.json").unlink()
+    run_together(3, tmp_path, functools.partial(divided, folder, run, elastic=True, **options))
+    torch.testing.assert_close(load_file(run / "model.safetensors"), expected, rtol=1e-5, atol=1e-6)
+    model = JMNatForConditionalGeneration.from_pretrained(run)
+    assert model.generate(torch.tensor([[5, 6, 2]])).shape[0] == 1
+    AutoModelForSeq2SeqLM.from_pretrained(run / "teacher")
 
 
 @pytest.mark.parametrize(
