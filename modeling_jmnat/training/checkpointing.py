@@ -1,7 +1,6 @@
 """`CheckpointingTrainer`: runs that may be killed at any moment, resume exactly, and end with their best weights."""
 
 import logging
-import math
 import pickle
 import shutil
 from collections.abc import Iterator
@@ -12,15 +11,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Seq2SeqTrainer, TrainerState
-from transformers.trainer_utils import PredictionOutput, TrainOutput, has_length
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from ..utils.atomic_files import publish_folder
-from ..utils.command_line import is_lost_process
+from ..utils.command_line import is_lost_process, is_out_of_memory
 from ..utils.finite import is_finite, not_finite
 from . import checkpoints
 from .callbacks import EMACallback, StopCallback
 from .checkpoint_averaging import average_checkpoints
 from .elastic import check_step, step_fields
+from .failures import memory_sentence, place_of_step
 from .sharding import (
     is_sharded,
     load_optimizer_state,
@@ -62,6 +62,9 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         self.stopper = StopCallback(args.time_budget, self._any_process if args.world_size > 1 else None)
         self.add_callback(self.stopper)  # after those that ask for evaluations and checkpoints: it overrules them
         self._saving_folder: Path | None = None
+        self._finite_until: torch.Tensor | None = None  # the last step of this call that was finite
+        self._checkpoints_kept = args.save_total_limit
+        self._is_evaluating = False
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
@@ -93,6 +96,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if resume_from_checkpoint is True:
             newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
             resume_from_checkpoint = None if newest is None else str(newest)
+            self.accelerator.wait_for_everyone()
             self._check_all_see(newest)
             if self.args.should_save:
                 checkpoints.remove_leftovers(self.args.output_dir)
@@ -103,14 +107,24 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             return TrainOutput(self.state.global_step, 0.0, {})
         if resume_from_checkpoint is not None:
             check_step(self.args, resume_from_checkpoint)
+        self._finite_until = None
+        # At the end `Trainer` would delete the only checkpoint to go on from, where another is the best.
+        self._checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with self.stopper.listening():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            step = self.state.global_step
+            raise MemoryError(memory_sentence(self.args, error, step, self._is_evaluating)) from error
         except pickle.UnpicklingError as error:
             raise ValueError(
                 f"checkpoint {resume_from_checkpoint} is refused: its optimizer.pt, scheduler.pt or rng_state.pth "
                 f"holds more than tensors and plain values ({' '.join(str(error).split())[:200]}); delete it"
             ) from None
+        finally:
+            self.args.save_total_limit = self._checkpoints_kept
 
     def _check_all_see(self, newest: Path | None) -> None:
         """All processes must begin with the same checkpoint, or some would train other weights than others."""
@@ -180,21 +194,20 @@ class CheckpointingTrainer(Seq2SeqTrainer):
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs) -> None:
         control = self.control
         at_rest = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        # With fp16 an infinite gradient is routine: the scaler skips the update. A sum of losses keeps its NaN.
+        norm = tr_loss if grad_norm is None or self.accelerator.scaler is not None else torch.as_tensor(grad_norm)
+        step = self.state.global_step
+        finite = tr_loss.isfinite().all() & norm.isfinite().all()
+        self._finite_until = torch.where(finite, step, step - 1 if self._finite_until is None else self._finite_until)
         if at_rest or self.args.device.type == "cpu":  # reading a number off a GPU in every step would cost time
-            # With fp16 an infinite gradient is routine: the scaler skips the update. A sum of losses keeps its NaN.
-            norm = None if self.accelerator.scaler is not None else grad_norm
-            if not is_finite(tr_loss):
-                raise self._diverged("the loss")
-            if norm is not None and not is_finite(norm):
-                raise self._diverged("the norm of the gradients")
+            what = None if finite else "the loss" if not is_finite(tr_loss) else "the norm of the gradients"
+            if what is not None:
+                raise self._diverged(what, int(self._finite_until) + 1)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
-    def _diverged(self, what: str) -> FloatingPointError:
-        where = f"step {self.state.global_step}"
-        if has_length(self.callback_handler.train_dataloader):
-            epoch = math.ceil(self.state.epoch)
-            batch = round((self.state.epoch - epoch + 1) * len(self.callback_handler.train_dataloader))
-            where += f" (batch {batch} of epoch {epoch})"
+    def _diverged(self, what: str, step: int) -> FloatingPointError:
+        loader, accumulation = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
+        where = place_of_step(step, loader, accumulation)
         newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
         kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
         return FloatingPointError(
@@ -211,7 +224,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         """Write the checkpoint aside, then give it its name; a full disk leaves the earlier ones as they were."""
         name = not_finite(self.model)
         if self._any_process(name is not None):
-            raise self._diverged(f"the weight {name}" if name else "a weight of another process")
+            what = f"the weight {name}" if name else "a weight of another process"
+            raise self._diverged(what, self.state.global_step)
         run_dir = Path(self.args.output_dir)
         self._saving_folder = checkpoints.staging_folder(run_dir)
         staged = self._saving_folder / f"checkpoint-{self.state.global_step}"
@@ -230,7 +244,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 checkpoints.write_manifest(staged, step_fields(self.args))
                 publish_folder(staged, run_dir / staged.name)
                 kept = (*self.best_steps(), self.state.best_global_step)
-                checkpoints.thin_out(run_dir, self.args.save_total_limit, kept)
+                checkpoints.thin_out(run_dir, self._checkpoints_kept, kept)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staged, ignore_errors=True)
             if is_lost_process(error):
@@ -249,6 +263,13 @@ class CheckpointingTrainer(Seq2SeqTrainer):
 
     def _load_best_model(self) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"  # the run may have moved
+        weights = checkpoints.weights_of(folder)
+        damage = checkpoints.changed_file(folder, weights.name) if weights.is_file() else f"{weights.name} is missing"
+        if damage is not None:
+            raise ValueError(
+                f"the best checkpoint {folder} cannot be loaded: {damage}. The newest one has the last weights, which "
+                "load_best_model_at_end=False makes the final ones"
+            )
         self.state.best_model_checkpoint = str(folder)
         if self.is_fsdp_enabled:
             load_weights(self.model, load_file(folder / checkpoints.WEIGHTS))

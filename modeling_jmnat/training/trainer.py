@@ -305,10 +305,12 @@ class TranslationTrainer(CheckpointingTrainer):
         start = time.perf_counter()
         was_training = self.model.training
         self.model.eval()
+        self._is_evaluating = True
         with self._final_model(), torch.no_grad():
             metrics = self._computed_metrics(dataset, ignore_keys, gen_kwargs)
             metrics.update(corpus_losses(self, dataset))
             metrics.update(self._translation_scores(dataset))
+        self._is_evaluating = False
         self.model.train(was_training)
         metrics["runtime"] = round(time.perf_counter() - start, 3)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
