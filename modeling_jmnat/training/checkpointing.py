@@ -55,6 +55,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         super().__init__(model, args, *positional, **kwargs)
         if args.keep_best > 1 and hasattr(self.model, "peft_config"):
             raise ValueError(f"keep_best={args.keep_best} must be 0 or 1 here: adapters are not averaged")
+        if self.is_deepspeed_enabled and args.ema_decay is not None:
+            raise ValueError(f"ema_decay={args.ema_decay} is not possible with DeepSpeed: take gpus or fsdp2")
         self.ema: WeightEMA | None = None
         if args.ema_decay is not None:
             self.ema = WeightEMA(self.model, args.ema_decay)
@@ -74,7 +76,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if self.is_fsdp_enabled:
             if hasattr(self.model, "peft_config"):
                 raise ValueError("adapters are small enough to be trained without FSDP: take another launcher setting")
-            shard_model(self.model, self.accelerator.state.fsdp_plugin)
+            shard_model(self.model, self.accelerator)
             if self.ema is not None:
                 self.ema = WeightEMA(self.model, self.args.ema_decay)
         return super().create_optimizer(model)

@@ -28,7 +28,14 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in their place where LoRA is tr
 TRAINING_WEIGHTS = "training_weights.safetensors"
 TRAINER_STATE = "trainer_state.json"
 MANIFEST = "manifest.json"
-RESUMED_FROM = ("*.safetensors", "*.pt", "*.pth", TRAINER_STATE)  # what a manifest lists; others may be edited
+DEEPSPEED = "latest"  # the file in which it names the folder that holds the optimizer, each process's part a file
+RESUMED_FROM = (
+    "*.safetensors",
+    "*.pt",
+    "*.pth",
+    TRAINER_STATE,
+    DEEPSPEED,
+)  # what a manifest lists; others may be edited
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -96,7 +103,10 @@ def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
     """
     checkpoint = Path(checkpoint)
     weights = [weights_of(checkpoint), *checkpoint.glob(TRAINING_WEIGHTS)]
-    archives = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    rng_states = list(checkpoint.glob("rng_state*.pth"))
+    archives = [checkpoint / "scheduler.pt", *rng_states]
+    if not (checkpoint / DEEPSPEED).is_file():
+        archives.insert(0, checkpoint / "optimizer.pt")
     try:
         state = read_json(checkpoint / TRAINER_STATE, keys=("global_step", "log_history"))
         for path in weights:
@@ -106,7 +116,7 @@ def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
         return str(error)
     if state["global_step"] != checkpoint_step(checkpoint):
         return f"{TRAINER_STATE} is of step {state['global_step']}"
-    if len(archives) < 3:
+    if not rng_states:
         return "rng_state.pth is missing"
     for path in archives:
         if not zipfile.is_zipfile(path):
@@ -171,9 +181,11 @@ def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int])
         if checkpoint_step(checkpoint) not in best_steps:
             remove_folder(checkpoint)
             continue
-        for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth", TRAINING_WEIGHTS):
+        for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth", TRAINING_WEIGHTS, DEEPSPEED):
             for path in checkpoint.glob(pattern):
                 path.unlink()
+        for folder in checkpoint.glob("global_step*"):
+            remove_folder(folder)
 
 
 def best_steps(log_history: list[dict], metric: str, count: int, steps: Container[int]) -> list[int]:

@@ -22,6 +22,7 @@ if torch.distributed.is_available():  # not in every build
         set_model_state_dict,
         set_optimizer_state_dict,
     )
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
     from torch.distributed.tensor import DTensor
 
@@ -44,7 +45,7 @@ def shard_on_cpu(accelerator: Accelerator, training: TrainingArguments) -> bool:
     return True
 
 
-def shard_model(model: PreTrainedModel, plugin: FullyShardedDataParallelPlugin) -> None:
+def shard_model(model: PreTrainedModel, accelerator: Accelerator) -> None:
     """Divide the weights, each layer's in a group of its own and all others in one.
 
     Accelerate leaves a model as it is that comes to it so. It would put the embedding of the source and the output
@@ -52,7 +53,9 @@ def shard_model(model: PreTrainedModel, plugin: FullyShardedDataParallelPlugin) 
     """
     if is_sharded(model):
         return
+    plugin = accelerator.state.fsdp_plugin
     options = {
+        "mesh": init_device_mesh(accelerator.device.type, (accelerator.num_processes,)),
         "reshard_after_forward": plugin.reshard_after_forward,
         "offload_policy": plugin.cpu_offload,
         "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),

@@ -1,6 +1,7 @@
 """Trainings that must stop say where and what to do, and leave what can be gone on from."""
 
 import math
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -153,3 +154,25 @@ def test_the_last_checkpoint_stays_beside_the_best(tiny, tmp_path):
     with pytest.raises(ValueError, match="checkpoint-2 cannot be loaded: model.safetensors is not as it was written"):
         trainer.train(resume_from_checkpoint=True)
     assert checkpoints.newest_whole(tmp_path).name == "checkpoint-10"
+
+
+def test_a_checkpoint_of_deepspeed_is_whole_with_the_optimizer_in_its_own_folder(tiny, tmp_path):
+    make_trainer(tiny, tmp_path, max_steps=2).train()
+    checkpoint = tmp_path / "checkpoint-2"
+    parts = checkpoint / "global_step2"
+    parts.mkdir()
+    optimizer = (checkpoint / "optimizer.pt").rename(parts / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    (checkpoint / checkpoints.DEEPSPEED).write_text("global_step2")
+    step = {"world_size": 1, "gradient_accumulation_steps": 1, "batch_parts": 1}
+    checkpoints.write_manifest(checkpoint, step)
+    assert checkpoints.newest_whole(tmp_path) == checkpoint
+    content = optimizer.read_bytes()
+    optimizer.write_bytes(content[:-1])
+    assert "optim_states.pt is not as it was written" in checkpoints.damage_of(checkpoint)
+    optimizer.write_bytes(content)
+    checkpoint.rename(tmp_path / "checkpoint-1")
+    shutil.copytree(tmp_path / "checkpoint-1", checkpoint)
+    checkpoints.thin_out(tmp_path, 1, [1])
+    assert not (tmp_path / "checkpoint-1" / "global_step2").exists()
+    assert (tmp_path / "checkpoint-1" / checkpoints.WEIGHTS).exists()
+    assert checkpoints.newest_whole(tmp_path) == checkpoint
