@@ -136,12 +136,27 @@ def command(folder, output_dir, **options):
 def refused_then_elastic(folder, output_dir):
     with pytest.raises(SystemExit):
         command(folder, output_dir)
+    own = output_dir.parent / f"disk{os.environ['RANK']}"
+    if os.environ["RANK"] == "0":
+        shutil.copytree(output_dir, own)
+    trainer = plain_trainer(load_prepared(folder), own)
+    with pytest.raises(
+        ValueError, match=r"checkpoints of the steps \[2, 0, 0, 0\] .* one folder that all machines share"
+    ):
+        trainer.train(resume_from_checkpoint=True)
     command(folder, output_dir, elastic=True)
+
+
+def plain_trainer(tiny, output_dir, **settings):
+    data, tokenizer = tiny
+    arguments = JMNatTrainingArguments(str(output_dir), **BASE, **settings)
+    collator = DataCollatorForJMNat(tokenizer)
+    return JMNatTrainer(tiny_model(tokenizer), arguments, collator, data["train"], processing_class=tokenizer)
 
 
 def test_a_run_of_two_processes_goes_on_with_four_or_one(folder, tmp_path, capfd):
     expected = begin(folder, tmp_path / "two", 2)
-    for processes in (4, 3, 1):
+    for processes in (4, 1):
         run = shutil.copytree(tmp_path / "two", tmp_path / str(processes))
         if processes == 1:
             capfd.readouterr()
@@ -231,6 +246,15 @@ def test_steps_keep_their_batches(begun, processes, asked_parts, accumulation, p
     elastic.keep_steps(now, dict(zip(names, begun, strict=True)))
     assert (now.gradient_accumulation_steps, now.batch_parts) == (accumulation, parts)
     assert begun[0] * begun[1] / begun[2] == processes * accumulation / parts
+
+
+def test_bad_settings_are_named(tiny, tmp_path):
+    data, tokenizer = tiny
+    with pytest.raises(ValueError, match="batch_parts=0 must be at least 1"):
+        JMNatTrainingArguments(str(tmp_path), batch_parts=0)
+    stream = ({"train": data["train"].to_iterable_dataset()}, tokenizer)
+    with pytest.raises(ValueError, match="elastic=True is not possible: the order of a stream"):
+        plain_trainer(stream, tmp_path, elastic=True, max_tokens=60, max_steps=3)
 
 
 def test_a_trainer_refuses_other_steps(tmp_path):
