@@ -1,6 +1,7 @@
 """Training arguments: those of Transformers with our options, for a student and for a teacher."""
 
 import math
+import os
 from dataclasses import dataclass, fields
 
 import torch
@@ -8,6 +9,27 @@ from transformers import Seq2SeqTrainingArguments
 
 from ..utils.command_line import check_counts
 from .options import StudentOptions, TeacherOptions, TranslationOptions
+
+# One of them is there where several processes have been started.
+WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def check_launcher() -> None:
+    """Refuse to be the only process where several were asked for.
+
+    `accelerate launch --cpu --num_processes 2` starts one, unless there is MPI, and says nothing. All that tells is
+    the address at which the others would be waited for.
+
+    Raises:
+        ValueError: it has been started so.
+    """
+    names = os.environ.keys()
+    if {"ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= names and names.isdisjoint(WORLD_SIZES):
+        raise ValueError(
+            "accelerate launch has started one process where several were asked for: on a CPU it needs MPI for them. "
+            "Take `torchrun --nproc_per_node 2` in its place, or `accelerate launch --config_file cpu.yaml` with the "
+            "file that `python -m modeling_jmnat.training.presets cpu` names (for a single process: unset MASTER_ADDR)"
+        )
 
 
 @dataclass
@@ -20,6 +42,10 @@ class TranslationTrainingArguments(TranslationOptions, Seq2SeqTrainingArguments)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{item.name}={value} must be a finite number")
         chosen = self.accelerator_config is not None
+        check_launcher()
+        if not (self.bf16 or self.fp16):  # `accelerate launch` may say it instead, and the run's settings must tell
+            launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
+            self.bf16, self.fp16 = launched == "bf16", launched == "fp16"
         # Without a GPU it must be said, or processes that torchrun starts would not find each other.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()

@@ -1,28 +1,41 @@
 """`CheckpointingTrainer`: runs that may be killed at any moment, resume exactly, and end with their best weights."""
 
 import logging
-import math
 import pickle
 import shutil
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import Seq2SeqTrainer, TrainerState
-from transformers.trainer_utils import PredictionOutput, TrainOutput, has_length
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from ..utils.atomic_files import publish_folder
-from ..utils.command_line import is_lost_process
+from ..utils.command_line import is_lost_process, is_out_of_memory
 from ..utils.finite import is_finite, not_finite
 from . import checkpoints
 from .callbacks import EMACallback, StopCallback
 from .checkpoint_averaging import average_checkpoints
+from .elastic import check_step, step_fields
+from .failures import memory_sentence, place_of_step
+from .sharding import (
+    is_sharded,
+    load_optimizer_state,
+    load_weights,
+    shard_model,
+    shard_on_cpu,
+    whole_model,
+    whole_optimizer_state,
+    whole_tensor,
+)
 from .weight_ema import WeightEMA
 
 logger = logging.getLogger(__name__)
 BLEU = "eval_bleu"  # chooses checkpoints
+STATES = ("optimizer.pt", "scheduler.pt")
 
 
 class CheckpointingTrainer(Seq2SeqTrainer):
@@ -42,6 +55,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         super().__init__(model, args, *positional, **kwargs)
         if args.keep_best > 1 and hasattr(self.model, "peft_config"):
             raise ValueError(f"keep_best={args.keep_best} must be 0 or 1 here: adapters are not averaged")
+        if self.is_deepspeed_enabled and args.ema_decay is not None:
+            raise ValueError(f"ema_decay={args.ema_decay} is not possible with DeepSpeed: take gpus or fsdp2")
         self.ema: WeightEMA | None = None
         if args.ema_decay is not None:
             self.ema = WeightEMA(self.model, args.ema_decay)
@@ -49,8 +64,26 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         self.stopper = StopCallback(args.time_budget, self._any_process if args.world_size > 1 else None)
         self.add_callback(self.stopper)  # after those that ask for evaluations and checkpoints: it overrules them
         self._saving_folder: Path | None = None
+        self._finite_until: torch.Tensor | None = None  # the last step of this call that was finite
+        self._checkpoints_kept = args.save_total_limit
+        self._is_evaluating = False
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpu(self.accelerator, self.args)
+
+    def create_optimizer(self, model=None):
+        if self.is_fsdp_enabled:
+            if hasattr(self.model, "peft_config"):
+                raise ValueError("adapters are small enough to be trained without FSDP: take another launcher setting")
+            shard_model(self.model, self.accelerator)
+            if self.ema is not None:
+                self.ema = WeightEMA(self.model, self.args.ema_decay)
+        return super().create_optimizer(model)
 
     def _any_process(self, flag: bool) -> bool:
+        if self.args.world_size == 1:
+            return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.args.device)).item())
 
     # Training --------------------------------------------------------------------------------------------------------
@@ -66,6 +99,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
             resume_from_checkpoint = None if newest is None else str(newest)
             self.accelerator.wait_for_everyone()
+            self._check_all_see(newest)
             if self.args.should_save:
                 checkpoints.remove_leftovers(self.args.output_dir)
                 checkpoints.remove_after(self.args.output_dir, newest)
@@ -73,14 +107,38 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             self.ema = WeightEMA(self.model, self.args.ema_decay)  # the model may have moved to another device
         if resume_from_checkpoint is not None and self._is_last(resume_from_checkpoint):
             return TrainOutput(self.state.global_step, 0.0, {})
+        if resume_from_checkpoint is not None:
+            check_step(self.args, resume_from_checkpoint)
+        self._finite_until = None
+        # At the end `Trainer` would delete the only checkpoint to go on from, where another is the best.
+        self._checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with self.stopper.listening():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            step = self.state.global_step
+            raise MemoryError(memory_sentence(self.args, error, step, self._is_evaluating)) from error
         except pickle.UnpicklingError as error:
             raise ValueError(
                 f"checkpoint {resume_from_checkpoint} is refused: its optimizer.pt, scheduler.pt or rng_state.pth "
                 f"holds more than tensors and plain values ({' '.join(str(error).split())[:200]}); delete it"
             ) from None
+        finally:
+            self.args.save_total_limit = self._checkpoints_kept
+
+    def _check_all_see(self, newest: Path | None) -> None:
+        """All processes must begin with the same checkpoint, or some would train other weights than others."""
+        if self.args.world_size == 1:
+            return
+        step = 0 if newest is None else checkpoints.checkpoint_step(newest)
+        steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"output_dir {self.args.output_dir} holds checkpoints of the steps {steps} for the processes of this "
+                "run (0: none): it must be one folder that all machines share"
+            )
 
     def _needed_files(self) -> list[str]:
         """What a checkpoint must have beside what every one has."""
@@ -100,13 +158,34 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         return True
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        training_weights = Path(resume_from_checkpoint) / checkpoints.TRAINING_WEIGHTS
+        checkpoint = Path(resume_from_checkpoint)
+        if self.is_fsdp_enabled:
+            load_weights(self.model, load_file(checkpoint / checkpoints.WEIGHTS))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        training_weights = checkpoint / checkpoints.TRAINING_WEIGHTS
         if self.ema is None:
             return
         self.ema = WeightEMA(self.model, self.args.ema_decay)
         if training_weights.is_file():
-            self.model.load_state_dict(load_file(training_weights), strict=False)
+            load_weights(self.model, load_file(training_weights))
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, scheduler = (torch.load(Path(checkpoint) / name, weights_only=True) for name in STATES)
+        load_optimizer_state(self.model, self.optimizer.optimizer, optimizer)
+        self.lr_scheduler.load_state_dict(scheduler)
+
+    def _save_optimizer_and_scheduler(self, output_dir) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        states = (whole_optimizer_state(self.model, self.optimizer.optimizer), self.lr_scheduler.state_dict())
+        if self.args.should_save:
+            for name, state in zip(STATES, states, strict=True):
+                torch.save(state, Path(output_dir) / name)
 
     def _issue_warnings_after_load(self, load_result) -> None:
         """Tied weights are in a checkpoint once, under one of their names: the others are not missing."""
@@ -117,21 +196,20 @@ class CheckpointingTrainer(Seq2SeqTrainer):
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs) -> None:
         control = self.control
         at_rest = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
+        # With fp16 an infinite gradient is routine: the scaler skips the update. A sum of losses keeps its NaN.
+        norm = tr_loss if grad_norm is None or self.accelerator.scaler is not None else torch.as_tensor(grad_norm)
+        step = self.state.global_step
+        finite = tr_loss.isfinite().all() & norm.isfinite().all()
+        self._finite_until = torch.where(finite, step, step - 1 if self._finite_until is None else self._finite_until)
         if at_rest or self.args.device.type == "cpu":  # reading a number off a GPU in every step would cost time
-            # With fp16 an infinite gradient is routine: the scaler skips the update. A sum of losses keeps its NaN.
-            norm = None if self.accelerator.scaler is not None else grad_norm
-            if not is_finite(tr_loss):
-                raise self._diverged("the loss")
-            if norm is not None and not is_finite(norm):
-                raise self._diverged("the norm of the gradients")
+            what = None if finite else "the loss" if not is_finite(tr_loss) else "the norm of the gradients"
+            if what is not None:
+                raise self._diverged(what, int(self._finite_until) + 1)
         super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
 
-    def _diverged(self, what: str) -> FloatingPointError:
-        where = f"step {self.state.global_step}"
-        if has_length(self.callback_handler.train_dataloader):
-            epoch = math.ceil(self.state.epoch)
-            batch = round((self.state.epoch - epoch + 1) * len(self.callback_handler.train_dataloader))
-            where += f" (batch {batch} of epoch {epoch})"
+    def _diverged(self, what: str, step: int) -> FloatingPointError:
+        loader, accumulation = self.callback_handler.train_dataloader, self.args.gradient_accumulation_steps
+        where = place_of_step(step, loader, accumulation)
         newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
         kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
         return FloatingPointError(
@@ -146,26 +224,29 @@ class CheckpointingTrainer(Seq2SeqTrainer):
 
     def _save_checkpoint(self, model, trial=None) -> None:
         """Write the checkpoint aside, then give it its name; a full disk leaves the earlier ones as they were."""
-        if (name := not_finite(self.model)) is not None:
-            raise self._diverged(f"the weight {name}")
+        name = not_finite(self.model)
+        if self._any_process(name is not None):
+            what = f"the weight {name}" if name else "a weight of another process"
+            raise self._diverged(what, self.state.global_step)
         run_dir = Path(self.args.output_dir)
         self._saving_folder = checkpoints.staging_folder(run_dir)
         staged = self._saving_folder / f"checkpoint-{self.state.global_step}"
         try:
             with self._averaged_weights():
                 super()._save_checkpoint(model, trial)
-                if self.ema is not None and self.args.should_save:
-                    save_file(self._training_weights(), staged / checkpoints.TRAINING_WEIGHTS)
+                training_weights = {} if self.ema is None else self._training_weights()
+                if training_weights and self.args.should_save:
+                    save_file(training_weights, staged / checkpoints.TRAINING_WEIGHTS)
             self.accelerator.wait_for_everyone()
             if self.state.best_model_checkpoint == str(staged):  # where it is about to be
                 self.state.best_model_checkpoint = str(run_dir / staged.name)
                 if self.args.should_save:
                     self.state.save_to_json(str(staged / checkpoints.TRAINER_STATE))
             if self.args.should_save:
-                checkpoints.write_manifest(staged)
+                checkpoints.write_manifest(staged, step_fields(self.args))
                 publish_folder(staged, run_dir / staged.name)
                 kept = (*self.best_steps(), self.state.best_global_step)
-                checkpoints.thin_out(run_dir, self.args.save_total_limit, kept)
+                checkpoints.thin_out(run_dir, self._checkpoints_kept, kept)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(staged, ignore_errors=True)
             if is_lost_process(error):
@@ -184,28 +265,54 @@ class CheckpointingTrainer(Seq2SeqTrainer):
 
     def _load_best_model(self) -> None:
         folder = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"  # the run may have moved
+        weights = checkpoints.weights_of(folder)
+        damage = checkpoints.changed_file(folder, weights.name) if weights.is_file() else f"{weights.name} is missing"
+        if damage is not None:
+            raise ValueError(
+                f"the best checkpoint {folder} cannot be loaded: {damage}. The newest one has the last weights, which "
+                "load_best_model_at_end=False makes the final ones"
+            )
         self.state.best_model_checkpoint = str(folder)
-        super()._load_best_model()
+        if self.is_fsdp_enabled:
+            load_weights(self.model, load_file(folder / checkpoints.WEIGHTS))
+        else:
+            super()._load_best_model()
         if self.ema is not None:  # the saved weights are averages already
             self.ema = WeightEMA(self.model, self.args.ema_decay)
 
     def save_model(self, output_dir=None, _internal_call: bool = False) -> None:
         """Save as `Trainer.save_model` does, with `ema_decay` the averaged weights."""
-        with self._averaged_weights():
+        with self._final_model():
             super().save_model(output_dir, _internal_call)
 
     def predict(self, *args, **kwargs) -> PredictionOutput:
         """Predict as `Trainer.predict` does, with `ema_decay` by the averaged weights."""
-        with self._averaged_weights():
+        with self._final_model():
             return super().predict(*args, **kwargs)
 
     def _averaged_weights(self) -> AbstractContextManager:
         return nullcontext() if self.ema is None else self.ema.applied()
 
+    @contextmanager
+    def _final_model(self) -> Iterator[None]:
+        """A context in which `model` is what would be saved: averaged, and whole on each process."""
+        with self._averaged_weights():
+            if not self.is_fsdp_enabled:
+                yield
+                return
+            trained = (self.model, self.model_wrapped)
+            if is_sharded(self.model):
+                self.model = self.model_wrapped = whole_model(self.model)
+            self.is_fsdp_enabled = False
+            try:
+                yield
+            finally:
+                (self.model, self.model_wrapped), self.is_fsdp_enabled = trained, True
+
     def _training_weights(self) -> dict[str, torch.Tensor]:
         """The weights that the averages have displaced from the model."""
         names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        return dict(zip(names, self.ema.averages, strict=True))
+        return dict(zip(names, map(whole_tensor, self.ema.averages), strict=True))
 
     def best_steps(self) -> list[int]:
         """Steps of the `keep_best` checkpoints with the highest BLEU so far, best first.
@@ -226,6 +333,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         which they are otherwise. Without it they are those that `load_best_model_at_end` has loaded, or the last ones
         (with `ema_decay` their moving average).
         """
+        if is_sharded(self.model):
+            with self._final_model():
+                whole = self.model
+            self.model = self.model_wrapped = whole
+            self.ema = None
+        self.is_fsdp_enabled = False
         steps = [step for step in self.best_steps() if self._has_whole_weights(step)]
         if not steps:
             if self.ema is not None:

@@ -3,7 +3,7 @@
     RUN/checkpoint-1200/model.safetensors              the weights that are evaluated: the average, if one is kept
     RUN/checkpoint-1200/training_weights.safetensors   then also the weights that training goes on from
     RUN/checkpoint-1200/{optimizer,scheduler,rng_state}.pt*, trainer_state.json
-    RUN/checkpoint-1200/manifest.json                  sizes and checksums of all these
+    RUN/checkpoint-1200/manifest.json                  sizes and checksums of all these, and what a step is
 
 A checkpoint appears under its name by one rename. What is found under another name is left over from a crash.
 """
@@ -28,7 +28,14 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in their place where LoRA is tr
 TRAINING_WEIGHTS = "training_weights.safetensors"
 TRAINER_STATE = "trainer_state.json"
 MANIFEST = "manifest.json"
-RESUMED_FROM = ("*.safetensors", "*.pt", "*.pth", TRAINER_STATE)  # what a manifest lists; others may be edited
+DEEPSPEED = "latest"  # the file in which it names the folder that holds the optimizer, each process's part a file
+RESUMED_FROM = (
+    "*.safetensors",
+    "*.pt",
+    "*.pth",
+    TRAINER_STATE,
+    DEEPSPEED,
+)  # what a manifest lists; others may be edited
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -50,14 +57,18 @@ def weights_of(checkpoint: Path) -> Path:
     return adapter if adapter.exists() else checkpoint / WEIGHTS
 
 
-def write_manifest(checkpoint: Path) -> None:
-    """Record size and SHA-256 of each file that training goes on from."""
+def write_manifest(checkpoint: Path, step: dict[str, int]) -> None:
+    """Record size and SHA-256 of each file that training goes on from.
+
+    Args:
+        step: `elastic.step_fields` of the run.
+    """
     paths = sorted(path for pattern in RESUMED_FROM for path in checkpoint.rglob(pattern))
     files = {
         path.relative_to(checkpoint).as_posix(): {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in paths
     }
-    write_json(checkpoint / MANIFEST, {"files": files})
+    write_json(checkpoint / MANIFEST, {"files": files, "step": step})
 
 
 def changed_file(checkpoint: Path, name: str | None = None) -> str | None:
@@ -92,7 +103,10 @@ def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
     """
     checkpoint = Path(checkpoint)
     weights = [weights_of(checkpoint), *checkpoint.glob(TRAINING_WEIGHTS)]
-    archives = [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt", *checkpoint.glob("rng_state*.pth")]
+    rng_states = list(checkpoint.glob("rng_state*.pth"))
+    archives = [checkpoint / "scheduler.pt", *rng_states]
+    if not (checkpoint / DEEPSPEED).is_file():
+        archives.insert(0, checkpoint / "optimizer.pt")
     try:
         state = read_json(checkpoint / TRAINER_STATE, keys=("global_step", "log_history"))
         for path in weights:
@@ -102,7 +116,7 @@ def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
         return str(error)
     if state["global_step"] != checkpoint_step(checkpoint):
         return f"{TRAINER_STATE} is of step {state['global_step']}"
-    if len(archives) < 3:
+    if not rng_states:
         return "rng_state.pth is missing"
     for path in archives:
         if not zipfile.is_zipfile(path):
@@ -167,9 +181,11 @@ def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int])
         if checkpoint_step(checkpoint) not in best_steps:
             remove_folder(checkpoint)
             continue
-        for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth", TRAINING_WEIGHTS):
+        for pattern in ("optimizer.pt", "scheduler.pt", "rng_state*.pth", TRAINING_WEIGHTS, DEEPSPEED):
             for path in checkpoint.glob(pattern):
                 path.unlink()
+        for folder in checkpoint.glob("global_step*"):
+            remove_folder(folder)
 
 
 def best_steps(log_history: list[dict], metric: str, count: int, steps: Container[int]) -> list[int]:

@@ -39,6 +39,16 @@ class TranslationOptions:
         "times processes. Without it, a batch has per_device_train_batch_size sentences.",
     )
     max_sentences: int | None = _option(None, "At most this many sentences in such a batch.")
+    batch_parts: int = _option(
+        1,
+        "Cut each batch into this many, for several processes or one after the other: processes and "
+        "gradient_accumulation_steps then count parts. With as many times more of them a step stays what it was.",
+    )
+    elastic: bool = _option(
+        False,
+        "Resume with another number of processes than the run began with: batches are cut and accumulated so that "
+        "each step has the sentences it would have had. With --batch_parts also to need less memory from now on.",
+    )
     stream_buffer: int = _option(10_000, "Sentences of a streamed data set that are shuffled and batched together.")
     eval_sentences: int | None = _option(None, "Translate only this many validation sentences, the first ones.")
     eval_batch_tokens: int | None = _option(
@@ -80,7 +90,8 @@ class TranslationOptions:
 
     def check_options(self) -> None:
         """Raise ValueError for a value that is out of range."""
-        check_counts(self, ("max_tokens", "max_sentences", "eval_sentences", "eval_batch_tokens", "stream_buffer"))
+        names = ("max_tokens", "max_sentences", "batch_parts", "stream_buffer", "eval_sentences", "eval_batch_tokens")
+        check_counts(self, names)
         check_bleu_tokenizer(self.bleu_tokenize)
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1")

@@ -1,9 +1,14 @@
 """Recipes as files: `presets/NAME.yaml` with the sections model, masking, training and teacher.
 
+`presets/accelerate/NAME.yaml` are settings of `accelerate launch` for several devices. Their paths:
+
+    python -m modeling_jmnat.training.presets NAME
+
 Importing this module and `read_preset` load neither PyTorch nor Transformers.
 """
 
 import inspect
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -44,6 +49,15 @@ class Preset:
 def preset_names() -> list[str]:
     """The recipes that come with the package."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def accelerate_config(name: str) -> Path:
+    """The settings of `accelerate launch` of that name, such as fsdp2; ValueError for an unknown one."""
+    folder = PRESETS / "accelerate"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        raise ValueError(f"{name!r} is not one of {', '.join(sorted(path.stem for path in folder.glob('*.yaml')))}")
+    return path
 
 
 def read_preset(name_or_file: str | Path) -> Preset:
@@ -142,3 +156,10 @@ def _number(value):
         except ValueError:
             return value
     return value
+
+
+if __name__ == "__main__":
+    try:
+        print(accelerate_config(" ".join(sys.argv[1:])))
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -24,6 +24,7 @@ from . import checkpoints
 from .arguments import TranslationTrainingArguments
 from .command import TrainingCommand
 from .data_collator import DataCollatorForJMNat
+from .elastic import STEP_FIELDS, keep_steps
 from .initial_weights import initial_model
 from .trainer import JMNatTrainer, TranslationTrainer
 
@@ -34,7 +35,6 @@ FIXED_TRAINING_FIELDS = (
     "max_tokens",
     "max_sentences",
     "per_device_train_batch_size",
-    "gradient_accumulation_steps",
     "max_steps",
     "num_train_epochs",
     "learning_rate",
@@ -50,8 +50,9 @@ FIXED_TRAINING_FIELDS = (
     "fp16",
     "seed",
     "data_seed",
-    "world_size",  # processes: a step has as many batches
+    *STEP_FIELDS,
 )
+ADDED_FIELDS = {"batch_parts": 1}  # what runs had that began before there was a choice
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ def _train(run: Run, output_dir: Path) -> dict:
         check_data(data[split], tokenizer, run.limits, split, run.pad_to_multiple_of)
     settings = {**run.settings, "data": data_settings(data["train"], tokenizer)}
     settings = json.loads(json.dumps(settings))  # as it will be read back
+    if run.training.elastic:
+        settings["training"] |= go_on_with_other_processes(run.training, output_dir)
     compare_settings(output_dir, settings, tokenizer)
     if (output_dir / RESULTS).is_file():
         print(f"{output_dir} holds the finished run of this command: nothing is left to do", file=sys.stderr)
@@ -221,6 +224,18 @@ def fixed_settings(training: TranslationTrainingArguments, names: Sequence[str])
     return {name: getattr(training, name) for name in names}
 
 
+def go_on_with_other_processes(training: TranslationTrainingArguments, output_dir: Path) -> dict[str, int]:
+    """Keep the steps of the run in `output_dir`, if one was begun there; its number of processes and of parts."""
+    path = output_dir / SETTINGS
+    if not path.is_file():
+        return {}
+    recorded = read_json(path, ("training",), "restore it or choose another output_dir")["training"]
+    begun = {name: recorded.get(name, ADDED_FIELDS.get(name)) for name in STEP_FIELDS}
+    if begun["gradient_accumulation_steps"] == training.gradient_accumulation_steps:  # else it is refused
+        keep_steps(training, begun)
+    return {name: begun[name] for name in ("world_size", "batch_parts")}
+
+
 def compare_settings(output_dir: Path, settings: dict, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Refuse to resume a run under other settings than it began with.
 
@@ -244,9 +259,10 @@ def compare_settings(output_dir: Path, settings: dict, tokenizer: PreTrainedToke
     for section, values in settings.items():
         recorded = before.get(section, {})
         for name, value in values.items():
-            earlier = recorded.get(name)
+            earlier = recorded.get(name, ADDED_FIELDS.get(name))
             if earlier != value and not (section == "start" and earlier and value and same_path(earlier, value)):
+                elastic = "--elastic True keeps its steps, or " if name == "world_size" else ""
                 raise ValueError(
                     f"output_dir {output_dir} holds a run with {section} {name}={earlier}, and now it is {value}: "
-                    "choose another folder"
+                    f"{elastic}choose another folder"
                 )

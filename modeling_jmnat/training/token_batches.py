@@ -19,9 +19,6 @@ class TokenBatchSampler(Sampler[list[int]]):
     size of a bucket's batches follows from the longest lengths in the bucket, so the number of batches is the same in
     every epoch, as `Trainer` requires.
 
-    `accelerator.prepare` gives each of several processes every n-th batch of one common order: set `num_replicas` to
-    the number of processes, so that all get the same number of batches.
-
     Args:
         source_lengths: tokens of each example's source, `</s>` included.
         target_lengths: the same for the target.
@@ -29,7 +26,6 @@ class TokenBatchSampler(Sampler[list[int]]):
         seed: seed of the order.
         shuffle: False gives the same batches in every epoch, short sentences first.
         max_sentences: upper bound of the sentences in a batch; None: unlimited.
-        num_replicas: the first batches are repeated until the number of batches is a multiple of this.
 
     Raises:
         ValueError: an argument is out of range, or a single example is longer than `max_tokens`.
@@ -43,30 +39,25 @@ class TokenBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         shuffle: bool = True,
         max_sentences: int | None = None,
-        num_replicas: int = 1,
     ):
         source_lengths = np.asarray(source_lengths, dtype=np.int64)
         target_lengths = np.asarray(target_lengths, dtype=np.int64)
         _check_lengths(source_lengths, target_lengths, max_tokens)
-        for name, value in {"max_sentences": max_sentences, "num_replicas": num_replicas}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
+        if max_sentences is not None and max_sentences < 1:
+            raise ValueError(f"max_sentences is {max_sentences}, it must be at least 1")
         self.max_tokens = max_tokens
         self.max_sentences = max_sentences
         self.seed = seed
         self.shuffle = shuffle
-        self.num_replicas = num_replicas
         self.epoch = 0
         self._buckets = self._make_buckets(source_lengths, target_lengths)
-        num_batches = sum(count for _, count in self._buckets)
-        self._num_batches = -(-num_batches // num_replicas) * num_replicas
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration."""
         self.epoch = int(epoch)
 
     def __len__(self) -> int:
-        return self._num_batches
+        return sum(count for _, count in self._buckets)
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, self.epoch))
@@ -77,8 +68,8 @@ class TokenBatchSampler(Sampler[list[int]]):
             batches.extend(np.array_split(indices, num_batches))
         if self.shuffle:
             batches = [batches[i] for i in torch.randperm(len(batches), generator=generator)]
-        for i in range(self._num_batches):
-            yield batches[i % len(batches)].tolist()
+        for batch in batches:
+            yield batch.tolist()
 
     def _batch_sizes(self, longest: np.ndarray | int) -> np.ndarray | int:
         """Sentences that fit into a batch whose longest side is `longest`."""

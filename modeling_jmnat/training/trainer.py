@@ -4,7 +4,7 @@ import time
 from contextlib import contextmanager
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, Sampler
 from transformers import PreTrainedModel
 
 from ..data.dataset_columns import column_lengths, without_text
@@ -12,6 +12,7 @@ from .arguments import JMNatTrainingArguments, TranslationTrainingArguments
 from .callbacks import EpochCallback, leave_process_group
 from .checkpointing import CheckpointingTrainer
 from .data_collator import DataCollatorForJMNat
+from .even_batches import FILLER, EvenBatches, FillerCollator
 from .own_predictions import CORRECTION_POSITIONS, GLANCING_ORDER, after_glancing, with_own_predictions
 from .streamed_batches import StreamedTokenBatches
 from .token_batches import TokenBatchSampler
@@ -72,12 +73,8 @@ class TranslationTrainer(CheckpointingTrainer):
         self.model_accepts_loss_kwargs = True
         choose_cpu_attention(self.model, args.device.type, args.bf16)
         self.eval_data_collator = data_collator.evaluation()
-        self.train_batches: TokenBatchSampler | StreamedTokenBatches | None = None
-        if isinstance(self.train_dataset, IterableDataset):  # which counts its rounds itself
-            self.train_batches = self.streamed_batches(self.train_dataset)
-        else:
-            if args.max_tokens is not None and self.train_dataset is not None:
-                self.train_batches = self.token_batches(self.train_dataset, args.max_tokens, shuffle=True)
+        self.train_batches = None if self.train_dataset is None else self._make_train_batches(self.train_dataset)
+        if not isinstance(self.train_batches, StreamedTokenBatches):  # which counts its rounds itself
             self.add_callback(EpochCallback(self.data_collator, self.train_batches))
         self._reset_parts()
 
@@ -142,9 +139,11 @@ class TranslationTrainer(CheckpointingTrainer):
         """[predicted target tokens, sentences] (2,) of all batches of a step on all processes."""
         if not batch_samples:
             return None
-        predicted = sum(self.count_predicted(batch) for batch in batch_samples)
-        sentences = sum(len(batch["labels"]) for batch in batch_samples)
-        counts = torch.stack([predicted.to(device).float(), torch.full((), float(sentences), device=device)])
+        counts = torch.zeros(2, device=device)
+        for batch in batch_samples:
+            if FILLER not in batch:
+                counts[0] += self.count_predicted(batch).to(device)
+                counts[1] += len(batch["labels"])
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return counts.clamp(min=1.0)
@@ -153,18 +152,21 @@ class TranslationTrainer(CheckpointingTrainer):
         batches, denominators = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._parts_steps += 1
         for batch in batches:
-            self._target_tokens += batch["labels"].ne(-100).sum().to(device)
+            if FILLER not in batch:
+                self._target_tokens += batch["labels"].ne(-100).sum().to(device)
         return batches, denominators
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        weight = 0.0 if inputs.pop(FILLER, False) else 1.0
         outputs = self.loss_outputs(model, inputs, num_items_in_batch)
         loss = outputs.loss
         if model.training:
             parts = [getattr(outputs, name) for name in self.loss_parts]
             zero = loss.detach().new_zeros(())
-            self._part_sums += torch.stack([zero if part is None else part.detach().float() for part in parts])
+            sums = torch.stack([zero if part is None else part.detach().float() for part in parts])
+            self._part_sums += weight * sums
             # Gradients are averaged over processes, but these losses are shares of a sum.
-            loss = loss * self.accelerator.num_processes
+            loss = loss * (weight * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
 
     def _reset_parts(self) -> None:
@@ -188,6 +190,25 @@ class TranslationTrainer(CheckpointingTrainer):
 
     # Batches ---------------------------------------------------------------------------------------------------------
 
+    def _make_train_batches(self, dataset) -> Sampler | StreamedTokenBatches | None:
+        """The order of training; None leaves it to `Trainer`."""
+        args = self.args
+        if isinstance(dataset, IterableDataset):
+            return self.streamed_batches(dataset)
+        batches = None
+        if args.max_tokens is not None:
+            batches = self.token_batches(dataset, args.max_tokens, shuffle=True)
+        if args.world_size == 1 and args.batch_parts == 1:
+            return batches
+        if batches is None:  # in the order of one process
+            from accelerate.data_loader import SeedableRandomSampler
+
+            sampler = self._get_train_sampler(dataset)
+            if isinstance(sampler, RandomSampler):
+                sampler = SeedableRandomSampler(dataset, data_seed=args.data_seed)
+            batches = BatchSampler(sampler, self._train_batch_size, args.dataloader_drop_last)
+        return EvenBatches(batches, args.world_size, args.batch_parts)
+
     def token_batches(self, dataset, max_tokens: int, shuffle: bool) -> TokenBatchSampler:
         return TokenBatchSampler(
             column_lengths(dataset, "input_ids"),
@@ -196,13 +217,14 @@ class TranslationTrainer(CheckpointingTrainer):
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             shuffle=shuffle,
             max_sentences=self.args.max_sentences,
-            num_replicas=self.args.world_size if shuffle else 1,
         )
 
     def streamed_batches(self, examples: IterableDataset) -> StreamedTokenBatches:
         args = self.args
         if args.max_tokens is None:
             raise ValueError("train_dataset is a stream: give max_tokens, the size of its batches")
+        if args.elastic:
+            raise ValueError("elastic=True is not possible: the order of a stream depends on the number of processes")
         return StreamedTokenBatches(
             examples,
             args.max_tokens,
@@ -217,15 +239,15 @@ class TranslationTrainer(CheckpointingTrainer):
         if self.train_batches is None:
             return super().get_train_dataloader()
         is_stream = isinstance(self.train_batches, StreamedTokenBatches)
-        batches = (
-            {"dataset": self.train_batches, "batch_size": None}
-            if is_stream
-            else {"dataset": without_text(self.train_dataset), "batch_sampler": self.train_batches}
-        )
+        if is_stream:
+            batches = {"dataset": self.train_batches, "batch_size": None, "collate_fn": self.data_collator}
+        else:
+            dataset = without_text(self.train_dataset)
+            collator = FillerCollator(self.data_collator, dataset[0])
+            batches = {"dataset": dataset, "batch_sampler": self.train_batches, "collate_fn": collator}
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
             **batches,
-            collate_fn=self.data_collator,
             num_workers=workers,
             pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
             persistent_workers=workers > 0,
@@ -283,10 +305,12 @@ class TranslationTrainer(CheckpointingTrainer):
         start = time.perf_counter()
         was_training = self.model.training
         self.model.eval()
-        with self._averaged_weights(), torch.no_grad():
+        self._is_evaluating = True
+        with self._final_model(), torch.no_grad():
             metrics = self._computed_metrics(dataset, ignore_keys, gen_kwargs)
             metrics.update(corpus_losses(self, dataset))
             metrics.update(self._translation_scores(dataset))
+        self._is_evaluating = False
         self.model.train(was_training)
         metrics["runtime"] = round(time.perf_counter() - start, 3)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
@@ -304,10 +328,14 @@ class TranslationTrainer(CheckpointingTrainer):
         args = self.args
         usual = {"max_length": args.generation_max_length, "num_beams": args.generation_num_beams}
         self._gen_kwargs = {name: value for name, value in usual.items() if value is not None} | gen_kwargs
-        self.gather_function = self.accelerator.gather
         loader = self.get_eval_dataloader(dataset)
         output = self.evaluation_loop(loader, "Evaluation", ignore_keys=ignore_keys, metric_key_prefix="computed")
         return {name.removeprefix("computed_"): value for name, value in output.metrics.items()}
+
+    def evaluation_loop(self, *args, **kwargs):
+        # `Seq2SeqTrainer` counts the sentences, too, that several processes have twice to fill up their last batches.
+        self.gather_function = self.accelerator.gather_for_metrics
+        return super().evaluation_loop(*args, **kwargs)
 
     def _translation_scores(self, dataset) -> dict[str, float]:
         return translation_scores(self, dataset)
@@ -369,6 +397,11 @@ class JMNatTrainer(TranslationTrainer):
     def _check_collator(self) -> None:
         """Reject masks that the model cannot be trained with."""
         collator, config = self.data_collator, self.model.config
+        for name in ("glancing_ratio", "correction_ratio"):
+            if self.is_fsdp_enabled and getattr(collator, name, 0.0):
+                raise ValueError(
+                    f"{name} is not possible with FSDP: first passes of one process alone need all weights"
+                )
         if getattr(collator, "glancing_ratio", 0.0) and config.decoder_input == "source_copy":
             raise ValueError("glancing_ratio needs decoder_input=mask: a copied source shows nothing of the target")
         if getattr(collator, "target_mask", None) == "consecutive" and collator.ngram_size != config.ngram_size:

@@ -24,6 +24,7 @@ NO_MEMORY = re.compile(
     "out of memory|(can't|cannot|unable to|failed to) allocate|not enough memory|bad.?alloc|ALLOC_FAILED",
     re.IGNORECASE,
 )
+OUT_OF_MEMORY = "out of memory"
 ASKED_FOR = re.compile(r"(?:tried|unable) to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 LOST_PROCESS_ERRORS = ("DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
 LOST_PROCESS = re.compile("closed by peer|reset by peer|third_party/gloo|NCCL|ProcessGroup")
@@ -88,10 +89,11 @@ def command(main=None, *, resumes: bool = False, memory: str = ""):
 def describe_error(error: Exception, resumes: bool = False, memory: str = "") -> str | None:
     """One sentence for an error that a user can mend; None for a defect of ours."""
     sentence = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or NO_MEMORY.search(sentence):
-        asked = ASKED_FOR.search(sentence)
-        size = f" ({asked[1]} more were asked for)" if asked else ""
-        return f"out of memory{size}: {f'lower {memory}' if memory else 'this needs a machine with more'}"
+    if isinstance(error, MemoryError) and sentence.startswith(OUT_OF_MEMORY):  # our own, which says what to lower
+        return sentence
+    if is_out_of_memory(error):
+        advice = f"lower {memory}" if memory else "this needs a machine with more"
+        return f"{OUT_OF_MEMORY}{asked_memory(error)}: {advice}"
     if is_lost_process(error):
         again = "; when that is mended, run the same command again to go on" if resumes else ""
         return f"another process of this run has ended, its own message says why ({sentence[:200]}){again}"
@@ -102,6 +104,16 @@ def describe_error(error: Exception, resumes: bool = False, memory: str = "") ->
             f"a file of PyTorch holds more than tensors and plain values, or is damaged: it is not read ({sentence})"
         )
     return sentence or type(error).__name__ if isinstance(error, USER_ERRORS) else None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (isinstance(error, Exception) and bool(NO_MEMORY.search(str(error))))
+
+
+def asked_memory(error: BaseException) -> str:
+    """How much memory could not be had, for a message; nothing where the error does not say it."""
+    asked = ASKED_FOR.search(" ".join(str(error).split()))
+    return f" ({asked[1]} more were asked for)" if asked else ""
 
 
 def is_lost_process(error: BaseException) -> bool:

@@ -11,8 +11,12 @@ def is_finite(value: torch.Tensor | float) -> bool:
 
 def not_finite(model: nn.Module) -> str | None:
     """The name of a parameter with a number that is NaN or infinite, None if there is none."""
-    parameters = model.named_parameters()
-    return next((name for name, value in parameters if not value.is_meta and not is_finite(value)), None)
+    for name, value in model.named_parameters():
+        if hasattr(value, "to_local"):  # divided among processes: its own part
+            value = value.to_local()
+        if not value.is_meta and not is_finite(value):
+            return name
+    return None
 
 
 def check_finite(model: nn.Module, directory: object) -> None:

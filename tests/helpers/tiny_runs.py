@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
 import traceback
 from pathlib import Path
@@ -95,3 +96,27 @@ class Child:
 
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
+
+
+def run_together(processes: int, logs: Path, function, *arguments) -> None:
+    """`function(*arguments)` in forked processes that find each other as those of torchrun do; all must succeed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    children = []
+    for rank in range(processes):
+        environment = {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "ACCELERATE_USE_CPU": "true"}
+        log = logs / f"log{rank}"
+        children.append(Child(log, _with_new_state, function, *arguments, environment=environment))
+    codes = [child.join(120) for child in children]
+    assert codes == [0] * processes, "\n".join(child.log.read_text() for child in children)
+
+
+def _with_new_state(function, *arguments) -> None:
+    """Forget what the parent process has found about itself."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    function(*arguments)

@@ -7,6 +7,7 @@ import pytest
 from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 from torch.utils.data import DataLoader
 
+from modeling_jmnat.training.even_batches import FILLER, EvenBatches, FillerCollator
 from modeling_jmnat.training.token_batches import TokenBatchSampler
 
 
@@ -92,26 +93,35 @@ def test_batches_of_one_bucket_are_nearly_equal():
     assert sorted(map(len, sampler)) == [33, 34, 34]
 
 
-@pytest.mark.parametrize("num_replicas", [2, 3, 8])
-def test_shards_are_even_and_together_everything(num_replicas):
+@pytest.mark.parametrize("processes", [2, 3, 8])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_shards_are_even_and_together_everything_once(processes, parts):
     source, target = corpus_lengths(700)
-    sampler = TokenBatchSampler(source, target, 500, num_replicas=num_replicas)
-    assert len(sampler) % num_replicas == 0
+    sampler = EvenBatches(TokenBatchSampler(source, target, 500), processes, parts)
+    assert len(sampler) % processes == 0
     sampler.set_epoch(3)
-    shards = [BatchSamplerShard(sampler, num_replicas, i, even_batches=False) for i in range(num_replicas)]
-    assert {len(list(shard)) for shard in shards} == {len(shard) for shard in shards} == {len(sampler) // num_replicas}
+    shards = [BatchSamplerShard(sampler, processes, i) for i in range(processes)]
+    assert {len(list(shard)) for shard in shards} == {len(shard) for shard in shards} == {len(sampler) // processes}
     single = TokenBatchSampler(source, target, 500)
     single.set_epoch(3)
-    expected = list(single)
+    cuts = [(part / parts, (part + 1) / parts) for part in range(parts)]
+    expected = [batch[int(len(batch) * a + 1e-9) : int(len(batch) * b + 1e-9)] for batch in single for a, b in cuts]
     interleaved = [batch for group in zip(*shards, strict=True) for batch in group]
     assert interleaved[: len(expected)] == expected
-    assert interleaved[len(expected) :] == expected[: len(interleaved) - len(expected)]  # the first ones, again
+    assert interleaved[len(expected) :] == [[]] * (-len(expected) % processes)
+    assert sorted(index for batch in interleaved for index in batch) == list(range(700))
 
 
-def test_more_replicas_than_batches():
-    sampler = TokenBatchSampler([5, 5], [5, 5], 100, num_replicas=4)
+def test_more_processes_than_batches():
+    sampler = EvenBatches(TokenBatchSampler([5, 5], [5, 5], 100), 4)
     assert len(sampler) == 4
-    assert all(sorted(batch) == [0, 1] for batch in sampler)
+    assert sorted(map(sorted, sampler)) == [[], [], [], [0, 1]]
+
+
+def test_an_empty_batch_is_collated_to_one_that_counts_for_nothing():
+    collator = FillerCollator(lambda features: {"labels": [feature["labels"] for feature in features]}, {"labels": 7})
+    assert collator([{"labels": 3}]) == {"labels": [3]}
+    assert collator([]) == {"labels": [7], FILLER: True}
 
 
 def test_a_resumed_epoch_goes_on_where_it_stopped():
@@ -139,7 +149,6 @@ def test_in_a_data_loader():
         (([3], [3, 3], 8), r"shapes \(1,\) and \(2,\)"),
         (([3], [3], 0), "max_tokens is 0"),
         (([3], [3], 8, 0, True, 0), "max_sentences is 0, it must be at least 1"),
-        (([3], [3], 8, 0, True, None, 0), "num_replicas is 0"),
     ],
 )
 def test_bad_arguments(arguments, message):

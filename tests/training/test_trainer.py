@@ -3,7 +3,6 @@ import math
 import os
 import resource
 import shutil
-import socket
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -28,7 +27,7 @@ from modeling_jmnat.training.arguments import TeacherTrainingArguments
 from modeling_jmnat.training.token_batches import TokenBatchSampler
 from modeling_jmnat.training.weight_ema import WeightEMA
 from modeling_jmnat.utils.atomic_files import remove_folder
-from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
+from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, run_together, tiny_model
 
 BASE = {"use_cpu": True, "disable_tqdm": True, "report_to": [], "save_strategy": "no", "seed": 3}
 
@@ -118,12 +117,7 @@ def test_attention_of_bf16_on_a_cpu_is_plain(tiny, tmp_path, bf16):
     assert trainer.model.config._attn_implementation == ("eager" if bf16 else "sdpa")
 
 
-def _distributed_step(tiny, output_dir, batch_size, accumulation, result):
-    from accelerate.state import AcceleratorState, PartialState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    PartialState._reset_state()
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+def _save_one_step(tiny, output_dir, batch_size, accumulation, result):
     log, gradients = one_step(tiny, output_dir, batch_size, accumulation)
     if os.environ["RANK"] == "0":
         torch.save((log, gradients), result)
@@ -131,24 +125,9 @@ def _distributed_step(tiny, output_dir, batch_size, accumulation, result):
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 1), (2, 2)])
 def test_two_processes_give_the_same_loss_and_gradients(tiny, tmp_path, batch_size, accumulation):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = []
-    for rank in range(2):
-        environment = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        arguments = (tiny, tmp_path / "run", batch_size, accumulation, tmp_path / "result.pt")
-        children.append(Child(tmp_path / f"log{rank}", _distributed_step, *arguments, environment=environment))
-    codes = [child.join() for child in children]
-    assert codes == [0, 0], children[0].log.read_text() + children[1].log.read_text()
-    assert_same_step(one_step(tiny, tmp_path, 8, 1), torch.load(tmp_path / "result.pt"))
+    result = tmp_path / "result.pt"
+    run_together(2, tmp_path, _save_one_step, tiny, tmp_path / "run", batch_size, accumulation, result)
+    assert_same_step(one_step(tiny, tmp_path, 8, 1), torch.load(result))
 
 
 def test_logged_parts_add_up_and_are_means_over_steps(tiny, tmp_path):
