@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -27,7 +28,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -117,6 +118,14 @@ JOBS = {
         ],
         ("lines",),
     ),
+    "translate-corpus": Job(
+        lambda inputs, work: [
+            *("translate-corpus", "--model", inputs / "student", "--input", inputs / "lines"),
+            *("--output_dir", work / "out", "--source_text", work / "source", "--target_text", work / "lines"),
+            *("--block_lines", 40, "--num_actors", 1),
+        ],
+        ("lines",),
+    ),
     "reproduce": Job(
         lambda inputs, work: [
             *("reproduce", "--preset", inputs / "preset.yaml", "--data", inputs / "data", "--output", work / "run"),
@@ -126,6 +135,10 @@ JOBS = {
         "run/teacher/checkpoint-*",
     ),
 }
+
+
+if importlib.util.find_spec("ray") is None:
+    del JOBS["translate-corpus"]
 
 
 def make_inputs(folder: Path) -> None:
@@ -344,26 +357,24 @@ def small_disk(folder: Path, size: int) -> Iterator[Callable[[], None] | None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def undisturbed(names: Iterable[str], inputs: Path, folder: Path) -> dict[str, Undisturbed]:
-    found = {}
-    for name in names:
-        job, work = JOBS[name], folder / name
-        work.mkdir(parents=True)
-        run = Run(job.words(inputs, work), folder / f"{name}.log")
-        if not run.finished():
-            raise SystemExit(f"{name} fails undisturbed: {run.log.read_text()[-2000:]}")
-        seconds = time.monotonic() - run.since
-        sizes = [path.stat().st_size for path in work.rglob("*") if path.is_file()]
-        found[name] = Undisturbed(seconds, results_of(job, work), sum(sizes), max(sizes))
-        print(f"{name}: {seconds:.1f} s undisturbed", flush=True)
-    return found
+def undisturbed(name: str, inputs: Path, folder: Path) -> Undisturbed:
+    job, work = JOBS[name], folder / name
+    work.mkdir(parents=True)
+    run = Run(job.words(inputs, work), folder / f"{name}.log")
+    if not run.finished():
+        raise SystemExit(f"{name} fails undisturbed: {run.log.read_text()[-2000:]}")
+    seconds = time.monotonic() - run.since
+    sizes = [path.stat().st_size for path in work.rglob("*") if path.is_file()]
+    print(f"{name}: {seconds:.1f} s undisturbed", flush=True)
+    return Undisturbed(seconds, results_of(job, work), sum(sizes), max(sizes))
 
 
 def import_everything() -> None:
     """What the commands import when they run, so that their forks need not."""
     for room in ("data", "teacher", "training", "inference", "evaluation", "experiments"):
         for path in sorted((Path(modeling_jmnat.__file__).parent / room).glob("*.py")):
-            importlib.import_module(f"modeling_jmnat.{room}.{path.stem}")
+            if path.stem != "corpus_translation":  # Ray is not made for forks
+                importlib.import_module(f"modeling_jmnat.{room}.{path.stem}")
 
 
 def chosen(only: str) -> list[tuple[str, str]]:
@@ -392,7 +403,7 @@ def soak(minutes: float, seed: int, folder: Path, only: str = "") -> tuple[Count
     inputs.mkdir()
     make_inputs(inputs)
     pairs = chosen(only)
-    expected = undisturbed(dict(pairs), inputs, folder / "undisturbed")
+    expected: dict[str, Undisturbed] = {}
     trials: Counter = Counter()
     same: Counter = Counter()
     failures, waiting = [], []
@@ -400,6 +411,8 @@ def soak(minutes: float, seed: int, folder: Path, only: str = "") -> tuple[Count
         if not waiting:  # each pair once, then each again in another order
             waiting = generator.sample(pairs, len(pairs))
         name, kind = waiting.pop()
+        if name not in expected:
+            expected[name] = undisturbed(name, inputs, folder / "undisturbed")
         number = sum(trials.values())
         trial = Trial(name, inputs, folder / f"trial-{number}", expected[name], generator)
         trials[name, kind] += 1

@@ -131,6 +131,8 @@ def _room(pool: Pool) -> int:
 def _cause(error: ray.exceptions.RayTaskError) -> Exception:
     """What a worker raised, if a user can mend it, without what Ray appends; else Ray's account of it."""
     cause = getattr(error, "cause", None)
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return OSError(cause.errno, cause.strerror)
     for kind in (ValueError, OSError):
         if isinstance(cause, kind):
             return kind(str(cause).partition("\nFailed to apply UDF")[0])
@@ -141,8 +143,8 @@ def _cause(error: ray.exceptions.RayTaskError) -> Exception:
 def connected(pool: Pool) -> Iterator[None]:
     """Ray for the time of this context: the cluster at an address, or one on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, too, and told in a sentence
     own: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         if pool.address is None:
