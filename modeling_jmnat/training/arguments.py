@@ -48,6 +48,8 @@ class TranslationTrainingArguments(TranslationOptions, Seq2SeqTrainingArguments)
             self.bf16, self.fp16 = launched == "bf16", launched == "fp16"
         # Without a GPU it must be said, or processes that torchrun starts would not find each other.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.fp16 and self.use_cpu:
+            raise ValueError("fp16=True is not possible on a CPU, where Accelerate would go on in float32: take bf16")
         super().__post_init__()
         if not chosen:  # batches go to a GPU while it still computes the last step
             self.accelerator_config.non_blocking = self.dataloader_pin_memory

@@ -92,7 +92,14 @@ def test_half_precision_stays_finite(text, tmp_path):
         assert len(norms) == len(watch.losses) == STEPS
         assert torch.tensor(watch.losses).isfinite().all()
         skipped = int((~norms.isfinite()).sum())
-        assert skipped <= (8 if precision == "fp16" else 0)  # while the scale of the loss is found
+        # The scale of the loss is lowered until nothing overflows, and tried again every 100 steps.
+        assert skipped <= (5 + STEPS // 50 if precision == "fp16" else 0)
         print(f"{precision}: {STEPS} steps, {skipped} skipped, validation loss {loss:.4f} (float32: {expected:.4f})")
         assert loss == pytest.approx(expected, rel=0.02)
         assert watch.losses[0] == pytest.approx(exact.losses[0], rel=0.01)
+
+
+def test_fp16_on_a_cpu_is_refused(tmp_path):
+    """Accelerate would train in float32 without a word."""
+    with pytest.raises(ValueError, match="fp16=True is not possible on a CPU, .* take bf16"):
+        JMNatTrainingArguments(str(tmp_path), fp16=True, use_cpu=True)
