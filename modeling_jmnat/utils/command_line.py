@@ -19,6 +19,7 @@ from .signals import handling
 
 # Errors that a user causes and can mend. Anything else is a defect of ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, SafetensorError, FloatingPointError)
+RUST_SYSTEM_ERROR = re.compile(r"\(os error \d+\)$")  # as the library tokenizers ends its bare exceptions
 # What the libraries say, each in its own words, when there is no memory and when another process has gone.
 NO_MEMORY = re.compile(
     "out of memory|(can't|cannot|unable to|failed to) allocate|not enough memory|bad.?alloc|ALLOC_FAILED",
@@ -104,6 +105,8 @@ def describe_error(error: Exception, resumes: bool = False, memory: str = "") ->
         return (
             f"a file of PyTorch holds more than tensors and plain values, or is damaged: it is not read ({sentence})"
         )
+    if RUST_SYSTEM_ERROR.search(sentence):
+        return f"a file cannot be read or written: {sentence}"
     return sentence or type(error).__name__ if isinstance(error, USER_ERRORS) else None
 
 

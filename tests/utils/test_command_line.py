@@ -16,6 +16,7 @@ from tqdm import tqdm
 from modeling_jmnat.utils.atomic_files import atomic_text_file
 from modeling_jmnat.utils.command_line import command, parse_arguments, read_ahead
 from modeling_jmnat.utils.signals import handling
+from tests.helpers.translation_samples import tiny_tokenizer
 
 
 def test_damaged_weights_and_missing_libraries_get_one_sentence(tmp_path, capsys):
@@ -231,3 +232,16 @@ def test_idle_threads_do_not_spin(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     command(lambda argv: seen.append(os.environ["OMP_WAIT_POLICY"]))([])
     assert seen == ["PASSIVE", "ACTIVE"]
+
+
+def test_a_file_that_tokenizers_cannot_write_gets_one_sentence(tmp_path, capsys):
+    """It raises a bare Exception, as it does where a disk is full."""
+    tokenizer = tiny_tokenizer()
+
+    def save(argv):
+        tokenizer.backend_tokenizer.save(str(tmp_path))
+
+    with pytest.raises(SystemExit) as stopped:
+        command(save)([])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith("error: a file cannot be read or written: Is a directory (os error 21)")
