@@ -3,45 +3,69 @@
 A text is one line from the moment it is read: the commands hand text on in line-aligned files.
 """
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
+import pyarrow as pa
 
 from ..plain_text import clean_text
 from ..tokenization_jmnat import one_line
-from ..utils.text_files import read_parallel
+from ..utils.text_files import iterate_parallel
 
 SPLITS = ("train", "validation", "test")
+SIDES = ("source", "target")
+CHUNK = 10_000  # pairs in memory at a time
 
 
 @dataclass
 class TextSplit:
-    """The pairs of one split. `origins` says where side 0 and side 1 come from, for messages."""
+    """The pairs of one split as they were read, in a data set that lies on the disk.
+
+    Args:
+        sides: the column of each side, or its key in the column `translation`.
+        clean: what is done with each text.
+        origins: where each side comes from, for messages.
+    """
 
     name: str
-    sources: list[str]
-    targets: list[str]
+    data: datasets.Dataset
+    sides: tuple[str, str]
+    clean: Callable[[str | None], str]
     origins: tuple[str, str]
     unit: str = "line"
-
-    def __post_init__(self):
-        self.sources = [clean_text(text) for text in self.sources]
-        self.targets = [clean_text(text) for text in self.targets]
 
     def place(self, side: int, row: int) -> str:
         return f"{self.origins[side]}: {self.unit} {row + 1}"
 
 
-def read_file_splits(files: dict[str, tuple[str | None, str | None]]) -> dict[str, TextSplit]:
-    """Read a source and a target file for each split; train and validation are needed, test is optional."""
+def read_file_splits(files: dict[str, tuple[str | None, str | None]], folder: Path) -> dict[str, TextSplit]:
+    """Read a source and a target file for each split; train and validation are needed, test is optional.
+
+    Args:
+        folder: for the pairs in a form that `datasets` maps into memory.
+    """
+    for name, (source, target) in files.items():
+        if not (source and target) and (source or target or name != "test"):
+            raise ValueError(f"{name}_source={source} and {name}_target={target}: both files are needed")
     splits = {}
     for name, (source, target) in files.items():
         if source and target:
-            splits[name] = TextSplit(name, *read_parallel(source, target), origins=(source, target))
-        elif source or target or name != "test":
-            raise ValueError(f"{name}_source={source} and {name}_target={target}: both files are needed")
+            data = store_pairs(iterate_parallel(source, target), folder / f"{name}.read.arrow")
+            splits[name] = TextSplit(name, data, SIDES, clean_text, origins=(source, target))
     return splits
+
+
+def store_pairs(pairs: Iterator[tuple[str, str]], file: Path) -> datasets.Dataset:
+    """Write pairs to an Arrow file, `CHUNK` at a time, and map it into memory."""
+    schema = pa.schema([(side, pa.string()) for side in SIDES])
+    with pa.OSFile(str(file), "wb") as opened, pa.ipc.new_stream(opened, schema) as writer:
+        while chunk := list(itertools.islice(pairs, CHUNK)):
+            columns = zip(*chunk, strict=True)
+            writer.write_table(pa.table(dict(zip(SIDES, columns, strict=True)), schema=schema))
+    return datasets.Dataset.from_file(str(file))
 
 
 def read_hub_splits(
@@ -68,22 +92,33 @@ def read_hub_splits(
             raise ValueError(f"{split}_split={wanted!r} is not in {name}; it has {', '.join(data)}")
         if len(data[wanted]) == 0:
             raise ValueError(f"{name}: split {wanted} is empty, at least one row is needed")
-        sources, targets = (_texts(data[wanted], language, name) for language in languages)
+        for language in languages:
+            _check_language(data[wanted], language, name)
         source_origin, target_origin = (f"{name}, split {wanted}, {language}" for language in languages)
-        splits[split] = TextSplit(split, sources, targets, (source_origin, target_origin), unit="row")
+        splits[split] = TextSplit(
+            split, data[wanted], languages, _clean_row, (source_origin, target_origin), unit="row"
+        )
     return splits
 
 
-def _texts(data: datasets.Dataset, language: str, name: str) -> list[str]:
+def _check_language(data: datasets.Dataset, language: str, name: str) -> None:
     if language in data.column_names:
-        return one_lines(data[language])
+        return
     first = data[0].get("translation")
     if not isinstance(first, dict) or language not in first:
         found = ", ".join(first if isinstance(first, dict) else data.column_names)
         raise ValueError(f"language {language!r} is not in {name}; it has {found}")
-    return one_lines(pair[language] for pair in data["translation"])
 
 
-def one_lines(texts: Iterable[str | None]) -> list[str]:
-    """Each text of a data set as one line, an empty one for None."""
-    return [one_line(text or "") for text in texts]
+def texts_of(rows: dict[str, list], side: str) -> Iterable[str | None]:
+    """The texts of one side in rows of a data set (its columns)."""
+    return rows[side] if side in rows else (pair[side] for pair in rows["translation"])
+
+
+def _clean_row(text: str | None) -> str:
+    return clean_text(row_text(text))
+
+
+def row_text(text: str | None) -> str:
+    """A text of a data set as one line, an empty one for None."""
+    return one_line(text or "")

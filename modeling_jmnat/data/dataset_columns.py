@@ -2,14 +2,17 @@
 
 import numpy as np
 
+ROWS_AT_ONCE = 10_000
+
 
 def column_lengths(dataset, name: str) -> np.ndarray:
-    """Number of ids in each row of a column of lists; a `datasets.Dataset` is not copied into Python for it."""
+    """Number of ids in each row of a column of lists; a `datasets.Dataset` is read a part at a time."""
     if hasattr(dataset, "with_format"):
-        import pyarrow.compute
+        from pyarrow.compute import list_value_length
 
-        column = dataset.with_format("arrow")[name][:]
-        return np.asarray(pyarrow.compute.list_value_length(column))
+        batches = dataset.select_columns([name]).with_format("arrow").iter(ROWS_AT_ONCE)
+        lengths = [list_value_length(batch[name]).to_numpy() for batch in batches]
+        return np.concatenate([np.empty(0, np.int32), *lengths])
     return np.asarray([len(dataset[index][name]) for index in range(len(dataset))])
 
 

@@ -96,9 +96,14 @@ class PreparationArguments:
     drop_copies: bool = field(
         default=False, metadata={"help": "Drop training pairs whose target is the source, unchanged."}
     )
+    num_proc: int = field(
+        default=1, metadata={"help": "Processes that clean and tokenise; the result is the same with any number."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Replace what an earlier run left in --output_dir."})
 
     def __post_init__(self):
+        if self.num_proc < 1:
+            raise ValueError(f"num_proc={self.num_proc} must be at least 1")
         if self.max_tokens_per_sentence < 2:
             raise ValueError(f"max_tokens_per_sentence={self.max_tokens_per_sentence} must be at least 2")
         if self.max_model_tokens < self.max_tokens_per_sentence:

@@ -1,5 +1,7 @@
 """From line-aligned text to what training reads: cleaned pairs, one tokenizer and the ids, written to one folder.
 
+The text may be longer than memory: each step reads a data set of `datasets` in batches and writes the next one.
+
 DIR/dataset            Arrow `DatasetDict`; columns id, source, target, input_ids, labels
 DIR/tokenizer          the tokenizer
 DIR/preparation.json   counts of what was kept and dropped, and the tokenizer's fingerprint; written last
@@ -7,23 +9,18 @@ DIR/preparation.json   counts of what was kept and dropped, and the tokenizer's 
 
 import json
 import shutil
-import sys
 import tempfile
+from collections.abc import Sized
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
-import pyarrow.compute as pc
-from tqdm import tqdm
+import numpy as np
 
-from ..plain_text import protect_pair
-from ..segmenters import moses_tool
 from ..tokenization_jmnat import JMNatTokenizer, train_joint_tokenizer
-from ..utils.atomic_files import UNFINISHED, replace_files, write_json
+from ..utils.atomic_files import UNFINISHED, replace_files, scratch_folder, write_json
 from ..utils.fingerprints import (
     TOKENIZER_FILES,
     check_tokenizer_files,
-    ids_digest,
     legacy_folder_digest,
     same_fingerprint,
     tokenizer_fingerprint,
@@ -31,14 +28,25 @@ from ..utils.fingerprints import (
 from ..utils.hub_folders import fetch_folder
 from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
-from .corpus import SPLITS, TextSplit, one_lines, read_file_splits, read_hub_splits
+from .corpus import SIDES, SPLITS, TextSplit, read_file_splits, read_hub_splits, row_text
+from .encoding import (
+    Texts,
+    Workshop,
+    clean_split,
+    drop_text,
+    encode_split,
+    kept_by_length,
+    mean_lengths,
+    moses_split,
+    numbered,
+    numbers,
+    token_counts,
+)
 from .options import PreparationArguments
 
-COLUMNS = {"id": "int64", "source": "string", "target": "string", "input_ids": "int32", "labels": "int32"}
 PREPARE_AGAIN = "prepare the data again"
 RESULT = "preparation.json"  # while it is missing, the rest is not complete
 OF_MARIAN = "source.spm"
-CHUNK = 10_000  # pairs tokenised at a time
 
 
 def prepare(arguments: PreparationArguments) -> dict:
@@ -57,31 +65,57 @@ def prepare(arguments: PreparationArguments) -> dict:
 
 
 def _prepare(arguments: PreparationArguments, output_dir: Path) -> dict:
-    splits = read_splits(arguments)
-    if arguments.append_train_of is not None:
-        appended = load_prepared(arguments.append_train_of)[0]["train"]
-        splits["train"].sources += one_lines(appended["source"])
-        splits["train"].targets += one_lines(appended["target"])
-    counts = {"train": clean_train_text(splits["train"], arguments)}
-    for name in splits.keys() - {"train"}:
-        _refuse_empty_lines(splits[name])
-    tokenizer = _tokenizer_for(splits["train"], arguments)
-    tables, lengths = {}, {}
-    for name, split in splits.items():
-        table = encode_split(split, tokenizer)
-        if name == "train":
-            table = clean_train_tokens(table, arguments, counts["train"])
-        else:
-            _refuse_long_lines(table, split, arguments.max_model_tokens)
-            counts[name] = {"read": len(table), "kept": len(table)}
-        tables[name], lengths[name] = table, _mean_lengths(table)
-    data = datasets.DatasetDict({name: _as_dataset(table) for name, table in tables.items()})
+    with scratch_folder(output_dir) as folder:
+        workshop = Workshop(folder, arguments.num_proc)
+        splits = read_splits(arguments, folder)
+        texts, counts = {}, {}
+        for name, split in splits.items():
+            pairs = clean_split(split, workshop)
+            workshop.remove(split.data)
+            if name == "train":
+                texts[name], counts[name] = drop_text(_with_appended(pairs, arguments, workshop), arguments)
+                where = f"{split.origins[0]} and {split.origins[1]}: "
+                _refuse_nothing(texts[name], counts[name], where)
+            else:
+                _refuse_empty_lines(pairs, split)
+                texts[name], counts[name] = pairs, {"read": len(pairs), "kept": len(pairs)}
+        tokenizer = _tokenizer_for(texts["train"], arguments, workshop)
+        data = {}
+        for name, text in texts.items():
+            encoded = encode_split(text, name, tokenizer, workshop)
+            workshop.remove(text)
+            if name == "train":
+                rows = kept_by_length(encoded, arguments, counts[name])
+                _refuse_nothing(rows, counts[name])
+            else:
+                rows = np.arange(len(encoded))
+                _refuse_long_lines(encoded, splits[name], arguments.max_model_tokens)
+            data[name] = numbered(encoded, rows, workshop, name)
+        return _write(output_dir, data, tokenizer, counts, arguments)
+
+
+def _with_appended(pairs: datasets.Dataset, arguments: PreparationArguments, workshop: Workshop) -> datasets.Dataset:
+    """The pairs, and behind them those of `append_train_of`."""
+    if arguments.append_train_of is None:
+        return pairs
+    appended = load_prepared(arguments.append_train_of)[0]["train"]
+    split = TextSplit("appended", appended, SIDES, row_text, (arguments.append_train_of,) * 2)
+    return datasets.concatenate_datasets([pairs, clean_split(split, workshop)])
+
+
+def _write(
+    output_dir: Path,
+    data: dict[str, datasets.Dataset],
+    tokenizer: JMNatTokenizer,
+    counts: dict[str, dict[str, int]],
+    arguments: PreparationArguments,
+) -> dict:
     with replace_files(output_dir, stale=("dataset/**/*", "tokenizer/*"), last=(RESULT,)) as folder:
         tokenizer.save_pretrained(folder / "tokenizer")
-        data.save_to_disk(folder / "dataset")
+        datasets.DatasetDict(data).save_to_disk(folder / "dataset")
         result = {
             "pairs": counts,
-            "mean_tokens": lengths,
+            "mean_tokens": {name: mean_lengths(split) for name, split in data.items()},
             "vocab_size": len(tokenizer),
             "source_lang": arguments.source_lang,
             "target_lang": arguments.target_lang,
@@ -152,11 +186,15 @@ def _load_dataset(folder: Path) -> datasets.DatasetDict:
         raise ValueError(f"{folder} is not complete ({error}): {PREPARE_AGAIN}") from None
 
 
-def read_splits(arguments: PreparationArguments) -> dict[str, TextSplit]:
-    """The splits that the arguments name: train and validation always, test where there is one."""
+def read_splits(arguments: PreparationArguments, folder: Path) -> dict[str, TextSplit]:
+    """The splits that the arguments name: train and validation always, test where there is one.
+
+    Args:
+        folder: for what is read of text files.
+    """
     files = {name: (getattr(arguments, f"{name}_source"), getattr(arguments, f"{name}_target")) for name in SPLITS}
     if arguments.dataset_name is None:
-        return read_file_splits(files)
+        return read_file_splits(files, folder)
     named = [path for pair in files.values() for path in pair if path]
     if named:
         raise ValueError(f"dataset_name={arguments.dataset_name!r} and text files ({named[0]}): give one of them")
@@ -165,88 +203,7 @@ def read_splits(arguments: PreparationArguments) -> dict[str, TextSplit]:
     return read_hub_splits(*place, hub_names, arguments.languages())
 
 
-def clean_train_text(split: TextSplit, arguments: PreparationArguments) -> dict[str, int]:
-    """Drop pairs by their text, in place; returns how many were read and dropped for each reason."""
-    counts = {"read": len(split.sources), "empty_side": 0, "copy": 0, "duplicate": 0}
-    kept, seen = [], set()
-    for pair in zip(split.sources, split.targets, strict=True):
-        if not all(pair):
-            counts["empty_side"] += 1
-        elif arguments.drop_copies and pair[0] == pair[1]:
-            counts["copy"] += 1
-        elif arguments.drop_duplicates and pair in seen:
-            counts["duplicate"] += 1
-        else:
-            kept.append(pair)
-            if arguments.drop_duplicates:
-                seen.add(pair)
-    if not kept:
-        raise ValueError(
-            f"{split.origins[0]} and {split.origins[1]}: no training pair is left after cleaning ({counts})"
-        )
-    split.sources, split.targets = (list(side) for side in zip(*kept, strict=True))
-    return counts
-
-
-def clean_train_tokens(table: pa.Table, arguments: PreparationArguments, counts: dict[str, int]) -> pa.Table:
-    """Drop pairs by their token counts and add the reasons to `counts`; ids are given anew, 0 to N-1."""
-    sources, targets = _token_counts(table)
-    counts.update(too_long=0, length_ratio=0)
-    keep = []
-    for row, (source, target) in enumerate(zip(sources, targets, strict=True)):
-        longer, shorter = max(source, target), min(source, target)
-        if longer > arguments.max_tokens_per_sentence:
-            counts["too_long"] += 1
-        elif arguments.max_length_ratio and longer > arguments.max_length_ratio * shorter:
-            counts["length_ratio"] += 1
-        else:
-            keep.append(row)
-    counts["kept"] = len(keep)
-    if not keep:
-        raise ValueError(f"no training pair is left after cleaning ({counts})")
-    table = table.take(keep)
-    return table.set_column(0, "id", pa.array(range(len(keep)), pa.int64()))
-
-
-def encode_split(split: TextSplit, tokenizer: JMNatTokenizer) -> pa.Table:
-    """Columns id, source, target, and input_ids and labels, which end in `</s>` and hold marks for what is copied."""
-    schema = _features().arrow_schema
-    starts = range(0, len(split.sources), CHUNK)
-    tables = []
-    for start in tqdm(starts, desc=f"tokenising {split.name}", disable=not sys.stderr.isatty()):
-        sources, targets = (side[start : start + CHUNK] for side in (split.sources, split.targets))
-        marked = [protect_pair(tokenizer, *pair) for pair in zip(sources, targets, strict=True)]
-        marked_sources, marked_targets = (list(side) for side in zip(*marked, strict=True))
-        encoded = tokenizer(marked_sources, text_target=marked_targets, verbose=False)
-        columns = {
-            "id": range(start, start + len(sources)),
-            "source": [tokenizer.normalize_text(text) for text in sources],
-            "target": [tokenizer.normalize_text(text) for text in targets],
-            "input_ids": encoded["input_ids"],
-            "labels": encoded["labels"],
-        }
-        tables.append(pa.table(columns, schema=schema))
-    return pa.concat_tables(tables)
-
-
-def _features() -> datasets.Features:
-    lists = ("input_ids", "labels")
-    values = {name: datasets.Value(kind) for name, kind in COLUMNS.items()}
-    return datasets.Features(
-        {name: datasets.List(value) if name in lists else value for name, value in values.items()}
-    )
-
-
-def _as_dataset(table: pa.Table) -> datasets.Dataset:
-    """A data set of the table. Its fingerprint is that of the ids: left out, the library would pickle everything."""
-    return datasets.Dataset(
-        datasets.table.InMemoryTable(table),
-        info=datasets.DatasetInfo(features=_features()),
-        fingerprint=ids_digest(table.column(name) for name in ("input_ids", "labels"))[:16],
-    )
-
-
-def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTokenizer:
+def _tokenizer_for(train: datasets.Dataset, arguments: PreparationArguments, workshop: Workshop) -> JMNatTokenizer:
     """The tokenizer of `arguments.tokenizer`, or one trained on the cleaned training text."""
     languages = arguments.languages() if arguments.moses else (None, None)
     if arguments.tokenizer is not None:
@@ -268,11 +225,8 @@ def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTo
                 f"{tokenizer.moses_source_lang} and {tokenizer.moses_target_lang}"
             )
         return tokenizer
-    texts = [train.sources, train.targets]
-    if arguments.moses:
-        texts = [_moses_lines(side, language) for side, language in zip(texts, arguments.languages(), strict=True)]
     return train_joint_tokenizer(
-        [*texts[0], *texts[1]],
+        Texts(moses_split(train, arguments.languages(), workshop) if arguments.moses else train),
         vocab_size=arguments.vocab_size,
         lowercase=arguments.lowercase,
         moses_source_lang=languages[0],
@@ -283,35 +237,25 @@ def _tokenizer_for(train: TextSplit, arguments: PreparationArguments) -> JMNatTo
     )
 
 
-def _moses_lines(texts: list[str], language: str) -> list[str]:
-    split = moses_tool("tokenizer", language)
-    return [split(text) for text in tqdm(texts, desc=f"Moses {language}", disable=not sys.stderr.isatty())]
+def _refuse_nothing(kept: Sized, counts: dict[str, int], where: str = "") -> None:
+    if not len(kept):
+        raise ValueError(f"{where}no training pair is left after cleaning ({counts})")
 
 
-def _refuse_empty_lines(split: TextSplit):
-    for row, pair in enumerate(zip(split.sources, split.targets, strict=True)):
-        if not all(pair):
-            place = split.place(0 if not pair[0] else 1, row)
-            raise ValueError(f"{place} is empty: every {split.name} sentence needs text on both sides")
+def _refuse_empty_lines(pairs: datasets.Dataset, split: TextSplit) -> None:
+    for row in np.flatnonzero(numbers(pairs, "empty"))[:1].tolist():
+        place = split.place(0 if not pairs[row]["source"] else 1, row)
+        raise ValueError(f"{place} is empty: every {split.name} sentence needs text on both sides")
 
 
-def _refuse_long_lines(table: pa.Table, split: TextSplit, allowed: int):
-    for row, counts in enumerate(zip(*_token_counts(table), strict=True)):
-        if max(counts) > allowed:
-            side = int(counts[1] > allowed)
-            raise ValueError(
-                f"{split.place(side, row)} has {counts[side]} tokens: the longest {split.name} sentence allowed is "
-                f"{allowed} (max_model_tokens)"
-            )
-
-
-def _token_counts(table: pa.Table) -> tuple[list[int], list[int]]:
-    return tuple(pc.list_value_length(table.column(name)).to_pylist() for name in ("input_ids", "labels"))
-
-
-def _mean_lengths(table: pa.Table) -> dict[str, float]:
-    sources, targets = _token_counts(table)
-    return {"source": round(sum(sources) / len(sources), 2), "target": round(sum(targets) / len(targets), 2)}
+def _refuse_long_lines(data: datasets.Dataset, split: TextSplit, allowed: int) -> None:
+    counts = np.stack(token_counts(data), axis=1)  # (N, 2)
+    for row in np.flatnonzero(counts.max(axis=1) > allowed)[:1].tolist():
+        side = int(counts[row, 1] > allowed)
+        raise ValueError(
+            f"{split.place(side, row)} has {counts[row, side]} tokens: the longest {split.name} sentence allowed is "
+            f"{allowed} (max_model_tokens)"
+        )
 
 
 def _check_writable(directory: Path) -> None:

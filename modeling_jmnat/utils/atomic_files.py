@@ -1,8 +1,9 @@
 """Output that is either complete or as it was before: written under another name, then renamed.
 
 One file: `atomic_file`, `atomic_text_file`, `write_json`. A whole folder: `whole_folder`. Files among others in a
-folder: `replace_files`. The last two write into a hidden folder `.unfinished` on the same file system; what a killed
-process leaves there is removed by the next call. They expect to be alone, see `locks`.
+folder: `replace_files`. What nobody needs afterwards: `scratch_folder`. The last three write into a hidden folder
+`.unfinished` on the same file system; what a killed process leaves there is removed by the next call. They expect to
+be alone, see `locks`.
 """
 
 import contextlib
@@ -154,6 +155,20 @@ def replace_files(folder: str | Path, stale: Sequence[str] = (), last: Collectio
         raise
     _move_files(temporary, folder, stale, last)
     _remove(temporary)
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: str | Path) -> Iterator[Path]:
+    """Give an empty folder inside `folder` that is gone after the block; what a killed process left there is removed.
+
+    Raises:
+        OSError: `folder` is a file or not writable.
+    """
+    scratch = _new_folder(Path(folder) / "scratch")
+    try:
+        yield scratch
+    finally:
+        _remove(scratch)
 
 
 def _move_files(temporary: Path, folder: Path, stale: Sequence[str], last: Collection[str]) -> None:

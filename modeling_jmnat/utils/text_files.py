@@ -6,6 +6,7 @@ Unicode calls line breaks (vertical tab, form feed, U+0085, U+2028, ...) are whi
 
 import codecs
 import gzip
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -52,20 +53,36 @@ def iterate_lines(path: str | Path) -> Iterator[str]:
 def read_lines(path: str | Path) -> list[str]:
     """All lines of a file; an empty file is refused."""
     lines = list(iterate_lines(path))
-    if not lines:
-        raise ValueError(f"{path}: the file is empty, at least one line is needed")
+    _refuse_empty(path, len(lines))
     return lines
 
 
-def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], list[str]]:
-    """Two line-aligned files as two lists of equal length; different line counts are refused."""
-    source_lines, target_lines = read_lines(source), read_lines(target)
-    if len(source_lines) != len(target_lines):
+def _refuse_empty(path: str | Path, lines: int) -> None:
+    if not lines:
+        raise ValueError(f"{path}: the file is empty, at least one line is needed")
+
+
+def iterate_parallel(source: str | Path, target: str | Path) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of lines of two line-aligned files; empty files and different line counts are refused."""
+    source_count = target_count = 0
+    for source_line, target_line in itertools.zip_longest(iterate_lines(source), iterate_lines(target)):
+        source_count += source_line is not None
+        target_count += target_line is not None
+        if source_line is not None and target_line is not None:
+            yield source_line, target_line
+    for path, count in ((source, source_count), (target, target_count)):
+        _refuse_empty(path, count)
+    if source_count != target_count:
         raise ValueError(
-            f"{source} has {len(source_lines)} lines and {target} has {len(target_lines)}: "
+            f"{source} has {source_count} lines and {target} has {target_count}: "
             "line-aligned files need the same number (a carriage return ends a line, too)"
         )
-    return source_lines, target_lines
+
+
+def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], list[str]]:
+    """Two line-aligned files as two lists of equal length; empty files and different line counts are refused."""
+    source_lines, target_lines = zip(*iterate_parallel(source, target), strict=True)
+    return list(source_lines), list(target_lines)
 
 
 def write_lines(path: str | Path, texts: Iterable[str]) -> None:

@@ -1,0 +1,49 @@
+"""Processes that libraries fork for work in parallel."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+POLL_SECONDS = 1.0
+_owner: int | None = None
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """Processes that are forked in this context end with this one, and leave Ctrl-C and SIGTERM to it.
+
+    Those of a killed process would wait for work forever, and hold its lock.
+    """
+    global _owner
+    _owner = os.getpid()
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # `datasets` does not get over one
+            raise error.__context__ from None
+        raise
+    finally:
+        _owner = None
+
+
+def _begin_in_child() -> None:
+    global _owner
+    owner, _owner = _owner, None
+    if owner is None:
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def watch() -> None:
+        while os.getppid() == owner:
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
