@@ -88,9 +88,12 @@ class TokenBatchSampler(Sampler[list[int]]):
     def _make_buckets(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> list[tuple[np.ndarray, int]]:
         """Pairs of example indices and number of batches, one per bucket, short sentences first."""
         # Examples with the same two lengths are one item of the division, so its cost hardly grows with the corpus.
-        pairs, item_of_example, counts = np.unique(
-            np.stack([source_lengths, target_lengths], axis=1), axis=0, return_inverse=True, return_counts=True
+        # One number for both: sorting pairs takes 30 times as long.
+        width = int(target_lengths.max()) + 1
+        numbers, item_of_example, counts = np.unique(
+            source_lengths * width + target_lengths, return_inverse=True, return_counts=True
         )
+        pairs = np.stack(np.divmod(numbers, width), axis=1)
         items_of_buckets, pending = [], [np.arange(len(pairs))]
         while pending:
             items = pending.pop()
