@@ -4,7 +4,6 @@ What is held in memory for the whole corpus is a few numbers of each pair: 8 byt
 place among the pairs kept, and its two lengths.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pyarrow as pa
 from ..plain_text import protect_pair
 from ..segmenters import moses_tool
 from ..tokenization_jmnat import JMNatTokenizer
-from ..utils.fingerprints import ids_digest
+from ..utils.fingerprints import ids_digest, number_of_text
 from ..utils.workers import ending_together
 from .corpus import CHUNK, SIDES, TextSplit, texts_of
 from .dataset_columns import column_lengths
@@ -23,7 +22,6 @@ from .options import PreparationArguments
 
 COLUMNS = {"id": "int64", "source": "string", "target": "string", "input_ids": "int32", "labels": "int32"}
 IDS = ("input_ids", "labels")
-DIGEST_BYTES = 8
 
 
 class Workshop:
@@ -90,14 +88,8 @@ def _clean(batch, sides: tuple[str, str], clean: Callable[[str | None], str]) ->
         "target": targets,
         "empty": [not all(pair) for pair in pairs],
         "copy": [source == target for source, target in pairs],
-        "digest": [_digest(*pair) for pair in pairs],
+        "digest": [number_of_text("\n".join(pair)) for pair in pairs],
     }
-
-
-def _digest(source: str, target: str) -> int:
-    """A number that two different pairs of five million have in common once in a million corpora."""
-    text = f"{source}\n{target}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest(), "little")
 
 
 def drop_text(pairs: datasets.Dataset, arguments: PreparationArguments) -> tuple[datasets.Dataset, dict[str, int]]:
@@ -201,7 +193,9 @@ def numbered(data: datasets.Dataset, rows: np.ndarray, workshop: Workshop, name:
     """
     if len(rows) < len(data):
         file = str(workshop.folder / f"selecting-{name}.arrow")
+        whole = data
         data = data.select(rows).with_format("arrow").flatten_indices(cache_file_name=file, new_fingerprint=name)
+        workshop.remove(whole)
     table = data.add_column("id", np.arange(len(data)), new_fingerprint=name).select_columns([*COLUMNS]).data
     return datasets.Dataset(
         table,
