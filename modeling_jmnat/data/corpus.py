@@ -25,13 +25,14 @@ class TextSplit:
     """The pairs of one split as they were read, in a data set that lies on the disk.
 
     Args:
+        data: None once it has been cleaned.
         sides: the column of each side, or its key in the column `translation`.
         clean: what is done with each text.
         origins: where each side comes from, for messages.
     """
 
     name: str
-    data: datasets.Dataset
+    data: datasets.Dataset | None
     sides: tuple[str, str]
     clean: Callable[[str | None], str]
     origins: tuple[str, str]

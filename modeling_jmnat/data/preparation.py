@@ -68,30 +68,37 @@ def _prepare(arguments: PreparationArguments, output_dir: Path) -> dict:
     with scratch_folder(output_dir) as folder:
         workshop = Workshop(folder, arguments.num_proc)
         splits = read_splits(arguments, folder)
-        texts, counts = {}, {}
+        texts, counts, data = {}, {}, {}
         for name, split in splits.items():
-            pairs = clean_split(split, workshop)
-            workshop.remove(split.data)
-            if name == "train":
-                texts[name], counts[name] = drop_text(_with_appended(pairs, arguments, workshop), arguments)
-                where = f"{split.origins[0]} and {split.origins[1]}: "
-                _refuse_nothing(texts[name], counts[name], where)
-            else:
-                _refuse_empty_lines(pairs, split)
-                texts[name], counts[name] = pairs, {"read": len(pairs), "kept": len(pairs)}
+            texts[name], counts[name] = _cleaned(split, arguments, workshop)
         tokenizer = _tokenizer_for(texts["train"], arguments, workshop)
-        data = {}
-        for name, text in texts.items():
-            encoded = encode_split(text, name, tokenizer, workshop)
-            workshop.remove(text)
+        for name, split in splits.items():
+            encoded = encode_split(texts[name], name, tokenizer, workshop)
+            workshop.remove(texts.pop(name))
             if name == "train":
                 rows = kept_by_length(encoded, arguments, counts[name])
                 _refuse_nothing(rows, counts[name])
             else:
                 rows = np.arange(len(encoded))
-                _refuse_long_lines(encoded, splits[name], arguments.max_model_tokens)
+                _refuse_long_lines(encoded, split, arguments.max_model_tokens)
             data[name] = numbered(encoded, rows, workshop, name)
+            del encoded
         return _write(output_dir, data, tokenizer, counts, arguments)
+
+
+def _cleaned(
+    split: TextSplit, arguments: PreparationArguments, workshop: Workshop
+) -> tuple[datasets.Dataset, dict[str, int]]:
+    """The pairs of a split that are kept, and the counts. What was read is not needed any more, nor mapped."""
+    pairs = clean_split(split, workshop)
+    workshop.remove(split.data)
+    split.data = None
+    if split.name != "train":
+        _refuse_empty_lines(pairs, split)
+        return pairs, {"read": len(pairs), "kept": len(pairs)}
+    kept, counts = drop_text(_with_appended(pairs, arguments, workshop), arguments)
+    _refuse_nothing(kept, counts, f"{split.origins[0]} and {split.origins[1]}: ")
+    return kept, counts
 
 
 def _with_appended(pairs: datasets.Dataset, arguments: PreparationArguments, workshop: Workshop) -> datasets.Dataset:
