@@ -10,7 +10,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
-TRIED_TOGETHER = ("train", "bench", "serve", "documents", "test")  # extras of the CI's run with the lowest versions
+# Extras of the CI's run with the lowest versions.
+TRIED_TOGETHER = ("train", "bench", "serve", "documents", "cluster", "test")
 
 
 def requirements(text: str) -> list[Requirement]:

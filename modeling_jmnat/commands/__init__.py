@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "translate": "Translate a file or standard input line by line.",
+    "translate-corpus": "Translate a corpus of any size, on one machine or a Ray cluster.",
     "serve": "Serve a model over HTTP, with the routes of LibreTranslate.",
     "prepare": "Turn parallel text into the data that training reads.",
     "train": "Train a JM-NAT.",

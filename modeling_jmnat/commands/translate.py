@@ -28,27 +28,14 @@ WATCH_SECONDS = 0.1  # that a draft stays
 
 
 @dataclass
-class TranslationArguments:
-    """What to translate, with which model and decoding options."""
+class DecodingArguments:
+    """Which model, and how it decodes."""
 
     model: str = field(
         default="",
         metadata={
             "help": "A trained model: a folder, or a name on the Hub. Default: the one that comes with the project, "
             "German to English."
-        },
-    )
-    input: str = field(
-        default="-", metadata={"help": "Text to translate, line by line; .gz is read as is. -: standard input."}
-    )
-    output: str = field(
-        default="-", metadata={"help": "File for the translations, complete or not there at all. -: standard output."}
-    )
-    format: Literal["auto", "text", "srt", "vtt", "po", "markdown", "html"] = field(
-        default="auto",
-        metadata={
-            "help": "What the input is: auto goes by the suffix of its name (.srt, .vtt, .po, .md, .html; text for "
-            "all others). Text is translated line by line; of the others the text alone, all else stays as it is."
         },
     )
     split_sentences: bool = field(
@@ -72,30 +59,11 @@ class TranslationArguments:
     generation_options: str | None = field(
         default=None, metadata={"help": """Further decoding options as JSON, such as '{"early_stop": true}'."""}
     )
-    n_best: int | None = field(
-        default=None,
-        metadata={
-            "help": "Write the N best translations of each line, at most num_length_candidates: line number, score "
-            "(sum of log-probabilities / (length + length_offset)**length_normalization, and the weighted consensus; "
-            "of a beam search / length**length_penalty) and text, separated by tabs."
-        },
-    )
-    show_passes: bool = field(
-        default=False,
-        metadata={"help": "Show for each line how the translation arises, pass by pass, instead of the text alone."},
-    )
     glossary: str | None = field(
         default=None,
         metadata={
             "help": "File with a source term, a tab and a target term in each line. Where a line holds a source term, "
             "whole and in any case, its translation holds the target term as it is written in the file."
-        },
-    )
-    watch: bool = field(
-        default=False,
-        metadata={
-            "help": "Show on standard error how each line arises: a draft after each pass, over the one before. "
-            "Lines are translated one by one."
         },
     )
     batch_tokens: int | None = field(
@@ -120,14 +88,68 @@ class TranslationArguments:
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
 
-def generation_options(arguments: TranslationArguments, model, tokenizer) -> dict:
+@dataclass
+class TranslationArguments(DecodingArguments):
+    """What to translate, with which model and decoding options."""
+
+    input: str = field(
+        default="-", metadata={"help": "Text to translate, line by line; .gz is read as is. -: standard input."}
+    )
+    output: str = field(
+        default="-", metadata={"help": "File for the translations, complete or not there at all. -: standard output."}
+    )
+    format: Literal["auto", "text", "srt", "vtt", "po", "markdown", "html"] = field(
+        default="auto",
+        metadata={
+            "help": "What the input is: auto goes by the suffix of its name (.srt, .vtt, .po, .md, .html; text for "
+            "all others). Text is translated line by line; of the others the text alone, all else stays as it is."
+        },
+    )
+    n_best: int | None = field(
+        default=None,
+        metadata={
+            "help": "Write the N best translations of each line, at most num_length_candidates: line number, score "
+            "(sum of log-probabilities / (length + length_offset)**length_normalization, and the weighted consensus; "
+            "of a beam search / length**length_penalty) and text, separated by tabs."
+        },
+    )
+    show_passes: bool = field(
+        default=False,
+        metadata={"help": "Show for each line how the translation arises, pass by pass, instead of the text alone."},
+    )
+    watch: bool = field(
+        default=False,
+        metadata={
+            "help": "Show on standard error how each line arises: a draft after each pass, over the one before. "
+            "Lines are translated one by one."
+        },
+    )
+
+
+def decoding_options(arguments: DecodingArguments, model, tokenizer) -> dict:
     """Options for `model.generate` from what was given on the command line."""
     from ..inference.loading import is_jmnat
     from ..inference.translation import parse_generation_options
     from ..teacher.reranking import load_reranker
 
-    jmnat = is_jmnat(model)
     options = parse_generation_options(arguments.generation_options)
+    reranker = arguments.reranker
+    if reranker is not None and not is_jmnat(model):
+        raise ValueError("--reranker does not apply to an autoregressive model")
+    given = {
+        "reranker": None if reranker is None else load_reranker(reranker, tokenizer, model.device),
+        "num_iterations": arguments.num_iterations,
+        "num_length_candidates": arguments.num_length_candidates,
+        "num_beams": arguments.num_beams,
+    }
+    return options | {name: value for name, value in given.items() if value is not None}
+
+
+def generation_options(arguments: TranslationArguments, model, tokenizer) -> dict:
+    """`decoding_options`, and those by which a translation is shown."""
+    from ..inference.loading import is_jmnat
+
+    jmnat = is_jmnat(model)
     if arguments.show_passes and not jmnat:
         raise ValueError("--show_passes does not apply to an autoregressive model: it makes no passes")
     if arguments.show_passes and arguments.n_best is not None:
@@ -136,19 +158,14 @@ def generation_options(arguments: TranslationArguments, model, tokenizer) -> dic
         raise ValueError("--watch does not apply to an autoregressive model: it has no drafts")
     if arguments.watch and arguments.n_best is not None:
         raise ValueError("--watch shows the best translation: leave --n_best out")
-    reranker = arguments.reranker
-    if reranker is not None and not jmnat:
-        raise ValueError("--reranker does not apply to an autoregressive model")
-    given = {
-        "reranker": None if reranker is None else load_reranker(reranker, tokenizer, model.device),
-        "num_iterations": arguments.num_iterations,
-        "num_length_candidates": arguments.num_length_candidates,
-        "num_beams": arguments.num_beams,
+    shown = {
         "num_return_sequences": arguments.n_best,
         "output_history": arguments.show_passes or None,
         "streamer": draft_streamer(tokenizer) if arguments.watch else None,
     }
-    return options | {name: value for name, value in given.items() if value is not None}
+    return decoding_options(arguments, model, tokenizer) | {
+        name: value for name, value in shown.items() if value is not None
+    }
 
 
 def draft_streamer(tokenizer):

@@ -67,6 +67,10 @@ class Engine(ABC):
     def read(self, output: Any) -> list[list[int]]:
         """The ids of each translation in what `translate` returned."""
 
+    def scores(self, output: Any) -> list[float] | None:
+        """The score of each translation in what `translate` returned; None where that does not tell."""
+        return None
+
     def begin(self, batch: Any, options: dict) -> Callable[[], Any]:
         """Start translating; the result is a function that waits for what `translate` returns."""
         output = self.translate(batch, options)
@@ -202,7 +206,7 @@ class CTranslate2Engine(Engine):
         started: list = []
         for limit, group in itertools.groupby(zip(limits, batch, strict=True), key=lambda pair: pair[0]):
             sources = [tokens for _, tokens in group]
-            started += self._translate_batch(sources, num_beams, (0, limit), asynchronous=True)
+            started += self._translate_batch(sources, num_beams, (0, limit), asynchronous=True, return_scores=True)
         return started
 
     def _translate_together(self, batch: list, num_beams: int, length: int | None = None) -> list:
@@ -224,6 +228,10 @@ class CTranslate2Engine(Engine):
 
     def read(self, output: list) -> list[list[int]]:
         return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in output]
+
+    def scores(self, output: list) -> list[float] | None:
+        """Log-probabilities / length**length_penalty, if there were limits."""
+        return [result.scores[0] for result in output] if output[0].scores else None
 
     def tokens_per_batch(self, batch_tokens: int) -> int:
         """Each worker has a batch in memory."""

@@ -36,6 +36,7 @@ EXTRAS = {  # of setup.cfg, with the modules that they bring
     "bench": ("ctranslate2", "onnx", "onnxruntime", "onnxscript"),
     "space": ("gradio", "selenium"),
     "serve": ("prometheus_client", "python_multipart", "starlette", "uvicorn"),
+    "cluster": ("ray",),
     "documents": ("markdown_it", "polib", "srt", "webvtt"),
 }
 

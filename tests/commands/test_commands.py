@@ -153,6 +153,9 @@ def test_a_missing_extra_is_named_and_translating_needs_none(tmp_path):
             "this command needs polib: pip install 'modeling-jmnat[documents]'"
         ),
         f"serve --model {student}": "this command needs starlette: pip install 'modeling-jmnat[serve]'",
+        f"translate-corpus --model {student} --input {tmp_path}/text --output_dir {tmp_path}/corpus": (
+            "this command needs ray: pip install 'modeling-jmnat[cluster]'"
+        ),
         f"export-onnx {student}": "ONNX graphs cannot be written (",
         f"translate --model {student} --input {tmp_path}/text --output {tmp_path}/output": '{"sentences": 1, ',
     }

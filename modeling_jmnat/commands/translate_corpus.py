@@ -1,0 +1,273 @@
+"""Translate a corpus of any size, on one machine or a Ray cluster: text, Parquet or a data set of the Hub in, Parquet
+with the columns id, source, translation and score out (the ids of text are line numbers from 0).
+
+    jmnat translate-corpus --model runs/student --input news.de.gz --output_dir runs/news
+    jmnat translate-corpus --model runs/teacher --num_beams 5 --backend ctranslate2 --input news.de.gz \\
+        --output_dir runs/distilled --source_text distilled.de --target_text distilled.en   (text to learn from)
+    jmnat translate-corpus --address auto ...   (on the cluster that this machine is part of)
+
+An interrupted run goes on when the same command is given again. The last line of output has the figures, as JSON.
+"""
+
+import dataclasses
+import functools
+import json
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..utils.command_line import check_counts, command, parse_arguments
+from .shipped import shipped_model
+from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options
+
+SEARCH_BACKENDS = {"torch": "transformers", "ctranslate2": "ctranslate2"}  # of autoregressive models
+SETTINGS, RESULT = "settings.json", "translation.json"
+TEXT_OPTIONS = ("source_text", "target_text")
+# Options that may differ from those of the run that is continued.
+FREE_OPTIONS = ("output_dir", "address", "num_actors", "cpus_per_actor", "gpus_per_actor", "device", *TEXT_OPTIONS)
+
+
+@dataclass
+class CorpusArguments(DecodingArguments):
+    """What to translate, with which model, and where."""
+
+    backend: str = field(
+        default="torch",
+        metadata={
+            "help": "torch; for JM-NAT also onnx or onnx_int8 (after export_onnx.py) and cuda_graphs; for an "
+            "autoregressive model also ctranslate2."
+        },
+    )
+    output_dir: str = field(
+        default="", metadata={"help": "Folder for the result, in its folder translations. All nodes must see it."}
+    )
+    input: list[str] | None = field(
+        default=None,
+        metadata={"help": "Text files, a sentence a line, .gz or plain; or Parquet files or folders of them."},
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Instead of files: a data set on the Hugging Face Hub, or a local folder."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, such as de-en."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Its branch or commit."})
+    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    text_column: str = field(
+        default="text",
+        metadata={"help": "Column of Parquet or of the data set; or a language in its column translation."},
+    )
+    id_column: str | None = field(
+        default=None, metadata={"help": "Column with a unique id. Default: rows are numbered from 0."}
+    )
+    languages: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "A multilingual autoregressive model: its codes of source and target language, such as deu_Latn "
+            "eng_Latn (NLLB)."
+        },
+    )
+    source_prefix: str | None = field(
+        default=None, metadata={"help": "Text before each source, where the model wants one, such as '>>eng<< '."}
+    )
+    block_lines: int = field(
+        default=4096, metadata={"help": "Lines that are translated and written together, and repeated after a kill."}
+    )
+    source_text: str | None = field(
+        default=None,
+        metadata={"help": "Also write the sources as text, in the order of the ids: what `jmnat prepare` reads."},
+    )
+    target_text: str | None = field(
+        default=None, metadata={"help": "And their translations. Lines without a translation are left out of both."}
+    )
+    address: str | None = field(
+        default=None,
+        metadata={"help": "A Ray cluster: its address, or auto. Default: this machine alone."},
+    )
+    num_actors: int | None = field(
+        default=None, metadata={"help": "Processes that translate. Default: as many as there are CPUs, or GPUs, for."}
+    )
+    cpus_per_actor: int = field(default=1, metadata={"help": "CPU cores (threads) of each."})
+    gpus_per_actor: float = field(default=0.0, metadata={"help": "GPUs of each: 1, or a part of one."})
+
+    def __post_init__(self):
+        check_counts(self, ("num_beams", "batch_tokens", "block_lines", "num_actors", "cpus_per_actor"))
+        if not self.output_dir:
+            raise ValueError("output_dir is missing: name a folder")
+        if self.long_lines == "error":
+            raise ValueError("long_lines=error does not apply to a corpus: choose split, truncate or skip")
+        if (self.source_text is None) != (self.target_text is None):
+            raise ValueError("source_text and target_text: give both, or neither")
+        if self.gpus_per_actor < 0:
+            raise ValueError(f"gpus_per_actor={self.gpus_per_actor} must not be negative")
+
+
+def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tuple[str, float | None]]]:
+    """Load the model; gives a function from texts to their translations and scores.
+
+    Raises:
+        ValueError: as `load_translator`, or for options that do not suit the model.
+    """
+    from ..inference.glossary import Glossary
+    from ..inference.loading import check_languages, is_jmnat, load_translator, set_languages
+    from ..inference.search_model import search_model
+    from ..inference.translation import check_options, translate_lines
+
+    backend = arguments.backend
+    place = (arguments.device, arguments.dtype)
+    model, tokenizer = load_translator(arguments.model, *place, "torch" if backend == "ctranslate2" else backend)
+    options = decoding_options(arguments, model, tokenizer)
+    check_options(model, options)
+    split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
+    if is_jmnat(model):
+        if backend == "ctranslate2" or arguments.languages or arguments.source_prefix:
+            raise ValueError("backend=ctranslate2, languages and source_prefix are for autoregressive models")
+    else:
+        if arguments.languages is not None:
+            set_languages(model, tokenizer, arguments.languages)
+        check_languages(arguments.model, tokenizer, model.generation_config)
+        model, options = search_model(model, tokenizer, SEARCH_BACKENDS.get(backend, backend), options), {}
+    translate = functools.partial(
+        translate_lines,
+        model,
+        tokenizer,
+        max_batch_tokens=arguments.batch_tokens or DEFAULT_BATCH_TOKENS.get(backend),
+        glossary=None if arguments.glossary is None else Glossary.read(arguments.glossary),
+        split_sentences=split and not arguments.source_prefix,
+        long_lines=arguments.long_lines,
+        **options,
+    )
+    prefix = arguments.source_prefix or ""
+
+    def translate_block(texts: list[str]) -> list[tuple[str, float | None]]:
+        prefixed = (prefix + text if text.strip() else text for text in texts)
+        return [translation.candidates[0] for translation in translate(prefixed)]
+
+    return translate_block
+
+
+def settings_of(arguments: CorpusArguments, rows) -> dict:
+    """What decides on the result; a run is continued with the same settings alone."""
+    from ..utils.fingerprints import model_digest
+
+    settings = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in FREE_OPTIONS}
+    if arguments.glossary is not None:
+        settings["glossary"] = Path(arguments.glossary).read_text(encoding="utf-8")
+    for name in ("model", "reranker"):
+        if settings[name] is not None:
+            settings[name] = model_digest(settings[name])
+    files = rows.parquet_files() if rows.files else ()
+    return settings | {"input": [[file.name, file.stat().st_size] for file in files]}
+
+
+def is_begun(settings: dict, output_dir: Path) -> bool:
+    """Whether a folder holds the blocks of an earlier run, which must have had the same settings."""
+    from ..utils.json_files import read_json
+
+    if (output_dir / SETTINGS).exists():
+        earlier = read_json(output_dir / SETTINGS, ("lines",), "delete the folder and begin anew")
+        for name, value in settings.items():
+            if earlier.get(name) != value:
+                raise ValueError(
+                    f"output_dir={output_dir} holds a translation with another {name}: choose another folder, or "
+                    "delete this one"
+                )
+        return True
+    if any(not entry.name.startswith(".") and entry.name != "input" for entry in output_dir.iterdir()):
+        raise ValueError(f"output_dir={output_dir} holds something else: choose a new or an empty folder")
+    return False
+
+
+def write_input(settings: dict, output_dir: Path, rows, block_lines: int) -> None:
+    """Write the input as numbered blocks, and when they are complete the settings."""
+    from ..inference.numbered_blocks import write_blocks
+    from ..utils.atomic_files import whole_folder, write_json
+
+    with whole_folder(output_dir / "input") as folder:
+        lines = write_blocks(rows.rows(), folder, block_lines)
+    write_json(output_dir / SETTINGS, settings | {"lines": lines})
+
+
+def check_complete(translations: Path, lines: int) -> None:
+    """Each id exactly once."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from ..utils.fingerprints import number_of_text
+
+    numbers = [
+        [number_of_text(str(value)) for value in pq.read_table(file, columns=["id"])["id"].to_pylist()]
+        for file in translations.glob("*.parquet")
+    ]
+    found = np.concatenate([np.array(of_file, np.uint64) for of_file in numbers])
+    if len(found) != lines or len(np.unique(found)) != lines:
+        raise RuntimeError(f"{translations} holds {len(found)} rows of {len(np.unique(found))} ids, not {lines}")
+
+
+def translate_corpus(arguments: CorpusArguments) -> dict:
+    """Translate what is missing; returns the figures."""
+    import ray  # noqa: F401  what is missing without the extra is this, not a package that it brings
+
+    from ..inference import corpus_translation as engine
+    from ..inference.numbered_blocks import CorpusInput
+    from ..utils.atomic_files import check_writable, write_json
+    from ..utils.json_files import read_json
+    from ..utils.locks import folder_lock
+
+    names = ("dataset_name", "dataset_config", "dataset_revision", "dataset_split", "text_column", "id_column")
+    rows = CorpusInput(tuple(arguments.input or ()), **{name: getattr(arguments, name) for name in names})
+    for name in TEXT_OPTIONS:
+        if getattr(arguments, name) is not None:
+            check_writable(getattr(arguments, name))
+    output_dir = Path(arguments.output_dir).resolve()
+    with folder_lock(output_dir, "output_dir"):
+        settings = settings_of(arguments, rows)
+        begun, complete = is_begun(settings, output_dir), (output_dir / RESULT).exists()
+        if not complete:
+            load_translate(dataclasses.replace(arguments, **on_this_machine(arguments)))  # for its errors
+        if not begun:
+            write_input(settings, output_dir, rows, arguments.block_lines)
+        lines = read_json(output_dir / SETTINGS)["lines"]
+        pool = engine.Pool(arguments.address, arguments.num_actors, arguments.cpus_per_actor, arguments.gpus_per_actor)
+        translations, finished = output_dir / "translations", output_dir / "finished"
+        figures = {"lines": lines}
+        with nullcontext() if complete and arguments.source_text is None else engine.connected(pool):
+            if not complete:
+                start = time.perf_counter()
+                load = functools.partial(load_translate, dataclasses.replace(arguments, **full_paths(arguments)))
+                engine.translate_blocks(output_dir / "input", translations, finished, load, pool)
+                seconds = time.perf_counter() - start
+                check_complete(translations, lines)
+                figures |= {"seconds": round(seconds, 1), "lines_per_second": round(lines / seconds, 1)}
+                write_json(output_dir / RESULT, figures)
+            for folder in (output_dir / "input", finished):
+                shutil.rmtree(folder, ignore_errors=True)
+            if arguments.source_text is not None:
+                figures["pairs"] = engine.write_texts(translations, arguments.source_text, arguments.target_text)
+    return figures
+
+
+def full_paths(arguments: CorpusArguments) -> dict:
+    """Options that name files, for processes that work in other folders."""
+    given = {name: getattr(arguments, name) for name in ("model", "reranker", "glossary")}
+    return {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
+
+
+def on_this_machine(arguments: CorpusArguments) -> dict:
+    """Options with which the model can be tried here, where a cluster need not have the devices of its nodes."""
+    import torch
+
+    if arguments.address is None or torch.cuda.is_available():
+        return {}
+    return {"device": "auto"} | ({"backend": "torch"} if arguments.backend == "cuda_graphs" else {})
+
+
+@command(resumes=True, memory="--batch_tokens or --num_actors")
+def main(argv=None):
+    (arguments,) = parse_arguments(argv, CorpusArguments, __doc__)
+    arguments.model = arguments.model or shipped_model()
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    print(json.dumps(translate_corpus(arguments)))

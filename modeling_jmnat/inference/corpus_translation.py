@@ -1,0 +1,179 @@
+"""Blocks of text translated by a pool of actors on Ray Data, on one machine or a cluster.
+
+Each actor loads the model once. A block is read, translated and written as a whole; Ray Data notes it as finished when
+its file is complete, and a later run translates the others. Actors and nodes that are lost are replaced, and what they
+were at is done again by others.
+"""
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.checkpoint import CheckpointConfig
+from ray.data.datasource import Datasource, ReadTask
+
+from ..utils.atomic_files import atomic_text_file
+
+# A function that loads a model and returns one that gives for each text its translation and score.
+Loader = Callable[[], Callable[[list[str]], Sequence[tuple[str, float | None]]]]
+OBJECT_STORE_BYTES = 256 * 2**20  # on one machine: it holds a few blocks of text
+BEYOND_THE_ACTORS = 1  # CPUs by Ray's count for what reads what is finished
+
+
+@dataclass(frozen=True)
+class Pool:
+    """How many actors translate, and with what.
+
+    Args:
+        address: of a cluster, or "auto"; None starts Ray on this machine, for the time of the work.
+        num_actors: None for as many as there is room for.
+        cpus_per_actor, gpus_per_actor: for each of them; gpus_per_actor may be a part of a GPU.
+    """
+
+    address: str | None = None
+    num_actors: int | None = None
+    cpus_per_actor: int = 1
+    gpus_per_actor: float = 0.0
+
+
+class Blocks(Datasource):
+    """Parquet files, each of which is read as one block."""
+
+    def __init__(self, files: Sequence[Path]):
+        super().__init__()
+        self.files = files
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(file.stat().st_size for file in self.files)
+
+    def get_read_tasks(self, parallelism: int, per_task_row_limit: int | None = None, data_context=None):
+        return [self._read_task(str(file)) for file in self.files]
+
+    def _read_task(self, file: str) -> ReadTask:
+        metadata = BlockMetadata(None, os.path.getsize(file), [file], None)
+        return ReadTask(lambda: [pq.read_table(file)], metadata)
+
+
+class BlockTranslator:
+    """An actor: loads the model, then translates block after block."""
+
+    def __init__(self, load: Loader):
+        self.translate = load()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Columns id and source to id, source, translation and score."""
+        translated = self.translate(block["source"].to_pylist())
+        texts, scores = zip(*translated, strict=True) if translated else ((), ())
+        columns = {"translation": pa.array(texts, pa.string()), "score": pa.array(scores, pa.float64())}
+        return pa.table({"id": block["id"], "source": block["source"], **columns})
+
+
+def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, pool: Pool) -> None:
+    """Translate what is not finished. To be called within `connected(pool)`.
+
+    Args:
+        blocks: folder of `write_blocks`; as the others, all nodes of a cluster must see it under this path.
+        output: folder for Parquet files with the columns id, source, translation, score.
+        finished: folder in which Ray Data notes the ids that are done.
+        load: is called by each actor.
+
+    Raises:
+        ValueError, OSError: as `load` and the translation raise them.
+    """
+    files = sorted(blocks.glob("*.parquet"))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = sys.stderr.isatty()
+    context.raise_original_map_exception = True
+    context.checkpoint_config = CheckpointConfig("id", str(finished), delete_checkpoint_on_success=False)
+    num_actors = min(pool.num_actors or _room(pool), len(files))
+    translations = ray.data.read_datasource(Blocks(files), override_num_blocks=len(files)).map_batches(
+        BlockTranslator,
+        fn_constructor_args=(load,),
+        batch_size=None,  # a block
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
+            min_size=1, max_size=num_actors, initial_size=num_actors, max_tasks_in_flight_per_actor=2
+        ),
+        num_cpus=pool.cpus_per_actor,
+        num_gpus=pool.gpus_per_actor or None,
+    )
+    try:
+        translations.write_parquet(str(output), ray_remote_args={"num_cpus": 0})  # the actors may have all CPUs
+    except ray.exceptions.RayTaskError as error:
+        raise _cause(error) from None
+    finally:
+        context.checkpoint_config = None
+
+
+def _room(pool: Pool) -> int:
+    """Actors for which the cluster has CPUs and GPUs."""
+    resources = ray.cluster_resources()
+    rooms = [(resources.get("CPU", 1) - BEYOND_THE_ACTORS) / pool.cpus_per_actor]
+    if pool.gpus_per_actor:
+        rooms.append(resources.get("GPU", 0) / pool.gpus_per_actor)
+        if rooms[-1] < 1:
+            raise ValueError(f"gpus_per_actor={pool.gpus_per_actor}, but there are {resources.get('GPU', 0)} GPUs")
+    return max(1, int(min(rooms)))
+
+
+def _cause(error: ray.exceptions.RayTaskError) -> Exception:
+    """What a worker raised, if a user can mend it, without what Ray appends; else Ray's account of it."""
+    cause = getattr(error, "cause", None)
+    for kind in (ValueError, OSError):
+        if isinstance(cause, kind):
+            return kind(str(cause).partition("\nFailed to apply UDF")[0])
+    return error
+
+
+@contextmanager
+def connected(pool: Pool) -> Iterator[None]:
+    """Ray for the time of this context: the cluster at an address, or one on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    own: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        if pool.address is None:
+            num_actors = pool.num_actors or max(1, (os.cpu_count() or 1) // pool.cpus_per_actor)
+            own = {
+                "num_cpus": num_actors * pool.cpus_per_actor + BEYOND_THE_ACTORS,
+                "object_store_memory": OBJECT_STORE_BYTES,
+                "include_dashboard": False,
+                "_temp_dir": folder,
+            }
+        on_signal = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(address=pool.address or "local", log_to_driver=False, logging_level=logging.WARNING, **own)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ValueError(f"address={pool.address}: there is no Ray cluster ({error})") from None
+        signal.signal(signal.SIGTERM, on_signal)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def write_texts(translations: Path, source: str, target: str) -> int:
+    """Line-aligned files in the order of the ids, without pairs with an empty side; returns their number."""
+    count = 0
+    data = ray.data.read_parquet(str(translations), columns=["id", "source", "translation"]).sort("id")
+    with atomic_text_file(source) as sources, atomic_text_file(target) as targets:
+        for batch in data.iter_batches(batch_size=4096, batch_format="pyarrow"):
+            for text, translation in zip(*(batch[name].to_pylist() for name in batch.column_names[1:]), strict=True):
+                if text.strip() and translation.strip():
+                    sources.write(f"{text}\n")
+                    targets.write(f"{translation}\n")
+                    count += 1
+    return count
