@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,7 @@ class Blocks(Datasource):
         return [self._read_task(str(file)) for file in self.files]
 
     def _read_task(self, file: str) -> ReadTask:
-        metadata = BlockMetadata(None, os.path.getsize(file), [file], None)
+        metadata = BlockMetadata(num_rows=None, size_bytes=os.path.getsize(file), exec_stats=None, input_files=(file,))
         return ReadTask(lambda: [pq.read_table(file)], metadata)
 
 
@@ -197,7 +197,8 @@ def write_texts(translations: Path, source: str, target: str) -> int:
     count = 0
     data = ray.data.read_parquet(str(translations), columns=["id", "source", "translation"]).sort("id")
     with atomic_text_file(source) as sources, atomic_text_file(target) as targets:
-        for batch in data.iter_batches(batch_size=4096, batch_format="pyarrow"):
+        batches: Iterable[Any] = data.iter_batches(batch_size=4096, batch_format="pyarrow")
+        for batch in batches:
             for text, translation in zip(*(batch[name].to_pylist() for name in batch.column_names[1:]), strict=True):
                 if text.strip() and translation.strip():
                     sources.write(f"{text}\n")
