@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -34,7 +35,7 @@ class TextSplit:
     name: str
     data: datasets.Dataset | None
     sides: tuple[str, str]
-    clean: Callable[[str | None], str]
+    clean: Callable[[Any], str]
     origins: tuple[str, str]
     unit: str = "line"
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.data.block import BlockMetadata
-from ray.data.checkpoint import CheckpointConfig
+from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 from ray.data.datasource import Datasource, ReadTask
 
 from ..utils.atomic_files import atomic_text_file
@@ -29,7 +29,7 @@ from ..utils.atomic_files import atomic_text_file
 # A function that loads a model and returns one that gives for each text its translation and score.
 Loader = Callable[[], Callable[[list[str]], Sequence[tuple[str, float | None]]]]
 OBJECT_STORE_BYTES = 256 * 2**20  # on one machine: it holds a few blocks of text
-BEYOND_THE_ACTORS = 1  # CPUs by Ray's count for what reads what is finished
+BEYOND_THE_ACTORS = 1  # CPUs by Ray's count, so that no other task waits for one
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,17 @@ class Blocks(Datasource):
         return [self._read_task(str(file)) for file in self.files]
 
     def _read_task(self, file: str) -> ReadTask:
-        metadata = BlockMetadata(None, os.path.getsize(file), [file], None)
+        metadata = BlockMetadata(num_rows=None, size_bytes=os.path.getsize(file), exec_stats=None, input_files=(file,))
         return ReadTask(lambda: [pq.read_table(file)], metadata)
+
+
+class Finished(IdColumnCheckpointManager):
+    """Removes what an interrupted run wrote in part. What is finished is not read at all, so nothing is filtered."""
+
+    def load_checkpoint(self, data_file_dir=None, data_file_filesystem=None):
+        if data_file_dir is not None:
+            self._clean_pending_checkpoints(data_file_dir, data_file_filesystem)
+        return None, 0
 
 
 class BlockTranslator:
@@ -92,11 +101,15 @@ def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, p
     Raises:
         ValueError, OSError: as `load` and the translation raise them.
     """
-    files = sorted(blocks.glob("*.parquet"))
+    files = unfinished(blocks, finished)
+    if not files:
+        return
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.raise_original_map_exception = True
-    context.checkpoint_config = CheckpointConfig("id", str(finished), delete_checkpoint_on_success=False)
+    context.checkpoint_config = CheckpointConfig(
+        "id", str(finished), delete_checkpoint_on_success=False, checkpoint_manager_cls=Finished
+    )
     num_actors = min(pool.num_actors or _room(pool), len(files))
     translations = ray.data.read_datasource(Blocks(files), override_num_blocks=len(files)).map_batches(
         BlockTranslator,
@@ -115,6 +128,20 @@ def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, p
         raise _cause(error) from None
     finally:
         context.checkpoint_config = None
+
+
+def unfinished(blocks: Path, finished: Path) -> list[Path]:
+    """The blocks whose first id is not among those that are finished."""
+    first_ids = {_ids(file)[0]: file for file in sorted(blocks.glob("*.parquet"))}
+    for file in finished.glob("*.parquet"):
+        if not file.name.endswith(".pending.parquet"):
+            for number in first_ids.keys() & set(_ids(file)):
+                del first_ids[number]
+    return list(first_ids.values())
+
+
+def _ids(file: Path) -> list:
+    return pq.read_table(file, columns=["id"])["id"].to_pylist()
 
 
 def _room(pool: Pool) -> int:
@@ -172,7 +199,8 @@ def write_texts(translations: Path, source: str, target: str) -> int:
     count = 0
     data = ray.data.read_parquet(str(translations), columns=["id", "source", "translation"]).sort("id")
     with atomic_text_file(source) as sources, atomic_text_file(target) as targets:
-        for batch in data.iter_batches(batch_size=4096, batch_format="pyarrow"):
+        batches: Iterable[Any] = data.iter_batches(batch_size=4096, batch_format="pyarrow")
+        for batch in batches:
             for text, translation in zip(*(batch[name].to_pylist() for name in batch.column_names[1:]), strict=True):
                 if text.strip() and translation.strip():
                     sources.write(f"{text}\n")

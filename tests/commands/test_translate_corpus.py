@@ -1,6 +1,7 @@
 """A corpus on Ray Data: every line once, with the text of one process, whatever is killed in the midst."""
 
 import contextlib
+import dataclasses
 import functools
 import gzip
 import json
@@ -20,7 +21,10 @@ import pytest
 
 from modeling_jmnat.commands import translate_corpus as command
 from modeling_jmnat.commands.translate_corpus import CorpusArguments, load_translate, main
+from modeling_jmnat.inference.engines import CTranslate2Engine, TransformersEngine
+from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.inference.numbered_blocks import write_blocks
+from modeling_jmnat.teacher.text_decoder import TextDecoder
 from tests.helpers.teacher_samples import random_lines
 from tests.helpers.translation_samples import command_line, save_translators
 
@@ -53,6 +57,7 @@ def in_one_process(arguments, lines):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_and_continued(models, tmp_path, capsys, monkeypatch):
     lines = [*random_lines(5, seed=1), *ODD, *random_lines(34, seed=2)]
     (tmp_path / "text.gz").write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
@@ -125,6 +130,27 @@ def wait_until(condition, process=None, seconds=300):
         assert process is None or process.poll() is None
         assert time.time() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("backend", ["torch", "ctranslate2"])
+def test_a_teacher_translates_as_distill_does(models, backend):
+    """Not by sentences; blank lines and prefixes are seen to."""
+    teacher = {"model": str(models / "teacher"), "backend": backend, "num_beams": 3, "device": "cpu"}
+    arguments = CorpusArguments(**teacher, output_dir="x", split_sentences=False)
+    lines = random_lines(6, seed=4)
+    model, tokenizer = load_teacher(models / "teacher")
+    ids = tokenizer(lines)["input_ids"]
+    engine = TransformersEngine(model) if backend == "torch" else CTranslate2Engine.from_model(model, tokenizer)
+    expected = TextDecoder(engine, tokenizer, True, 3).decode(lines, ids)
+    translated = load_translate(arguments)([*lines, "", " "])
+    assert [text for text, _ in translated] == [*expected, "", ""]
+    assert all((score is None) == (backend == "torch") for _, score in translated[:6])
+    prefixed = load_translate(dataclasses.replace(arguments, source_prefix="ban "))
+    assert [text for text, _ in prefixed([lines[1], ""])] == [translated_alone(arguments, "ban " + lines[1]), ""]
+
+
+def translated_alone(arguments, line):
+    return load_translate(arguments)([line])[0][0]
 
 
 def test_bad_options_are_one_sentence(models, tmp_path, capsys):
@@ -206,6 +232,7 @@ def kill_at_random(cluster, output, kinds, is_done):
         yield kind, blocks
 
 
+@pytest.mark.slow
 def test_actors_and_nodes_may_be_killed(models, tmp_path, cluster):
     """JMNAT_RAY_KILLS=20 kills more often."""
     lines = [*ODD, *random_lines(BLOCK_LINES * (8 + 4 * KILLS) - len(ODD), seed=3)]

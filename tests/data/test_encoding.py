@@ -156,13 +156,13 @@ import sys, time
 from modeling_jmnat.commands.prepare import main
 from modeling_jmnat.data import corpus, encoding
 corpus.CHUNK = encoding.CHUNK = 100
-encode = encoding._encode
+encode, began = encoding._encode, sys.argv.pop()
 def slow(batch, **arguments):
-    open(sys.argv.pop() + str(time.time_ns()), "w")
+    open(began + str(time.time_ns()), "w")
     time.sleep(30)
     return encode(batch, **arguments)
 encoding._encode = slow
-main(sys.argv[1:-1])
+main(sys.argv[1:])
 """
 
 
