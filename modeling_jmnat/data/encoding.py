@@ -186,16 +186,21 @@ def kept_by_length(data: datasets.Dataset, arguments: PreparationArguments, coun
     return kept
 
 
-def numbered(data: datasets.Dataset, rows: np.ndarray, workshop: Workshop, name: str) -> datasets.Dataset:
-    """These rows of what `encode_split` gave, with the ids 0 to N - 1.
+def copied(data: datasets.Dataset, rows: np.ndarray, workshop: Workshop, name: str) -> datasets.Dataset:
+    """These rows of what `encode_split` gave, in a file of their own if they are not all."""
+    if len(rows) == len(data):
+        return data
+    file = str(workshop.folder / f"selecting-{name}.arrow")
+    kept = data.select(rows).with_format("arrow").flatten_indices(cache_file_name=file, new_fingerprint=name)
+    workshop.remove(data)
+    return kept
+
+
+def numbered(data: datasets.Dataset, name: str) -> datasets.Dataset:
+    """The rows with the ids 0 to N - 1.
 
     The fingerprint is that of the ids: left out, the library would pickle everything.
     """
-    if len(rows) < len(data):
-        file = str(workshop.folder / f"selecting-{name}.arrow")
-        whole = data
-        data = data.select(rows).with_format("arrow").flatten_indices(cache_file_name=file, new_fingerprint=name)
-        workshop.remove(whole)
     table = data.add_column("id", np.arange(len(data)), new_fingerprint=name).select_columns([*COLUMNS]).data
     return datasets.Dataset(
         table,

@@ -33,6 +33,7 @@ from .encoding import (
     Texts,
     Workshop,
     clean_split,
+    copied,
     drop_text,
     encode_split,
     kept_by_length,
@@ -81,8 +82,8 @@ def _prepare(arguments: PreparationArguments, output_dir: Path) -> dict:
             else:
                 rows = np.arange(len(encoded))
                 _refuse_long_lines(encoded, split, arguments.max_model_tokens)
-            data[name] = numbered(encoded, rows, workshop, name)
-            del encoded
+            encoded = copied(encoded, rows, workshop, name)  # the rows that are dropped are not mapped any more
+            data[name] = numbered(encoded, name)
         return _write(output_dir, data, tokenizer, counts, arguments)
 
 

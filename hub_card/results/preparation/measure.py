@@ -122,7 +122,7 @@ def draw(runs: list[dict]) -> None:
         )
     right.axhline(2.0, color="grey", lw=0.8)
     left.set(xlabel="pairs", ylabel="minutes of a core", title="Time")
-    right.set(xlabel="pairs", ylabel="GB", title="Largest process", ylim=(0, 2.4))
+    right.set(xlabel="pairs", ylabel="GB", title="Largest process", ylim=(0, 3.0))
     for axes in (left, right):
         axes.legend(fontsize=7)
         axes.grid(alpha=0.3)
