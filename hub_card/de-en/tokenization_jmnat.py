@@ -9,10 +9,11 @@ URL, a word in another script (see `plain_text.protect`).
 """
 
 import copy
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -270,8 +271,8 @@ def train_joint_tokenizer(
     """Train one byte-pair vocabulary on the texts of both languages.
 
     Args:
-        texts: lines of both languages. With Moses, give lines that are tokenised already (see `moses_tool`): which
-            line belongs to which language cannot be seen here.
+        texts: lines of both languages, read twice. With Moses, give lines that are tokenised already (see
+            `moses_tool`): which line belongs to which language cannot be seen here.
         vocab_size: number of ids, special tokens (5), bytes (256) and `marks` (20) included. A small corpus may give
             fewer.
         lowercase: lower-case everything.
@@ -285,8 +286,8 @@ def train_joint_tokenizer(
     """
     check_moses_pair(moses_source_lang, moses_target_lang)
     clean = text_normalizer(unicode_form, lowercase)
-    texts = [clean.normalize_str(text) for text in texts]
-    alphabet = _alphabet(texts)
+    texts = list(texts) if isinstance(texts, Iterator) else texts
+    alphabet, num_characters = _alphabet(map(clean.normalize_str, texts))
     further = (*BYTE_TOKENS, *MARK_PIECES) if marks else BYTE_TOKENS
     smallest = len(SPECIAL_TOKENS) + len(further) + len(alphabet)
     if vocab_size < smallest:
@@ -296,10 +297,10 @@ def train_joint_tokenizer(
             "characters)"
         )
     # The trainer reserves memory for all that it is asked for; each merge takes at least one character more.
-    vocab_size = min(vocab_size, smallest + sum(map(len, texts)))
+    vocab_size = min(vocab_size, smallest + num_characters)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE_PATTERN), "isolated")
-    tokenizer.normalizer = normalizers.Prepend(" ")
+    tokenizer.normalizer = normalizers.Sequence([clean, normalizers.Prepend(" ")])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(further),
         min_frequency=MIN_FREQUENCY,
@@ -309,7 +310,7 @@ def train_joint_tokenizer(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer, length=len(texts))
+    tokenizer.train_from_iterator(texts, trainer)
     return wrap_tokenizer(
         _with_pieces(tokenizer, further, clean),
         model_max_length=model_max_length,
@@ -353,15 +354,14 @@ def text_template(tokenizer: Tokenizer, end: str, first: str | None = None) -> p
     )
 
 
-def _alphabet(texts: list[str]) -> list[str]:
-    """The characters that get a piece of their own, the space always, in code point order."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        counts.update(text)
+def _alphabet(texts: Iterable[str]) -> tuple[list[str], int]:
+    """The characters that get a piece of their own, the space always, in code point order, and the number of all."""
+    counts = Counter(itertools.chain.from_iterable(texts))
     if not counts:
         raise ValueError("texts: there is no text to train a tokenizer on")
     rarest = max(MIN_FREQUENCY, counts.total() // CHARACTERS_PER_PIECE)
-    return sorted({" "} | {character for character, count in counts.items() if count >= rarest})
+    alphabet = sorted({" "} | {character for character, count in counts.items() if count >= rarest})
+    return alphabet, counts.total()
 
 
 def _with_pieces(tokenizer: Tokenizer, pieces: Sequence[str], clean: normalizers.Normalizer) -> Tokenizer:
