@@ -33,6 +33,7 @@ Most translators write one word after the other. This one, JM-NAT, predicts **al
 those it is least sure of and predicts them again, in k passes.
 """
 MAX_WAITING = 64  # requests; further ones are told to come back later
+MAX_SESSIONS = 256  # whose settings Gradio remembers, each some 60 kB; this page has none, and each API call is one
 REMASKING = {"neighbours together": True, "words one by one": False}
 # On a phone the result lies below the options.
 SHOW_RESULT = """() => {
@@ -124,7 +125,7 @@ def main() -> None:
     )
     model, _ = loaded(model_name())
     build(model.generation_config.remask_adjacent).launch(
-        theme=theme, css_paths=HERE / "style.css", footer_links=["gradio"]
+        theme=theme, css_paths=HERE / "style.css", footer_links=["gradio"], state_session_capacity=MAX_SESSIONS
     )
 
 
