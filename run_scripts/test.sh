@@ -5,9 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source run_scripts/set_up.sh
-if ! python -c "import ctranslate2, onnx, onnxruntime, onnxscript, polib, uvicorn" 2> /dev/null; then
-    python -m pip install --quiet --constraint constraints.txt --editable '.[bench,serve,documents]' ||
-        echo "what ONNX, CTranslate2, the server or documents need could not be installed: their tests are skipped"
+if ! python -c "import ctranslate2, onnx, onnxruntime, onnxscript, polib, ray, uvicorn" 2> /dev/null; then
+    python -m pip install --quiet --constraint constraints.txt --editable '.[bench,cluster,documents,serve]' ||
+        echo "what ONNX, CTranslate2, Ray, the server or documents need could not be installed: their tests are skipped"
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 if [ "${1:-}" = --transformers ]; then
