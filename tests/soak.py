@@ -13,20 +13,17 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import io
 import json
 import os
 import random
 import re
 import resource
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +37,7 @@ import yaml
 
 import modeling_jmnat
 from modeling_jmnat.utils.markdown import markdown
+from tests.helpers.forked_module import ForkedModule
 from tests.helpers.teacher_samples import random_lines, random_teacher, write_text
 from tests.helpers.tiny_runs import MODEL, prepare_tiny_data
 from tests.helpers.translation_samples import tiny_student
@@ -174,50 +172,27 @@ def results_of(job: Job, work: Path) -> dict[str, str]:
     return {name: digest(work / name) for name in job.results}
 
 
-class Run:
-    """A command in a fork of this process, which has all imports already; its output is in a file."""
+class Run(ForkedModule):
+    """A command in a fork of this process; its output is in a file."""
 
     def __init__(self, words: list, log: Path, file_limit: int | None = None):
-        self.log, self.since, self.code = log, time.monotonic(), None
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            self._run([str(word) for word in words], file_limit)
-
-    def _run(self, words: list[str], file_limit: int | None) -> None:
-        code = 99
-        try:
-            os.setsid()
-            file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(file, 1)
-            os.dup2(file, 2)
-            sys.stdout, sys.stderr = (
-                io.TextIOWrapper(io.FileIO(number, "w", closefd=False), line_buffering=True) for number in (1, 2)
-            )
+        def limit():
             if file_limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
-            sys.argv = ["modeling_jmnat.commands", *words]
-            runpy.run_module("modeling_jmnat.commands", run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+
+        self.log, self.since = log, time.monotonic()
+        with open(log, "a") as file:
+            super().__init__("modeling_jmnat.commands", list(map(str, words)), file.fileno(), limit)
 
     def runs(self) -> bool:
-        if self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if pid else None
-        return self.code is None
+        return self.poll() is None
 
     def wait(self, seconds: float = 600) -> int:
         self.sleep(seconds)
         if self.runs():
             self.signal(signal.SIGKILL)
             raise AssertionError(f"it did not end within {seconds} seconds")
-        return self.code
+        return self.returncode
 
     def signal(self, number: int) -> None:
         """To the command and its own children, if it still runs."""

@@ -3,16 +3,14 @@
 import json
 import os
 import re
-import runpy
 import shutil
-import sys
-import traceback
 
 import pytest
 import yaml
 from datasets import load_from_disk
 
 from modeling_jmnat.experiments import runner as experiments
+from tests.helpers.forked_module import ForkedModule
 from tests.helpers.teacher_samples import prepare_words
 from tests.helpers.tiny_runs import MODEL, prepare_tiny_data
 from tests.helpers.translation_samples import SCRIPTS, load_script
@@ -54,38 +52,12 @@ def preset(tmp_path_factory):
     return path
 
 
-class ForkedCommand:
-    """Takes the place of `subprocess.Popen`: the command in a fork of this process, which has all imports already."""
+class ForkedCommand(ForkedModule):
+    """Takes the place of `subprocess.Popen`: the command in a fork of this process."""
 
     def __init__(self, command, stdout, stderr, env, preexec_fn, **options):
         module, *arguments = command[2:]
-        sys.stdout.flush()
-        self.pid, self.returncode = os.fork(), None
-        if self.pid:
-            return
-        code = 99
-        try:
-            os.setsid()
-            preexec_fn()
-            os.dup2(stdout.fileno(), 1)
-            os.dup2(stdout.fileno(), 2)
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-            os.environ.update(env)
-            sys.argv = [module, *arguments]
-            runpy.run_module(module, run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-
-    def poll(self):
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
+        super().__init__(module, arguments, stdout.fileno(), lambda: (preexec_fn(), os.environ.update(env)))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
