@@ -16,7 +16,9 @@ MINUTES = float(os.environ.get("JMNAT_SOAK_MINUTES", "2"))
 def test_nothing_is_lost_whatever_happens(tmp_path):
     command = [sys.executable, "-m", "tests.soak", "--minutes", str(MINUTES)]
     run = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
-    found = json.loads(run.stdout.splitlines()[-1])
+    lines = run.stdout.splitlines()
+    assert "".join(lines[-1:]).startswith("{"), (run.stdout + run.stderr)[-3000:]
+    found = json.loads(lines[-1])
     assert found["failures"] == []
     assert found["same"] == found["trials"] > 0
     assert run.returncode == 0

@@ -25,11 +25,13 @@ from ray.data.checkpoint import CheckpointConfig, IdColumnCheckpointManager
 from ray.data.datasource import Datasource, ReadTask
 
 from ..utils.atomic_files import atomic_text_file
+from ..utils.workers import has_room_for_sockets
 
 # A function that loads a model and returns one that gives for each text its translation and score.
 Loader = Callable[[], Callable[[list[str]], Sequence[tuple[str, float | None]]]]
 OBJECT_STORE_BYTES = 256 * 2**20  # on one machine: it holds a few blocks of text
 BEYOND_THE_ACTORS = 1  # CPUs by Ray's count, so that no other task waits for one
+SOCKET_CHARACTERS = 77  # of the paths of Ray's sockets, below the folder for temporary files
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,15 @@ def _cause(error: ray.exceptions.RayTaskError) -> Exception:
     return error
 
 
+def _socket_folder() -> str:
+    """For Ray's own files: the folder for temporary files, or /tmp where that has too long a name."""
+    folders = (tempfile.gettempdir(), "/tmp")
+    for folder in folders:
+        if has_room_for_sockets(folder, SOCKET_CHARACTERS) and os.access(folder, os.W_OK):
+            return folder
+    raise ValueError(f"TMPDIR={folders[0]} is too long for Ray's sockets, and /tmp cannot be written to: set another")
+
+
 @contextmanager
 def connected(pool: Pool) -> Iterator[None]:
     """Ray for the time of this context: the cluster at an address, or one on this machine."""
@@ -173,7 +184,7 @@ def connected(pool: Pool) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, too, and told in a sentence
     own: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="ray-", dir=_socket_folder(), ignore_cleanup_errors=True) as folder:
         if pool.address is None:
             num_actors = pool.num_actors or max(1, (os.cpu_count() or 1) // pool.cpus_per_actor)
             own = {

@@ -2,16 +2,19 @@
 
 import math
 import os
+import tempfile
 from dataclasses import dataclass, fields
 
 import torch
 from transformers import Seq2SeqTrainingArguments
 
 from ..utils.command_line import check_counts
+from ..utils.workers import has_room_for_sockets
 from .options import StudentOptions, TeacherOptions, TranslationOptions
 
 # One of them is there where several processes have been started.
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+SOCKET_CHARACTERS = 32  # of the paths through which processes of Python hand over tensors, below the temporary files
 
 
 def check_launcher() -> None:
@@ -50,6 +53,12 @@ class TranslationTrainingArguments(TranslationOptions, Seq2SeqTrainingArguments)
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.fp16 and self.use_cpu:
             raise ValueError("fp16=True is not possible on a CPU, where Accelerate would go on in float32: take bf16")
+        if self.dataloader_num_workers and not has_room_for_sockets(tempfile.gettempdir(), SOCKET_CHARACTERS):
+            raise ValueError(
+                f"dataloader_num_workers={self.dataloader_num_workers}: the training would wait for these processes "
+                f"forever, because the path of {tempfile.gettempdir()} is too long for their sockets. Set TMPDIR to a "
+                "shorter one, such as /tmp, or dataloader_num_workers=0"
+            )
         super().__post_init__()
         if not chosen:  # batches go to a GPU while it still computes the last step
             self.accelerator_config.non_blocking = self.dataloader_pin_memory

@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 POLL_SECONDS = 1.0
+LONGEST_SOCKET_PATH = 103  # characters, on macOS; Linux allows four more
 _owner: int | None = None
+
+
+def has_room_for_sockets(folder: str, characters: int) -> bool:
+    """Whether sockets below a folder, whose paths have so many characters more, are possible."""
+    return len(os.fsencode(folder)) + characters <= LONGEST_SOCKET_PATH
 
 
 @contextmanager

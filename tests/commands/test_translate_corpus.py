@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,7 +91,11 @@ if __name__ == "__main__":
         assert sentence in capsys.readouterr().err
 
     files = {"source_text": tmp_path / "out.src", "target_text": tmp_path / "out.tgt"}
+    long = tmp_path / ("temporary" * 9)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))  # as a long TMPDIR does: sockets must be elsewhere
     main(command_line(options | files))
+    monkeypatch.undo()
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = rows_of(output / "translations")
     assert rows == in_one_process(CorpusArguments(**{**options, "output_dir": "x"}), lines)
@@ -177,6 +182,14 @@ def test_bad_options_are_one_sentence(models, tmp_path, capsys):
         said = capsys.readouterr().err.strip().splitlines()[-1]
         assert (stopped.value.code, said[:7]) == (1, "error: "), said
         assert sentence in said
+
+
+def test_no_folder_for_sockets_is_one_sentence(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/" + 100 * "x")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "/tmp")
+    message = "TMPDIR=/x+ is too long for Ray's sockets, and /tmp cannot be written to: set another"
+    with pytest.raises(ValueError, match=message), corpus_translation.connected(corpus_translation.Pool()):
+        pass
 
 
 # A cluster of two nodes ----------------------------------------------------------------------------------------------
