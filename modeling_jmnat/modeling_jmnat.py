@@ -265,9 +265,13 @@ class JMNatDecoderLayer(JMNatLayer):
         encoder_attention_mask: torch.Tensor | None = None,
         position_probs: torch.Tensor | None = None,
         encoder_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
+        wanted_positions: torch.Tensor | None = None,
         **kwargs,
     ) -> Any:
         """hidden_states (R, T, D). Encoder tensors may have fewer rows, B: R/B consecutive rows share each of them.
+
+        With `wanted_positions` (R, M) only their states are returned (R, M, D), and cross-attention and feed-forward,
+        which mix no positions, compute no others.
 
         Without hidden_states it returns what all decoding passes share: keys and values of cross-attention (B, H, S,
         D/H) and, from a boolean attention_mask, the probabilities of positional attention (R, H, T, T) or None.
@@ -298,6 +302,9 @@ class JMNatDecoderLayer(JMNatLayer):
                 self.position_attn_layer_norm,
                 lambda x: self.position_attn(x, attention_mask, positions, position_probs, **kwargs)[0],
             )
+        if wanted_positions is not None:
+            index = wanted_positions.to(hidden_states.device)[:, :, None].expand(-1, -1, hidden_states.shape[-1])
+            hidden_states = hidden_states.gather(1, index)
         hidden_states = self.residual(hidden_states, self.encoder_attn_layer_norm, cross_attention)
         return self.residual(hidden_states, self.final_layer_norm, self.feed_forward)
 
@@ -479,9 +486,10 @@ class JMNatDecoder(JMNatStack):
         encoder_attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         state: JMNatDecodingState | None = None,
+        wanted_positions: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithCrossAttentions:
-        """Canvas (R, T) -> states (R, T, D).
+        """Canvas (R, T) -> states (R, T, D), or (R, M, D) at `wanted_positions` (R, M).
 
         With `state` all that does not change between decoding passes comes from there: the masks, the keys and values
         of cross-attention and the probabilities of positional attention.
@@ -508,6 +516,7 @@ class JMNatDecoder(JMNatStack):
                 encoder_attention_mask=encoder_mask,
                 position_probs=None if state.position_probs is None else state.position_probs[index],
                 encoder_key_value=None if state.key_values is None else state.key_values[index],
+                wanted_positions=wanted_positions if index + 1 == len(self.layers) else None,
                 **kwargs,
             )
         if self.layer_norm is not None:
@@ -796,9 +805,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
 
         `suppressed` (V,) is True at tokens that are taken out before the softmax.
         """
-        hidden_states = self.model.decoder(canvas, state=state).last_hidden_state
-        index = positions[:, :, None].expand(-1, -1, hidden_states.shape[-1])
-        hidden_states = hidden_states.gather(1, index)
+        hidden_states = self.model.decoder(canvas, state=state, wanted_positions=positions).last_hidden_state
         logits = self.project(hidden_states)  # (R, M, V)
         if suppressed is not None:
             logits = logits.masked_fill(suppressed, -math.inf)

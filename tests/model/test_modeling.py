@@ -118,6 +118,26 @@ def test_shared_encoder_rows_equal_repeated_ones():
         assert_close(hidden_states[target_mask.bool()], repeated[target_mask.bool()])
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_states_at_wanted_positions_equal_those_among_all(architecture):
+    """With few feed-forward rows: the last layer's are those of the wanted positions alone."""
+    model = random_model(6, **ARCHITECTURES[architecture])
+    input_ids, mask = pad(random_sources(model, 2, seed=8))
+    canvas, target_mask = pad(random_sources(model, 6, seed=9))
+    wanted = torch.stack([torch.randperm(canvas.shape[1])[:3] for _ in canvas])
+    layers, rows = model.model.decoder.layers, []
+    for layer in layers:
+        layer.fc1.register_forward_hook(lambda module, inputs, output: rows.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        state = model.prepare_decoding(
+            model.model.encoder(input_ids, mask).last_hidden_state, mask.bool(), target_mask.bool()
+        )
+        everywhere = model.model.decoder(canvas, state=state).last_hidden_state
+        chosen = model.model.decoder(canvas, state=state, wanted_positions=wanted).last_hidden_state
+    assert_close(chosen, torch.stack([states[index] for states, index in zip(everywhere, wanted, strict=True)]))
+    assert rows[len(layers) :] == [canvas.shape[1]] * (len(layers) - 1) + [3]
+
+
 # --------------------------------------------------------------------------------------------------- ways to call it
 
 
