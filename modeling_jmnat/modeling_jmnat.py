@@ -694,7 +694,8 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         return self.lm_head(states).to(states.device)
 
     def check_batch(self, labels, masked_positions, others) -> None:
-        for name in ("correction_positions", "glancing_order"):  # without it, wrong targets would be learned
+        # Without it, wrong targets would be learned.
+        for name in ("correction_positions", "glancing_order", "second_mask_order"):
             if name in others:
                 raise ValueError(f"{name} is for JMNatTrainer alone: leave its option out of the data collator")
         if self.training and labels is None and masked_positions is not None:

@@ -22,6 +22,7 @@ from .systems import (
     MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
+    RECIPES,
     REMASKING,
     STATE_NOISE_LEVELS,
     SUITES,
@@ -119,7 +120,7 @@ class SuiteBuilder:
         for seed_name in self.names_of(JM):
             for name, _, options in DECODINGS:
                 self.add_evaluation(seed_name, f"{seed_name}.{name}", {"generation_options": json.dumps(options)})
-        for student in (JM, CM, *ADDITIONS, *ABLATIONS):
+        for student in (JM, CM, *ADDITIONS, *ABLATIONS, *RECIPES):
             if student.from_teacher or self.settings.from_teacher:
                 self.add_student(student)
                 self.add_decodings(student)

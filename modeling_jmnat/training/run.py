@@ -52,7 +52,8 @@ FIXED_TRAINING_FIELDS = (
     "data_seed",
     *STEP_FIELDS,
 )
-ADDED_FIELDS = {"batch_parts": 1}  # what runs had that began before there was a choice
+# What runs had that began before there was a choice; those that were None need not be here.
+ADDED_FIELDS = {"batch_parts": 1, "second_mask_ratio": 0.0}
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def run_training(command: TrainingCommand) -> dict:
     settings = {
         "model": command.model,
         "masking": command.masking,
-        "training": fixed_settings(command.training, FIXED_TRAINING_FIELDS),
+        "training": fixed_settings(command.training, (*FIXED_TRAINING_FIELDS, "encoder_loss_weight_start")),
         "start": {name: getattr(command.run, name) for name in start},
     }
     multiple = command.masking["pad_to_multiple_of"]
