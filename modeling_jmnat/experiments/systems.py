@@ -215,6 +215,14 @@ RECIPES = (
         "falling to 0.01",
         {"encoder_loss_weight_start": 1.0, "encoder_loss_weight": 0.01},
     ),
+    recipe("length_smoothing", "length classes smoothed with deviation 1", {"length_smoothing": 1.0}),
+    recipe("length_noise", "30 % of the targets with a second </s>", {"length_noise": 0.3}),
+    recipe("length_weight_1", "a3 = 1", {"length_loss_weight": 1.0}),
+)
+# Further decodings of those whose training has a setting: its name, those of the decoding, and its options.
+OWN_DECODINGS = (
+    ("correction_ratio", "update_all", "every token predicted anew in each pass", {"update_all": True}),
+    ("length_noise", "longer", "lengths one longer than predicted", {"length_shift": 1}),
 )
 # Other ways to decode the first JM-NAT: name, label and options.
 DECODINGS = (

@@ -21,6 +21,7 @@ from .systems import (
     MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
+    OWN_DECODINGS,
     RECIPES,
     REMASKING,
     STATE_NOISE_LEVELS,
@@ -187,7 +188,8 @@ def table4(rows: Sequence[dict]) -> str:
     text = markdown([*header, "repeats k=10, independent"], lines)
     lines = [student_row(rows, f"JM-NAT decoded with {label}", JM, name) for name, label, _ in DECODINGS]
     lines += [
-        student_row(rows, f"{student.label}, every token predicted anew in each pass", student, "update_all")
+        student_row(rows, f"{student.label}, {label}", student, name)
+        for _, name, label, _ in OWN_DECODINGS
         for student in (*ADDITIONS, *RECIPES)
     ]
     return f"{text}\n{markdown(STUDENT_HEADER, lines)}" if any(lines) else text

@@ -22,12 +22,12 @@ TARGET_MASKS = ("consecutive", "random", "all")
 # Arguments of the collator that are shares, some of which may be None.
 SHARES = (
     *("source_mask_ratio", "source_mask_ratio_full", "mask_token_prob", "random_token_prob", "full_mask_ratio"),
-    *("correction_ratio", "glancing_ratio", "glancing_ratio_end", "second_mask_ratio"),
+    *("correction_ratio", "glancing_ratio", "glancing_ratio_end", "second_mask_ratio", "length_noise"),
 )
 
 EVALUATION_SEED = 2020  # evaluation masks are the same for every run, whatever its own seed
 # Mixed with the seed for what was added later: the draws of the paper's masks stay what they are.
-SECOND_MASK_DRAW = 1
+SECOND_MASK_DRAW, LENGTH_DRAW = 1, 2
 
 
 class DataCollatorForJMNat:
@@ -58,6 +58,8 @@ class DataCollatorForJMNat:
         glancing_ratio_end: the glancing ratio of the last step; `JMNatTrainer` goes there linearly. None: no change.
         second_mask_ratio: share of sentences in which `JMNatTrainer` masks the model's own predictions a second time
             (AMOM; see `own_predictions.py`). Beyond the paper, where it is 0.
+        length_noise: share of sentences whose target gets a second `</s>`, as on a canvas that is one too long. The
+            model's length loss does not count it. Beyond the paper, where it is 0.
         seed: seed of the masks.
         pad_to_multiple_of: pad S and T to a multiple of this, for tensor cores.
 
@@ -81,9 +83,11 @@ class DataCollatorForJMNat:
         glancing_ratio_end: float | None = None,
         source_mask_ratio_full: float | None = None,
         second_mask_ratio: float = 0.0,
+        length_noise: float = 0.0,
     ):
         self.pad_token_id = tokenizer.pad_token_id
         self.mask_token_id = tokenizer.mask_token_id
+        self.eos_token_id = getattr(tokenizer, "eos_token_id", None)
         special_ids = set(tokenizer.all_special_ids)
         self.random_token_ids = torch.tensor([i for i in range(len(tokenizer)) if i not in special_ids])
         self.source_mask_ratio = source_mask_ratio
@@ -97,6 +101,7 @@ class DataCollatorForJMNat:
         self.glancing_ratio_end = glancing_ratio_end
         self.source_mask_ratio_full = source_mask_ratio_full
         self.second_mask_ratio = second_mask_ratio
+        self.length_noise = length_noise
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
         # In shared memory, so that `set_epoch` in the main process is seen by persistent workers.
@@ -133,6 +138,10 @@ class DataCollatorForJMNat:
         for name in ("pad_token_id", "mask_token_id"):
             if getattr(self, name) is None:
                 raise ValueError(f"tokenizer has no {name}: it needs a <pad> and a <mask> token")
+        if self.length_noise and self.eos_token_id is None:
+            raise ValueError(
+                f"length_noise is {self.length_noise} and the tokenizer has no eos_token_id to lengthen by"
+            )
         if self.random_token_prob > 0.0 and not len(self.random_token_ids):
             raise ValueError("tokenizer has special tokens only: random_token_prob must be 0")
 
@@ -150,6 +159,7 @@ class DataCollatorForJMNat:
         twin.source_mask_ratio = 0.0
         twin.source_mask_ratio_full = None
         twin.second_mask_ratio = 0.0
+        twin.length_noise = 0.0
         twin.correction_ratio = 0.0
         twin.glancing_ratio = 0.0
         twin.seed = EVALUATION_SEED
@@ -164,7 +174,7 @@ class DataCollatorForJMNat:
         Returns:
             - `input_ids`, `attention_mask` (B, S), and with a masked source `encoder_targets` (B, S), -100 where
               nothing is to be predicted;
-            - `labels` (B, T), the whole target, -100 at padding;
+            - `labels` (B, T), the whole target, -100 at padding, with `length_noise` some with a second `</s>`;
             - `decoder_input_ids`, `decoder_attention_mask`, `masked_positions` (B, T);
             - with `correction_ratio`, `correction_positions` (B, T): the part of `masked_positions` where
               `decoder_input_ids` still hold the reference;
@@ -182,6 +192,8 @@ class DataCollatorForJMNat:
             example_id({**feature, "input_ids": source, "labels": target})
             for feature, source, target in zip(features, sources, targets, strict=True)
         ]
+        if self.length_noise:
+            targets = self._lengthened(targets, example_ids)
         input_ids, source_lengths = _pad(sources, self.pad_token_id, self.pad_to_multiple_of)
         target_ids, target_lengths = _pad(targets, self.pad_token_id, self.pad_to_multiple_of)
         # Per example 2 numbers, then 6 per position; nothing depends on how long the others are.
@@ -199,6 +211,13 @@ class DataCollatorForJMNat:
             rows = ~is_full if self.glancing_ratio else torch.ones_like(is_full)
             batch["second_mask_order"] = self._second_mask_order(example_ids, batch["labels"] != -100, rows)
         return batch
+
+    def _lengthened(self, targets: list[np.ndarray], example_ids: list[int]) -> list[np.ndarray]:
+        """The targets, those that are drawn with a second `</s>`; one that ends otherwise stays."""
+        seed, end = mix_seed(self.seed, LENGTH_DRAW), self.eos_token_id
+        draws = draw_uniforms(seed, self.epoch, example_ids, [1] * len(targets))[:, 0] < self.length_noise
+        drawn = zip(targets, draws.tolist(), strict=True)
+        return [np.append(target, end) if longer and target[-1] == end else target for target, longer in drawn]
 
     def _source_ratio(self, target_shares: torch.Tensor) -> float | torch.Tensor:
         """The share of source tokens to mask, for shares (B,) of masked target tokens."""

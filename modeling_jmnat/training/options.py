@@ -227,6 +227,11 @@ class ModelOptions:
     ngram_loss_weight: float = _option(0.01, "Weight of the n-gram loss.")
     length_loss_weight: float = _option(0.1, "Weight of the length loss.")
     label_smoothing: float = _option(0.1, "Label smoothing of the target tokens' loss.")
+    length_smoothing: float = _option(
+        0.0,
+        "Standard deviation, in tokens, of a Gaussian over neighbouring lengths that the length loss learns from; 0: "
+        "only the target's own.",
+    )
 
 
 # Those that may change when a trained model is trained further; the others are its sizes.
@@ -240,6 +245,7 @@ FREE_MODEL_FIELDS = {
     "ngram_loss_weight",
     "length_loss_weight",
     "label_smoothing",
+    "length_smoothing",
     "init_std",
 }
 
@@ -276,5 +282,10 @@ class MaskingOptions:
         0.0,
         "Share of targets in which the model's own predictions are masked a second time, as much as it got wrong "
         "(adaptive masking over masking, AMOM, Xiao et al. 2023).",
+    )
+    length_noise: float = _option(
+        0.0,
+        "Share of targets that get a second </s>: the decoder learns what to do on a canvas that is too long. The "
+        "length loss counts the first one alone.",
     )
     pad_to_multiple_of: int | None = _option(None, "Pad batches to a multiple of this length (8 suits tensor cores).")
