@@ -16,6 +16,8 @@ as it was masked (the third):
   here a sentence has either, by `second_mask_ratio`, so that an update costs one training pass.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from ..modeling_jmnat import JMNatForConditionalGeneration
@@ -63,6 +65,17 @@ def predictions_of(model: JMNatForConditionalGeneration, batch: dict, positions:
     return logits.argmax(dim=-1)
 
 
+def labels_with_predictions(
+    model: JMNatForConditionalGeneration, batch: dict, positions: torch.Tensor, predict: Callable
+) -> torch.Tensor:
+    """Labels (B, T) with what `predict` predicts at `positions` (B, T); sentences without any are left out of it."""
+    rows = positions.any(dim=1).nonzero().squeeze(1)
+    if not len(rows):
+        return batch["labels"]
+    predictions = predict(model, {name: batch[name][rows] for name in PASS_INPUTS}, positions[rows])
+    return batch["labels"].masked_scatter(positions, predictions)
+
+
 def after_glancing(model: JMNatForConditionalGeneration, batch: dict, ratio: float) -> dict:
     """Show part of the reference in the sentences that take part in glancing.
 
@@ -80,12 +93,7 @@ def after_glancing(model: JMNatForConditionalGeneration, batch: dict, ratio: flo
     batch = dict(batch)
     order = batch.pop(GLANCING_ORDER)
     takes_part = order >= 0
-    rows = takes_part.any(dim=1).nonzero().squeeze(1)
-    if not len(rows):
-        return batch
-    predictions = first_pass_predictions(model, {name: batch[name][rows] for name in PASS_INPUTS}, takes_part[rows])
-    wrong = torch.zeros_like(takes_part)
-    wrong[takes_part] = predictions != batch["labels"][takes_part]
+    wrong = labels_with_predictions(model, batch, takes_part, first_pass_predictions) != batch["labels"]
     num_shown = (ratio * wrong.sum(dim=1, keepdim=True).double()).round()  # (B, 1)
     shown = takes_part & (order < num_shown)
     batch["decoder_input_ids"] = torch.where(shown, batch["labels"], batch["decoder_input_ids"])
@@ -110,12 +118,8 @@ def after_second_mask(model: JMNatForConditionalGeneration, batch: dict) -> dict
     batch = dict(batch)
     order = batch.pop(SECOND_MASK_ORDER)
     takes_part = order >= 0
-    rows = takes_part.any(dim=1).nonzero().squeeze(1)
-    if not len(rows):
-        return batch
     predicted = batch["masked_positions"] & takes_part
-    predictions = predictions_of(model, {name: batch[name][rows] for name in PASS_INPUTS}, predicted[rows])
-    canvas = batch["labels"].masked_scatter(predicted, predictions)
+    canvas = labels_with_predictions(model, batch, predicted, predictions_of)
     wrong = (canvas != batch["labels"]).sum(dim=1).double() / predicted.sum(dim=1).clamp(min=1)
     num_masked = (wrong * takes_part.sum(dim=1)).round().clamp(min=1).unsqueeze(1)  # (B, 1)
     masked = takes_part & (order < num_masked)

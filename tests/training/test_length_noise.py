@@ -10,16 +10,13 @@ from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.losses_jmnat import length_nll
 from modeling_jmnat.training.run import check_data
 from tests.helpers.tiny_runs import prepare_tiny_data, tiny_model
+from tests.training.test_glancing import examples
 from tests.training.test_trainer import make_trainer
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return load_prepared(prepare_tiny_data(tmp_path_factory.mktemp("tiny")))
-
-
-def examples(tiny, count=48):
-    return [tiny[0]["train"][index] for index in range(count)]
 
 
 def targets_of(batch):

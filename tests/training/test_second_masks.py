@@ -9,17 +9,13 @@ from modeling_jmnat import DataCollatorForJMNat
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.training.own_predictions import after_second_mask, predictions_of
 from tests.helpers.tiny_runs import prepare_tiny_data, tiny_model
-from tests.training.test_glancing import labels_with_mistakes
+from tests.training.test_glancing import examples, labels_with_mistakes
 from tests.training.test_trainer import assert_same_step, make_trainer, one_step
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return load_prepared(prepare_tiny_data(tmp_path_factory.mktemp("tiny")))
-
-
-def examples(tiny, count=48):
-    return [tiny[0]["train"][index] for index in range(count)]
 
 
 def collator_of(tiny, **fields):
