@@ -22,6 +22,8 @@ from .systems import (
     MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
+    OWN_DECODINGS,
+    RECIPES,
     REMASKING,
     STATE_NOISE_LEVELS,
     SUITES,
@@ -119,7 +121,7 @@ class SuiteBuilder:
         for seed_name in self.names_of(JM):
             for name, _, options in DECODINGS:
                 self.add_evaluation(seed_name, f"{seed_name}.{name}", {"generation_options": json.dumps(options)})
-        for student in (JM, CM, *ADDITIONS, *ABLATIONS):
+        for student in (JM, CM, *ADDITIONS, *ABLATIONS, *RECIPES):
             if student.from_teacher or self.settings.from_teacher:
                 self.add_student(student)
                 self.add_decodings(student)
@@ -131,9 +133,10 @@ class SuiteBuilder:
                 if remasking != remasking_of(student):
                     other = {"generation_options": json.dumps(options), "num_iterations": [4, 10]}
                     self.add_evaluation(name, f"{name}.{remasking}", other, splits=splits)
-            if student.settings.get("correction_ratio"):
-                update_all = {"generation_options": json.dumps({"update_all": True}), "num_iterations": [4, 10]}
-                self.add_evaluation(name, f"{name}.update_all", update_all, splits=splits)
+            for setting, decoding, _, options in OWN_DECODINGS:
+                if student.settings.get(setting):
+                    own = {"generation_options": json.dumps(options), "num_iterations": [4, 10]}
+                    self.add_evaluation(name, f"{name}.{decoding}", own, splits=splits)
 
     def add_figure1(self) -> None:
         self.add_strong_teacher()

@@ -186,6 +186,44 @@ ABLATIONS = (
     cm_with("raw", "raw instead of distilled text", {}, data="raw"),
     Student("from_scratch", "JM-NAT, without the teacher's weights", from_teacher=False),
 )
+
+
+def recipe(name: str, label: str, settings: dict) -> Student:
+    """The best JM-NAT of table 2 with a switch beyond the paper."""
+    student = JM_BOTH_FULL_WEIGHT
+    return Student(
+        f"jm_recipe_{name}", f"{student.label}, {label}", {**student.settings, **settings}, data=student.data
+    )
+
+
+ADAPTIVE_SOURCE = {"source_mask_ratio": 0.2, "source_mask_ratio_full": 0.0}
+SECOND_MASK = {"second_mask_ratio": 0.5}
+# Compared with that JM-NAT itself, so that the switches that gain something can be added up.
+RECIPES = (
+    recipe("full_mask_0.2", "20 % of the targets fully masked", {"full_mask_ratio": 0.2}),
+    recipe("second_mask", "half of the targets masked a second time", SECOND_MASK),
+    recipe(
+        "adaptive_source", "20 % to none of the source masked, the less the more of the target is", ADAPTIVE_SOURCE
+    ),
+    recipe("amom", "adaptive source masks and second masks", ADAPTIVE_SOURCE | SECOND_MASK),
+    recipe("glancing", "20 % of the targets fully masked, with glancing", GLANCING),
+    recipe("glancing_annealed", "the same, glancing from 0.5 to 0.3", GLANCING | {"glancing_ratio_end": 0.3}),
+    recipe("correction", "30 % of the visible tokens corrected", {"correction_ratio": 0.3}),
+    recipe("encoder_weight_rising", "rising from 0.01", {"encoder_loss_weight_start": 0.01}),
+    recipe(
+        "encoder_weight_falling",
+        "falling to 0.01",
+        {"encoder_loss_weight_start": 1.0, "encoder_loss_weight": 0.01},
+    ),
+    recipe("length_smoothing", "length classes smoothed with deviation 1", {"length_smoothing": 1.0}),
+    recipe("length_noise", "30 % of the targets with a second </s>", {"length_noise": 0.3}),
+    recipe("length_weight_1", "a3 = 1", {"length_loss_weight": 1.0}),
+)
+# Further decodings of those whose training has a setting: its name, those of the decoding, and its options.
+OWN_DECODINGS = (
+    ("correction_ratio", "update_all", "every token predicted anew in each pass", {"update_all": True}),
+    ("length_noise", "longer", "lengths one longer than predicted", {"length_shift": 1}),
+)
 # Other ways to decode the first JM-NAT: name, label and options.
 DECODINGS = (
     ("early_stop", "early stop", {"early_stop": True}),

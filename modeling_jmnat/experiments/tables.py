@@ -21,6 +21,8 @@ from .systems import (
     MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
+    OWN_DECODINGS,
+    RECIPES,
     REMASKING,
     STATE_NOISE_LEVELS,
     WEAK_STUDENTS,
@@ -182,12 +184,13 @@ def table4(rows: Sequence[dict]) -> str:
     """Ablations, and other ways to decode."""
     rows = chosen_on(rows)
     header = ["system", "BLEU k=1", "k=4, adjacent", "k=10, adjacent", "k=4, independent", "k=10, independent"]
-    lines = [ablation_row(rows, student) for student in (JM, CM, *ADDITIONS, *ABLATIONS)]
+    lines = [ablation_row(rows, student) for student in (JM, CM, *ADDITIONS, *ABLATIONS, *RECIPES)]
     text = markdown([*header, "repeats k=10, independent"], lines)
     lines = [student_row(rows, f"JM-NAT decoded with {label}", JM, name) for name, label, _ in DECODINGS]
     lines += [
-        student_row(rows, f"{student.label}, every token predicted anew in each pass", student, "update_all")
-        for student in ADDITIONS
+        student_row(rows, f"{student.label}, {label}", student, name)
+        for _, name, label, _ in OWN_DECODINGS
+        for student in (*ADDITIONS, *RECIPES)
     ]
     return f"{text}\n{markdown(STUDENT_HEADER, lines)}" if any(lines) else text
 

@@ -9,11 +9,25 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .masking import choose_source_positions, choose_target_positions, corrupt_tokens, draw_num_masked, draw_uniforms
+from .masking import (
+    choose_source_positions,
+    choose_target_positions,
+    corrupt_tokens,
+    draw_num_masked,
+    draw_uniforms,
+    mix_seed,
+)
 
 TARGET_MASKS = ("consecutive", "random", "all")
+# Arguments of the collator that are shares, some of which may be None.
+SHARES = (
+    *("source_mask_ratio", "source_mask_ratio_full", "mask_token_prob", "random_token_prob", "full_mask_ratio"),
+    *("correction_ratio", "glancing_ratio", "glancing_ratio_end", "second_mask_ratio", "length_noise"),
+)
 
 EVALUATION_SEED = 2020  # evaluation masks are the same for every run, whatever its own seed
+# Mixed with the seed for what was added later: the draws of the paper's masks stay what they are.
+SECOND_MASK_DRAW, LENGTH_DRAW = 1, 2
 
 
 class DataCollatorForJMNat:
@@ -32,12 +46,20 @@ class DataCollatorForJMNat:
         ngram_size: n of "consecutive".
         mask_token_prob: share of chosen tokens, on both sides, that become `<mask>`.
         random_token_prob: share of chosen tokens that become a random token; the rest stay as they are.
+        source_mask_ratio_full: the source's ratio where the whole target is masked. The ratio goes there linearly from
+            `source_mask_ratio`, with the share of the target that is masked: adaptive masking of the source in the
+            manner of AMOM (Xiao et al. 2023). None: `source_mask_ratio` everywhere, as in the paper.
         full_mask_ratio: share of sentences whose whole target is `<mask>`, as in the first decoding pass. Beyond the
             paper, where it is 0.
         correction_ratio: share of the visible target tokens that `JMNatTrainer` replaces by the model's own
             predictions and that it learns to correct (see `own_predictions.py`). Beyond the paper, where it is 0.
         glancing_ratio: in sentences whose whole target is `<mask>`, `JMNatTrainer` shows this many reference tokens
             for each one that the model gets wrong (see `own_predictions.py`). Beyond the paper, where it is 0.
+        glancing_ratio_end: the glancing ratio of the last step; `JMNatTrainer` goes there linearly. None: no change.
+        second_mask_ratio: share of sentences in which `JMNatTrainer` masks the model's own predictions a second time
+            (AMOM; see `own_predictions.py`). Beyond the paper, where it is 0.
+        length_noise: share of sentences whose target gets a second `</s>`, as on a canvas that is one too long. The
+            model's length loss does not count it. Beyond the paper, where it is 0.
         seed: seed of the masks.
         pad_to_multiple_of: pad S and T to a multiple of this, for tensor cores.
 
@@ -58,38 +80,16 @@ class DataCollatorForJMNat:
         pad_to_multiple_of: int | None = None,
         correction_ratio: float = 0.0,
         glancing_ratio: float = 0.0,
+        glancing_ratio_end: float | None = None,
+        source_mask_ratio_full: float | None = None,
+        second_mask_ratio: float = 0.0,
+        length_noise: float = 0.0,
     ):
-        shares = {
-            "source_mask_ratio": source_mask_ratio,
-            "mask_token_prob": mask_token_prob,
-            "random_token_prob": random_token_prob,
-            "full_mask_ratio": full_mask_ratio,
-            "correction_ratio": correction_ratio,
-            "glancing_ratio": glancing_ratio,
-            "mask_token_prob + random_token_prob": mask_token_prob + random_token_prob,
-        }
-        for name, share in shares.items():
-            if not 0.0 <= share <= 1.0 + 1e-9:
-                raise ValueError(f"{name} is {share}, it must be between 0 and 1")
-        if target_mask not in TARGET_MASKS:
-            raise ValueError(f"target_mask is {target_mask!r}, it must be one of {', '.join(TARGET_MASKS)}")
-        if glancing_ratio and target_mask != "all" and not full_mask_ratio:
-            raise ValueError(
-                f"glancing_ratio is {glancing_ratio} and no target is wholly masked: full_mask_ratio must be above 0 "
-                "or target_mask 'all'"
-            )
-        for name, value in {"ngram_size": ngram_size, "pad_to_multiple_of": pad_to_multiple_of}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
-        for name in ("pad_token_id", "mask_token_id"):
-            if getattr(tokenizer, name) is None:
-                raise ValueError(f"tokenizer has no {name}: it needs a <pad> and a <mask> token")
         self.pad_token_id = tokenizer.pad_token_id
         self.mask_token_id = tokenizer.mask_token_id
+        self.eos_token_id = getattr(tokenizer, "eos_token_id", None)
         special_ids = set(tokenizer.all_special_ids)
         self.random_token_ids = torch.tensor([i for i in range(len(tokenizer)) if i not in special_ids])
-        if random_token_prob > 0.0 and not len(self.random_token_ids):
-            raise ValueError("tokenizer has special tokens only: random_token_prob must be 0")
         self.source_mask_ratio = source_mask_ratio
         self.target_mask = target_mask
         self.ngram_size = ngram_size
@@ -98,10 +98,52 @@ class DataCollatorForJMNat:
         self.full_mask_ratio = full_mask_ratio
         self.correction_ratio = correction_ratio
         self.glancing_ratio = glancing_ratio
+        self.glancing_ratio_end = glancing_ratio_end
+        self.source_mask_ratio_full = source_mask_ratio_full
+        self.second_mask_ratio = second_mask_ratio
+        self.length_noise = length_noise
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
         # In shared memory, so that `set_epoch` in the main process is seen by persistent workers.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._check()
+
+    def _check(self) -> None:
+        """Reject arguments out of range or against each other, and tokenizers that lack a token."""
+        shares = {name: getattr(self, name) for name in SHARES}
+        shares["mask_token_prob + random_token_prob"] = self.mask_token_prob + self.random_token_prob
+        for name, share in shares.items():
+            if share is not None and not 0.0 <= share <= 1.0 + 1e-9:
+                raise ValueError(f"{name} is {share}, it must be between 0 and 1")
+        if self.target_mask not in TARGET_MASKS:
+            raise ValueError(f"target_mask is {self.target_mask!r}, it must be one of {', '.join(TARGET_MASKS)}")
+        if self.glancing_ratio and self.target_mask != "all" and not self.full_mask_ratio:
+            raise ValueError(
+                f"glancing_ratio is {self.glancing_ratio} and no target is wholly masked: full_mask_ratio must be "
+                "above 0 or target_mask 'all'"
+            )
+        if self.glancing_ratio_end is not None and not self.glancing_ratio:
+            raise ValueError(
+                f"glancing_ratio_end is {self.glancing_ratio_end} and glancing_ratio is 0: set where glancing begins"
+            )
+        if self.second_mask_ratio and self.correction_ratio:
+            raise ValueError(
+                f"second_mask_ratio is {self.second_mask_ratio} and correction_ratio {self.correction_ratio}: both "
+                "replace tokens by the model's own predictions, set one of them"
+            )
+        for name in ("ngram_size", "pad_to_multiple_of"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, it must be at least 1")
+        for name in ("pad_token_id", "mask_token_id"):
+            if getattr(self, name) is None:
+                raise ValueError(f"tokenizer has no {name}: it needs a <pad> and a <mask> token")
+        if self.length_noise and self.eos_token_id is None:
+            raise ValueError(
+                f"length_noise is {self.length_noise} and the tokenizer has no eos_token_id to lengthen by"
+            )
+        if self.random_token_prob > 0.0 and not len(self.random_token_ids):
+            raise ValueError("tokenizer has special tokens only: random_token_prob must be 0")
 
     @property
     def epoch(self) -> int:
@@ -115,6 +157,9 @@ class DataCollatorForJMNat:
         """A collator for evaluation: no source masks, and the same target masks in every epoch and run."""
         twin = copy.copy(self)
         twin.source_mask_ratio = 0.0
+        twin.source_mask_ratio_full = None
+        twin.second_mask_ratio = 0.0
+        twin.length_noise = 0.0
         twin.correction_ratio = 0.0
         twin.glancing_ratio = 0.0
         twin.seed = EVALUATION_SEED
@@ -129,12 +174,14 @@ class DataCollatorForJMNat:
         Returns:
             - `input_ids`, `attention_mask` (B, S), and with a masked source `encoder_targets` (B, S), -100 where
               nothing is to be predicted;
-            - `labels` (B, T), the whole target, -100 at padding;
+            - `labels` (B, T), the whole target, -100 at padding, with `length_noise` some with a second `</s>`;
             - `decoder_input_ids`, `decoder_attention_mask`, `masked_positions` (B, T);
             - with `correction_ratio`, `correction_positions` (B, T): the part of `masked_positions` where
               `decoder_input_ids` still hold the reference;
             - with `glancing_ratio`, `glancing_order` (B, T): a random order of the tokens of each fully masked target,
-              counted from 0, and -1 elsewhere.
+              counted from 0, and -1 elsewhere;
+            - with `second_mask_ratio`, `second_mask_order` (B, T): the same of each target that is masked twice. Where
+              there is glancing, fully masked targets are not.
 
         Raises:
             ValueError: a feature lacks a column or holds no token.
@@ -145,6 +192,8 @@ class DataCollatorForJMNat:
             example_id({**feature, "input_ids": source, "labels": target})
             for feature, source, target in zip(features, sources, targets, strict=True)
         ]
+        if self.length_noise:
+            targets = self._lengthened(targets, example_ids)
         input_ids, source_lengths = _pad(sources, self.pad_token_id, self.pad_to_multiple_of)
         target_ids, target_lengths = _pad(targets, self.pad_token_id, self.pad_to_multiple_of)
         # Per example 2 numbers, then 6 per position; nothing depends on how long the others are.
@@ -152,9 +201,28 @@ class DataCollatorForJMNat:
         uniforms = draw_uniforms(self.seed, self.epoch, example_ids, sizes)
         of_sentence, of_position = uniforms[:, :2], uniforms[:, 2:].view(len(features), -1, 6)
 
-        batch = self._mask_source(input_ids, source_lengths, of_position[..., :3])
-        batch |= self._mask_target(target_ids, target_lengths, of_sentence, of_position[..., 3:])
+        # A fully masked target is the canvas of the first decoding pass and shows nothing of the reference.
+        is_full = of_sentence[:, 1] < (1.0 if self.target_mask == "all" else self.full_mask_ratio)
+        num_masked = draw_num_masked(target_lengths, of_sentence[:, 0]).where(~is_full, target_lengths)
+        source_ratio = self._source_ratio(num_masked / target_lengths.double())
+        batch = self._mask_source(input_ids, source_lengths, source_ratio, of_position[..., :3])
+        batch |= self._mask_target(target_ids, target_lengths, num_masked, is_full, of_position[..., 3:])
+        if self.second_mask_ratio:
+            rows = ~is_full if self.glancing_ratio else torch.ones_like(is_full)
+            batch["second_mask_order"] = self._second_mask_order(example_ids, batch["labels"] != -100, rows)
         return batch
+
+    def _lengthened(self, targets: list[np.ndarray], example_ids: list[int]) -> list[np.ndarray]:
+        """The targets, those that are drawn with a second `</s>`; one that ends otherwise stays."""
+        seed, end = mix_seed(self.seed, LENGTH_DRAW), self.eos_token_id
+        draws = draw_uniforms(seed, self.epoch, example_ids, [1] * len(targets))[:, 0] < self.length_noise
+        drawn = zip(targets, draws.tolist(), strict=True)
+        return [np.append(target, end) if longer and target[-1] == end else target for target, longer in drawn]
+
+    def _source_ratio(self, target_shares: torch.Tensor) -> float | torch.Tensor:
+        """The share of source tokens to mask, for shares (B,) of masked target tokens."""
+        start, end = self.source_mask_ratio, self.source_mask_ratio_full
+        return start if end is None else start + (end - start) * target_shares
 
     def _token_rows(self, features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:
         """The ids of each feature without padding, which would otherwise be masked and learned."""
@@ -171,36 +239,33 @@ class DataCollatorForJMNat:
             rows.append(row)
         return rows
 
-    def _mask_source(self, input_ids, lengths, uniforms) -> dict[str, torch.Tensor]:
-        """Mask input_ids (B, S) with lengths (B,), by uniforms (B, >= S, 3)."""
+    def _mask_source(self, input_ids, lengths, ratio, uniforms) -> dict[str, torch.Tensor]:
+        """Mask a share of input_ids (B, S) with lengths (B,), by uniforms (B, >= S, 3)."""
         is_token = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)
         attention_mask = is_token.long()
-        if self.source_mask_ratio == 0.0:
+        if not self.source_mask_ratio and not self.source_mask_ratio_full:
             return {"input_ids": input_ids, "attention_mask": attention_mask}
         uniforms = _fit(uniforms, input_ids.shape[1])
-        chosen = choose_source_positions(lengths, uniforms[..., 0], self.source_mask_ratio)
+        chosen = choose_source_positions(lengths, uniforms[..., 0], ratio)
         return {
             "input_ids": self._corrupt(input_ids, chosen, uniforms[..., 1:]),
             "attention_mask": attention_mask,
             "encoder_targets": input_ids.masked_fill(~chosen, -100),
         }
 
-    def _mask_target(self, target_ids, lengths, of_sentence, uniforms) -> dict[str, torch.Tensor]:
-        """Mask target_ids (B, T) with lengths (B,), by of_sentence (B, 2) and uniforms (B, >= T, 3)."""
+    def _mask_target(self, target_ids, lengths, num_masked, is_full, uniforms) -> dict[str, torch.Tensor]:
+        """Mask num_masked (B,) tokens of target_ids (B, T) with lengths (B,), by uniforms (B, >= T, 3)."""
         is_token = torch.arange(target_ids.shape[1]) < lengths.unsqueeze(1)
+        is_full = is_full.unsqueeze(1) & is_token
         uniforms = _fit(uniforms, target_ids.shape[1])
         set_size = self.ngram_size if self.target_mask == "consecutive" else 1
-        num_masked = draw_num_masked(lengths, of_sentence[:, 0])
         masked_positions = choose_target_positions(lengths, num_masked, uniforms[..., 0], set_size)
         decoder_input_ids = self._corrupt(target_ids, masked_positions, uniforms[..., 1:])
-        # A fully masked target is the canvas of the first decoding pass and shows nothing of the reference.
-        full_mask_ratio = 1.0 if self.target_mask == "all" else self.full_mask_ratio
-        is_full = (of_sentence[:, 1] < full_mask_ratio).unsqueeze(1) & is_token
         batch = {
             "labels": target_ids.masked_fill(~is_token, -100),
             "decoder_input_ids": decoder_input_ids.masked_fill(is_full, self.mask_token_id),
             "decoder_attention_mask": is_token.long(),
-            "masked_positions": masked_positions | is_full,
+            "masked_positions": masked_positions,
         }
         if self.correction_ratio:
             # At visible tokens, the number that chooses how a masked token is shown is unused.
@@ -209,9 +274,15 @@ class DataCollatorForJMNat:
             batch["masked_positions"] = batch["masked_positions"] | batch["correction_positions"]
         if self.glancing_ratio:
             # In fully masked targets it is unused, too.
-            order = uniforms[..., 1].masked_fill(~is_full, 2.0).argsort(dim=1, stable=True).argsort(dim=1)
-            batch["glancing_order"] = order.masked_fill(~is_full, -1)
+            batch["glancing_order"] = _order(uniforms[..., 1], is_full)
         return batch
+
+    def _second_mask_order(self, example_ids, is_token: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """`second_mask_order` (B, T) of the targets among `rows` (B,) that are drawn."""
+        seed, sizes = mix_seed(self.seed, SECOND_MASK_DRAW), 1 + is_token.sum(dim=1)
+        uniforms = _fit(draw_uniforms(seed, self.epoch, example_ids, sizes.tolist())[..., None], 1 + is_token.shape[1])
+        takes_part = rows & (uniforms[:, 0, 0] < self.second_mask_ratio)
+        return _order(uniforms[:, 1:, 0], takes_part[:, None] & is_token)
 
     def _corrupt(self, token_ids, chosen, uniforms) -> torch.Tensor:
         return corrupt_tokens(
@@ -247,6 +318,12 @@ def _pad(rows: list[np.ndarray], pad_token_id: int, multiple: int | None) -> tup
     padded = np.full((len(rows), max_length), pad_token_id, dtype=np.int64)
     padded[np.arange(max_length) < lengths[:, None]] = np.concatenate(rows)
     return torch.from_numpy(padded), torch.from_numpy(lengths)
+
+
+def _order(uniforms: torch.Tensor, takes_part: torch.Tensor) -> torch.Tensor:
+    """The rank of each number (B, T) among those of its row that take part (B, T), from 0; -1 for the others."""
+    ranks = uniforms.masked_fill(~takes_part, 2.0).argsort(dim=1, stable=True).argsort(dim=1)
+    return ranks.masked_fill(~takes_part, -1)
 
 
 def _fit(uniforms: torch.Tensor, length: int) -> torch.Tensor:

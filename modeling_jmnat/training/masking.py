@@ -38,7 +38,9 @@ def draw_uniforms(seed: int, epoch: int, example_ids: Sequence[int], sizes: Sequ
     return uniforms
 
 
-def choose_source_positions(lengths: torch.Tensor, uniforms: torch.Tensor, ratio: float) -> torch.Tensor:
+def choose_source_positions(
+    lengths: torch.Tensor, uniforms: torch.Tensor, ratio: float | torch.Tensor
+) -> torch.Tensor:
     """Choose exactly max(1, round(ratio * S)) independent positions of each source sentence (section 4.1).
 
     Halves round to even, as in Python: 0.10 * 25 gives 2.
@@ -46,12 +48,12 @@ def choose_source_positions(lengths: torch.Tensor, uniforms: torch.Tensor, ratio
     Args:
         lengths: (B,), the S of each sentence.
         uniforms: (B, S), one number per position.
-        ratio: share of tokens, above 0.
+        ratio: share of tokens, above 0; or one share for each sentence (B,), where 0 chooses none.
 
     Returns:
         (B, S) bool, True where a token is chosen, never at padding.
     """
-    counts = (ratio * lengths.double()).round().clamp(min=1)
+    counts = (ratio * lengths.double()).round().clamp(min=1) * (torch.as_tensor(ratio) > 0)
     is_padding = torch.arange(uniforms.shape[1]) >= lengths.unsqueeze(1)
     order = uniforms.masked_fill(is_padding, 2.0).argsort(dim=1, stable=True)
     ranks = order.argsort(dim=1)  # (B, S): place of each position in a random permutation

@@ -117,11 +117,18 @@ class StudentOptions(TranslationOptions):
         "chooses checkpoints. Left out: losses only.",
     )
     eval_num_length_candidates: int = _option(4, "Length candidates of these translations.")
+    encoder_loss_weight_start: float | None = _option(
+        None,
+        "Weight of the loss of masked source tokens (a1) in the first step; it goes linearly to encoder_loss_weight. "
+        "Left out: encoder_loss_weight from the start.",
+    )
 
     def check_options(self) -> None:
         super().check_options()
         if any(passes < 1 for passes in self.eval_num_iterations):
             raise ValueError(f"eval_num_iterations={self.eval_num_iterations} must all be at least 1")
+        if self.encoder_loss_weight_start is not None and not self.encoder_loss_weight_start >= 0:
+            raise ValueError(f"encoder_loss_weight_start={self.encoder_loss_weight_start} must be at least 0")
         if self.eval_num_length_candidates < 1:
             raise ValueError(f"eval_num_length_candidates={self.eval_num_length_candidates} must be at least 1")
         if self.keep_best and not self.eval_num_iterations:
@@ -220,6 +227,11 @@ class ModelOptions:
     ngram_loss_weight: float = _option(0.01, "Weight of the n-gram loss.")
     length_loss_weight: float = _option(0.1, "Weight of the length loss.")
     label_smoothing: float = _option(0.1, "Label smoothing of the target tokens' loss.")
+    length_smoothing: float = _option(
+        0.0,
+        "Standard deviation, in tokens, of a Gaussian over neighbouring lengths that the length loss learns from; 0: "
+        "only the target's own.",
+    )
 
 
 # Those that may change when a trained model is trained further; the others are its sizes.
@@ -233,6 +245,7 @@ FREE_MODEL_FIELDS = {
     "ngram_loss_weight",
     "length_loss_weight",
     "label_smoothing",
+    "length_smoothing",
     "init_std",
 }
 
@@ -255,5 +268,24 @@ class MaskingOptions:
     )
     glancing_ratio: float = _option(
         0.0, "In fully masked targets, show this many reference tokens for each token predicted wrongly."
+    )
+    glancing_ratio_end: float | None = _option(
+        None, "Glancing ratio of the last step, to which it goes linearly (GLAT, Qian et al. 2021: from 0.5 to 0.3)."
+    )
+    source_mask_ratio_full: float | None = _option(
+        None,
+        "Share of source tokens that are masked where the whole target is; it goes there linearly, from "
+        "source_mask_ratio on, with the masked share of the target (adaptive masking, AMOM, Xiao et al. 2023). Left "
+        "out: source_mask_ratio everywhere.",
+    )
+    second_mask_ratio: float = _option(
+        0.0,
+        "Share of targets in which the model's own predictions are masked a second time, as much as it got wrong "
+        "(adaptive masking over masking, AMOM, Xiao et al. 2023).",
+    )
+    length_noise: float = _option(
+        0.0,
+        "Share of targets that get a second </s>: the decoder learns what to do on a canvas that is too long. The "
+        "length loss counts the first one alone.",
     )
     pad_to_multiple_of: int | None = _option(None, "Pad batches to a multiple of this length (8 suits tensor cores).")

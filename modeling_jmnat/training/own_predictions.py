@@ -1,7 +1,8 @@
-"""Training from the model's own first-pass predictions: glancing and correction, both beyond the paper.
+"""Training from the model's own predictions: glancing, correction and second masks, all beyond the paper.
 
-Decoding shows the model its own mistakes as if they were context; ordinary training shows it the reference alone. Both
-methods first let the model predict a fully masked target, in one pass without gradients:
+Decoding shows the model its own mistakes as if they were context; ordinary training shows it the reference alone. The
+methods first let the model predict, in one pass without gradients, a fully masked target (the first two) or the target
+as it was masked (the third):
 
 - Glancing (GLAT; Qian et al. 2021, section 3): a sentence whose whole target is `<mask>` gets some reference tokens
   back, more of them the more the model got wrong, and the loss covers the rest. The first decoding pass is thus
@@ -9,7 +10,13 @@ methods first let the model predict a fully masked target, in one pass without g
 - Correction (in the manner of CMLMC; Huang et al. 2022): a share of the visible target tokens is replaced by the
   model's predictions, which it learns to correct. Decode such a model with `update_all=True`, which lets every pass
   change every token.
+- Second masks (adaptive masking over masking, AMOM; Xiao et al. 2023): the masked tokens are replaced by the model's
+  predictions and then part of the whole target is masked again, as much of it as was wrong. The canvas thus looks like
+  one of decoding: few masks among good predictions, many among bad ones. AMOM learns from both masks of a sentence;
+  here a sentence has either, by `second_mask_ratio`, so that an update costs one training pass.
 """
+
+from collections.abc import Callable
 
 import torch
 
@@ -18,17 +25,28 @@ from ..modeling_jmnat import JMNatForConditionalGeneration
 # What `DataCollatorForJMNat` adds to a batch for each of them.
 GLANCING_ORDER = "glancing_order"
 CORRECTION_POSITIONS = "correction_positions"
+SECOND_MASK_ORDER = "second_mask_order"
+# Inputs of a pass, in the order in which the model takes them.
+PASS_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
 
 
-@torch.no_grad()
 def first_pass_predictions(model: JMNatForConditionalGeneration, batch: dict, positions: torch.Tensor) -> torch.Tensor:
     """Predict the target tokens at `positions` from a fully masked target, as the first decoding pass does.
 
-    Dropout is off; `<pad>`, `<mask>` and `<s>` are never predicted.
+    Only the shape of `decoder_input_ids` counts; otherwise as `predictions_of`.
+    """
+    config = model.config
+    canvas = torch.full_like(batch["decoder_input_ids"], config.mask_token_id)
+    canvas = canvas.masked_fill(batch["decoder_attention_mask"] == 0, config.pad_token_id)
+    return predictions_of(model, {**batch, "decoder_input_ids": canvas}, positions)
+
+
+@torch.no_grad()
+def predictions_of(model: JMNatForConditionalGeneration, batch: dict, positions: torch.Tensor) -> torch.Tensor:
+    """Predict the target tokens at `positions`. Dropout is off; `<pad>`, `<mask>` and `<s>` are never predicted.
 
     Args:
-        batch: `input_ids`, `attention_mask` (B, S), `decoder_input_ids` (only its shape counts) and
-            `decoder_attention_mask` (B, T).
+        batch: `input_ids`, `attention_mask` (B, S), `decoder_input_ids` and `decoder_attention_mask` (B, T).
         positions: (B, T), True at the N tokens to predict.
 
     Returns:
@@ -37,16 +55,25 @@ def first_pass_predictions(model: JMNatForConditionalGeneration, batch: dict, po
     if hasattr(model, "get_base_model"):  # a PEFT model; its adapter layers stay in place
         model = model.get_base_model()
     config = model.config
-    canvas = torch.full_like(batch["decoder_input_ids"], config.mask_token_id)
-    canvas = canvas.masked_fill(batch["decoder_attention_mask"] == 0, config.pad_token_id)
     was_training = model.training
     model.eval()
-    outputs = model.model(batch["input_ids"], batch["attention_mask"], canvas, batch["decoder_attention_mask"])
+    outputs = model.model(*(batch[name] for name in PASS_INPUTS))
     model.train(was_training)
     logits = model.lm_head(outputs.last_hidden_state[positions])  # (N, V)
     never = (config.pad_token_id, config.mask_token_id, config.bos_token_id)
     logits[:, [token for token in never if token is not None]] = -torch.inf
     return logits.argmax(dim=-1)
+
+
+def labels_with_predictions(
+    model: JMNatForConditionalGeneration, batch: dict, positions: torch.Tensor, predict: Callable
+) -> torch.Tensor:
+    """Labels (B, T) with what `predict` predicts at `positions` (B, T); sentences without any are left out of it."""
+    rows = positions.any(dim=1).nonzero().squeeze(1)
+    if not len(rows):
+        return batch["labels"]
+    predictions = predict(model, {name: batch[name][rows] for name in PASS_INPUTS}, positions[rows])
+    return batch["labels"].masked_scatter(positions, predictions)
 
 
 def after_glancing(model: JMNatForConditionalGeneration, batch: dict, ratio: float) -> dict:
@@ -66,17 +93,53 @@ def after_glancing(model: JMNatForConditionalGeneration, batch: dict, ratio: flo
     batch = dict(batch)
     order = batch.pop(GLANCING_ORDER)
     takes_part = order >= 0
-    rows = takes_part.any(dim=1).nonzero().squeeze(1)
-    if not len(rows):
-        return batch
-    names = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
-    predictions = first_pass_predictions(model, {name: batch[name][rows] for name in names}, takes_part[rows])
-    wrong = torch.zeros_like(takes_part)
-    wrong[takes_part] = predictions != batch["labels"][takes_part]
+    wrong = labels_with_predictions(model, batch, takes_part, first_pass_predictions) != batch["labels"]
     num_shown = (ratio * wrong.sum(dim=1, keepdim=True).double()).round()  # (B, 1)
     shown = takes_part & (order < num_shown)
     batch["decoder_input_ids"] = torch.where(shown, batch["labels"], batch["decoder_input_ids"])
     batch["masked_positions"] = batch["masked_positions"] & ~shown
+    return batch
+
+
+def after_second_mask(model: JMNatForConditionalGeneration, batch: dict) -> dict:
+    """Mask the model's own predictions a second time in the sentences that take part.
+
+    Of a sentence of T tokens with d wrong ones among M predictions, max(1, round(T d / M)) tokens become `<mask>`:
+    those first in its order, whether they were masked before or not. The others hold the prediction where there is
+    one, else the reference. `masked_positions` then marks the second masks alone.
+
+    Args:
+        batch: a batch of `DataCollatorForJMNat` with `second_mask_order` (B, T), which is -1 at padding and in
+            sentences that take no part; nothing changes there.
+
+    Returns:
+        A new batch without `second_mask_order`.
+    """
+    batch = dict(batch)
+    order = batch.pop(SECOND_MASK_ORDER)
+    takes_part = order >= 0
+    predicted = batch["masked_positions"] & takes_part
+    canvas = labels_with_predictions(model, batch, predicted, predictions_of)
+    wrong = (canvas != batch["labels"]).sum(dim=1).double() / predicted.sum(dim=1).clamp(min=1)
+    num_masked = (wrong * takes_part.sum(dim=1)).round().clamp(min=1).unsqueeze(1)  # (B, 1)
+    masked = takes_part & (order < num_masked)
+    canvas = canvas.masked_fill(masked, model.config.mask_token_id)
+    batch["decoder_input_ids"] = torch.where(takes_part, canvas, batch["decoder_input_ids"])
+    batch["masked_positions"] = torch.where(takes_part, masked, batch["masked_positions"])
+    return batch
+
+
+def awaits_predictions(batch: dict) -> bool:
+    """Whether the masks of a batch depend on what the model gets wrong."""
+    return not batch.keys().isdisjoint((GLANCING_ORDER, SECOND_MASK_ORDER))
+
+
+def with_final_masks(model: JMNatForConditionalGeneration, batch: dict, glancing_ratio: float) -> dict:
+    """A batch that awaits predictions, after glancing and second masks."""
+    if GLANCING_ORDER in batch:
+        batch = after_glancing(model, batch, glancing_ratio)
+    if SECOND_MASK_ORDER in batch:
+        batch = after_second_mask(model, batch)
     return batch
 
 

@@ -52,7 +52,8 @@ FIXED_TRAINING_FIELDS = (
     "data_seed",
     *STEP_FIELDS,
 )
-ADDED_FIELDS = {"batch_parts": 1}  # what runs had that began before there was a choice
+# What runs had that began before there was a choice; those that were None need not be here.
+ADDED_FIELDS = {"batch_parts": 1, "second_mask_ratio": 0.0, "length_noise": 0.0, "length_smoothing": 0.0}
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Run:
         make_trainer: called as make_trainer(processing_class=, train_dataset=, eval_dataset=) after the random seed is
             set; makes the model, too.
         pad_to_multiple_of: what batches are padded to a multiple of, if to any.
+        longer_targets: tokens that training may add to a target.
         final_scores: figures of the final model for `results.json`.
     """
 
@@ -76,6 +78,7 @@ class Run:
     limits: dict[str, int]
     make_trainer: Callable[..., TranslationTrainer]
     pad_to_multiple_of: int | None = None
+    longer_targets: int = 0
     final_scores: Callable[[TranslationTrainer], dict] | None = None
 
 
@@ -93,11 +96,12 @@ def run_training(command: TrainingCommand) -> dict:
     settings = {
         "model": command.model,
         "masking": command.masking,
-        "training": fixed_settings(command.training, FIXED_TRAINING_FIELDS),
+        "training": fixed_settings(command.training, (*FIXED_TRAINING_FIELDS, "encoder_loss_weight_start")),
         "start": {name: getattr(command.run, name) for name in start},
     }
-    multiple = command.masking["pad_to_multiple_of"]
-    return train_into_folder(Run(command.training, command.run.data, settings, command.model, make_trainer, multiple))
+    multiple, longer = command.masking["pad_to_multiple_of"], int(command.masking["length_noise"] > 0)
+    run = Run(command.training, command.run.data, settings, command.model, make_trainer, multiple, longer)
+    return train_into_folder(run)
 
 
 def train_into_folder(run: Run) -> dict:
@@ -129,7 +133,8 @@ def _train(run: Run, output_dir: Path) -> dict:
     start = time.perf_counter()
     data, tokenizer = load_prepared(run.data)
     for split in ("train", "validation"):
-        check_data(data[split], tokenizer, run.limits, split, run.pad_to_multiple_of)
+        longer = run.longer_targets if split == "train" else 0
+        check_data(data[split], tokenizer, run.limits, split, run.pad_to_multiple_of, longer)
     settings = {**run.settings, "data": data_settings(data["train"], tokenizer)}
     settings = json.loads(json.dumps(settings))  # as it will be read back
     if run.training.elastic:
@@ -192,17 +197,24 @@ def finish(
 
 
 def check_data(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, limits: dict, split: str, multiple: int | None
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: dict,
+    split: str,
+    multiple: int | None,
+    longer_targets: int = 0,
 ) -> None:
     """Refuse sentences too long for the model and, among the first 1,000, unknown ids and a missing `</s>`.
 
     Args:
         limits: the model's `max_position_embeddings` and `max_target_length`.
         multiple: what batches are padded to a multiple of.
+        longer_targets: tokens that may be added to a target before.
     """
     for column, limit in (("input_ids", "max_position_embeddings"), ("labels", "max_target_length")):
         longest = int(column_lengths(dataset, column).max())
-        padded = -(-longest // multiple) * multiple if multiple else longest
+        padded = longest + (longer_targets if column == "labels" else 0)
+        padded = -(-padded // multiple) * multiple if multiple else padded
         if padded > limits[limit]:
             rounded = f", padded to {padded}," if padded > longest else ""
             raise ValueError(

@@ -13,7 +13,8 @@ from .callbacks import EpochCallback, leave_process_group
 from .checkpointing import CheckpointingTrainer
 from .data_collator import DataCollatorForJMNat
 from .even_batches import FILLER, EvenBatches, FillerCollator
-from .own_predictions import CORRECTION_POSITIONS, GLANCING_ORDER, after_glancing, with_own_predictions
+from .own_predictions import CORRECTION_POSITIONS, awaits_predictions, with_final_masks, with_own_predictions
+from .schedules import at_this_step
 from .streamed_batches import StreamedTokenBatches
 from .token_batches import TokenBatchSampler
 from .validation import corpus_losses, translation_scores
@@ -39,9 +40,7 @@ class TranslationTrainer(CheckpointingTrainer):
 
     Args:
         data_collator: its `evaluation()` gives the collator for evaluations.
-        train_dataset, eval_dataset: columns `id`, `input_ids`, `labels`, and text in `source`, `target` for BLEU.
-            Of a dictionary of data sets each is evaluated by its name: `eval_NAME_loss`. A `datasets.IterableDataset`
-            to train on is read in token batches without end (`StreamedTokenBatches`): it needs `max_steps`.
+        train_dataset, eval_dataset: see `JMNatTrainer`.
 
     Raises:
         ValueError: arguments that do not fit together, or several GPUs without a launcher.
@@ -397,7 +396,9 @@ class JMNatTrainer(TranslationTrainer):
     def _check_collator(self) -> None:
         """Reject masks that the model cannot be trained with."""
         collator, config = self.data_collator, self.model.config
-        for name in ("glancing_ratio", "correction_ratio"):
+        if self.args.encoder_loss_weight_start is not None and not config.encoder_loss_weight:
+            raise ValueError("encoder_loss_weight_start needs an encoder_loss_weight above 0, where the weight ends")
+        for name in ("glancing_ratio", "correction_ratio", "second_mask_ratio"):
             if self.is_fsdp_enabled and getattr(collator, name, 0.0):
                 raise ValueError(
                     f"{name} is not possible with FSDP: first passes of one process alone need all weights"
@@ -418,7 +419,11 @@ class JMNatTrainer(TranslationTrainer):
     def loss_outputs(self, model, batch: dict, denominators: torch.Tensor | None):
         if CORRECTION_POSITIONS in batch:
             batch = with_own_predictions(self.accelerator.unwrap_model(self.model), batch)
-        return model(**batch, loss_denominators=denominators)
+        outputs, start = model(**batch, loss_denominators=denominators), self.args.encoder_loss_weight_start
+        if start is not None and self.model.training and outputs.encoder_loss is not None:
+            weight = self.model.config.encoder_loss_weight
+            outputs.loss = outputs.loss + (at_this_step(self.state, start, weight) - weight) * outputs.encoder_loss
+        return outputs
 
     def loss_weights(self) -> dict[str, float]:
         config = self.model.config
@@ -436,9 +441,10 @@ class JMNatTrainer(TranslationTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, denominators = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches and GLANCING_ORDER in batches[0]:  # what is left to predict is known only after glancing
-            model = self.accelerator.unwrap_model(self.model)
+        if batches and awaits_predictions(batches[0]):  # what is left to predict is known only with them
+            model, collator = self.accelerator.unwrap_model(self.model), self.data_collator
+            glancing_ratio = at_this_step(self.state, collator.glancing_ratio, collator.glancing_ratio_end)
             with self.accelerator.autocast():
-                batches = [after_glancing(model, batch, self.data_collator.glancing_ratio) for batch in batches]
+                batches = [with_final_masks(model, batch, glancing_ratio) for batch in batches]
             denominators = self._get_num_items_in_batch(batches, device)
         return batches, denominators

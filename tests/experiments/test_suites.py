@@ -18,7 +18,7 @@ from modeling_jmnat.experiments.pictures import PICTURES, write_pictures
 from modeling_jmnat.experiments.runner import flags
 from modeling_jmnat.experiments.settings import SuiteSettings
 from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder
-from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, AUTOREGRESSIVE, MAIN_STUDENTS
+from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, AUTOREGRESSIVE, MAIN_STUDENTS, RECIPES
 from modeling_jmnat.experiments.tables import CASE_STUDY, TABLES, cell, write_tables
 from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.teacher.command import parse_teacher_command
@@ -123,6 +123,12 @@ def test_settings_reach_the_commands(data, tmp_path):
     assert parse(stages["jm_correction-1"]).masking["correction_ratio"] == 0.3
     glancing = parse(stages["cm_glancing-1"]).masking
     assert (glancing["glancing_ratio"], glancing["full_mask_ratio"], glancing["target_mask"]) == (0.5, 0.2, "random")
+    amom = parse(stages["jm_recipe_amom-2"])
+    assert (amom.masking["source_mask_ratio"], amom.masking["source_mask_ratio_full"]) == (0.2, 0.0)
+    assert (amom.masking["second_mask_ratio"], amom.model["encoder_loss_weight"]) == (0.5, 1.0)
+    assert Path(amom.run.data) == tmp_path / "run" / "both" / "data"
+    falling = parse(stages["jm_recipe_encoder_weight_falling-1"])
+    assert (falling.training.encoder_loss_weight_start, falling.model["encoder_loss_weight"]) == (1.0, 0.01)
     both = parse(stages["jm_both-1"])
     assert (both.run.data, both.training.max_steps) == (str(tmp_path / "run" / "both" / "data"), 30)
     preparation = parse(stages["prepare_both"])
@@ -282,8 +288,8 @@ def test_paths_are_absolute(data, tmp_path, monkeypatch):
 
 
 def test_names_of_systems_differ():
-    names = [student.name for student in (*ADDITIONS, *ABLATIONS)]
-    labels = [student.label for student in (*ADDITIONS, *ABLATIONS)]
+    students = (*ADDITIONS, *ABLATIONS, *RECIPES)
+    names, labels = ([getattr(student, field) for student in students] for field in ("name", "label"))
     assert len(set(names)) == len(names)
     assert len(set(labels)) == len(labels)
 

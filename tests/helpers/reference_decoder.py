@@ -148,7 +148,12 @@ def slow_loss(config, sentences, logits, length_logits, encoder_logits):
         for s, token in enumerate(sentence["encoder_targets"]):
             if token != -100:
                 encoder -= math.log(source_probs[s][token])
-        length -= math.log(length_row.double().softmax(dim=-1)[len(sentence["labels"])].item())
+        length_probs, target = length_row.double().softmax(dim=-1).tolist(), len(sentence["labels"])
+        weights = {target: 1.0}
+        if std := config.length_smoothing:
+            weights = {size: math.exp(-0.5 * ((size - target) / std) ** 2) for size in range(1, len(length_row))}
+        logs = sum(weight * math.log(length_probs[size]) for size, weight in weights.items())
+        length -= logs / sum(weights.values())
     parts = {
         "nll_loss": nll / num_masked,
         "encoder_loss": encoder / num_masked,

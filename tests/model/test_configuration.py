@@ -52,6 +52,7 @@ def test_every_field_survives_saving(tmp_path):
         "ngram_loss_weight": 1,
         "length_loss_weight": 0.5,
         "label_smoothing": 0.0,
+        "length_smoothing": 0.5,
         "split_sentences": False,
         "bos_token_id": None,
         "pad_token_id": 5,

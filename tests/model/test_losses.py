@@ -308,6 +308,24 @@ def test_length_of_a_sentence_without_target_adds_nothing():
     assert logits.grad[1].eq(0).all()
 
 
+def test_smoothed_lengths_by_hand():
+    """With this deviation a neighbour weighs half as much as the target length and the next one 1/16."""
+    smoothing = (2 * math.log(2)) ** -0.5
+    lowest = torch.finfo(torch.float32).min
+    logits = torch.tensor([[lowest, 0.0, math.log(2), 0.0], [lowest, math.log(2), 0.0, 0.0], [lowest, 1.0, 2.0, 3.0]])
+    logits.requires_grad_()
+    # Probabilities 1/4, 1/2, 1/4 with weights 1/4, 1/2, 1/4; 1/2, 1/4, 1/4 with weights 16/25, 8/25, 1/25; no target.
+    expected = math.log(2) * (2 * 2 / 4 + 1 / 2) + math.log(2) * (16 + 2 * 8 + 2) / 25
+    loss = length_nll(logits, torch.tensor([2, 1, 0]), smoothing)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    loss.backward()
+    by_hand = [[0.0, 0.0, 0.0, 0.0], [0.0, 0.5 - 16 / 25, 0.25 - 8 / 25, 0.25 - 1 / 25], [0.0] * 4]
+    torch.testing.assert_close(logits.grad, torch.tensor(by_hand))
+    narrow = length_nll(logits, torch.tensor([2, 1, 0]), 1e-3)
+    torch.testing.assert_close(narrow, length_nll(logits, torch.tensor([2, 1, 0])))
+    assert length_nll(logits.bfloat16(), torch.tensor([1, 2, 3]), 1.0).dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"ngram_size": 0}, "ngram_size is 0"), ({"alignment": "best"}, "alignment is 'best'.*any, gold")],

@@ -288,6 +288,7 @@ def without_padding(batch):
         {"ngram_size": 3, "ngram_loss_weight": 0.7, "encoder_loss_weight": 0.3, "label_smoothing": 0.2},
         {"ngram_alignment": "gold", "ngram_loss_weight": 1.0, "length_loss_weight": 2},
         {"normalize_before": True, "ngram_size": 1, "label_smoothing": 0.0},
+        {"length_smoothing": 0.7},
     ],
 )
 def test_loss_and_parts_equal_the_slow_ones(overrides):

@@ -290,6 +290,25 @@ def test_another_number_of_processes_is_refused(through, tmp_path):
         compare_settings(tmp_path, settings)
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [("masking", "second_mask_ratio", 0.5), ("masking", "source_mask_ratio_full", 0.0)]
+    + [("masking", "length_noise", 0.3), ("model", "length_smoothing", 1.0), ("masking", "glancing_ratio_end", 0.1)],
+)
+def test_a_run_from_before_an_option_goes_on_without_it(tmp_path, section, name, value):
+    command = parse_command(["--preset", "multi30k_tiny", "--data", "data", "--output_dir", "run"], "")
+    settings = {"model": command.model, "masking": command.masking}
+    before = json.loads(json.dumps(settings))
+    del before[section][name]
+    (tmp_path / "run_settings.json").write_text(json.dumps(before))
+    compare_settings(tmp_path, settings)
+    settings[section][name] = value
+    with pytest.raises(
+        ValueError, match=f"holds a run with {section} {name}=.*, and now it is {value}: choose another"
+    ):
+        compare_settings(tmp_path, settings)
+
+
 def test_bad_input_is_named(data, preset, tmp_path, capfd):
     output = ("--output_dir", tmp_path / "run")
     expect_error(capfd, "preset 'nonsense' is not one of", "--preset", "nonsense", "--data", data, *output)

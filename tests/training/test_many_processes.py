@@ -43,10 +43,15 @@ RUNS = {
     "tokens": (17, {"max_tokens": 24, "num_train_epochs": 2}),
     "fewer_than_processes": (3, {"per_device_train_batch_size": 1, "max_steps": 2}),
     "correction_and_glancing": (9, {"max_tokens": 24, "max_steps": 3}),
+    "second_masks": (9, {"max_tokens": 24, "max_steps": 3, "encoder_loss_weight_start": 2.0}),
     "teacher": (9, {"max_tokens": 24, "max_steps": 3}),
 }
 VARYING = {"epoch", "eval_runtime", "target_tokens_per_second"}  # where an epoch ends unevenly, its fractions differ
-MASKS = {"correction_and_glancing": {"full_mask_ratio": 0.5, "glancing_ratio": 0.5, "correction_ratio": 0.3}}
+GLANCING = {"full_mask_ratio": 0.5, "glancing_ratio": 0.5}
+MASKS = {
+    "correction_and_glancing": {**GLANCING, "correction_ratio": 0.3},
+    "second_masks": {**GLANCING, "glancing_ratio_end": 0.1, "source_mask_ratio_full": 0.4, "second_mask_ratio": 0.7},
+}
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +204,7 @@ def divided_twice(folder, output_dir, options):
     trainer.save_model()
     assert is_sharded(trainer.model)
     arguments = JMNatTrainingArguments(str(output_dir / "glancing"), **settings)
-    collator = DataCollatorForJMNat(tokenizer, full_mask_ratio=0.5, glancing_ratio=0.5)
+    collator = DataCollatorForJMNat(tokenizer, **GLANCING)
     with pytest.raises(ValueError, match="glancing_ratio is not possible with FSDP"):
         JMNatTrainer(tiny_model(tokenizer), arguments, collator, few, processing_class=tokenizer)
 

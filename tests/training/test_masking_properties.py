@@ -22,9 +22,10 @@ collator_options = st.fixed_dictionaries(
         "seed": st.integers(0, 2**40),
         "full_mask_ratio": st.sampled_from([0.0, 0.5, 1.0]),
         "correction_ratio": st.sampled_from([0.0, 0.3]),
+        "second_mask_ratio": st.sampled_from([0.0, 0.6]),
         "pad_to_multiple_of": st.sampled_from([None, 8]),
     }
-)
+).filter(lambda options: not (options["correction_ratio"] and options["second_mask_ratio"]))
 
 
 class Tokenizer:
@@ -71,6 +72,9 @@ def test_masks_are_as_many_as_the_paper_says_and_depend_on_the_example_alone(pai
         assert any(row["masked_positions"])
         for shown, own, masked in zip(row["decoder_input_ids"], row["labels"], row["masked_positions"], strict=True):
             assert shown == own or (masked and (shown == MASK or shown > 4))
+        assert row.get("second_mask_order", [-1])[0] == -1 or sorted(row["second_mask_order"]) == [
+            *range(len(pair["labels"]))
+        ]
         if options["target_mask"] == "all" or options["full_mask_ratio"] == 1.0:
             assert {*row["decoder_input_ids"]} == {MASK}
     outside = batch["decoder_attention_mask"] == 0
