@@ -63,6 +63,8 @@ class JMNatConfig(PreTrainedConfig):
         ngram_alignment: `"any"` lets an n-gram match at every masked position, `"gold"` at its own alone.
         encoder_loss_weight, ngram_loss_weight, length_loss_weight: a1, a2 (Eq. 8) and a3 (section 4.4).
         label_smoothing: of the target's cross-entropy.
+        length_smoothing: standard deviation, in tokens, of a Gaussian over the lengths near the target's, which are
+            learned in its place; 0: the target's length alone (the paper).
         split_sentences: texts are to be translated sentence by sentence, because the training data were single
             sentences. The pipeline and the command `translate` do so; False is for models trained on longer texts.
     """
@@ -110,6 +112,7 @@ class JMNatConfig(PreTrainedConfig):
     ngram_loss_weight: float | int = 0.01
     length_loss_weight: float | int = 0.1
     label_smoothing: float | int = 0.1
+    length_smoothing: float | int = 0.0
     split_sentences: bool = True
     bos_token_id: int | None = 0
     pad_token_id: int = 1
@@ -136,7 +139,7 @@ class JMNatConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
         if self.init_std is not None and not self.init_std > 0:
             raise ValueError(f"init_std={self.init_std} must be None or above 0")
-        for name in ("encoder_loss_weight", "ngram_loss_weight", "length_loss_weight"):
+        for name in ("encoder_loss_weight", "ngram_loss_weight", "length_loss_weight", "length_smoothing"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
         for name in SPECIAL_IDS:

@@ -91,14 +91,22 @@ def label_smoothed_nll(logits: torch.Tensor, targets: torch.Tensor, smoothing: f
     return smoothed_nll(log_probs, means, smoothing)
 
 
-def length_nll(length_logits: torch.Tensor, target_lengths: torch.Tensor) -> torch.Tensor:
+def length_nll(length_logits: torch.Tensor, target_lengths: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Sum over sentences of the negative log-likelihood of the target length (section 4.4).
+
+    With `smoothing`, of all lengths from 1 on, each weighted by a Gaussian around the target length with that standard
+    deviation, whose weights sum to 1: near lengths are nearly right, which classes by themselves do not tell.
 
     Args:
         length_logits: (B, L), one class per number of target tokens; class 0 is impossible, the type's lowest number.
         target_lengths: (B,), `</s>` counted; a sentence without target, 0, adds nothing.
     """
-    return F.cross_entropy(length_logits.float(), target_lengths, ignore_index=0, reduction="sum")
+    if not smoothing:
+        return F.cross_entropy(length_logits.float(), target_lengths, ignore_index=0, reduction="sum")
+    lengths = torch.arange(1, length_logits.shape[1], device=length_logits.device)
+    distances = (lengths - target_lengths[:, None]).float() / smoothing
+    weights = (-0.5 * distances.square()).softmax(dim=1) * (target_lengths > 0)[:, None]
+    return -(weights * length_logits[:, 1:].log_softmax(dim=1, dtype=torch.float32)).sum()
 
 
 def reference_log_probs(

@@ -659,7 +659,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             attention_mask: (B, S), 1 at tokens; left out, every token but `<pad>`.
             decoder_input_ids: (B, T) target after masking; left out, a canvas of `<mask>` as long as `labels`.
             decoder_attention_mask: (B, T); left out, taken from `labels`, else from `<pad>`. Padding is on the right.
-            labels: (B, T) the whole target, -100 at padding.
+            labels: (B, T) the whole target, -100 at padding. A second `</s>` at its end is not part of its length.
             masked_positions: (B, T) bool, True where a token is to be predicted; left out, where `<mask>` is read.
             encoder_targets: (B, S) source tokens to be predicted, -100 elsewhere.
             loss_denominators: (2,) numbers of masked target tokens and of sentences to divide by, those of the global
@@ -703,7 +703,8 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         return self.lm_head(states).to(states.device)
 
     def check_batch(self, labels, masked_positions, others) -> None:
-        for name in ("correction_positions", "glancing_order"):  # without it, wrong targets would be learned
+        # Without it, wrong targets would be learned.
+        for name in ("correction_positions", "glancing_order", "second_mask_order"):
             if name in others:
                 raise ValueError(f"{name} is for JMNatTrainer alone: leave its option out of the data collator")
         if self.training and labels is None and masked_positions is not None:
@@ -760,8 +761,11 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             result.encoder_loss = encoder_nll / num_masked
             result.loss = result.loss + config.encoder_loss_weight * result.encoder_loss
         if result.length_logits is not None and config.length_loss_weight:
-            target_lengths = (labels != -100).sum(dim=1)
-            result.length_loss = length_nll(result.length_logits, target_lengths) / num_sentences
+            # A text ends at its first `</s>`; a canvas that was made too long for it has further ones.
+            is_end = labels == config.eos_token_id
+            target_lengths = (labels != -100).sum(dim=1) - (is_end[:, 1:] & is_end[:, :-1]).sum(dim=1)
+            length_loss = length_nll(result.length_logits, target_lengths, config.length_smoothing)
+            result.length_loss = length_loss / num_sentences
             result.loss = result.loss + config.length_loss_weight * result.length_loss
 
     def copy_source(self, input_ids, attention_mask, target_mask: torch.Tensor) -> torch.Tensor:
