@@ -11,11 +11,19 @@ leave a checkpoint: give the same command again to go on. The last line of outpu
 import json
 
 from ..training.command import parse_command
-from ..utils.command_line import command
+from ..utils.command_line import command, read_ahead
 
 
 @command(resumes=True, memory="--max_tokens (in a new --output_dir) or --eval_batch_tokens")
 def main(argv=None):
+    system = read_ahead(argv, "system").system
+    if system is not None:
+        from ..baselines.training import run_system
+
+        results, is_first = run_system(system, argv, __doc__)
+        if is_first:
+            print(json.dumps(results))
+        return
     arguments = parse_command(argv, __doc__)
     from transformers.utils import logging
 
