@@ -4,5 +4,8 @@
 SYSTEMS = {
     "nat_ft": "NatFT",
     "nat_ir": "NatIR",
+    "nat_reg": "NatReg",
+    "fcl_nat": "FclNat",
     "nat_dcrf": "NatDcrf",
+    "imitate_nat": "ImitateNat",
 }

@@ -56,7 +56,9 @@ class NatForConditionalGeneration(JMNatForConditionalGeneration):
     config: NatConfig
     settings: dict[str, Any] = {}  # training options that define the system, beside those of the basic NAT
     needs_guide = ""  # what the model given by `--guide` is for; empty: the system takes none
+    guide_is_teacher = True  # the model whose weights it starts with may be the guide
     needs_logits = False  # for its loss, at all target positions
+    recorded: dict[str, Any] = {}  # arguments that make the network tell more of its states
     decoding_class = MaskPredict
 
     def hints(self, batch: dict, guide, progress: float) -> dict:
@@ -86,7 +88,7 @@ class NatForConditionalGeneration(JMNatForConditionalGeneration):
         target_mask = mask_of(labels)
         encoded = self.model.encoder(input_ids, attention_mask)
         read = self.decoder_ids(labels, hints)
-        outputs = self.model(input_ids, attention_mask, read, target_mask, encoded)
+        outputs = self.model(input_ids, attention_mask, read, target_mask, encoded, **self.recorded)
         result = self.with_losses(outputs, labels, loss_denominators, hints.get("encoder_targets"))
         self.add_system_loss(result, self.system_loss(result, outputs, labels, hints), labels, loss_denominators)
         return result

@@ -105,7 +105,7 @@ def run_system(name: str, argv: Sequence[str] | None, description: str) -> tuple
     settings = BASIC_NAT | model_class.settings
     command = parse_command(argv, description, SystemArguments, system_options(model_class), settings)
     run = command.run
-    guide, where = None, run.guide or (None if name == "nat_reg" else run.init_from_teacher)
+    guide, where = None, run.guide or (run.init_from_teacher if model_class.guide_is_teacher else None)
     if model_class.needs_guide:
         if where is None:
             raise ValueError(f"guide is missing: system={name} needs {model_class.needs_guide}, give --guide DIR")
