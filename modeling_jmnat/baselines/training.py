@@ -7,8 +7,9 @@ from functools import partial
 
 import torch
 
+from ..data.preparation import load_prepared
 from ..inference.loading import load_teacher, load_teacher_tokenizer
-from ..training.command import RunArguments, parse_command
+from ..training.command import RunArguments, TrainingCommand, parse_command
 from ..training.data_collator import DataCollatorForJMNat, example_id
 from ..training.initial_weights import check_same_tokenizer
 from ..training.masking import draw_uniforms
@@ -93,11 +94,11 @@ class NatTrainer(JMNatTrainer):
         return super().loss_weights() | {"system_loss": self.model.config.system_loss_weight}
 
 
-def run_system(name: str, argv: Sequence[str] | None, description: str) -> tuple[dict, bool]:
-    """Train the system `name` as the command line says; its figures, and whether this process is to print them.
+def parse_system(name: str, argv: Sequence[str] | None, description: str) -> TrainingCommand:
+    """`parse_command` with the options of a system, and what makes it above the preset.
 
     Raises:
-        ValueError: an unknown system, options that do not fit together, and all that `run_training` refuses.
+        ValueError: an unknown system, or options that do not fit together.
     """
     model_class = system_class(name)
     if read_ahead(argv, "init_from").init_from is not None:
@@ -105,15 +106,21 @@ def run_system(name: str, argv: Sequence[str] | None, description: str) -> tuple
     settings = BASIC_NAT | model_class.settings
     command = parse_command(argv, description, SystemArguments, system_options(model_class), settings)
     run = command.run
-    guide, where = None, run.guide or (run.init_from_teacher if model_class.guide_is_teacher else None)
-    if model_class.needs_guide:
-        if where is None:
-            raise ValueError(f"guide is missing: system={name} needs {model_class.needs_guide}, give --guide DIR")
-        from ..data.preparation import load_prepared
-
-        check_same_tokenizer(load_teacher_tokenizer(where), load_prepared(run.data)[1], where)
-        guide = load_teacher(where, dtype=torch.float32)[0]
-    elif run.guide is not None:
+    if run.guide is not None and not model_class.needs_guide:
         raise ValueError(f"guide={run.guide} has no use with system={name}: leave it out")
-    results = run_training(command, model_class, DataCollatorForNat, partial(NatTrainer, guide=guide))
-    return results, command.training.process_index == 0
+    if run.guide is None and model_class.guide_is_teacher:
+        run.guide = run.init_from_teacher if model_class.needs_guide else None
+    if run.guide is None and model_class.needs_guide:
+        raise ValueError(f"guide is missing: system={name} needs {model_class.needs_guide}, give --guide DIR")
+    return command
+
+
+def run_system(command: TrainingCommand) -> dict:
+    """Train the system that `parse_system` has read, as `run_training` trains JM-NAT."""
+    guide, where = None, command.run.guide
+    if where is not None:
+        check_same_tokenizer(load_teacher_tokenizer(where), load_prepared(command.run.data)[1], where)
+        guide = load_teacher(where, dtype=torch.float32)[0]
+    return run_training(
+        command, system_class(command.run.system), DataCollatorForNat, partial(NatTrainer, guide=guide)
+    )

@@ -17,19 +17,17 @@ from ..utils.command_line import command, read_ahead
 @command(resumes=True, memory="--max_tokens (in a new --output_dir) or --eval_batch_tokens")
 def main(argv=None):
     system = read_ahead(argv, "system").system
-    if system is not None:
-        from ..baselines.training import run_system
+    if system is None:
+        arguments = parse_command(argv, __doc__)
+        from ..training.run import run_training as train
+    else:
+        from ..baselines.training import parse_system
+        from ..baselines.training import run_system as train
 
-        results, is_first = run_system(system, argv, __doc__)
-        if is_first:
-            print(json.dumps(results))
-        return
-    arguments = parse_command(argv, __doc__)
+        arguments = parse_system(system, argv, __doc__)
     from transformers.utils import logging
 
-    from ..training.run import run_training
-
     logging.disable_progress_bar()
-    results = run_training(arguments)
+    results = train(arguments)
     if arguments.training.process_index == 0:
         print(json.dumps(results))

@@ -9,6 +9,7 @@ import pytest
 from transformers import HfArgumentParser
 
 from modeling_jmnat import JMNatConfig
+from modeling_jmnat.baselines.training import parse_system
 from modeling_jmnat.commands.prepare import parse_preparation
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES
 from modeling_jmnat.data.preparation import load_prepared
@@ -18,7 +19,7 @@ from modeling_jmnat.experiments.pictures import PICTURES, write_pictures
 from modeling_jmnat.experiments.runner import flags
 from modeling_jmnat.experiments.settings import SuiteSettings
 from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder
-from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, AUTOREGRESSIVE, MAIN_STUDENTS
+from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, AUTOREGRESSIVE, MAIN_STUDENTS, OTHERS
 from modeling_jmnat.experiments.tables import CASE_STUDY, TABLES, cell, write_tables
 from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.teacher.command import parse_teacher_command
@@ -51,6 +52,8 @@ def settings(data, output, **fields):
 
 def parse(stage):
     arguments = flags(stage.options)
+    if stage.command == "train" and "system" in stage.options:
+        return parse_system(stage.options["system"], arguments, "")
     if stage.command == "train":
         return parse_command(arguments, "")
     if stage.command == "train_teacher":
@@ -123,6 +126,21 @@ def test_settings_reach_the_commands(data, tmp_path):
     assert parse(stages["jm_correction-1"]).masking["correction_ratio"] == 0.3
     glancing = parse(stages["cm_glancing-1"]).masking
     assert (glancing["glancing_ratio"], glancing["full_mask_ratio"], glancing["target_mask"]) == (0.5, 0.2, "random")
+    aligned, imitating = parse(stages["nat_ft-2"]), parse(stages["imitate_nat-1"])
+    assert (
+        aligned.run.guide == imitating.run.guide == aligned.run.init_from_teacher == str(tmp_path / "run" / "teacher")
+    )
+    assert (aligned.model["max_fertility"], aligned.masking["target_mask"]) == (50, "all")
+    assert parse(stages["nat_reg-1"]).run.guide == str(tmp_path / "run" / "backward_teacher")
+    backward = parse(stages["prepare_reversed"])
+    assert [Path(path).name for path in (backward.train_source, backward.validation_target)] == [
+        "distilled.tgt",
+        "validation.src",
+    ]
+    assert parse(stages["nat_ir-1"]).model["decoder_input"] == "mask"
+    many = parse(stages["evaluate_nat_ft-1.npd100.test"])
+    assert (many.num_iterations, many.num_length_candidates, Path(many.reranker).name) == ([1], None, "teacher")
+    assert json.loads(many.generation_options) == {"num_length_candidates": 100}
     both = parse(stages["jm_both-1"])
     assert (both.run.data, both.training.max_steps) == (str(tmp_path / "run" / "both" / "data"), 30)
     preparation = parse(stages["prepare_both"])
@@ -199,7 +217,7 @@ def reads_and_writes(stage):
     """Folders of models and data that a stage reads, and the one that it writes."""
     options = stage.options
     names = ("model", "teacher", "reranker", "init_from", "init_from_teacher", "data", "train_source")
-    names += ("append_train_of",)
+    names += ("append_train_of", "guide")
     reads = {Path(options[name]) for name in names if name in options}
     reads = {path.parent if path.name.startswith("distilled") else path for path in reads}
     return reads, Path(options["output_dir"]) if "output_dir" in options else None
@@ -330,6 +348,7 @@ def test_every_evaluation_is_shown(data, tmp_path, suite):
     shown = set(re.findall(r"\d+\.\d+", text))
     # What only prepares a suite is evaluated, too, but not shown by every suite.
     preparing = {f"evaluate_{name}" for name in ("teacher", "jm-1", "cm-1", "jm-2", "cm-2")}
+    preparing |= {f"evaluate_{student.name}-{seed}" for student in OTHERS for seed in (1, 2)}
     for name, rows in scores.items():
         name = name.removesuffix(".validation").removesuffix(".test")
         if suite not in ("main", "table2", "table3", "table4") and name in preparing:
@@ -454,7 +473,8 @@ def test_pictures_show_what_is_there(data, tmp_path, monkeypatch):
     jm = next(line for line in dropped.get_lines() if line.get_label().startswith("JM-NAT"))
     assert jm.get_xdata().tolist() == pytest.approx([0, 2, 4, 6, 8, 10])
     assert jm.get_ydata().tolist() == [row["sacrebleu"] for row in scores["evaluate_jm-1.drop.validation"]]
-    assert len({line.get_color() for line in replaced.get_lines()} & set(COLOURS)) == 3
+    assert len(replaced.get_lines()) == 3 + len(OTHERS)
+    assert {line.get_color() for line in replaced.get_lines()} == set(COLOURS)
 
 
 def test_every_suite_has_a_table():
