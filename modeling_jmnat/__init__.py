@@ -4,11 +4,9 @@ Importing the package loads neither PyTorch nor Transformers: public names are l
 the auto classes of Transformers learn about JM-NAT when they are imported, before or after this package.
 """
 
-import functools
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .baselines import SYSTEMS
 from .utils.imports import LazyClass, when_imported
 
 if TYPE_CHECKING:
@@ -81,19 +79,13 @@ def _register_models() -> None:
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING.register(JMNatConfig, _lazy("JMNatForConditionalGeneration"), exist_ok=True)
 
 
-def _register_system_configs() -> None:
+def _register_systems() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from .baselines import SYSTEMS  # which imports nothing
 
     for name, prefix in SYSTEMS.items():
         CONFIG_MAPPING.register(name, LazyClass(f"{__name__}.baselines.{name}", f"{prefix}Config"), exist_ok=True)
-
-
-def _register_system(name: str, prefix: str) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING
-
-    module = importlib.import_module(f"{__name__}.baselines.{name}")
-    config, model = (getattr(module, f"{prefix}{kind}") for kind in ("Config", "ForConditionalGeneration"))
-    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING.register(config, model, exist_ok=True)
 
 
 def _register_tokenizer_name() -> None:  # for folders that hold a tokenizer alone
@@ -143,10 +135,7 @@ def _prefer_registered_pipeline(pipelines: Any) -> None:
 _AUTO, _OWN_CONFIG = "transformers.models.auto", f"{__name__}.configuration_jmnat"
 when_imported([f"{_AUTO}.configuration_auto"], _register_config)
 when_imported([f"{_AUTO}.modeling_auto", _OWN_CONFIG], _register_models)
-when_imported([f"{_AUTO}.configuration_auto"], _register_system_configs)
-for _system, _prefix in SYSTEMS.items():
-    _module = f"{__name__}.baselines.{_system}"
-    when_imported([f"{_AUTO}.modeling_auto", _module], functools.partial(_register_system, _system, _prefix))
+when_imported([f"{_AUTO}.configuration_auto"], _register_systems)
 when_imported([f"{_AUTO}.tokenization_auto"], _register_tokenizer_name)
 when_imported([f"{_AUTO}.tokenization_auto", _OWN_CONFIG], _register_tokenizer)
 when_imported(["transformers.pipelines"], _register_pipeline)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
+from transformers import AutoModelForSeq2SeqLM
 from transformers.utils import can_return_tuple
 
 from ..configuration_jmnat import JMNatConfig, JMNatOptions
@@ -60,6 +61,10 @@ class NatForConditionalGeneration(JMNatForConditionalGeneration):
     needs_logits = False  # for its loss, at all target positions
     recorded: dict[str, Any] = {}  # arguments that make the network tell more of its states
     decoding_class = MaskPredict
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        AutoModelForSeq2SeqLM.register(cls.config_class, cls, exist_ok=True)
 
     def hints(self, batch: dict, guide, progress: float) -> dict:
         """Further arguments of `forward`, computed without gradients.

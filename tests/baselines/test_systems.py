@@ -1,6 +1,8 @@
 """Every system through the commands on tiny text: it learns, it is saved, loaded, translated with and scored."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ from modeling_jmnat.baselines import SYSTEMS
 from modeling_jmnat.baselines.training import system_class
 from modeling_jmnat.commands import evaluate, export_onnx, train, translate
 from modeling_jmnat.inference.loading import load_translator
+from tests.baselines.tiny_systems import random_system
 from tests.helpers.tiny_runs import translate as reference
+
+AUTO = "from transformers import AutoModelForSeq2SeqLM"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,6 +97,16 @@ def test_what_works_for_jmnat_alone_is_refused(trained, tmp_path, capsys):
         model.generate(torch.tensor([[5, 2]]), decoder_input_ids=torch.tensor([[4, 4]]))
     with pytest.raises(ValueError, match="labels is missing"):
         model(torch.tensor([[5, 2]]))
+
+
+@pytest.mark.parametrize(
+    "first", ["import modeling_jmnat", f"{AUTO}\nimport modeling_jmnat", "import modeling_jmnat.baselines.nat_ft"]
+)
+def test_the_auto_classes_know_a_system_whatever_is_imported_first(first, tmp_path):
+    random_system("nat_ft").save_pretrained(tmp_path)
+    code = f"{first}\n{AUTO}\nprint(type(AutoModelForSeq2SeqLM.from_pretrained({str(tmp_path)!r})).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout == "NatFTForConditionalGeneration\n", done.stderr
 
 
 @pytest.mark.parametrize(
