@@ -5,6 +5,7 @@ changes its decoder input, its loss or its decoding. Shapes: B sentences, C cand
 positions, D width, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -16,13 +17,13 @@ from transformers.utils import can_return_tuple
 
 from ..configuration_jmnat import JMNatConfig, JMNatOptions
 from ..losses_jmnat import JMNatGenerateOutput, choose_candidates
-from ..modeling_jmnat import JMNatForConditionalGeneration, JMNatSeq2SeqLMOutput
+from ..modeling_jmnat import JMNatForConditionalGeneration, JMNatSeq2SeqLMOutput, token_mask
 from ..passes_jmnat import MaskPredict
 
 
-def option(default: Any, text: str, least: float = 0) -> Any:
-    """A field of a configuration that is an option of training, too; `least` is the lowest value allowed."""
-    return field(default=default, metadata={"help": text, "least": least})
+def option(default: Any, text: str, least: float = 0, most: float = math.inf) -> Any:
+    """A field of a configuration that is an option of training, too; its value lies from `least` to `most`."""
+    return field(default=default, metadata={"help": text, "least": least, "most": most})
 
 
 @strict
@@ -38,9 +39,12 @@ class NatConfig(JMNatConfig):
 
     def __post_init__(self, **kwargs):
         for item in fields(type(self)):
-            if "least" in item.metadata and not getattr(self, item.name) >= item.metadata["least"]:
-                value, least = getattr(self, item.name), item.metadata["least"]
-                raise ValueError(f"{item.name}={value} must be at least {least}")
+            if "least" not in item.metadata:
+                continue
+            value, least, most = getattr(self, item.name), item.metadata["least"], item.metadata["most"]
+            if not least <= value <= most:
+                allowed = f"at least {least}" if most == math.inf else f"in [{least}, {most}]"
+                raise ValueError(f"{item.name}={value} must be {allowed}")
         super().__post_init__(**kwargs)
 
 
@@ -89,8 +93,9 @@ class NatForConditionalGeneration(JMNatForConditionalGeneration):
         Raises:
             ValueError: no labels.
         """
-        hints |= {"input_ids": input_ids, "attention_mask": attention_mask}
         target_mask = mask_of(labels)
+        attention_mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id)
+        hints |= {"input_ids": input_ids, "attention_mask": attention_mask}
         encoded = self.model.encoder(input_ids, attention_mask)
         read = self.decoder_ids(labels, hints)
         outputs = self.model(input_ids, attention_mask, read, target_mask, encoded, **self.recorded)

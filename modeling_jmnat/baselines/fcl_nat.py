@@ -21,8 +21,10 @@ from .base import NatConfig, NatForConditionalGeneration, NatOutput, mask_of, op
 class FclNatConfig(NatConfig):
     model_type = "fcl_nat"
     exclude_self_attention: bool = False  # an autoregressive decoder attends to the position itself
-    curriculum_begin: float | int = option(0.1, "Share of the updates before which training is autoregressive.")
-    curriculum_end: float | int = option(0.6, "Share of the updates after which it is that of a basic NAT.")
+    curriculum_begin: float | int = option(
+        0.1, "Share of the updates before which training is autoregressive.", most=1
+    )
+    curriculum_end: float | int = option(0.6, "Share of the updates after which it is that of a basic NAT.", most=1)
 
 
 def substitution_rate(progress: float, begin: float, end: float) -> float:
@@ -72,6 +74,8 @@ class FclNatForConditionalGeneration(NatForConditionalGeneration):
         state.attend_mask = attend[:, None] | ~target_mask[:, None, :, None]  # padding may look at anything
         states = self.model.decoder(read, encoder_hidden_states=encoded.last_hidden_state, state=state)
         outputs = JMNatSeq2SeqModelOutput(
-            last_hidden_state=states.last_hidden_state, length_logits=encoded.length_logits
+            last_hidden_state=states.last_hidden_state,
+            length_logits=encoded.length_logits,
+            encoder_last_hidden_state=encoded.last_hidden_state,
         )
-        return self.with_losses(outputs, labels, loss_denominators)
+        return self.with_losses(outputs, labels, loss_denominators, hints.get("encoder_targets"))

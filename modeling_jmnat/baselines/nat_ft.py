@@ -36,13 +36,11 @@ def fertilities_of(attention: torch.Tensor, source_mask: torch.Tensor, target_ma
         attention: (B, T, S), of target tokens to source tokens.
         source_mask, target_mask: (B, S) and (B, T) bool.
     """
-    last = F.one_hot((source_mask * torch.arange(source_mask.shape[1]).to(source_mask.device)).argmax(dim=1),
-                     source_mask.shape[1]).bool()  # fmt: skip
-    alone = source_mask.sum(dim=1, keepdim=True) == 1
-    candidates = source_mask & (~last | alone)
-    aligned = attention.masked_fill(~candidates[:, None], -1.0).argmax(dim=-1)  # (B, T)
-    is_last = target_mask & ~F.pad(target_mask[:, 1:], (0, 1))
-    aligned = torch.where(is_last, last.int().argmax(dim=1)[:, None], aligned)
+    last = source_mask & (source_mask.cumsum(dim=1) == source_mask.sum(dim=1, keepdim=True))  # (B, S)
+    first = source_mask & (source_mask.cumsum(dim=1) == 1)
+    attention = attention.masked_fill(~(source_mask & (first | ~last))[:, None], -1.0)
+    is_last = target_mask & ~F.pad(target_mask[:, 1:], (0, 1))  # (B, T)
+    aligned = torch.where(is_last, last.int().argmax(dim=1)[:, None], attention.argmax(dim=-1))
     return torch.zeros_like(source_mask, dtype=torch.long).scatter_add(1, aligned, target_mask.long())
 
 
@@ -80,7 +78,7 @@ class NatFTForConditionalGeneration(NatForConditionalGeneration):
 
     def system_loss(self, result, outputs, labels, hints):
         """Cross-entropy of the fertilities."""
-        is_token = hints["attention_mask"].bool()
+        is_token = hints["attention_mask"]
         logits = self.fertility_head(outputs.encoder_last_hidden_state[is_token]).float()
         return F.cross_entropy(logits, hints["fertilities"][is_token].clamp(max=logits.shape[-1] - 1), reduction="sum")
 
@@ -91,15 +89,13 @@ class NatFTForConditionalGeneration(NatForConditionalGeneration):
         log_probs = self.fertility_head(states).float().log_softmax(dim=-1)
         chosen = log_probs.argmax(dim=-1, keepdim=True)  # (B, S, 1)
         if num_candidates > 1:
-            sources = [ids[mask] for ids, mask in zip(input_ids.cpu(), source_mask.cpu(), strict=True)]
-            ids = [example_id({"input_ids": source, "labels": []}) for source in sources]
-            drawn = draw_uniforms(SAMPLING_SEED, 0, ids, [len(source) * (num_candidates - 1) for source in sources])
-            uniforms = torch.ones(*source_mask.shape, num_candidates - 1)
-            uniforms[source_mask.cpu()] = torch.cat(
-                [row[: len(source) * (num_candidates - 1)].view(len(source), -1)
-                 for row, source in zip(drawn.float(), sources, strict=True)]
-            )  # fmt: skip
-            chosen = torch.cat([chosen, sample_fertilities(log_probs, uniforms.to(states.device))], dim=-1)
+            sources = zip(input_ids.cpu(), source_mask.cpu(), strict=True)
+            ids = [example_id({"input_ids": source[mask], "labels": []}) for source, mask in sources]
+            sizes = [source_mask.shape[1] * (num_candidates - 1)] * len(ids)
+            drawn = draw_uniforms(SAMPLING_SEED, 0, ids, sizes).view(*source_mask.shape, -1).float().to(states.device)
+            ranks = (source_mask.cumsum(dim=1) - 1).clamp(min=0)  # of the tokens, whichever side is padded
+            drawn = drawn.gather(1, ranks[..., None].expand_as(drawn))
+            chosen = torch.cat([chosen, sample_fertilities(log_probs, drawn)], dim=-1)
         return chosen.masked_fill(~source_mask[..., None], 0).transpose(1, 2)
 
     def _generate_by_passes(

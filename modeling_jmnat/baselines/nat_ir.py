@@ -20,8 +20,10 @@ class NatIRConfig(NatConfig):
     model_type = "nat_ir"
     decoder_input: str = "mask"  # so that several passes are possible; what it reads in the first is the source
     refining_passes: int = option(1, "Refining passes behind the first one in training (the paper has 3).", 1)
-    denoising_share: float | int = option(0.5, "Share of the sentences whose first refining pass reads a corruption.")
-    corruption: float | int = option(0.5, "Share of the reference's tokens that are corrupted for it.")
+    denoising_share: float | int = option(
+        0.5, "Share of the sentences whose first refining pass reads a corruption.", most=1
+    )
+    corruption: float | int = option(0.5, "Share of the reference's tokens that are corrupted for it.", most=1)
 
 
 def corrupt(tokens: torch.Tensor, lengths: torch.Tensor, uniforms: torch.Tensor, share: float, vocab_size: int):
@@ -77,7 +79,7 @@ class NatIRForConditionalGeneration(NatForConditionalGeneration):
         first, refining = None, []
         for _ in range(1 + self.config.refining_passes):
             outputs = self.model(input_ids, attention_mask, read, target_mask, encoded)
-            result = self.with_losses(outputs, labels, loss_denominators)
+            result = self.with_losses(outputs, labels, loss_denominators, hints.get("encoder_targets"))
             read = result.logits.argmax(dim=-1).masked_fill(~target_mask, self.config.pad_token_id)
             if first is None:
                 first, read = result, self.with_corruption(read, labels, uniforms)

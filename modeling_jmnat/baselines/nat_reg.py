@@ -3,8 +3,8 @@ Translation with Auxiliary Regularization").
 
 Similarity: neighbouring states of the decoder are not to be alike where the embeddings of the reference's words there
 are not, so that different words have different states. Back-translation: a frozen autoregressive model that translates
-backwards (`--guide`) is to find the source in the translation; it reads the expected embedding of each predicted word,
-through which the gradient comes.
+backwards (`--guide`) is to find the source in the translation. It reads the expected embedding of each predicted word,
+through which the gradient comes; in the paper it reads the decoder's states.
 """
 
 import torch
@@ -65,6 +65,6 @@ class NatRegForConditionalGeneration(NatForConditionalGeneration):
         loss = self.config.similarity_weight * similarity_loss(outputs.last_hidden_state, embeddings, is_token)
         if hints["guide"] is None or not self.config.back_translation_weight:
             return loss
-        source = hints["input_ids"].masked_fill(hints["attention_mask"] == 0, -100)
+        source = hints["input_ids"].masked_fill(~hints["attention_mask"], -100)
         back = back_translation_loss(hints["guide"], result.logits, is_token, source)
         return loss + self.config.back_translation_weight * back

@@ -116,6 +116,11 @@ def test_the_auto_classes_know_a_system_whatever_is_imported_first(first, tmp_pa
         (["--system", "nat_ir", "--init_from", "x"], "init_from is not possible with system=nat_ir"),
         (["--system", "nat_ir", "--guide", "x"], "guide=x has no use with system=nat_ir"),
         (["--system", "nat_dcrf", "--crf_rank", "0"], "crf_rank=0 must be at least 1"),
+        (["--system", "nat_ir", "--corruption", "1.5"], "corruption=1.5 must be in [0, 1]"),
+        (
+            ["--system", "nat_reg"],
+            "guide is missing: system=nat_reg needs an autoregressive model that translates back",
+        ),
         (["--guide", "x"], "guide"),
     ],
 )
