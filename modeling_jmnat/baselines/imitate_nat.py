@@ -82,7 +82,7 @@ class ImitateNatForConditionalGeneration(NatForConditionalGeneration):
                 f"guide has d_model {guide.config.d_model} and {guide.config.decoder_layers} decoder layers, the "
                 f"model {config.d_model} and {len(layers)}: a demonstrator must be of the same size"
             )
-        outputs = guide(**teacher_batch(guide, batch), output_hidden_states=True)
+        outputs = guide.base_model(**teacher_batch(guide, batch), output_hidden_states=True)
         is_token = batch["labels"] != -100
         states = [F.layer_norm(x[is_token].float(), x.shape[-1:]) for x in outputs.decoder_hidden_states[1:]]
         return {

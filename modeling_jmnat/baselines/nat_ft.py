@@ -69,7 +69,7 @@ class NatFTForConditionalGeneration(NatForConditionalGeneration):
         self.post_init()
 
     def hints(self, batch, guide, progress):
-        outputs = guide(**teacher_batch(guide, batch), output_attentions=True)
+        outputs = guide.base_model(**teacher_batch(guide, batch), output_attentions=True)  # words are not needed
         attention = torch.stack(outputs.cross_attentions).float().mean(dim=(0, 2))  # (B, T, S) over layers and heads
         return {"fertilities": fertilities_of(attention, batch["attention_mask"].bool(), batch["labels"] != -100)}
 
