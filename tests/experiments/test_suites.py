@@ -16,10 +16,10 @@ from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.evaluation.plots import COLOURS
 from modeling_jmnat.experiments.inputs import export_held_out_text, held_out_text
 from modeling_jmnat.experiments.pictures import PICTURES, write_pictures
-from modeling_jmnat.experiments.runner import flags
+from modeling_jmnat.experiments.runner import chosen_stages, flags
 from modeling_jmnat.experiments.settings import SuiteSettings
 from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder
-from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, AUTOREGRESSIVE, MAIN_STUDENTS, OTHERS
+from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, AUTOREGRESSIVE, MAIN_STUDENTS, NAT, OTHERS
 from modeling_jmnat.experiments.tables import CASE_STUDY, TABLES, cell, write_tables
 from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.teacher.command import parse_teacher_command
@@ -410,6 +410,39 @@ def test_table2_by_hand(tmp_path):
     assert f"| {label}, beam = 5 | 30.0 | 28.0 | 45.0 | 2.0 |\n" in text
     assert "CM-NAT" not in text
     assert text.endswith("\nnrefs:1\n")
+
+
+def test_other_systems_stand_beside_their_papers(tmp_path):
+    results = tmp_path / "results" / "test"
+    write_result(results, "nat-1", "num_iterations", {1: 20.0})
+    assert "its paper" not in write_tables(tmp_path, ["table2"])["table2"]  # the basic NAT alone has no such table
+    write_result(results, "nat_ft-1", "num_iterations", {1: 22.0})
+    write_result(results, "nat_ft-2", "num_iterations", {1: 23.0})
+    write_result(results, "nat_ft-1.npd100", "num_iterations", {1: 25.0})
+    write_result(results, "nat_ir-1", "num_iterations", {1: 19.0, 5: 24.0, 10: 24.5})
+    latency = {1: {"mean": 4.0, "p50": 3.0, "p99": 5.0}}
+    write_result(results.parent / "validation", "nat_ft-1.latency", "num_iterations", {1: 0.0}, latency_ms=latency)
+    text = write_tables(tmp_path, ["table2"])["table2"]
+    none = "| - | - | - | - | - | - |"
+    assert f"| basic NAT (section 3) | 20.00 | 0.100 | 50.00 {none}\n" in text
+    cited = "| 17.69 | 21.47 | 27.29 | 29.06 | - | 2.30 |"
+    assert f"| NAT-FT | 22.50 (22.00 to 23.00) | 0.100 (0.100 to 0.100) | 50.00 (50.00 to 50.00) {cited}\n" in text
+    assert f"| NAT-FT, 100 candidates reranked | 25.00 | 0.100 | 50.00 {none}\n" in text
+    assert f"| NAT-IR, k = 5 | 24.00 | 0.100 | 50.00 {none}\n" in text
+    assert "| NAT-IR, k = 10 | 24.50 | 0.100 | 50.00 | 21.61 | 25.48 | 29.32 | 30.19 | - | - |\n" in text
+    assert "| NAT-FT, k = 1 | 4.0 | 3.0 | 5.0 | - |\n" in text
+    assert "10 candidates" not in text.replace("100 candidates", "")
+
+
+def test_other_systems_can_be_run_alone(data, tmp_path):
+    stages = SuiteBuilder(settings(data, tmp_path)).build(["table2"])
+    chosen = chosen_stages(stages, "nat_(ft|ir|reg|dcrf)|fcl_nat|imitate_nat|evaluate_nat-")
+    trained = {stage.name for stage in chosen if stage.command == "train"}
+    assert trained == {f"{student.name}-{seed}" for student in (NAT, *OTHERS) for seed in (1, 2)}
+    others = {stage.name for stage in chosen if stage.command not in ("train", "evaluate")}
+    assert others == {"teacher", "distill_distilled", "prepare_distilled", "prepare_reversed", "backward_teacher"}
+    alone = chosen_stages(stages, "^evaluate_nat_ft-1.latency")
+    assert [stage.alone for stage in alone if stage.command == "evaluate"] == [True]
 
 
 def test_table4_puts_decodings_side_by_side(tmp_path):
