@@ -61,11 +61,13 @@ def sample_fertilities(log_probs: torch.Tensor, uniforms: torch.Tensor) -> torch
 
 class NatFTForConditionalGeneration(NatForConditionalGeneration):
     config: NatFTConfig
+    settings = {"eval_num_length_candidates": 1}
     needs_guide = "an autoregressive teacher whose attention aligns"
 
     def __init__(self, config: NatFTConfig):
         super().__init__(config)
         self.fertility_head = nn.Linear(config.d_model, config.max_fertility + 1)
+        self.generation_config.num_length_candidates = 1  # the most probable fertilities; others need a reranker
         self.post_init()
 
     def hints(self, batch, guide, progress):

@@ -17,11 +17,9 @@ from ..training.options import ModelOptions
 from ..training.run import run_training
 from ..training.trainer import JMNatTrainer
 from ..utils.command_line import read_ahead
-from . import SYSTEMS
+from . import BASIC_NAT, SYSTEMS
 from .base import NatForConditionalGeneration
 
-# What makes a basic NAT of any preset (section 3).
-BASIC_NAT = {"decoder_input": "source_copy", "target_mask": "all", "source_mask_ratio": 0.0, "ngram_loss_weight": 0.0}
 NUM_UNIFORMS = 4
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..baselines import BASIC_NAT
+
 # Tables and figures of the paper, as `reproduce --suite` calls them.
 SUITES = {
     "main": "teacher, distillation and JM-NAT: the shortest way to a good model",
@@ -22,7 +24,6 @@ CM_NAT = {
     "source_mask_ratio": 0.0,
     "ngram_loss_weight": 0.0,
 }
-BASIC_NAT = {"decoder_input": "source_copy", "target_mask": "all", "source_mask_ratio": 0.0, "ngram_loss_weight": 0.0}
 # Decoding options of a system; all others keep their defaults.
 INDEPENDENT_REMASKING = {"remask_adjacent": False}
 # The two ways to re-mask, by the name that a result has when it is not the system's own.
