@@ -79,6 +79,15 @@ def _register_models() -> None:
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING.register(JMNatConfig, _lazy("JMNatForConditionalGeneration"), exist_ok=True)
 
 
+def _register_systems() -> None:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    from .baselines import SYSTEMS  # which imports nothing
+
+    for name, prefix in SYSTEMS.items():
+        CONFIG_MAPPING.register(name, LazyClass(f"{__name__}.baselines.{name}", f"{prefix}Config"), exist_ok=True)
+
+
 def _register_tokenizer_name() -> None:  # for folders that hold a tokenizer alone
     from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
@@ -126,6 +135,7 @@ def _prefer_registered_pipeline(pipelines: Any) -> None:
 _AUTO, _OWN_CONFIG = "transformers.models.auto", f"{__name__}.configuration_jmnat"
 when_imported([f"{_AUTO}.configuration_auto"], _register_config)
 when_imported([f"{_AUTO}.modeling_auto", _OWN_CONFIG], _register_models)
+when_imported([f"{_AUTO}.configuration_auto"], _register_systems)
 when_imported([f"{_AUTO}.tokenization_auto"], _register_tokenizer_name)
 when_imported([f"{_AUTO}.tokenization_auto", _OWN_CONFIG], _register_tokenizer)
 when_imported(["transformers.pipelines"], _register_pipeline)

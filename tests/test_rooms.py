@@ -18,6 +18,7 @@ ROOMS = (
     "serving",
     "training",
     "teacher",
+    "baselines",
     "onnx_export",
     "evaluation",
     "hub",

@@ -45,7 +45,7 @@ def main(argv=None):
     (arguments,) = parse_arguments(argv, ExportArguments, __doc__)
     from transformers.utils import logging
 
-    from ..inference.loading import is_jmnat, load_translator
+    from ..inference.loading import is_jmnat_itself, load_translator
     from ..inference.onnx_runtime import GRAPHS_FOLDER
     from ..onnx_export import exporter
 
@@ -54,7 +54,7 @@ def main(argv=None):
         raise ValueError(f"model {arguments.model} is not a folder: --output must say where the graphs go")
     logging.disable_progress_bar()
     model, tokenizer = load_translator(arguments.model, device="cpu", dtype="float32")
-    if not is_jmnat(model):
+    if not is_jmnat_itself(model.config):
         raise ValueError(f"{arguments.model} holds a {model.config.model_type} model: only JM-NAT can be exported")
     output = Path(arguments.output or Path(arguments.model) / GRAPHS_FOLDER)
     sizes = export_onnx(model, output, arguments.int8, tokenizer, arguments.for_browsers)

@@ -68,7 +68,7 @@ def main(argv=None):
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
     from .. import DataCollatorForJMNat, EpochCallback
-    from ..inference.loading import NO_FOREIGN_CODE, is_jmnat
+    from ..inference.loading import NO_FOREIGN_CODE, is_jmnat_itself
 
     arguments, training = parse_arguments(argv, (ExampleArguments, Seq2SeqTrainingArguments), __doc__, DEFAULTS)
     check_counts(arguments, ("train_pairs", "valid_pairs"))
@@ -77,7 +77,7 @@ def main(argv=None):
 
     tokenizer = AutoTokenizer.from_pretrained(name, **NO_FOREIGN_CODE)
     model = AutoModelForSeq2SeqLM.from_pretrained(name, **NO_FOREIGN_CODE)
-    if not is_jmnat(model):
+    if not is_jmnat_itself(model.config):
         raise ValueError(f"model {name} is a {model.config.model_type}: it must be a JM-NAT")
     model.generation_config.num_iterations = 4
 

@@ -11,17 +11,23 @@ leave a checkpoint: give the same command again to go on. The last line of outpu
 import json
 
 from ..training.command import parse_command
-from ..utils.command_line import command
+from ..utils.command_line import command, read_ahead
 
 
 @command(resumes=True, memory="--max_tokens (in a new --output_dir) or --eval_batch_tokens")
 def main(argv=None):
-    arguments = parse_command(argv, __doc__)
+    system = read_ahead(argv, "system").system
+    if system is None:
+        arguments = parse_command(argv, __doc__)
+        from ..training.run import run_training as train
+    else:
+        from ..baselines.training import parse_system
+        from ..baselines.training import run_system as train
+
+        arguments = parse_system(system, argv, __doc__)
     from transformers.utils import logging
 
-    from ..training.run import run_training
-
     logging.disable_progress_bar()
-    results = run_training(arguments)
+    results = train(arguments)
     if arguments.training.process_index == 0:
         print(json.dumps(results))

@@ -8,7 +8,7 @@ from ..utils.atomic_files import write_json
 from ..utils.json_files import read_json
 from ..utils.text_files import read_lines
 from ..utils.translation_scores import RESAMPLES, SEED, Scorer, middle, paired_p, resampled
-from .systems import AUTOREGRESSIVE, COMPARISONS, MAIN_STUDENTS, REMASKING, Student, remasking_of
+from .systems import AUTOREGRESSIVE, COMPARISONS, MAIN_STUDENTS, NAT, OTHERS, REMASKING, Student, remasking_of
 
 PASSES, BEAMS = (1, 4, 10), (1, 5)
 SPLITS = ("validation", "test")
@@ -68,7 +68,10 @@ def decoded_as(student: Student, remasking: str, k: int) -> Decoded:
 
 
 def wanted_pairs() -> Iterator[tuple[Decoded, Decoded]]:
-    """The pairs of `COMPARISONS` with each decoding, then the first student and CM-NAT against beam search."""
+    """The pairs of `COMPARISONS` with each decoding, then the first student and CM-NAT against beam search.
+
+    Last the paper's other systems against the basic NAT.
+    """
     for system, baseline in COMPARISONS:
         for remasking in REMASKING:
             for k in PASSES:
@@ -80,6 +83,9 @@ def wanted_pairs() -> Iterator[tuple[Decoded, Decoded]]:
                 for beams in BEAMS:
                     ours = Decoded(student.name, variant, "num_iterations", k)
                     yield ours, Decoded(AUTOREGRESSIVE[0].name, "", "num_beams", beams)
+    for student in OTHERS:
+        for k in student.passes or (1,):
+            yield Decoded(student.name, "", "num_iterations", k), Decoded(NAT.name, "", "num_iterations", 1)
 
 
 def compare(scorer: Scorer, ours: Sequence[list[str]], theirs: Sequence[list[str]]) -> dict:

@@ -22,6 +22,7 @@ from .systems import (
     MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
+    OTHERS,
     OWN_DECODINGS,
     RECIPES,
     REMASKING,
@@ -99,6 +100,20 @@ class SuiteBuilder:
             for student in MAIN_STUDENTS[:2]:
                 name = f"{student.name}-1"
                 self.add_evaluation(name, f"{name}.latency", timed | self.decoding(student), alone=True)
+        self.add_others(FINAL)
+        for student in OTHERS if self.settings.latency_sentences else ():
+            name = f"{student.name}-1"
+            self.add_evaluation(name, f"{name}.latency", timed | self.decoding(student), alone=True)
+
+    def add_others(self, splits: Sequence[str] = ("validation",)) -> None:
+        """The paper's other systems, with the teacher's choice among candidates where the test text is read, too."""
+        for student in OTHERS:
+            self.add_student(student, splits)
+            for name in self.names_of(student) if splits == FINAL else ():
+                for count in student.reranked:
+                    decoding = {"generation_options": json.dumps({"num_length_candidates": count})}
+                    options = self.decoding(student) | decoding | self.reranker(student)
+                    self.add_evaluation(name, f"{name}.npd{count}", options, splits=splits)
 
     def add_final_student(self, student: Student) -> None:
         """A student of table 2: by itself, reranked by the teacher, and with tuned decoding."""
@@ -113,6 +128,7 @@ class SuiteBuilder:
         self.add_strong_teacher()
         for student in (JM, CM, NAT):
             self.add_student(student)
+        self.add_others()
 
     def add_table4(self) -> None:
         self.add_strong_teacher()
@@ -152,21 +168,24 @@ class SuiteBuilder:
         self.add_strong_teacher()
         for student in (JM, CM):
             self.add_student(student)
+        for student in OTHERS:
+            self.add_student(student)
         for noise in ("drop", "replace"):
             options = {"noise": noise, "noise_levels": WORD_NOISE_LEVELS}
             self.add_evaluation("teacher", f"teacher.{noise}", options | {"num_beams": 5}, autoregressive=True)
-            for student in (JM, CM):
-                decoding = self.decoding(student) | {"num_iterations": 10}
+            for student in (JM, CM, *OTHERS):
+                decoding = self.decoding(student) | {"num_iterations": 1 if student.one_pass else 10}
                 for name in self.names_of(student):
                     self.add_evaluation(name, f"{name}.{noise}", options | decoding)
 
     def add_case_study(self) -> None:
         self.add_strong_teacher()
         self.add_translation("teacher", {"num_beams": 5})
-        for student in (JM, CM):
+        for student in (JM, CM, *OTHERS):
             self.add_student(student, seeds=1)
-            passes = {"num_iterations": CASE_PASSES, "show_passes": True}
-            passes["num_length_candidates"] = self.settings.num_length_candidates
+            passes = {"num_iterations": 1 if student.one_pass else CASE_PASSES, "show_passes": True}
+            if "num_length_candidates" not in student.decoding:
+                passes["num_length_candidates"] = self.settings.num_length_candidates
             self.add_translation(f"{student.name}-1", self.decoding(student) | passes)
 
     def add_strong_teacher(self, splits: Sequence[str] = ("validation",)) -> None:
@@ -266,27 +285,31 @@ class SuiteBuilder:
         self.add(f"distill_{name}", "distill", options, [teacher])
         self.add_preparation(name, text)
 
-    def add_preparation(self, name: str, text: Path, more: dict | None = None) -> None:
+    def add_preparation(
+        self, name: str, text: Path, more: dict | None = None, sides: tuple[str, str] = ("src", "tgt")
+    ) -> None:
         """Training data in OUTPUT/NAME/data, made of the distilled text in the folder `text`."""
-        held_out = self.settings.output / "text"
+        held_out, (source, target) = self.settings.output / "text", sides
         options = {
-            "train_source": text / "distilled.src",
-            "train_target": text / "distilled.tgt",
+            "train_source": text / f"distilled.{source}",
+            "train_target": text / f"distilled.{target}",
             "tokenizer": self.settings.data / "tokenizer",
             "output_dir": self.settings.output / name / "data",
             "overwrite": True,
             **(more or {}),
         }
         for split in ("validation", "test"):
-            options |= {f"{split}_source": held_out / f"{split}.src", f"{split}_target": held_out / f"{split}.tgt"}
+            options[f"{split}_source"] = held_out / f"{split}.{source}"
+            options[f"{split}_target"] = held_out / f"{split}.{target}"
         if self.lowercase:
             options["lowercase"] = True
         self.add(f"prepare_{name}", "prepare", options, [f"distill_{text.name}"])
 
     def decoding(self, student: Student) -> dict:
         """Options of the commands evaluate and translate for a student."""
-        options = {"generation_options": json.dumps(student.decoding)} if student.decoding else {}
-        return options | ({"num_iterations": 1} if student.one_pass else {})
+        options: dict = {"generation_options": json.dumps(student.decoding)} if student.decoding else {}
+        passes: Sequence[int] | int = 1 if student.one_pass else student.passes
+        return options | ({"num_iterations": passes} if passes else {})
 
     def names_of(self, student: Student) -> list[str]:
         """The trainings of a student: `NAME-SEED`."""
@@ -301,6 +324,7 @@ class SuiteBuilder:
         updates = round(settings.student_updates() * student.more_steps)
         for seed, name in enumerate(self.names_of(student)[:seeds], 1):
             start, waits_for = self.start_of(student)
+            guide, also_for = self.guide_of(student)
             options = {
                 "preset": settings.preset,
                 "data": folder,
@@ -311,9 +335,10 @@ class SuiteBuilder:
                 **student.settings,
                 **deeper,
                 **start,
+                **guide,
                 **({"eval_num_iterations": 1} if student.one_pass else {}),
             }
-            self.add(name, "train", options, (*needs, *waits_for), trains=True)
+            self.add(name, "train", options, tuple(dict.fromkeys((*needs, *waits_for, *also_for))), trains=True)
             self.add_evaluation(name, name, self.decoding(student), splits=splits)
 
     def start_of(self, student: Student) -> tuple[dict, tuple[str, ...]]:
@@ -327,6 +352,22 @@ class SuiteBuilder:
         if teacher == "teacher":
             teacher = self.first_teacher
         return {"init_from_teacher": self.model_of(teacher)}, (teacher,)
+
+    def guide_of(self, student: Student) -> tuple[dict, tuple[str, ...]]:
+        """The option for the model that a system learns from, and the stages that make it."""
+        if student.guide is None:
+            return {}, ()
+        settings, teacher = self.settings, self.first_teacher
+        if student.guide == "backward":
+            teacher, reversed_text = "backward_teacher", ("tgt", "src")
+            self.add_preparation("reversed", settings.output / "distilled", sides=reversed_text)
+            data, needs = self.data_folder("reversed")
+            options = {"preset": settings.preset, "data": data, "output_dir": settings.output / teacher}
+            steps = {} if settings.teacher_steps is None else {"max_steps": settings.teacher_steps}
+            self.add(teacher, "train_teacher", options | steps | self.training_options(), needs, trains=True)
+        elif teacher != "teacher":
+            self.add_teacher(teacher, settings.preset, settings.teacher_steps)
+        return {"guide": self.model_of(teacher)}, (teacher,)
 
     def add_tuned(self, system: str, name: str, more: dict | None = None, autoregressive: bool = False) -> None:
         """The best decoding of the validation text, and an evaluation with it; `more` are options of both."""

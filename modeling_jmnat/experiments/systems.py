@@ -2,17 +2,19 @@
 
 from dataclasses import dataclass, field
 
+from ..baselines import BASIC_NAT
+
 # Tables and figures of the paper, as `reproduce --suite` calls them.
 SUITES = {
     "main": "teacher, distillation and JM-NAT: the shortest way to a good model",
     "table1": "more encoder or decoder layers for the basic NAT",
     "table2": "teacher, CM-NAT and JM-NAT at k = 1, 4, 10, autoregressive baselines of equal text and updates, weak "
-    "teacher, reranking, tuned decoding, latency; the only suite that reads the test set",
-    "table3": "repeated words of the same systems, without reranking, tuning, latency and weak teacher",
+    "teacher, reranking, tuned decoding, latency, the paper's other systems; the only suite that reads the test set",
+    "table3": "repeated words of JM-NAT, CM-NAT, the basic NAT and the paper's other systems",
     "table4": "one training for each part left out, added or changed",
     "figure1": "basic NAT: convergence with a frozen half, and noise on its states",
-    "figure3": "noise on the source: CM-NAT beside JM-NAT and the teacher",
-    "case_study": "sentences with the canvas of every pass",
+    "figure3": "noise on the source: CM-NAT beside JM-NAT, the teacher and the paper's other systems",
+    "case_study": "sentences with the canvas of every pass, of the same systems",
 }
 # Training options that turn a preset into another system. JM-NAT is the preset itself.
 CM_NAT = {
@@ -22,7 +24,6 @@ CM_NAT = {
     "source_mask_ratio": 0.0,
     "ngram_loss_weight": 0.0,
 }
-BASIC_NAT = {"decoder_input": "source_copy", "target_mask": "all", "source_mask_ratio": 0.0, "ngram_loss_weight": 0.0}
 # Decoding options of a system; all others keep their defaults.
 INDEPENDENT_REMASKING = {"remask_adjacent": False}
 # The two ways to re-mask, by the name that a result has when it is not the system's own.
@@ -43,6 +44,9 @@ class Student:
         more_steps: updates, as a multiple of those of the other students.
         from_teacher: start with the teacher's weights, unless the run turns that off for all students.
         start: name of the student whose weights this one starts with instead.
+        guide: "same", the teacher that it starts with, or "backward", for a system that learns from another model.
+        passes: numbers of decoder passes to score, where they are not the usual ones.
+        reranked: numbers of candidates from which the teacher chooses in further evaluations.
     """
 
     name: str
@@ -54,6 +58,9 @@ class Student:
     more_steps: float = 1.0
     from_teacher: bool = True
     start: str | None = None
+    guide: str | None = None
+    passes: tuple[int, ...] = ()
+    reranked: tuple[int, ...] = ()
 
     @property
     def one_pass(self) -> bool:
@@ -86,6 +93,22 @@ class Autoregressive:
 JM = Student("jm", "JM-NAT")
 CM = Student("cm", "CM-NAT", CM_NAT, decoding=INDEPENDENT_REMASKING)
 NAT = Student("nat", "basic NAT (section 3)", BASIC_NAT)
+# The paper's other systems (the room `baselines`), decoded and reranked as in their own papers.
+OTHERS = (
+    Student(
+        "nat_ft",
+        "NAT-FT",
+        BASIC_NAT | {"system": "nat_ft"},
+        decoding={"num_length_candidates": 1},  # the most probable fertilities
+        guide="same",
+        reranked=(10, 100),
+    ),
+    Student("nat_ir", "NAT-IR", {"system": "nat_ir"}, passes=(1, 5, 10)),
+    Student("nat_reg", "NAT-Reg", BASIC_NAT | {"system": "nat_reg"}, guide="backward", reranked=(9,)),
+    Student("fcl_nat", "FCL-NAT", BASIC_NAT | {"system": "fcl_nat"}, reranked=(9,)),
+    Student("nat_dcrf", "NAT-DCRF", BASIC_NAT | {"system": "nat_dcrf"}, reranked=(9,)),
+    Student("imitate_nat", "Imitate-NAT", BASIC_NAT | {"system": "imitate_nat"}, guide="same", reranked=(7,)),
+)
 WEAK_STUDENTS = (
     Student("jm_weak", "JM-NAT, weak teacher", data="weak_distilled"),
     Student("cm_weak", "CM-NAT, weak teacher", CM_NAT, data="weak_distilled", decoding=INDEPENDENT_REMASKING),

@@ -8,6 +8,7 @@ from ..utils.atomic_files import atomic_text_file
 from ..utils.markdown import markdown
 from ..utils.text_files import iterate_lines
 from .comparisons import BEAMS, PASSES, SPLITS
+from .paper_data import CITED
 from .rows import LATENCY, TRAINING, TUNING, run_rows, select
 from .systems import (
     ABLATIONS,
@@ -21,6 +22,7 @@ from .systems import (
     MAIN_STUDENTS,
     NAT,
     NAT_SCRATCH,
+    OTHERS,
     OWN_DECODINGS,
     RECIPES,
     REMASKING,
@@ -42,7 +44,10 @@ WORD_NOISE_SYSTEMS = {
     "teacher": "teacher, beam 5",
     CM.name: f"{CM.label}, k = 10",
     JM.name: f"{JM.label}, k = 10",
+    **{student.name: student.label if student.one_pass else f"{student.label}, k = 10" for student in OTHERS},
 }
+OTHERS_HEADER = ("system", "BLEU", "repeats", "chrF")
+OTHERS_HEADER += ("its paper: WMT14 En-De", "De-En", "WMT16 En-Ro", "Ro-En", "IWSLT14 De-En", "repeats")
 CASE_STUDY = "case_study"
 
 
@@ -134,7 +139,23 @@ def scores_table(rows: Sequence[dict]) -> str:
         variants["tuned"] = f"{student.label}, {TUNED_LABEL}"
         variants["reranked.tuned"] = f"{student.label}, reranked by the teacher, {TUNED_LABEL}"
         lines += [student_row(rows, label, student, variant) for variant, label in variants.items()]
-    return text + markdown(STUDENT_HEADER, lines)
+    return text + markdown(STUDENT_HEADER, lines) + others_table(rows)
+
+
+def others_table(rows: Sequence[dict]) -> str:
+    """The paper's other systems below the basic NAT, each beside the figures of its own paper; empty without one."""
+    lines = []
+    for student in (NAT, *OTHERS):
+        cited = ["-" if value is None else f"{value:.2f}" for value in CITED.get(student.name, [None] * 6)]
+        decodings = [("", k, f", k = {k}" if student.passes else "") for k in student.passes or (1,)]
+        decodings += [(f"npd{count}", 1, f", {count} candidates reranked") for count in student.reranked]
+        for variant, k, name in decodings:
+            of = select(rows, system=student.name, variant=variant, num_iterations=k)
+            own = cited if variant == "" and k == max(student.passes or (1,)) else ["-"] * 6
+            figure = [cell(figures(of, "sacrebleu")), cell(figures(of, "repeated_tokens_per_sentence"), 3)]
+            if of:
+                lines.append([f"{student.label}{name}", *figure, cell(figures(of, "chrf")), *own])
+    return "\n" + markdown(OTHERS_HEADER, lines) if any(line[0] != NAT.label for line in lines) else ""
 
 
 def latency_table(rows: Sequence[dict]) -> str:
@@ -144,6 +165,7 @@ def latency_table(rows: Sequence[dict]) -> str:
     systems = [("teacher", "teacher", "num_beams", beams) for beams in BEAMS]
     systems += [(other.name, other.label, "num_beams", beams) for other in AUTOREGRESSIVE for beams in BEAMS]
     systems += [(student.name, student.label, "num_iterations", k) for student in MAIN_STUDENTS[:2] for k in PASSES]
+    systems += [(other.name, other.label, "num_iterations", k) for other in OTHERS for k in other.passes or (1,)]
     lines = []
     for system, label, setting, value in systems:
         for latency in figures(timed, "latency_ms", system=system, **{setting: value}):
@@ -162,7 +184,7 @@ def table3(rows: Sequence[dict]) -> str:
         of = select(chosen_on(rows), system=student.name, variant="")
         repeats = [cell(figures(of, "repeated_tokens_per_sentence", num_iterations=k), 3) for k in PASSES]
         lines.append([student.label, *repeats] if of else None)
-    return markdown(("system", *(f"repeats k={k}" for k in PASSES)), lines)
+    return markdown(("system", *(f"repeats k={k}" for k in PASSES)), lines) + others_table(chosen_on(rows))
 
 
 def ablation_row(rows: Sequence[dict], student: Student) -> list[str] | None:
@@ -234,7 +256,7 @@ def case_study(output: Path) -> str:
     references = lines(output / "text" / "cases.tgt")
     translations = lines(output / "results" / "teacher.cases.txt")
     blocks = {}
-    for student in (CM, JM):
+    for student in (*OTHERS, CM, JM):
         text = "\n".join(lines(output / "results" / f"{student.name}-1.cases.txt"))
         blocks[student.label] = [block.strip("\n").split("\n") for block in text.split("\n\n") if block.strip()]
     parts = []

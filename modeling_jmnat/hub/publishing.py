@@ -21,7 +21,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from .. import pipeline as pipeline_module
 from .. import plain_text, segmenters
 from ..configuration_jmnat import JMNatConfig
-from ..inference.loading import is_jmnat, load_translator
+from ..inference.loading import is_jmnat_itself, load_translator
 from ..inference.onnx_runtime import GRAPHS_FOLDER, POSITIONS_FILE
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..onnx_export import exporter
@@ -73,7 +73,7 @@ def load_for_publishing(source: str | Path) -> tuple[JMNatForConditionalGenerati
         ValueError: nothing to load there, or no JM-NAT.
     """
     model, tokenizer = load_translator(source, device="cpu", dtype="float32")
-    if not is_jmnat(model):
+    if not is_jmnat_itself(model.config):
         raise ValueError(f"{source} holds a {model.config.model_type} model: only JM-NAT can be published")
     return model, tokenizer
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..configuration_jmnat import JMNatOptions
+from ..configuration_jmnat import JMNatConfig, JMNatOptions
 from ..generation_jmnat import JMNatGenerationMixin
 from ..losses_jmnat import JMNatGenerateOutput, choose_candidates
 from ..modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, as_encoder_output, token_mask
@@ -212,7 +212,7 @@ class StaticShapeJMNat(JMNatGenerationMixin):
     main_input_name = "input_ids"
 
     def __init__(self, model: JMNatForConditionalGeneration, max_graphs: int = MAX_GRAPHS):
-        if not isinstance(model, JMNatForConditionalGeneration):
+        if not isinstance(model, JMNatForConditionalGeneration) or model.config.model_type != JMNatConfig.model_type:
             raise ValueError(f"model is a {type(model).__name__}, it must be a JMNatForConditionalGeneration")
         if model.training:
             raise ValueError("model is in training mode: call eval() first, graphs would record its dropout")

@@ -42,7 +42,18 @@ Translator = PreTrainedModel | StaticShapeJMNat | ORTJMNatForConditionalGenerati
 
 
 def is_jmnat(model: Translator) -> bool:
-    return model.config.model_type == JMNatConfig.model_type
+    """Whether a model is a JM-NAT or another non-autoregressive system that is decoded with the same options."""
+    return is_jmnat_config(model.config)
+
+
+def is_jmnat_config(config: PreTrainedConfig) -> bool:
+    # Told by its name where a repository on the Hub has brought the class along.
+    return isinstance(config, JMNatConfig) or is_jmnat_itself(config)
+
+
+def is_jmnat_itself(config: PreTrainedConfig) -> bool:
+    """Whether a model is a JM-NAT and not another system: what is exported, published and recorded in CUDA graphs."""
+    return config.model_type == JMNatConfig.model_type
 
 
 def choose_device(name: str) -> torch.device:
@@ -197,7 +208,7 @@ def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
 def refuse_student(directory: str | Path, config: PreTrainedConfig) -> None:
     """ValueError for a JM-NAT model where an autoregressive one is needed."""
-    if config.model_type == JMNatConfig.model_type:
+    if is_jmnat_config(config):
         raise ValueError(
             f"{directory} is a non-autoregressive model: give an autoregressive one, such as train_teacher.py writes"
         )

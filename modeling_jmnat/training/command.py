@@ -33,6 +33,13 @@ class RunArguments:
     preset: str | None = field(
         default=None, metadata={"help": f"{PRESET_HELP} An option overrides the field of its name."}
     )
+    system: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train another system of the paper in place of JM-NAT: nat_ft, nat_ir, nat_reg, fcl_nat, nat_dcrf "
+            "or imitate_nat; --system NAME --help lists its options, too."
+        },
+    )
     init_from: str | None = field(
         default=None,
         metadata={"help": "Start from the weights of this JM-NAT: a folder, or a name on the Hub (same tokenizer)."},
@@ -72,17 +79,27 @@ class TrainingCommand:
     training: "JMNatTrainingArguments"
 
 
-def parse_command(argv: Sequence[str] | None, description: str) -> TrainingCommand:
+def parse_command(
+    argv: Sequence[str] | None,
+    description: str,
+    run_class: type[RunArguments] = RunArguments,
+    model_class: type[ModelOptions] = ModelOptions,
+    settings: Mapping[str, Any] | None = None,
+) -> TrainingCommand:
     """Read the command line over the defaults of its `--preset`; with `--init_from`, sizes are those of that model.
+
+    Args:
+        run_class, model_class: with further options, for another system than JM-NAT.
+        settings: values of options that define such a system; they stand above the preset's.
 
     Raises:
         ValueError: an unknown preset, a value out of range, or no output folder.
     """
     given = read_ahead(argv, "preset", "init_from", "decoder_input")
     preset = preset_for(argv, given.preset)
-    defaults = {**preset.model, **preset.masking, **preset.training}
+    defaults = {**preset.model, **preset.masking, **preset.training, **(settings or {})}
     if wants_help(argv):
-        groups = (RunArguments, InheritedOptions, StudentOptions, MaskingOptions, ModelOptions)
+        groups = (run_class, InheritedOptions, StudentOptions, MaskingOptions, model_class)
         print_help(groups, description, defaults, usage=USAGE)
     from .arguments import JMNatTrainingArguments
 
@@ -94,7 +111,7 @@ def parse_command(argv: Sequence[str] | None, description: str) -> TrainingComma
         defaults.update({name: getattr(config, name) for name in kept})
     if (given.decoder_input or defaults.get("decoder_input")) == "source_copy":
         defaults["eval_num_iterations"] = [1]
-    groups = (RunArguments, ModelOptions, MaskingOptions, JMNatTrainingArguments)
+    groups = (run_class, model_class, MaskingOptions, JMNatTrainingArguments)
     run, model, masking, training = parse_over_defaults(groups, argv, description, defaults)
     passes = training.eval_num_iterations
     if model.decoder_input == "source_copy" and max(passes, default=1) > 1:

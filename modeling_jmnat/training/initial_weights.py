@@ -23,12 +23,15 @@ COUNT_FROM_0 = ("marian", "pegasus")  # model types whose sinusoids begin at pos
 
 
 def initial_model(
-    run: RunArguments, model_fields: dict, tokenizer: PreTrainedTokenizerBase
+    run: RunArguments,
+    model_fields: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    model_class: type[JMNatForConditionalGeneration] = JMNatForConditionalGeneration,
 ) -> JMNatForConditionalGeneration:
     """The model to train, in float32: new, with another model's weights, or with what a teacher can give.
 
     Args:
-        model_fields: all fields of `ModelOptions`.
+        model_fields: all fields of `ModelOptions`, and those that the configuration of `model_class` has beside them.
 
     Raises:
         ValueError: the model to start from is of another kind, or its tokenizer or sizes are not those of this run.
@@ -41,8 +44,9 @@ def initial_model(
         model = trained_model(run.init_from, model_fields, tokenizer)
     else:
         fields_of_teacher = {"output_bias": teacher is not None and output_bias_of(teacher) is not None}
-        config = JMNatConfig.for_tokenizer(tokenizer, **model_fields, **fields_of_teacher)
-        model = JMNatForConditionalGeneration(config)
+        config_class: type[JMNatConfig] = model_class.config_class
+        config = config_class.for_tokenizer(tokenizer, **model_fields, **fields_of_teacher)
+        model = model_class(config)
     if teacher is not None:
         copied = copy_teacher_weights(model, teacher)
         print(f"from the teacher {run.init_from_teacher}: {copied.describe()}", file=sys.stderr)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from ..data.dataset_columns import column_lengths
 from ..data.preparation import load_prepared
+from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..utils.atomic_files import replace_files, same_path, write_json
 from ..utils.fingerprints import data_settings, legacy_tokenizer_digest, same_fingerprint
 from ..utils.finite import check_finite
@@ -82,17 +83,24 @@ class Run:
     final_scores: Callable[[TranslationTrainer], dict] | None = None
 
 
-def run_training(command: TrainingCommand) -> dict:
-    """Train a JM-NAT; `train_into_folder` tells what is written, how to resume, and the errors."""
+def run_training(
+    command: TrainingCommand,
+    model_class: type[JMNatForConditionalGeneration] = JMNatForConditionalGeneration,
+    collator_class: type[DataCollatorForJMNat] = DataCollatorForJMNat,
+    trainer_class: Callable[..., JMNatTrainer] = JMNatTrainer,
+) -> dict:
+    """Train a JM-NAT, or the system that the classes make; `train_into_folder` tells what is written, how to resume,
+    and the errors.
+    """
 
     def make_trainer(processing_class, **datasets) -> JMNatTrainer:
-        model = initial_model(command.run, command.model, processing_class)
-        collator = DataCollatorForJMNat(
+        model = initial_model(command.run, command.model, processing_class, model_class)
+        collator = collator_class(
             processing_class, **command.masking, ngram_size=command.model["ngram_size"], seed=command.training.seed
         )
-        return JMNatTrainer(model, command.training, collator, processing_class=processing_class, **datasets)
+        return trainer_class(model, command.training, collator, processing_class=processing_class, **datasets)
 
-    start = ("init_from", "init_from_teacher", "freeze", "restart")
+    start = [name for name in vars(command.run) if name not in ("data", "preset")]
     settings = {
         "model": command.model,
         "masking": command.masking,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modeling_jmnat.experiments.comparisons import Decoded, compare, translations_of, wanted_pairs, write_comparisons
-from modeling_jmnat.experiments.systems import CM_BOTH, JM_BOTH_FULL_WEIGHT, REMASKING
+from modeling_jmnat.experiments.systems import CM_BOTH, JM_BOTH_FULL_WEIGHT, NAT, REMASKING
 from modeling_jmnat.utils.text_files import write_lines
 from modeling_jmnat.utils.translation_scores import RESAMPLES, Scorer
 
@@ -116,6 +116,8 @@ def test_a_difference_is_asked_for_with_every_way_to_remask():
     }
     assert len(own) == 1 + 2 * len(REMASKING)
     assert len(set(pairs)) == len(pairs)
+    against_basic = {(ours.system, ours.value) for ours, theirs in pairs if theirs.system == NAT.name}
+    assert against_basic >= {("nat_ft", 1), ("nat_ir", 10), ("imitate_nat", 1)}
 
 
 def test_nothing_is_written_before_there_is_something_to_compare(tmp_path):

@@ -144,6 +144,20 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     assert "was begun with (weights differ)" in error
 
 
+def test_another_system_of_the_paper_is_reproduced_alone(data, preset, tmp_path, capsys, monkeypatch):
+    """NAT-Reg needs most: the teacher, its translations, and a teacher of the other direction."""
+    monkeypatch.setattr(experiments, "POLL_SECONDS", 0.05)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(experiments.subprocess, "Popen", ForkedCommand)
+    command = ["--suite", "table3", "--only", "evaluate_nat_reg-1", "--seeds", 1, "--teacher_steps", 30]
+    result, _ = reproduce(capsys, *command, "--preset", preset, "--data", data, "--output", tmp_path / "run")
+    assert result == {"finished": True, "stages": {"done": 7}}
+    (row,) = json.loads((tmp_path / "run" / "results" / "validation" / "nat_reg-1.json").read_text())["results"]
+    table = (tmp_path / "run" / "results" / "table3.md").read_text()
+    assert f"| NAT-Reg | {row['sacrebleu']:.2f} | {row['repeated_tokens_per_sentence']:.3f} |" in table
+    assert "| 20.65 | 24.77 | - | - | - | 0.90 |" in table
+
+
 def replace_test_text(data):
     dataset = load_from_disk(str(data / "dataset"))
     dataset["test"] = dataset["train"].select(range(9))

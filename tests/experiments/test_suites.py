@@ -9,16 +9,25 @@ import pytest
 from transformers import HfArgumentParser
 
 from modeling_jmnat import JMNatConfig
+from modeling_jmnat.baselines.training import parse_system
 from modeling_jmnat.commands.prepare import parse_preparation
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES
 from modeling_jmnat.data.preparation import load_prepared
 from modeling_jmnat.evaluation.plots import COLOURS
 from modeling_jmnat.experiments.inputs import export_held_out_text, held_out_text
 from modeling_jmnat.experiments.pictures import PICTURES, write_pictures
-from modeling_jmnat.experiments.runner import flags
+from modeling_jmnat.experiments.runner import chosen_stages, flags
 from modeling_jmnat.experiments.settings import SuiteSettings
 from modeling_jmnat.experiments.suites import SUITES, SuiteBuilder
-from modeling_jmnat.experiments.systems import ABLATIONS, ADDITIONS, AUTOREGRESSIVE, MAIN_STUDENTS, RECIPES
+from modeling_jmnat.experiments.systems import (
+    ABLATIONS,
+    ADDITIONS,
+    AUTOREGRESSIVE,
+    MAIN_STUDENTS,
+    NAT,
+    OTHERS,
+    RECIPES,
+)
 from modeling_jmnat.experiments.tables import CASE_STUDY, TABLES, cell, write_tables
 from modeling_jmnat.inference.loading import load_teacher
 from modeling_jmnat.teacher.command import parse_teacher_command
@@ -51,6 +60,8 @@ def settings(data, output, **fields):
 
 def parse(stage):
     arguments = flags(stage.options)
+    if stage.command == "train" and "system" in stage.options:
+        return parse_system(stage.options["system"], arguments, "")
     if stage.command == "train":
         return parse_command(arguments, "")
     if stage.command == "train_teacher":
@@ -129,6 +140,21 @@ def test_settings_reach_the_commands(data, tmp_path):
     assert Path(amom.run.data) == tmp_path / "run" / "both" / "data"
     falling = parse(stages["jm_recipe_encoder_weight_falling-1"])
     assert (falling.training.encoder_loss_weight_start, falling.model["encoder_loss_weight"]) == (1.0, 0.01)
+    aligned, imitating = parse(stages["nat_ft-2"]), parse(stages["imitate_nat-1"])
+    assert (
+        aligned.run.guide == imitating.run.guide == aligned.run.init_from_teacher == str(tmp_path / "run" / "teacher")
+    )
+    assert (aligned.model["max_fertility"], aligned.masking["target_mask"]) == (50, "all")
+    assert parse(stages["nat_reg-1"]).run.guide == str(tmp_path / "run" / "backward_teacher")
+    backward = parse(stages["prepare_reversed"])
+    assert [Path(path).name for path in (backward.train_source, backward.validation_target)] == [
+        "distilled.tgt",
+        "validation.src",
+    ]
+    assert parse(stages["nat_ir-1"]).model["decoder_input"] == "mask"
+    many = parse(stages["evaluate_nat_ft-1.npd100.test"])
+    assert (many.num_iterations, many.num_length_candidates, Path(many.reranker).name) == ([1], None, "teacher")
+    assert json.loads(many.generation_options) == {"num_length_candidates": 100}
     both = parse(stages["jm_both-1"])
     assert (both.run.data, both.training.max_steps) == (str(tmp_path / "run" / "both" / "data"), 30)
     preparation = parse(stages["prepare_both"])
@@ -205,7 +231,7 @@ def reads_and_writes(stage):
     """Folders of models and data that a stage reads, and the one that it writes."""
     options = stage.options
     names = ("model", "teacher", "reranker", "init_from", "init_from_teacher", "data", "train_source")
-    names += ("append_train_of",)
+    names += ("append_train_of", "guide")
     reads = {Path(options[name]) for name in names if name in options}
     reads = {path.parent if path.name.startswith("distilled") else path for path in reads}
     return reads, Path(options["output_dir"]) if "output_dir" in options else None
@@ -336,6 +362,7 @@ def test_every_evaluation_is_shown(data, tmp_path, suite):
     shown = set(re.findall(r"\d+\.\d+", text))
     # What only prepares a suite is evaluated, too, but not shown by every suite.
     preparing = {f"evaluate_{name}" for name in ("teacher", "jm-1", "cm-1", "jm-2", "cm-2")}
+    preparing |= {f"evaluate_{student.name}-{seed}" for student in OTHERS for seed in (1, 2)}
     for name, rows in scores.items():
         name = name.removesuffix(".validation").removesuffix(".test")
         if suite not in ("main", "table2", "table3", "table4") and name in preparing:
@@ -399,6 +426,39 @@ def test_table2_by_hand(tmp_path):
     assert text.endswith("\nnrefs:1\n")
 
 
+def test_other_systems_stand_beside_their_papers(tmp_path):
+    results = tmp_path / "results" / "test"
+    write_result(results, "nat-1", "num_iterations", {1: 20.0})
+    assert "its paper" not in write_tables(tmp_path, ["table2"])["table2"]  # the basic NAT alone has no such table
+    write_result(results, "nat_ft-1", "num_iterations", {1: 22.0})
+    write_result(results, "nat_ft-2", "num_iterations", {1: 23.0})
+    write_result(results, "nat_ft-1.npd100", "num_iterations", {1: 25.0})
+    write_result(results, "nat_ir-1", "num_iterations", {1: 19.0, 5: 24.0, 10: 24.5})
+    latency = {1: {"mean": 4.0, "p50": 3.0, "p99": 5.0}}
+    write_result(results.parent / "validation", "nat_ft-1.latency", "num_iterations", {1: 0.0}, latency_ms=latency)
+    text = write_tables(tmp_path, ["table2"])["table2"]
+    none = "| - | - | - | - | - | - |"
+    assert f"| basic NAT (section 3) | 20.00 | 0.100 | 50.00 {none}\n" in text
+    cited = "| 17.69 | 21.47 | 27.29 | 29.06 | - | 2.30 |"
+    assert f"| NAT-FT | 22.50 (22.00 to 23.00) | 0.100 (0.100 to 0.100) | 50.00 (50.00 to 50.00) {cited}\n" in text
+    assert f"| NAT-FT, 100 candidates reranked | 25.00 | 0.100 | 50.00 {none}\n" in text
+    assert f"| NAT-IR, k = 5 | 24.00 | 0.100 | 50.00 {none}\n" in text
+    assert "| NAT-IR, k = 10 | 24.50 | 0.100 | 50.00 | 21.61 | 25.48 | 29.32 | 30.19 | - | - |\n" in text
+    assert "| NAT-FT, k = 1 | 4.0 | 3.0 | 5.0 | - |\n" in text
+    assert "10 candidates" not in text.replace("100 candidates", "")
+
+
+def test_other_systems_can_be_run_alone(data, tmp_path):
+    stages = SuiteBuilder(settings(data, tmp_path)).build(["table2"])
+    chosen = chosen_stages(stages, "nat_(ft|ir|reg|dcrf)|fcl_nat|imitate_nat|evaluate_nat-")
+    trained = {stage.name for stage in chosen if stage.command == "train"}
+    assert trained == {f"{student.name}-{seed}" for student in (NAT, *OTHERS) for seed in (1, 2)}
+    others = {stage.name for stage in chosen if stage.command not in ("train", "evaluate")}
+    assert others == {"teacher", "distill_distilled", "prepare_distilled", "prepare_reversed", "backward_teacher"}
+    alone = chosen_stages(stages, "^evaluate_nat_ft-1.latency")
+    assert [stage.alone for stage in alone if stage.command == "evaluate"] == [True]
+
+
 def test_table4_puts_decodings_side_by_side(tmp_path):
     for name, shift in (("random_mask-1", 0), ("random_mask-1.independent", 1), ("cm_correction-1", 2)):
         bleu = {k: 30.0 + shift + k / 10 for k in ((4, 10) if "." in name else (1, 4, 10))}
@@ -460,7 +520,8 @@ def test_pictures_show_what_is_there(data, tmp_path, monkeypatch):
     jm = next(line for line in dropped.get_lines() if line.get_label().startswith("JM-NAT"))
     assert jm.get_xdata().tolist() == pytest.approx([0, 2, 4, 6, 8, 10])
     assert jm.get_ydata().tolist() == [row["sacrebleu"] for row in scores["evaluate_jm-1.drop.validation"]]
-    assert len({line.get_color() for line in replaced.get_lines()} & set(COLOURS)) == 3
+    assert len(replaced.get_lines()) == 3 + len(OTHERS)
+    assert {line.get_color() for line in replaced.get_lines()} == set(COLOURS)
 
 
 def test_every_suite_has_a_table():

@@ -3,7 +3,7 @@
 import inspect
 import subprocess
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import get_args
 
 import pytest
@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, Seq2SeqTrainingArguments, TrainingArg
 from modeling_jmnat import DataCollatorForJMNat, JMNatConfig, JMNatTrainingArguments
 from modeling_jmnat.teacher.command import TeacherArguments
 from modeling_jmnat.training.arguments import TeacherTrainingArguments
-from modeling_jmnat.training.command import RunArguments
+from modeling_jmnat.training.command import RunArguments, parse_command
 from modeling_jmnat.training.options import (
     FREE_MODEL_FIELDS,
     InheritedOptions,
@@ -101,3 +101,22 @@ def test_every_option_has_its_help():
     for options in (*ours, InheritedOptions):
         for item in fields(options):
             assert item.metadata["help"].endswith((".", "...")), item.name
+
+
+def test_another_system_has_its_options_and_settings_above_the_preset():
+    """The hooks by which a system other than JM-NAT is trained by the same command."""
+
+    @dataclass
+    class MoreRun(RunArguments):
+        guide: str | None = None
+
+    @dataclass
+    class MoreModel(ModelOptions):
+        crf_rank: int = 32
+
+    argv = ["--preset", "multi30k_tiny", "--data", "d", "--output_dir", "o", "--guide", "g", "--crf_rank", "8"]
+    settings = {"target_mask": "all", "source_mask_ratio": 0.0}
+    found = parse_command([*argv, "--source_mask_ratio", "0.3"], "", MoreRun, MoreModel, settings)
+    assert (found.run.guide, found.model["crf_rank"], found.model["d_model"]) == ("g", 8, 128)
+    assert (found.masking["target_mask"], found.masking["source_mask_ratio"]) == ("all", 0.3)
+    assert parse_command(argv[:-4], "").masking["target_mask"] == "consecutive"
