@@ -115,11 +115,11 @@ PARTS = {
 def class_reference(name: str) -> str:
     """Module, signature and docstring of a public name, and of its methods in `METHODS`."""
     cls = getattr(modeling_jmnat, name)
-    text = f"`{cls.__module__}.{name}`\n\n```python\n{signature(cls)}\n```\n\n{documented(cls)}"
+    text = f"`{cls.__module__}.{name}`\n\n```py\n{signature(cls)}\n```\n\n{documented(cls)}"
     for method in METHODS.get(name, ()):
         owner = next(base for base in cls.__mro__ if method in vars(base))
         function = inspect.unwrap(getattr(owner, method))
-        text += f"\n\n### {name}.{method}\n\n```python\n{signature(getattr(function, '__func__', function))}\n```\n\n"
+        text += f"\n\n### {name}.{method}\n\n```py\n{signature(getattr(function, '__func__', function))}\n```\n\n"
         text += documented(function)
     return text
 
