@@ -113,6 +113,23 @@ def test_what_counts_as_a_sentence(text, sentences, numbers):
     assert sum(map(numbers_of, found)) == numbers
 
 
+def test_no_sentence_stands_in_two_documents():
+    """Short ones and those of reports apart."""
+    places: dict[str, set[Path]] = {}
+    for path in DOCUMENTS:
+        for sentence in sentences_of(path.read_text(encoding="utf-8")):
+            if words_of(sentence) > 10 and not any(folder in path.parents for folder in REPORTS):
+                places.setdefault(sentence, set()).add(path)
+    assert not {sentence: paths for sentence, paths in places.items() if len(paths) > 1}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_shell_commands_parse(path):
+    for block in re.findall(r"```bash\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL):
+        done = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
 def test_made_parts_are_those_of_the_code(tmp_path):
     """`python hub_card/docs/made_from_code.py` has nothing to change."""
     copy = shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
