@@ -95,7 +95,7 @@ class ReproduceArguments:
 
 
 def training_options(gpu: bool, bf16: bool) -> dict:
-    """Options of all trainings; they are compared with those of finished stages in this order."""
+    """Options of all trainings, in the order in which they are compared with finished stages."""
     if gpu:  # without bf16, products of float32 in TF32: small models wait for launches, and bf16's casts add to them
         return {"bf16" if bf16 else "tf32": True, "dataloader_num_workers": 1}
     return {"bf16": True, "use_cpu": True} if bf16 else {}

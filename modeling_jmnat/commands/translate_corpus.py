@@ -206,7 +206,7 @@ def check_complete(translations: Path, lines: int) -> None:
 
 
 def translate_corpus(arguments: CorpusArguments) -> dict:
-    """Translate what is missing; returns the figures."""
+    """Translate the blocks that are missing; returns the figures."""
     import ray  # noqa: F401  what is missing without the extra is this, not a package that it brings
 
     from ..inference import corpus_translation as engine
