@@ -1,7 +1,6 @@
 """The README and the documents: short sentences, links that lead somewhere, and code that does what they say."""
 
 import ast
-import json
 import os
 import re
 import runpy
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.every_help import every_help
 from tests.helpers.prose import code_pieces, numbers_of, sentences_of, words_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,18 +28,6 @@ DOCUMENTS = list(
 )
 # Reports of measurements, and a card that is made from them, may have sentences full of figures.
 REPORTS = (ROOT / "hub_card" / "results", ROOT / "hub_card" / "de-en")
-EVERY_HELP = """
-import contextlib, io, json
-from modeling_jmnat.commands import COMMANDS
-from modeling_jmnat.commands.__main__ import main
-texts = {}
-for name in COMMANDS:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main([name, "--help"])
-    texts[name] = printed.getvalue()
-print(json.dumps(texts))
-"""
 MOST_WORDS, MOST_NUMBERS = 35, 3  # of a sentence
 
 
@@ -51,8 +39,7 @@ def anchors(text: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, str]:
-    """What `--help` of each command prints."""
-    return json.loads(subprocess.run([sys.executable, "-c", EVERY_HELP], capture_output=True, check=True).stdout)
+    return every_help()
 
 
 def commands_in(text: str) -> list[tuple[str, list[str]]]:
