@@ -163,11 +163,9 @@ def test_the_tutorial(checkout):
             continue
         printed = run_commands(code)
         if "gzip" in code:
-            for name, count in (("train", 300), ("valid", 20), ("test", 20)):
-                for file in checkout.glob(f"tutorial/{name}.*"):
-                    file.write_text(
-                        "".join(file.read_text(encoding="utf-8").splitlines(True)[:count]), encoding="utf-8"
-                    )
+            for file in checkout.glob("tutorial/*.*"):
+                lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+                file.write_text("".join(lines[: 300 if file.stem == "train" else 3]), encoding="utf-8")
         if text:
             assert printed.startswith(text)
     card = (checkout / "tutorial/published/README.md").read_text(encoding="utf-8")
