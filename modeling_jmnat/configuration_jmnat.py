@@ -292,37 +292,40 @@ class JMNatGenerationConfig(GenerationConfig):
     """How `generate` decodes. An option left at None takes the model's own value, then the default.
 
     Args:
-        num_iterations: k, decoder passes, exactly (10).
-        num_length_candidates: C, target lengths tried per sentence, all different: fewer where `max_length` leaves
-            fewer (4). `num_beams` is taken for it.
-        remask_adjacent: mask the least probable tokens again together with their neighbours, in sets of n (True).
-        remask_schedule: how many, T (1 - i/k) with `"linear"` or T cos(pi i / 2k) with `"cosine"` ("linear").
-        early_stop: a candidate that a pass leaves unchanged stops (False).
-        suppress_tokens: ids never predicted (`<pad>`, `<mask>` and `<s>`; an empty list suppresses none).
-        length_normalization: exponent of T that divides a candidate's log-probability; above 1 favours longer ones,
-            `run_scripts/tune_decoding.py` finds the best (1.0).
+        num_iterations: k, the exact number of decoder passes (10). Cost: time grows with k.
+        num_length_candidates: C, target lengths tried per sentence, all different; fewer where `max_length` leaves
+            fewer (4). `num_beams` is taken for it. Cost: time grows with C.
+        remask_adjacent: re-mask the least probable tokens together with their neighbours, in sets of n (True).
+        remask_schedule: number of tokens re-masked after pass i: T (1 - i/k) with `"linear"`, T cos(pi i / 2k) with
+            `"cosine"` ("linear").
+        early_stop: stop a candidate that a pass leaves unchanged (False). Cost: saves passes, loses BLEU.
+        suppress_tokens: ids never predicted; an empty list suppresses none (`<pad>`, `<mask>` and `<s>`).
+        length_normalization: exponent of T that divides a candidate's log-probability; above 1 favours longer ones.
+            `jmnat tune` finds the best (1.0).
         length_offset: added to T before the exponent; 5 makes it the length penalty of fairseq and GNMT (0.0).
-        consensus_weight: weight of a candidate's consensus, the share (0 to 1) of its tokens and pairs of tokens that
-            it has in common with each other candidate, on average; it is added to the score by which the best are
-            chosen and others given up, and costs no pass. 0.5 to 2 help, more the more candidates there are (0.0).
-        consensus_min_length: where a candidate is shorter, it does not count: the long ones have more in common (0).
-        num_return_sequences: n-best, at most C; as many candidates stay to the end, and one of them may win that
-            a search for a single one gives up (1).
-        prune_candidates: the pass after which only the best candidates go on (None).
+        consensus_weight: weight of a candidate's consensus: the share (0 to 1) of its tokens and pairs of tokens that
+            it has in common with each other candidate, on average. It is added to the score by which candidates are
+            chosen and pruned; the more candidates, the more it helps (0.0). Cost: hardly any, and no pass.
+        consensus_min_length: shorter candidates get no consensus: long ones have more in common (0).
+        num_return_sequences: n-best, at most C. As many candidates stay to the end, so that one of them may win that
+            a search for a single one prunes (1).
+        prune_candidates: the pass after which only the best candidates go on (None). Cost: saves time with C above 1.
         prune_to: how many of them, or `num_return_sequences` if that is more; a reranker chooses among these (1).
-        confidence_threshold: tokens at or above this probability are final, a row of such tokens stops (None);
-            with `update_all` it only decides which rows stop.
-        update_all: each pass refreshes every position, not the masked ones alone (False).
-        remask_repeats: of two equal neighbours the less probable one is masked again before other tokens (False).
-        delete_repeats: before the last of two or more passes equal neighbours become one token, so that the candidate
-            is shorter; the pass mends the seam. Needs passes to spare: it helps from k = 4 on and harms below (False).
-        collapse_repeats: equal neighbours left after the last pass become one token (False).
+        confidence_threshold: tokens at or above this probability are final, and a row of such tokens stops. With
+            `update_all` it only decides which rows stop (None). Cost: saves passes, loses BLEU.
+        update_all: refresh every position in each pass, not the masked ones alone (False). Cost: logits of all tokens.
+        remask_repeats: re-mask the less probable one of two equal neighbours before other tokens (False).
+        delete_repeats: merge equal neighbours before the last of two or more passes, so that the candidate is shorter;
+            the pass mends the seam. It helps from k = 4 on and harms below (False).
+        collapse_repeats: merge equal neighbours that are left after the last pass (False).
         repeatable_tokens: ids that these three rules never touch, as they stand twice in a row by right; other pieces
             of words may do so where the source has the same pair. `repeatable_tokens(tokenizer)` lists the single
-            letters, digits, signs and bytes of a vocabulary (None: no more than special tokens).
-        length_shift: added to the predicted lengths, which are too short rather than too long where repeats are
-            deleted or collapsed (0).
-        output_history: return each pass's canvas and log-probabilities (False).
+            letters, digits, signs and bytes of a vocabulary (None: special tokens only).
+        length_shift: added to the predicted lengths; where repeats are deleted or collapsed, these are rather too
+            short (0). Cost: time grows with the length.
+        output_history: return each pass's canvas and log-probabilities (False). Cost: memory for all passes.
+        return_dict_in_generate: return a `JMNatGenerateOutput` with scores and lengths, not ids alone (False).
+        max_length: longest target in tokens, `</s>` included (None: `max_target_length` of the model).
     """
 
     def __init__(self, **kwargs):

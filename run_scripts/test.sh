@@ -9,6 +9,10 @@ if ! python -c "import ctranslate2, onnx, onnxruntime, onnxscript, polib, ray, u
     python -m pip install --quiet --constraint constraints.txt --editable '.[bench,cluster,documents,serve]' ||
         echo "what ONNX, CTranslate2, Ray, the server or documents need could not be installed: their tests are skipped"
 fi
+if ! python -c "import ipykernel, material, nbclient" 2> /dev/null; then
+    python -m pip install --quiet --constraint constraints.txt --editable '.[docs,notebooks]' ||
+        echo "what notebooks and the site need could not be installed: their tests are skipped"
+fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 if [ "${1:-}" = --transformers ]; then
     common_tests="$(python tests/transformers_common/fetch.py)"

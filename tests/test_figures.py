@@ -14,14 +14,17 @@ import pytest
 from modeling_jmnat.experiments.documents import TABLE, declared, write_document
 from modeling_jmnat.experiments.rows import collect, key_of, select
 from modeling_jmnat.experiments.stored_results import read_rows, translations_of
+from tests.helpers.prose import MADE
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "hub_card" / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/results.jsonl"))
+# Pages with figures of their own, and the command for them: other releases, a load test, kills, half precision.
+OWN_MEASUREMENTS = ("fairseq", "large-corpora", "many-devices", "scaling", "serving")
 DOCUMENTS = [
     ROOT / "README.md",
     *(ROOT / "hub_card" / name for name in ("de-en.yaml", "de-en/README.md", "multi30k_tiny/README.md")),
-    *(ROOT / "hub_card" / "docs" / f"{name}.md" for name in ("experiments", "opus-mt", "speed", "training")),
+    *sorted(path for path in (ROOT / "hub_card" / "docs").glob("*.md") if path.stem not in OWN_MEASUREMENTS),
     *sorted(RESULTS.glob("**/*.md")),
 ]
 CARDS = {"de-en": "shipped_models"}  # the folder of results that a published model's card is made from
@@ -29,8 +32,9 @@ NUMBER = r"\d+(?:,\d{3})*(?:\.\d+)?"
 # Numbers that nobody measured here.
 NO_MEASUREMENT = (
     r"\d+\.\d+\.\d+",  # versions
-    r"(?:Python|PyTorch|Transformers|LibreOffice|Apache|MPL|CC BY|CC BY-NC)[ -]\d+(?:\.\d+)*",
+    r"(?:Python|PyTorch|Transformers|LibreOffice|fairseq|Apache|MPL|CC BY|CC BY-NC)[ -]\d+(?:\.\d+)*",
     rf"{NUMBER} (?:million|billion|MB|MiB|GB|GiB|kB)",  # sizes
+    r"[Ss]ections? \d\.\d(?:(?:,| and| to) \d\.\d)*\b",  # of the paper
     "165,578|33,369",  # pairs of text
     rf"(?:a1|a2|weight|exponent|penalty|dropout|threshold|probability|goal)(?: =| of)? {NUMBER}",
 )
@@ -171,7 +175,8 @@ def sections(path: Path) -> Iterator[tuple[str, set[Path]]]:
     """The text below each heading, with the folders of results that it, or a document it links to, links to."""
     own = {path.parent} if path.parent.parent == RESULTS else set()
     own |= {RESULTS / CARDS[path.parent.name]} if path.parent.name in CARDS else set()
-    text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    text = MADE.sub("", path.read_text(encoding="utf-8"))
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for section in re.split(r"\n(?=#+ )", text):
         folders = own | folders_of(path, section)
         for link in re.findall(r"\]\(([^)\s#]+\.md)", section):

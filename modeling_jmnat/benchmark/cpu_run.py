@@ -1,4 +1,4 @@
-"""The benchmark on a CPU, for the command `benchmark`: which systems, on which text, and what is written."""
+"""The benchmark on a CPU behind the command `benchmark`: its systems, text and output files."""
 
 import json
 import re
@@ -131,7 +131,7 @@ def check(arguments: BenchmarkArguments) -> None:
 
 
 def run_benchmark(arguments: BenchmarkArguments) -> dict:
-    """Measure, write what is known after each step, print the tables; returns the figures of the last line."""
+    """Measure, save the results after each step, and print the tables; returns the figures of the last line."""
     check(arguments)
     logging.disable_progress_bar()
     logging.set_verbosity_error()

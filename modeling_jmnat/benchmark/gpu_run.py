@@ -1,4 +1,4 @@
-"""The benchmark on a GPU, for the command `benchmark-gpu`: which systems, on which text, and what is written."""
+"""The benchmark on a GPU behind the command `benchmark-gpu`: its systems, text and output files."""
 
 import json
 import tempfile
@@ -49,7 +49,7 @@ def check(arguments: GPUBenchmarkArguments) -> None:
 
 
 def run_benchmark(arguments: GPUBenchmarkArguments) -> dict:
-    """Measure, write what is known after each round, print the table; returns the figures of the last line."""
+    """Measure, save the results after each round, and print the table; returns the figures of the last line."""
     check(arguments)
     device = choose_device(arguments.device).type
     logging.disable_progress_bar()

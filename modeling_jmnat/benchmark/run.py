@@ -83,7 +83,7 @@ class Benchmark:
                 )
 
     def run(self) -> Iterator[str]:
-        """Measure what is missing; gives the name of each stage that has ended."""
+        """Run the missing measurements; yields the name of each finished stage."""
         torch.set_num_threads(self.plan.num_threads)
         count = min(self.plan.num_sentences, len(self.sources))
         self.chosen = [self.sources[index * len(self.sources) // count] for index in range(count)]
@@ -155,7 +155,7 @@ class Benchmark:
             self.save()
 
     def rows(self) -> tuple[list[dict], list[str]]:
-        """One row of figures per system from what has been measured; why some ratios between them are missing."""
+        """One row of figures per system, and the reasons why some ratios are missing."""
         found, rows = self.found, []
         for system in self.systems:
             if not found["latency"].get(system.title):

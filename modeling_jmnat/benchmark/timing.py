@@ -114,7 +114,7 @@ def interleaved(
 
 
 def latency_figures(times: Sequence[Sequence[float]], lengths: Sequence[int]) -> dict:
-    """Milliseconds per sentence at batch 1, of times [round][sentence].
+    """Milliseconds per sentence at batch 1, from seconds [round][sentence].
 
     `latency_ms` is the mean over sentences, in the median round; the quartiles are those of the rounds. p50 and p99
     are of all times; by length, a sentence counts with its median round.

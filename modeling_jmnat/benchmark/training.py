@@ -231,7 +231,7 @@ def product_shapes(step: TrainingStep, batch: dict) -> Counter:
 
 
 def seconds_of(function: Callable[[], object], device: str) -> float:
-    """Median of repeated calls, the first of which does not count."""
+    """Median over repeated calls, after one call to warm up."""
     function()
     found: list[float] = []
     start = time.perf_counter()
@@ -244,7 +244,7 @@ def seconds_of(function: Callable[[], object], device: str) -> float:
 
 
 def product_peak(shapes: Counter, hardware: Hardware) -> float:
-    """FLOP/s of plain matrix products of these shapes, those of the backward pass included."""
+    """FLOP/s of plain matrix products of these shapes, backward pass included."""
     operations = seconds = 0.0
     kind = {"device": hardware.device, "dtype": getattr(torch, hardware.dtype)}
     for (rows, width_in, width_out), count in shapes.items():

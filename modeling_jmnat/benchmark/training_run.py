@@ -1,4 +1,4 @@
-"""The benchmark of training, for the command `benchmark-training`: which settings, and what is written."""
+"""The benchmark of training behind the command `benchmark-training`: its settings and output files."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def check(arguments: TrainingBenchmarkArguments) -> None:
 
 
 def run_benchmark(arguments: TrainingBenchmarkArguments) -> dict:
-    """Measure, write what is known after each step, print the table; returns the figures of the last line."""
+    """Measure, save the results after each step, and print the table; returns the figures of the last line."""
     check(arguments)
     device = choose_device(arguments.device).type
     output = Path(arguments.output)

@@ -36,8 +36,10 @@ class ConvertTeacherArguments:
     test_target: str | None = field(default=None, metadata={"help": "Its translation."})
     teacher_languages: list[str] | None = field(default=None, metadata={"help": LANGUAGES_HELP})
     language_code: str | None = field(default=None, metadata={"help": LANGUAGE_CODE_HELP})
-    encoder_layers: int | None = field(default=None, metadata={"help": "Of the student, if not the teacher's."})
-    decoder_layers: int | None = field(default=None, metadata={"help": "The same of the decoder: few are fast."})
+    encoder_layers: int | None = field(
+        default=None, metadata={"help": "Encoder layers of the student, if not the teacher's."}
+    )
+    decoder_layers: int | None = field(default=None, metadata={"help": "Decoder layers of the student: few are fast."})
     num_beams: int = field(default=5, metadata={"help": "Beam size of the teacher's translations."})
     append_raw: bool = field(
         default=False, metadata={"help": "With --train_target: train on the original pairs as well."}
@@ -46,7 +48,7 @@ class ConvertTeacherArguments:
     max_steps: int | None = field(default=None, metadata={"help": "Updates, if not the preset's."})
     max_tokens: int | None = field(default=None, metadata={"help": "Tokens of a batch, if not the preset's."})
     bf16: bool = field(default=False, metadata={"help": "Train in bf16: on a GPU, or a CPU with AMX or AVX512-BF16."})
-    seed: int = field(default=42, metadata={"help": "Of all that is drawn."})
+    seed: int = field(default=42, metadata={"help": "Random seed of all steps."})
     num_length_candidates: int = field(default=4, metadata={"help": "Target lengths that the student tries."})
     latency_sentences: int = field(
         default=100, metadata={"help": "Sentences timed one at a time at the end, nothing else running; 0: none."}
@@ -54,9 +56,9 @@ class ConvertTeacherArguments:
     target_language: str = field(
         default="en", metadata={"help": "Target language, which chooses sacreBLEU's tokenizer."}
     )
-    jobs: int = field(default=1, metadata={"help": "Steps at a time."})
+    jobs: int = field(default=1, metadata={"help": "Steps that run at the same time."})
     time_budget: float | None = field(
-        default=None, metadata={"help": "Minutes; then everything stops with a checkpoint. Default: no limit."}
+        default=None, metadata={"help": "Stop with a checkpoint after this many minutes. Default: no limit."}
     )
 
     def __post_init__(self):

@@ -40,8 +40,8 @@ class ExampleArguments:
     model: str = field(
         default="", metadata={"help": "Model to begin with. Default: the one that comes with the project."}
     )
-    train_pairs: int = field(default=8000, metadata={"help": "Train on the first so many pairs."})
-    valid_pairs: int = field(default=150, metadata={"help": "Score on the first so many pairs, before and after."})
+    train_pairs: int = field(default=8000, metadata={"help": "Train on the first N pairs."})
+    valid_pairs: int = field(default=150, metadata={"help": "Score the first N pairs, before and after."})
 
 
 def metric_scores(tokenizer):

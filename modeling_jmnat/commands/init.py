@@ -37,10 +37,11 @@ class InitArguments:
     teacher_languages: list[str] | None = field(default=None, metadata={"help": LANGUAGES_HELP})
     language_code: str | None = field(default=None, metadata={"help": LANGUAGE_CODE_HELP})
     encoder_layers: int | None = field(
-        default=None, metadata={"help": "So many layers instead of the teacher's; further ones are new."}
+        default=None,
+        metadata={"help": "Number of encoder layers, if not the teacher's; layers beyond the teacher's are new."},
     )
-    decoder_layers: int | None = field(default=None, metadata={"help": "The same of the decoder."})
-    seed: int = field(default=42, metadata={"help": "Of the weights that the teacher does not have."})
+    decoder_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers, likewise."})
+    seed: int = field(default=42, metadata={"help": "Random seed of the weights that the teacher does not have."})
 
     def __post_init__(self):
         check_counts(self, ("encoder_layers", "decoder_layers"))

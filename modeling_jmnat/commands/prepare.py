@@ -25,7 +25,7 @@ class RecipeArguments:
 
 
 def parse_preparation(argv: Sequence[str] | None, description: str) -> tuple[PreparationArguments, Recipe | None]:
-    """Read the options of this command; what is not given is as the `--recipe` says, if there is one.
+    """Read the options of this command; those left out come from the `--recipe`, if one is given.
 
     Raises:
         ValueError: an unknown recipe, or options that do not fit together.

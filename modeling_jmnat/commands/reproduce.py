@@ -23,7 +23,7 @@ SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a
 class ReproduceArguments:
     """Which experiments, on which data, within which time."""
 
-    data: str = field(metadata={"help": "Folder that prepare_data.py wrote, with validation and test text."})
+    data: str = field(metadata={"help": "Folder written by `jmnat prepare`, with validation and test text."})
     output: str = field(metadata={"help": "Folder for models, logs and results."})
     suite: list[str] = field(
         default_factory=lambda: ["main"],
@@ -49,7 +49,7 @@ class ReproduceArguments:
         default=None, metadata={"help": "Another preset for the teacher, such as a larger one. Default: the same."}
     )
     time_budget: float | None = field(
-        default=None, metadata={"help": "Minutes; then everything stops with a checkpoint. Default: no limit."}
+        default=None, metadata={"help": "Stop with a checkpoint after this many minutes. Default: no limit."}
     )
     jobs: int | None = field(
         default=None, metadata={"help": "Stages at a time. Default: 1 on a CPU, one for two cores beside a GPU."}
@@ -95,7 +95,7 @@ class ReproduceArguments:
 
 
 def training_options(gpu: bool, bf16: bool) -> dict:
-    """Options of all trainings; they are compared with those of finished stages in this order."""
+    """Options of all trainings, in the order in which they are compared with finished stages."""
     if gpu:  # without bf16, products of float32 in TF32: small models wait for launches, and bf16's casts add to them
         return {"bf16" if bf16 else "tf32": True, "dataloader_num_workers": 1}
     return {"bf16": True, "use_cpu": True} if bf16 else {}

@@ -51,9 +51,11 @@ class CorpusArguments(DecodingArguments):
     dataset_name: str | None = field(
         default=None, metadata={"help": "Instead of files: a data set on the Hugging Face Hub, or a local folder."}
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, such as de-en."})
-    dataset_revision: str | None = field(default=None, metadata={"help": "Its branch or commit."})
-    dataset_split: str = field(default="train", metadata={"help": "Its split."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set, such as de-en."}
+    )
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch or commit of the data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
     text_column: str = field(
         default="text",
         metadata={"help": "Column of Parquet or of the data set; or a language in its column translation."},
@@ -79,7 +81,10 @@ class CorpusArguments(DecodingArguments):
         metadata={"help": "Also write the sources as text, in the order of the ids: what `jmnat prepare` reads."},
     )
     target_text: str | None = field(
-        default=None, metadata={"help": "And their translations. Lines without a translation are left out of both."}
+        default=None,
+        metadata={
+            "help": "Also write the translations as text. Lines without a translation are left out of both files."
+        },
     )
     address: str | None = field(
         default=None,
@@ -88,8 +93,8 @@ class CorpusArguments(DecodingArguments):
     num_actors: int | None = field(
         default=None, metadata={"help": "Processes that translate. Default: as many as there are CPUs, or GPUs, for."}
     )
-    cpus_per_actor: int = field(default=1, metadata={"help": "CPU cores (threads) of each."})
-    gpus_per_actor: float = field(default=0.0, metadata={"help": "GPUs of each: 1, or a part of one."})
+    cpus_per_actor: int = field(default=1, metadata={"help": "CPU cores (threads) of each process."})
+    gpus_per_actor: float = field(default=0.0, metadata={"help": "GPUs of each process: 1, or a fraction."})
 
     def __post_init__(self):
         check_counts(self, ("num_beams", "batch_tokens", "block_lines", "num_actors", "cpus_per_actor"))
@@ -206,7 +211,7 @@ def check_complete(translations: Path, lines: int) -> None:
 
 
 def translate_corpus(arguments: CorpusArguments) -> dict:
-    """Translate what is missing; returns the figures."""
+    """Translate the blocks that are missing; returns the figures."""
     import ray  # noqa: F401  what is missing without the extra is this, not a package that it brings
 
     from ..inference import corpus_translation as engine

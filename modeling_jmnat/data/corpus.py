@@ -23,7 +23,7 @@ CHUNK = 10_000  # pairs in memory at a time
 
 @dataclass
 class TextSplit:
-    """The pairs of one split as they were read, in a data set that lies on the disk.
+    """The pairs of one split as they were read, stored on disk.
 
     Args:
         data: None once it has been cleaned.

@@ -25,9 +25,12 @@ class PreparationArguments:
         default=None,
         metadata={"help": "Instead of files: a data set on the Hugging Face Hub, or a local folder of one."},
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Its configuration, such as de-en."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set, such as de-en."}
+    )
     dataset_revision: str | None = field(
-        default=None, metadata={"help": "Its branch or commit; refs/convert/parquet where it is written as a script."}
+        default=None,
+        metadata={"help": "Branch or commit of the data set; refs/convert/parquet where it is written as a script."},
     )
     train_split: str = field(default="train", metadata={"help": "Name of its training split."})
     validation_split: str = field(default="validation", metadata={"help": "Name of its validation split."})

@@ -103,7 +103,7 @@ def _cleaned(
 
 
 def _with_appended(pairs: datasets.Dataset, arguments: PreparationArguments, workshop: Workshop) -> datasets.Dataset:
-    """The pairs, and behind them those of `append_train_of`."""
+    """The pairs followed by those of `append_train_of`."""
     if arguments.append_train_of is None:
         return pairs
     appended = load_prepared(arguments.append_train_of)[0]["train"]
@@ -137,7 +137,7 @@ def _write(
 
 
 def load_prepared(directory: str | Path) -> tuple[datasets.DatasetDict, JMNatTokenizer]:
-    """The data set and the tokenizer that `prepare` wrote to `directory`.
+    """Load the data set and the tokenizer that `prepare` wrote to `directory`.
 
     Raises:
         ValueError: no complete preparation there, or its tokenizer is not the one that made the ids.

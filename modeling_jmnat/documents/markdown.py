@@ -171,7 +171,7 @@ def _decode(written: str) -> str:
 
 
 def _encode(text: str, source: str) -> str:
-    """With a backslash before signs that would be markup and are none in the source."""
+    """Escape characters that would become markup but are not markup in the source."""
     plain = ESCAPED.sub("", source)
     text = SPECIAL.sub(lambda sign: sign[0] if sign[0] in plain else f"\\{sign[0]}", text)
     return text if BLOCK_START.match(source) else BLOCK_START.sub(r"\1\\", text)

@@ -152,7 +152,7 @@ def _raw(part: str | Mark) -> str:
 
 
 def _placeholders(text: str, marks: list[Mark]) -> dict[str, str]:
-    """A placeholder that the text does not hold for each mark that stands alone, and what is written for it."""
+    """A placeholder, absent from the text, for each mark that stands alone, and the mark that it stands for."""
     free = stand_ins(text)
     return {next(free): mark.raw for mark in marks if mark.kind == "alone"}
 

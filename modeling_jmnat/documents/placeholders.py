@@ -50,7 +50,7 @@ def translate_guarded(texts: list[str], translate: Callable[[list[str]], Iterabl
 
 
 def _without_placeholders(text: str) -> tuple[str, dict[str, str], list[str]]:
-    """A text with stand-ins, what these stand for, and those of them whose order counts."""
+    """The text with stand-ins, what each stands for, and the ones whose order matters."""
     free = stand_ins(text)
     names: dict[str, str] = {}
     in_order: list[str] = []

@@ -55,7 +55,7 @@ def _replaced(line: str, translation: str) -> str:
 
 
 def read_po(text: str) -> Document:
-    """A message catalogue as a document; ValueError for a file that is none."""
+    """Read a message catalogue; raise ValueError if the file is not one."""
     import polib
 
     try:

@@ -110,7 +110,7 @@ def _marks(text: str) -> list[str | Mark]:
 
 
 def read_srt(text: str) -> Document:
-    """SubRip subtitles as a document; ValueError for a file that is none."""
+    """Read SubRip subtitles; raise ValueError if the file holds none."""
     import srt
 
     try:
@@ -122,7 +122,7 @@ def read_srt(text: str) -> Document:
 
 
 def read_vtt(text: str) -> Document:
-    """WebVTT subtitles as a document; ValueError for a file that is none."""
+    """Read WebVTT subtitles; raise ValueError if the file holds none."""
     import webvtt
     from webvtt.errors import MalformedCaptionError, MalformedFileError
 

@@ -77,7 +77,7 @@ class EvaluationArguments:
         default=RESAMPLES,
         metadata={"help": "Resamples of the sentences for 95% intervals and paired tests; 0 leaves them out."},
     )
-    seed: int = field(default=SEED, metadata={"help": "Of the resamples."})
+    seed: int = field(default=SEED, metadata={"help": "Random seed of the resamples."})
     baseline: list[str] | None = field(
         default=None,
         metadata={

@@ -186,7 +186,7 @@ def processor_instructions() -> list[str]:
 
 
 def _cpuinfo(field: str) -> str:
-    """A field of the first processor in /proc/cpuinfo, empty where there is none."""
+    """A field of the first processor in /proc/cpuinfo, or an empty string."""
     fields = (line.partition(":") for line in CPUINFO.read_text().splitlines()) if CPUINFO.is_file() else ()
     return next((value.strip() for name, _, value in fields if name.strip() == field), "")
 

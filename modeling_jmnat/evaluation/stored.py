@@ -1,4 +1,4 @@
-"""Texts that scores belong to: translations beside an evaluation's JSON file, and those of systems to compare with.
+"""Stored translations: those beside the JSON file of an evaluation, and those of baselines.
 
 Whoever doubts a score can compute it again from these files with the command `sacrebleu`.
 """

@@ -218,7 +218,7 @@ def checkpoint_name(parameter: str, release: Release) -> tuple[str, int | None]:
 
 
 def check_shared_embeddings(state: dict[str, torch.Tensor]) -> None:
-    """Refuse what has no one matrix for source, target and output."""
+    """Reject checkpoints that do not share one matrix for source, target and output."""
     source, target = table(state, EMBEDDING), table(state, DECODER_EMBEDDING)
     for key, matrix in ((DECODER_EMBEDDING, target), (OUTPUT, state.get(OUTPUT, target))):
         if not torch.equal(source, matrix):

@@ -45,7 +45,7 @@ class TestSet:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What no result file tells, read from YAML; paths in it are relative to that file.
+    """Facts for a card that no result file holds, read from YAML; its paths are relative to that file.
 
     Args:
         name: of the model.

@@ -1,4 +1,4 @@
-"""A folder that everyone can load with Transformers and PyTorch alone, and its way to the Hub.
+"""Build a folder that loads with Transformers and PyTorch alone, and push it to the Hub.
 
 Beside weights and tokenizer it holds the files of this package that the model needs (`auto_map`), the pipeline
 (`custom_pipelines`), a card, and what an Inference Endpoint loads.
@@ -124,7 +124,7 @@ def save_for_everyone(
 
 
 def write_endpoint_files(folder: str | Path, output: str | Path) -> None:
-    """Write what an Inference Endpoint loads into `folder`, whose files are to replace those of `output`.
+    """Write the files of an Inference Endpoint into `folder`, which will replace `output`.
 
     A handler of the user's own in `output` stays, and so do its requirements.
     """

@@ -92,7 +92,7 @@ class BlockTranslator:
 
 
 def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, pool: Pool) -> None:
-    """Translate what is not finished. To be called within `connected(pool)`.
+    """Translate the blocks that are not finished. Call it within `connected(pool)`.
 
     Args:
         blocks: folder of `write_blocks`; as the others, all nodes of a cluster must see it under this path.
@@ -179,7 +179,7 @@ def _socket_folder() -> str:
 
 @contextmanager
 def connected(pool: Pool) -> Iterator[None]:
-    """Ray for the time of this context: the cluster at an address, or one on this machine."""
+    """Connect to Ray within this context: to the cluster at an address, or to a new one on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, too, and told in a sentence

@@ -1,4 +1,4 @@
-"""Autoregressive models of Transformers in CTranslate2: what it can run here, and the conversion."""
+"""Running autoregressive models of Transformers in CTranslate2: what it supports here, and the conversion."""
 
 import importlib.util
 from typing import Any

@@ -239,7 +239,7 @@ class CTranslate2Engine(Engine):
 
 
 class JMNatEngine(Engine):
-    """JM-NAT in PyTorch, as CUDA graphs or in ONNX Runtime.
+    """JM-NAT in PyTorch, with CUDA graphs or in ONNX Runtime.
 
     Options: those of `generate`, and `length`, tokens of every canvas.
     """

@@ -50,7 +50,7 @@ class Line:
         self.ids.append(ids if sentence.translation is None and len(ids) > 1 else [])
 
     def join(self, results: list[dict[str, Any]]) -> dict[str, Any]:
-        """The fields of `Translation` for the line from those of each piece, which hold no `ids` where it is blank.
+        """Join the results of the pieces into the fields of `Translation` for the line; blank pieces have no `ids`.
 
         The score is the mean of the pieces' scores; the number of passes is the largest one. The lengths of a line in
         several pieces are None.

@@ -215,7 +215,7 @@ def refuse_student(directory: str | Path, config: PreTrainedConfig) -> None:
 
 
 def is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer has to be told the languages, as those of NLLB, M2M100 and mBART do."""
+    """Whether a tokenizer must be told the languages, as for NLLB, M2M100 and mBART."""
     return hasattr(tokenizer, "set_src_lang_special_tokens")
 
 

@@ -46,7 +46,7 @@ def padded_vocabulary_size(vocab_size: int) -> int:
 
 
 def token_bias(vocab_size: int, suppressed: torch.Tensor | None) -> torch.Tensor:
-    """(V,), V rounded up to whole blocks: -inf at tokens that are none or `suppressed` (vocab_size,), else 0."""
+    """(V,), V rounded up to whole blocks: -inf at padding rows and at `suppressed` (vocab_size,) tokens, else 0."""
     bias = torch.zeros(padded_vocabulary_size(vocab_size))
     bias[vocab_size:] = -torch.inf
     if suppressed is not None:
@@ -411,7 +411,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         )
 
     def encode_for_generation(self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None):
-        """As the PyTorch model's; in place of encoder states, what `encode` returns."""
+        """As in the PyTorch model, with the output of `encode` in place of encoder states."""
         if inputs_embeds is not None or input_ids is None:
             raise ValueError("input_ids are needed: the exported encoder reads nothing else")
         if encoder_outputs is None:

@@ -27,7 +27,7 @@ class SearchModel:
         self.generation_config = GenerationConfig(num_beams=num_beams)
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **others) -> ModelOutput:
-        """Sequences (B, T), padded right, and where the engine tells them their scores (B,).
+        """Sequences (B, T), padded on the right, and their scores (B,) where the engine reports them.
 
         Args:
             others: what `translate_lines` tells Transformers; the limits of this search take its place.

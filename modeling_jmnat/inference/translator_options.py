@@ -34,7 +34,7 @@ def _values(array: np.ndarray) -> dict[str, Any]:
 def translator_feeds(
     defaults: str | Path | Mapping[str, Mapping[str, Any]], input_ids, attention_mask=None, **options
 ) -> dict[str, np.ndarray]:
-    """Everything that `browser_translator.onnx` is fed with.
+    """All inputs of `browser_translator.onnx`.
 
     Args:
         defaults: `browser_translator.json`, or what it holds.

@@ -170,7 +170,7 @@ def num_remasked(lengths, positions, num_iterations):
 
 @script()
 def of_pass(iteration, most, valid):
-    """Of the results of `num_remasked` those of one pass: M (1,), and which of M in order are masked again (R, M)."""
+    """Select one pass from the results of `num_remasked`: M (1,), and which of the M are masked again (R, M)."""
     most = op.Gather(most, iteration)
     return most, op.Slice(op.Gather(valid, iteration), [0], most, [1])
 

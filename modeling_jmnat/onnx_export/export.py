@@ -190,7 +190,7 @@ def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:
 def write_weights(
     model: JMNatForConditionalGeneration, output: Path, int8: bool, for_browsers: bool
 ) -> dict[str, int]:
-    """Graphs and tables of a float32 model; the size in bytes of each file, all of which name the model's weights."""
+    """Write graphs and tables of a float32 model, with a digest of the weights in each; returns their sizes."""
     metadata = {DIGEST: weights_digest(model.state_dict())}
     pad_vocabulary(model)
     positions = positional_projections(model) if model.config.positional_attention else {}

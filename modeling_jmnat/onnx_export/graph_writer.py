@@ -80,7 +80,7 @@ class GraphWriter:
         return self.input(name, [size or f"{name}_size" for size in default.shape], self.initializers[name].data_type)
 
     def subgraph(self, name: str, outside: "GraphWriter | None" = None) -> "GraphWriter":
-        """A writer of the body of a `Loop` or `If`, which may use what has been computed here, and its constants."""
+        """A writer for the body of a `Loop` or `If`, which may use results and constants of this graph."""
         inner = GraphWriter(name, self.int8, outside)
         inner.initializers, inner.weights = self.initializers, self.weights
         inner.stored, inner.quantised = self.stored, self.quantised
@@ -169,7 +169,7 @@ class GraphWriter:
         return results if len(results) > 1 else results[0]
 
     def copy_nodes(self, nodes, names: dict[str, str], called: dict[str, onnx.FunctionProto]) -> None:
-        """Append nodes of functions; `names` says what their values are called here, and learns those of results."""
+        """Append the nodes of a function; `names` maps its value names to ours and is extended with its results."""
         for node in nodes:
             inputs = [names.get(name, "") for name in node.input]
             if node.op_type == "Constant":
@@ -187,7 +187,7 @@ class GraphWriter:
             names |= zip(node.output, [results] if isinstance(results, str) else results, strict=True)
 
     def copy_attribute(self, attribute: onnx.AttributeProto, names: dict[str, str], called):
-        """Its value; a branch of an `If` becomes one with the names of this graph."""
+        """The value of an attribute; branches of an `If` are copied with the names of this graph."""
         if attribute.type != onnx.AttributeProto.GRAPH:
             return helper.get_attribute_value(attribute)
         branch, inner = self.subgraph(f"{attribute.name}_{len(self.nodes)}"), dict(names)

@@ -217,7 +217,7 @@ class DecoderWriter(StackWriter):
         return self.last_norm(states, decoder)
 
     def pick(self, states: str) -> str:
-        """Hidden states of all positions -> those of the positions to predict."""
+        """Select the hidden states of the positions to predict."""
         graph = self.graph
         index = graph.add("Unsqueeze", self.positions, graph.integers(2))
         return self.flat(graph.add("GatherND", self.by_rows(states), index, batch_dims=1))

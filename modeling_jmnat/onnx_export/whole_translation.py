@@ -178,7 +178,7 @@ class Passes:
         return [tokens, log_probs, *passes]
 
     def order(self, graph: GraphWriter, keys: str, most: str) -> str:
-        """The M positions (R, M) to be masked first, those of the lowest keys."""
+        """The M positions (R, M) with the lowest keys, which are masked first."""
         if not self.sets:
             return graph.call(steps.least_probable, keys, most)
         adjacent, set_size = self.options.remask_adjacent, self.config.ngram_size

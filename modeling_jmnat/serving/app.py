@@ -1,4 +1,4 @@
-"""The server's routes, those of LibreTranslate and `/metrics`."""
+"""The routes of the server: those of LibreTranslate, and `/metrics`."""
 
 import asyncio
 import contextlib

@@ -56,7 +56,7 @@ class BatchTranslator:
         return max(1, self.max_batch_tokens // self.num_candidates)
 
     def read(self, job: Job) -> None:
-        """Split the texts of a job into sentences and these into tokens; ValueError for what is no text."""
+        """Split the texts of a job into sentences and tokens; raise ValueError for input that is not text."""
         job.pieces = [list(self.pipeline.preprocess(text, **self.reading)) for text in job.texts]
 
     def translate(self, jobs: list[Job]) -> list[list[list[str]]]:

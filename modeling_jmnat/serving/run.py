@@ -75,7 +75,7 @@ def load_server(
 
 
 def serve(server: TranslationServer, host: str, port: int) -> None:
-    """Answer requests until SIGTERM or SIGINT; what has been accepted by then is answered.
+    """Answer requests until SIGTERM or SIGINT, then finish those already accepted.
 
     Raises:
         ValueError: nothing can listen at that host and port.

@@ -224,7 +224,7 @@ def merge(
 
 
 def distill(arguments: DistillationArguments) -> dict:
-    """Decode what is missing and merge; returns the filter's counts and the throughput.
+    """Decode the missing shards and merge; returns the filter's counts and the throughput.
 
     Under `accelerate launch` the processes share the shards and the first one merges.
 

@@ -14,12 +14,12 @@ class DistillationArguments:
 
     teacher: str = field(
         metadata={
-            "help": "Folder of the teacher (train_teacher.py), or any seq2seq model of the Hub such as an opus-mt."
+            "help": "Folder of a teacher (`jmnat train-teacher`), or any seq2seq model of the Hub such as an opus-mt."
         }
     )
-    data: str = field(metadata={"help": "Folder that prepare_data.py wrote. Only its training split is translated."})
+    data: str = field(metadata={"help": "Folder written by `jmnat prepare`. Only its training split is translated."})
     output_dir: str = field(
-        metadata={"help": "Folder for the text. Run the same command again to go on after an interruption."}
+        metadata={"help": "Folder for the text. Repeat the command to resume after an interruption."}
     )
     teacher_languages: list[str] | None = field(
         default=None,
@@ -70,10 +70,12 @@ class DistillationArguments:
         default=False, metadata={"help": "Append the original pairs behind the distilled ones (twice the data)."}
     )
     source_lang: str | None = field(
-        default=None, metadata={"help": "Ending of the source file; by default what prepare_data.py was told, or src."}
+        default=None,
+        metadata={"help": "Ending of the source file; by default the --source_lang of `jmnat prepare`, or src."},
     )
     target_lang: str | None = field(
-        default=None, metadata={"help": "Ending of the target file; by default what prepare_data.py was told, or tgt."}
+        default=None,
+        metadata={"help": "Ending of the target file; by default the --target_lang of `jmnat prepare`, or tgt."},
     )
 
     def __post_init__(self):

@@ -10,7 +10,7 @@ from .trainer import TeacherTrainer
 
 
 def train_teacher(command: TeacherCommand) -> dict:
-    """Train a teacher; `training.run.train_into_folder` tells what is written, how to resume, and the errors."""
+    """Train a teacher; see `training.run.train_into_folder` for the files, resuming, and errors."""
     num_beams = command.run.num_beams
 
     def make_trainer(processing_class, **datasets) -> TeacherTrainer:

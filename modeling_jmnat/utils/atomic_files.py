@@ -20,7 +20,7 @@ UNFINISHED = ".unfinished"
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; what is written there moves to `path` when the block ends well.
+    """Give a temporary path in the same folder, which is renamed to `path` when the block ends without an error.
 
     A link stays, what it points to is replaced. A device or a pipe, such as /dev/null, is itself the path given.
 
@@ -85,7 +85,7 @@ class _Tried(Exception):
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder that takes the name `path` when the block ends well; an earlier folder there is replaced.
+    """Give an empty folder that is renamed to `path` when the block succeeds; an earlier folder there is replaced.
 
     A link stays, what it points to is replaced.
 
@@ -107,7 +107,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def publish_folder(folder: Path, path: Path) -> None:
-    """Give a completely written folder its name `path`, in place of an earlier one. Survives a power cut."""
+    """Rename a complete folder to `path`, replacing an earlier one; safe against a power cut."""
     _settle(folder)
     earlier = _aside(path, "earlier")
     try:
@@ -195,7 +195,7 @@ def _check_no_file(folder: Path) -> None:
 
 
 def _aside(path: Path, ending: str) -> Path:
-    """Where what is at `path` goes: ".earlier" until its successor is in place, ".removed" to be deleted."""
+    """Where an old `path` is moved: to ".earlier" until its successor is in place, to ".removed" for deletion."""
     return path.parent / UNFINISHED / f"{path.name}.{ending}"
 
 

@@ -72,7 +72,7 @@ def installed_tokenizer(name: str) -> str:
 
 
 def check_bleu_tokenizer(name: str | None) -> None:
-    """ValueError for what is no tokenizer of sacreBLEU; None is left to the language."""
+    """Raise ValueError unless this is a tokenizer of sacreBLEU; None lets the language decide."""
     if name is not None and name not in BLEU_TOKENIZERS:
         raise ValueError(f"bleu_tokenize={name!r} is not one of {', '.join(BLEU_TOKENIZERS)}")
 

@@ -225,7 +225,7 @@ def print_help(
 
 
 def program() -> str:
-    """The name of this command for usage: `jmnat translate`, or that of a script."""
+    """The name of this command in its usage: `jmnat translate`, or the name of the script."""
     return os.path.basename(sys.argv[0])
 
 

@@ -10,7 +10,7 @@ def is_finite(value: torch.Tensor | float) -> bool:
 
 
 def not_finite(model: nn.Module) -> str | None:
-    """The name of a parameter with a number that is NaN or infinite, None if there is none."""
+    """The name of a parameter that holds NaN or infinity, or None."""
     for name, value in model.named_parameters():
         if hasattr(value, "to_local"):  # divided among processes: its own part
             value = value.to_local()

@@ -16,7 +16,7 @@ def help_text(
     defaults: Mapping[str, Any] | None = None,
     usage: str | None = None,
 ) -> str:
-    """Usage, the description as it is written, and for each dataclass of `groups` its docstring and its options.
+    """The usage, the description unchanged, and the docstring and options of each dataclass in `groups`.
 
     Args:
         defaults: values by field name that replace the fields' own defaults, such as those of a preset.
@@ -55,7 +55,7 @@ def option_names(field: dataclasses.Field) -> list[str]:
 
 
 def default_of(field: dataclasses.Field) -> Any:
-    """The default of a field, `dataclasses.MISSING` if there is none."""
+    """The default of a field, or `dataclasses.MISSING`."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 

@@ -19,24 +19,11 @@ from modeling_jmnat.training.arguments import JMNatTrainingArguments, TeacherTra
 from modeling_jmnat.training.command import RunArguments
 from modeling_jmnat.training.options import MaskingOptions, ModelOptions
 from modeling_jmnat.utils.command_line import EXTRAS
+from tests.helpers.every_help import every_help
 from tests.helpers.hub_server import stand_in_hub, take_for_the_hub
 from tests.helpers.translation_samples import SCRIPTS, load_script, save_translators
 
 HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", *(name for names in EXTRAS.values() for name in names))
-EVERY_HELP = """
-import contextlib, io, json, sys
-blocked = json.loads(sys.argv[1])
-sys.modules.update(dict.fromkeys(blocked))
-from modeling_jmnat.commands import COMMANDS
-from modeling_jmnat.commands.__main__ import main
-texts = {}
-for name in COMMANDS:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
-        main([name, "--help"])
-    texts[name] = printed.getvalue()
-print(json.dumps(texts))
-"""
 WITHOUT_EXTRAS = """
 import contextlib, io, json, sys
 blocked, commands = map(json.loads, sys.argv[1:])
@@ -67,7 +54,7 @@ def python(code: str, *arguments) -> str:
 @pytest.fixture(scope="module")
 def helps() -> dict[str, str]:
     """What each command prints where Python has nothing but its own library and safetensors."""
-    return json.loads(python(EVERY_HELP, HEAVY))
+    return every_help(HEAVY)
 
 
 def test_the_list_has_every_command(capsys):

@@ -19,7 +19,7 @@ from tests.helpers.teacher_samples import random_teacher
 
 pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
 
-COMMANDS = ROOT / "hub_card" / "docs" / "commands.md"
+COMMANDS = ROOT / "hub_card" / "docs" / "onnx.md"
 
 
 def test_the_documented_command_builds_the_page(static_page, tmp_path):
