@@ -43,7 +43,6 @@ def checkout(tmp_path, monkeypatch) -> Path:
     for name in ("hub_card", "run_scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sys, "argv", sys.argv)  # which `main` replaces
     return tmp_path
 
