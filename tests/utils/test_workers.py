@@ -3,6 +3,7 @@
 import multiprocessing
 import socket
 import tempfile
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
@@ -10,6 +11,13 @@ from torch.utils.data import DataLoader
 from modeling_jmnat import JMNatTrainingArguments
 from modeling_jmnat.training.arguments import SOCKET_CHARACTERS
 from modeling_jmnat.utils.workers import LONGEST_SOCKET_PATH, has_room_for_sockets
+
+
+@pytest.fixture
+def short_path():
+    """A new folder; that of pytest may be too long."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def folder_of_length(length, start):
@@ -20,9 +28,9 @@ def folder_of_length(length, start):
     return folder
 
 
-def test_a_path_that_is_called_short_enough_is(tmp_path):
+def test_a_path_that_is_called_short_enough_is(short_path):
     name = "x" * 20
-    folder = folder_of_length(LONGEST_SOCKET_PATH - 21, tmp_path)
+    folder = folder_of_length(LONGEST_SOCKET_PATH - 21, short_path)
     assert has_room_for_sockets(str(folder), 21)
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(f"{folder}/{name}")
@@ -31,11 +39,11 @@ def test_a_path_that_is_called_short_enough_is(tmp_path):
         bound.bind(f"{folder}/{name}xxxxx")
 
 
-def test_workers_talk_in_the_longest_folder_and_a_longer_one_is_refused(tmp_path, monkeypatch):
+def test_workers_talk_in_the_longest_folder_and_a_longer_one_is_refused(short_path, monkeypatch):
     """Beyond it PyTorch's workers print a traceback each, and the training waits for them forever."""
-    arguments = {"output_dir": str(tmp_path / "run"), "dataloader_num_workers": 1, "use_cpu": True}
+    arguments = {"output_dir": str(short_path / "run"), "dataloader_num_workers": 1, "use_cpu": True}
     monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
-    folder = folder_of_length(LONGEST_SOCKET_PATH - SOCKET_CHARACTERS, tmp_path)
+    folder = folder_of_length(LONGEST_SOCKET_PATH - SOCKET_CHARACTERS, short_path)
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     JMNatTrainingArguments(**arguments)
     assert [batch.tolist() for batch in DataLoader([1, 2, 3], num_workers=1, timeout=60)] == [[1], [2], [3]]
