@@ -6,8 +6,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from ..configuration_jmnat import JMNatConfig
-from ..inference.loading import NO_FOREIGN_CODE, load_teacher_tokenizer
+from ..inference.loading import NO_FOREIGN_CODE, is_jmnat_config, is_jmnat_itself, load_teacher_tokenizer
 from ..utils.fingerprints import tokenizer_fingerprint
 
 NEEDED = ("student", "teacher", "source", "reference")
@@ -27,11 +26,11 @@ def check_models(arguments, names: Sequence[str] = ("student", "teacher")) -> No
     for name, folder in folders.items():
         if not Path(folder).is_dir():
             raise ValueError(f"{name} {folder} is not a folder: give the folder of a saved model")
-        is_jmnat = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE).model_type == JMNatConfig.model_type
-        if name == "student" and not is_jmnat:
-            raise ValueError(f"--student {folder} is autoregressive: it must be a JM-NAT model")
-        if name != "student" and is_jmnat:
-            raise ValueError(f"--{name} {folder} is a JM-NAT model: it must be autoregressive")
+        config = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE)
+        if name == "student" and not is_jmnat_itself(config):
+            raise ValueError(f"--student {folder} is a {config.model_type} model: it must be a JM-NAT")
+        if name != "student" and is_jmnat_config(config):
+            raise ValueError(f"--{name} {folder} is a {config.model_type} model: it must be autoregressive")
     fingerprints = {name: tokenizer_fingerprint(load_teacher_tokenizer(folder)) for name, folder in folders.items()}
     for name, fingerprint in fingerprints.items():
         if fingerprint != fingerprints["student"]:

@@ -517,8 +517,11 @@ def test_models_must_belong_together(script, folder, tmp_path, capsys):
     (tmp_path / "teacher").rename(other)
     tiny_tokenizer(vocab_size=290).save_pretrained(other)
     wrong = [
-        (["--student", teacher, "--teacher", student], f"--student {teacher} is autoregressive"),
-        (["--student", student, "--teacher", student], f"--teacher {student} is a JM-NAT model"),
+        (["--student", teacher, "--teacher", student], f"--student {teacher} is a m2m_100 model: it must be a JM-NAT"),
+        (
+            ["--student", student, "--teacher", student],
+            f"--teacher {student} is a jmnat model: it must be autoregressive",
+        ),
         (["--student", student, "--teacher", other], f"--teacher {other} has another tokenizer than --student"),
     ]
     if script == "benchmark":
