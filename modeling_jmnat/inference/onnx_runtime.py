@@ -370,7 +370,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id).long()
         most = self.config.max_position_embeddings
         if input_ids.shape[1] > most and (count := int(mask.sum(dim=1).max())) > most:
-            raise ValueError(f"input_ids has {count} tokens, max_position_embeddings={most} is the most")
+            raise ValueError(f"input_ids has {count} tokens, more than max_position_embeddings={most}: split them")
         return {"input_ids": ids, "attention_mask": mask.contiguous().numpy()}
 
     def option_feeds(self, options: JMNatOptions) -> dict[str, np.ndarray] | None:

@@ -110,14 +110,14 @@ def test_exported_graphs_keep_what_stands(tmp_path):
 @pytest.mark.parametrize(
     ("canvas", "options", "sentence"),
     [
-        ([[5, 4, 2]], {}, "decoder_input_ids has 1 rows, it needs one for each source"),
-        ([5, 4, 2], {}, r"decoder_input_ids has shape \(3,\), it must be \(B, T\)"),
+        ([[5, 4, 2]], {}, "decoder_input_ids has 1 rows but must have one for each source"),
+        ([5, 4, 2], {}, r"decoder_input_ids has shape \(3,\) but must have \(B, T\)"),
         ([[5, 4, 2], [1, 4, 2]], {}, "decoder_input_ids holds padding before other tokens: pad on the right"),
-        ([[0], [0]], {}, "decoder_input_ids has rows of 1 to 1 tokens, they must have 2 to 12"),
+        ([[0], [0]], {}, "decoder_input_ids has rows of 1 to 1 tokens, but each must have 2 to 12"),
         ([[4] * 13] * 2, {}, "decoder_input_ids has rows of 13 to 13 tokens"),
         ([[23, 4, 2]] * 2, {}, r"decoder_input_ids must lie in \[0, 23\)"),
-        ([[5, 4, 2]] * 2, {"num_return_sequences": 2}, "leave target_lengths and num_return_sequences out"),
-        ([[5, 4, 2]] * 2, {"target_lengths": [3, 3]}, "leave target_lengths and num_return_sequences out"),
+        ([[5, 4, 2]] * 2, {"num_return_sequences": 2}, "leave out target_lengths and num_return_sequences"),
+        ([[5, 4, 2]] * 2, {"target_lengths": [3, 3]}, "leave out target_lengths and num_return_sequences"),
     ],
 )
 def test_what_is_no_canvas_is_refused(canvas, options, sentence):

@@ -105,7 +105,7 @@ def test_types_are_enforced_when_made_and_when_set(name, value):
         ({"dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
         ({"label_smoothing": -0.1}, r"label_smoothing=-0.1 must be in \[0, 1\)"),
         ({"length_loss_weight": float("nan")}, "length_loss_weight=nan must be at least 0"),
-        ({"mask_token_id": 23}, r"mask_token_id=23 must be in \[0, 23\), the vocabulary"),
+        ({"mask_token_id": 23}, r"mask_token_id=23 must be a token id in \[0, 23\)"),
     ],
 )
 def test_what_does_not_fit_is_named(overrides, sentence):

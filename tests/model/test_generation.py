@@ -278,9 +278,7 @@ def test_ways_to_give_the_source():
     with pytest.raises(ValueError, match="exactly one of token ids and embeddings"):
         model.generate()
     for mask in (attention_mask[:, :-1], attention_mask[:4], attention_mask[:, None, None]):
-        with pytest.raises(
-            ValueError, match=r"attention_mask has the shape .*, the tokens have \(5, .*: it must be the same"
-        ):
+        with pytest.raises(ValueError, match=r"attention_mask has shape .* but must have that of the tokens, \(5, "):
             model.generate(input_ids=input_ids, attention_mask=mask)
     with pytest.raises(ValueError, match=r"input_ids has shape \(0, 4\): at least one token"):
         model.generate(input_ids[:0, :4])
@@ -787,10 +785,13 @@ def test_suppressed_tokens_never_come():
         ({"num_iterations": 2.5}, "num_iterations=2.5 must be a whole number"),
         ({"num_iterations": True}, "num_iterations=True must be a whole number"),
         ({"num_length_candidates": 0}, "num_length_candidates=0 must be a whole number of at least 1"),
-        ({"num_length_candidates": 13}, "num_length_candidates=13 is more than the 12 lengths there are"),
+        (
+            {"num_length_candidates": 13},
+            "num_length_candidates=13 is more than the 12 possible target lengths: choose fewer",
+        ),
         (
             {"max_length": 3, "num_return_sequences": 3},
-            "num_return_sequences=3 is more than the 2 lengths from 2 to 3: allow longer ones by max_length",
+            "num_return_sequences=3 is more than the 2 target lengths from 2 to 3: raise max_length",
         ),
         ({"max_length": 1}, "max_length=1 must be a whole number of at least 2"),
         ({"num_return_sequences": 5}, "num_return_sequences=5 is more than num_length_candidates=4"),
@@ -819,7 +820,7 @@ def test_suppressed_tokens_never_come():
         ({"suppress_tokens": [23]}, r"suppress_tokens=\[23\] must lie in \[0, 23\)"),
         (
             {"target_lengths": torch.tensor([3])},
-            r"target_lengths has shape \(1,\), it must hold one length for each of 2",
+            r"target_lengths has shape \(1,\) but must hold one length for each of 2",
         ),
         ({"logits_processor": [print]}, "logits_processor and stopping_criteria are not supported"),
     ],

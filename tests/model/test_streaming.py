@@ -95,7 +95,7 @@ def test_streamers_of_transformers(model, tokenizer, capsys):
 
 def test_what_cannot_be_streamed_is_refused():
     model = random_model(16)
-    with pytest.raises(ValueError, match="streamer is a object, it needs the methods put and end"):
+    with pytest.raises(ValueError, match="streamer is a object but must have the methods put and end"):
         model.generate(SOURCE, streamer=object())
     for options in ({"input_ids": SOURCE.repeat(2, 1)}, {"input_ids": SOURCE, "num_return_sequences": 2}):
         streamer = Recorder()

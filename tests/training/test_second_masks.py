@@ -101,7 +101,7 @@ def test_refuses_what_does_not_fit(tiny):
         collator_of(tiny, source_mask_ratio_full=-1)
     with pytest.raises(ValueError, match="second_mask_ratio is 0.5 and correction_ratio 0.3: both replace tokens"):
         collator_of(tiny, second_mask_ratio=0.5, correction_ratio=0.3)
-    with pytest.raises(ValueError, match="second_mask_order is for JMNatTrainer alone"):
+    with pytest.raises(ValueError, match="second_mask_order needs JMNatTrainer"):
         tiny_model(tiny[1])(**collator_of(tiny, second_mask_ratio=0.5)(examples(tiny, 2)))
 
 
