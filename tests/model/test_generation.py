@@ -982,7 +982,7 @@ def test_the_mask_may_come_second_and_options_third():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("nonsense", "generation_config is a str, it must be a GenerationConfig"),
+        ("nonsense", "generation_config is a str but must be a GenerationConfig"),
         (JMNatGenerationConfig(target_lengths=[3]), r"target_lengths=\[3\] \(it is an argument of generate\)"),
         (JMNatGenerationConfig(min_length=4, num_iteration=3), r"min_length=4 \(.*\), num_iteration=3 \(did you mean"),
     ],

@@ -138,7 +138,7 @@ def test_a_run_without_its_settings_is_refused(through, data, preset, tmp_path, 
         (run / "results.json").unlink()
     before = sorted(run.rglob("*"))
     sentence = refused(capsys, "--preset", preset, "--data", data, "--output_dir", run, "--seed", 5)
-    assert sentence.startswith(f"error: output_dir {run} holds {left} and no run_settings.json, without which")
+    assert sentence.startswith(f"error: output_dir {run} holds {left} but no run_settings.json, which identifies")
     assert sorted(run.rglob("*")) == before
 
 
@@ -330,11 +330,11 @@ def test_bad_input_is_named(data, preset, tmp_path, capfd):
         expect_error(capfd, message, "--preset", preset, "--data", data, *output, *option)
     (tmp_path / "marian").mkdir()
     (tmp_path / "marian" / "config.json").write_text('{"model_type": "marian"}')
-    message = "is a model of the kind marian, it must be a JM-NAT: --init_from_teacher"
+    message = "is a marian model but must be a JM-NAT: use --init_from_teacher"
     expect_error(capfd, message, "--data", data, "--init_from", tmp_path / "marian", *output)
     both = ("--init_from", tmp_path, "--init_from_teacher", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "jmnat"}')
-    expect_error(capfd, "give one of them", "--data", data, *both, *output)
+    expect_error(capfd, "set only one of them", "--data", data, *both, *output)
     (tmp_path / "file").write_text("")
     expect_error(capfd, "file", "--preset", preset, "--data", data, "--output_dir", tmp_path / "file" / "run")
 
@@ -481,8 +481,10 @@ def test_help_shows_our_options_and_few_of_transformers(parse, capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--max_tokens" in text
-    assert "Optimizer steps; -1 leaves the end to num_train_epochs. (default: -1)" not in text  # the preset's number
-    assert "Optimizer steps; -1 leaves the end to num_train_epochs." in text
+    assert (
+        "Number of optimizer steps; -1: train for num_train_epochs. (default: -1)" not in text
+    )  # the preset's number
+    assert "Number of optimizer steps; -1: train for num_train_epochs." in text
     assert "hub_token" not in text
 
 
@@ -490,8 +492,8 @@ def test_help_shows_our_options_and_few_of_transformers(parse, capsys):
     ("text", "message"),
     [
         ("models: {}", "section 'models' is not one of"),
-        ("model: {d_modle: 3}", "'d_modle' is no field of section model"),
-        ("training: {output_dir: x}", "'output_dir' is no field"),
+        ("model: {d_modle: 3}", "'d_modle' is not a field of section model"),
+        ("training: {output_dir: x}", "'output_dir' is not a field"),
         ("model: 3", "section model must hold fields"),
         ("model: {d_model: 32.5}", "model.d_model=32.5 is not of the type int"),
         ("model: {normalize_before: 1}", "model.normalize_before=1 is not of the type bool"),

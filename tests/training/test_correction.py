@@ -52,7 +52,7 @@ def test_no_positions_without_the_ratio_and_in_evaluation(tiny):
     assert "correction_positions" not in DataCollatorForJMNat(tiny[1])(examples(tiny, 2))
     evaluation = DataCollatorForJMNat(tiny[1], correction_ratio=0.5).evaluation()
     assert "correction_positions" not in evaluation(examples(tiny, 2))
-    with pytest.raises(ValueError, match="correction_ratio is 1.5, it must be between 0 and 1"):
+    with pytest.raises(ValueError, match="correction_ratio=1.5 must be between 0 and 1"):
         DataCollatorForJMNat(tiny[1], correction_ratio=1.5)
 
 

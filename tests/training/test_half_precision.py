@@ -101,5 +101,5 @@ def test_half_precision_stays_finite(text, tmp_path):
 
 def test_fp16_on_a_cpu_is_refused(tmp_path):
     """Accelerate would train in float32 without a word."""
-    with pytest.raises(ValueError, match="fp16=True is not possible on a CPU, .* take bf16"):
+    with pytest.raises(ValueError, match="fp16=True is not possible on a CPU, .* choose bf16"):
         JMNatTrainingArguments(str(tmp_path), fp16=True, use_cpu=True)

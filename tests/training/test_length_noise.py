@@ -88,11 +88,11 @@ def test_room_for_it_is_checked_and_values_out_of_range_refused(tiny):
         ValueError, match=f"longest labels has {longest} tokens, padded to {longest + 1}, and max_target"
     ):
         check_data(data["train"], tokenizer, limits, "train", None, longer_targets=1)
-    with pytest.raises(ValueError, match="length_noise is 2, it must be between 0 and 1"):
+    with pytest.raises(ValueError, match="length_noise=2 must be between 0 and 1"):
         DataCollatorForJMNat(tokenizer, length_noise=2)
     endless = copy.copy(tokenizer)
     endless.eos_token = None
-    with pytest.raises(ValueError, match="length_noise is 0.5 and the tokenizer has no eos_token_id"):
+    with pytest.raises(ValueError, match="length_noise=0.5 needs a tokenizer with an eos_token_id"):
         DataCollatorForJMNat(endless, length_noise=0.5)
     with pytest.raises(ValueError, match="length_smoothing=-1.0 must be at least 0"):
         tiny_model(tokenizer, length_smoothing=-1.0)

@@ -145,9 +145,7 @@ def refused_then_elastic(folder, output_dir):
     if os.environ["RANK"] == "0":
         shutil.copytree(output_dir, own)
     trainer = plain_trainer(load_prepared(folder), own)
-    with pytest.raises(
-        ValueError, match=r"checkpoints of the steps \[2, 0, 0, 0\] .* one folder that all machines share"
-    ):
+    with pytest.raises(ValueError, match=r"of the steps \[2, 0, 0, 0\] .* one folder that all machines share"):
         trainer.train(resume_from_checkpoint=True)
     command(folder, output_dir, elastic=True)
 
@@ -267,7 +265,7 @@ def test_a_trainer_refuses_other_steps(tmp_path):
     elastic.check_step(now, tmp_path)  # of an earlier version
     step = {"world_size": 2, "gradient_accumulation_steps": 1, "batch_parts": 1}
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {}, "step": step}))
-    with pytest.raises(ValueError, match="is of 2 processes and now there are 4: start as many, or go on by elastic"):
+    with pytest.raises(ValueError, match="by 2 processes and now there are 4: start as many, or resume with elastic"):
         elastic.check_step(now, tmp_path)
     now.elastic = True
     with pytest.raises(ValueError, match=r"keep world_size \* gradient_accumulation_steps / batch_parts as it was"):

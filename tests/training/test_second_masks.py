@@ -95,11 +95,11 @@ def test_glancing_keeps_the_fully_masked_targets_for_itself(tiny):
 
 
 def test_refuses_what_does_not_fit(tiny):
-    with pytest.raises(ValueError, match="second_mask_ratio is 1.5, it must be between 0 and 1"):
+    with pytest.raises(ValueError, match="second_mask_ratio=1.5 must be between 0 and 1"):
         collator_of(tiny, second_mask_ratio=1.5)
-    with pytest.raises(ValueError, match="source_mask_ratio_full is -1, it must be between 0 and 1"):
+    with pytest.raises(ValueError, match="source_mask_ratio_full=-1 must be between 0 and 1"):
         collator_of(tiny, source_mask_ratio_full=-1)
-    with pytest.raises(ValueError, match="second_mask_ratio is 0.5 and correction_ratio 0.3: both replace tokens"):
+    with pytest.raises(ValueError, match="second_mask_ratio=0.5 and correction_ratio=0.3 both replace tokens"):
         collator_of(tiny, second_mask_ratio=0.5, correction_ratio=0.3)
     with pytest.raises(ValueError, match="second_mask_order needs JMNatTrainer"):
         tiny_model(tiny[1])(**collator_of(tiny, second_mask_ratio=0.5)(examples(tiny, 2)))
@@ -243,7 +243,7 @@ def test_glancing_ratio_goes_linearly_to_its_end(tiny, tmp_path, monkeypatch):
         make_trainer(tiny, tmp_path, None, collator, max_steps=5).train()
         assert ratios == pytest.approx(expected)
         ratios.clear()
-    with pytest.raises(ValueError, match="glancing_ratio_end is 0.3 and glancing_ratio is 0"):
+    with pytest.raises(ValueError, match="glancing_ratio_end=0.3 needs a glancing_ratio above 0"):
         collator_of(tiny, glancing_ratio_end=0.3)
 
 

@@ -240,4 +240,4 @@ def test_says_so_where_the_score_chose_nothing(tiny, tmp_path, caplog):
     trainer.compute_metrics = None
     trainer.train()
     assert trainer.choose_final_weights()["best_step"] == 20
-    assert any("BLEU was 0.0 at every evaluation, so that keep_best=1" in x.getMessage() for x in caplog.records)
+    assert any("BLEU was 0.0 at every evaluation, so keep_best=1" in x.getMessage() for x in caplog.records)

@@ -118,7 +118,7 @@ def test_streams_that_cannot_be_batched(rows):
         next(iter(StreamedTokenBatches([], 60)))
     with pytest.raises(ValueError, match="train_dataset has no example for process 2 of 2"):
         next(iter(StreamedTokenBatches(rows[:1], 60, process=1, num_processes=2)))
-    with pytest.raises(ValueError, match="max_tokens is 5: leave the example out or raise max_tokens"):
+    with pytest.raises(ValueError, match="max_tokens=5: leave the example out or raise max_tokens"):
         next(iter(StreamedTokenBatches(rows, 5)))
 
 

@@ -148,7 +148,7 @@ def test_the_command_tells_what_was_copied(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         init.main(["--teacher", str(folder), "--output", str(tmp_path / "start")])
     assert student_at(tmp_path / "start").config.split_sentences
-    assert "start exists: name a new folder" in capsys.readouterr().err
+    assert "start exists already: name a new folder" in capsys.readouterr().err
 
 
 def of_another_kind(folder):
@@ -164,7 +164,7 @@ def of_another_vocabulary(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (of_another_kind, "is a model of the kind t5, whose layers a JM-NAT does not have"),
+        (of_another_kind, "is a t5 model, whose layers a JM-NAT does not have"),
         (of_another_vocabulary, "the tokenizer has .* tokens and the model 40"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "is damaged or cut short"),
         (lambda folder: (folder / "source.spm").unlink(), "source.spm is missing"),
@@ -186,12 +186,12 @@ def test_other_commands_say_how_to_begin(folder, tmp_path, capsys):
     texts = [word for name in files for word in (f"--{name}", str(tmp_path / name))]
     with pytest.raises(SystemExit):
         prepare.main([*texts, "--output_dir", str(tmp_path / "data"), "--tokenizer", str(folder)])
-    assert f"make a start with `jmnat init --from {folder} --output DIR`" in capsys.readouterr().err
+    assert f"make an initial model with `jmnat init --from {folder} --output DIR`" in capsys.readouterr().err
     prepare.main([*texts, "--output_dir", str(tmp_path / "data"), "--vocab_size", "340"])
     words = ["--data", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
     with pytest.raises(SystemExit):
         train.main([*words, "--init_from_teacher", str(folder)])
-    assert f"has a MarianTokenizer, which is not that of the data: make a start with `jmnat init --from {folder}" in (
+    assert f"which is not the data's tokenizer: make an initial model with `jmnat init --from {folder}" in (
         capsys.readouterr().err
     )
 

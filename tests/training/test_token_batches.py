@@ -142,13 +142,13 @@ def test_in_a_data_loader():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([3, 9, 3], [3, 4, 3], 8), "example 1 has 9 source and 4 target tokens, max_tokens is 8"),
+        (([3, 9, 3], [3, 4, 3], 8), "example 1 has 9 source and 4 target tokens, more than max_tokens=8"),
         (([3, 3], [3, 30], 8), "example 1 has 3 source and 30 target tokens"),
         (([3, 0], [3, 3], 8), "example 1 has no source or no target token"),
         (([], [], 8), "not empty"),
         (([3], [3, 3], 8), r"shapes \(1,\) and \(2,\)"),
-        (([3], [3], 0), "max_tokens is 0"),
-        (([3], [3], 8, 0, True, 0), "max_sentences is 0, it must be at least 1"),
+        (([3], [3], 0), "max_tokens=0"),
+        (([3], [3], 8, 0, True, 0), "max_sentences=0 must be at least 1"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -743,8 +743,8 @@ def test_bad_use_of_the_trainer_is_named(tiny, tmp_path):
         ("processing_class is None: give the tokenizer", own, {"processing_class": None}),
         ("evaluations that translate need the", scored, {"processing_class": None, "data_collator": collator}),
         ("is a DataCollatorForSeq2Seq, it", own, {"data_collator": DataCollatorForSeq2Seq(tokenizer)}),
-        ("keep_best=1 needs one eval_dataset", scored, {"eval_dataset": {"a": tiny[0]["validation"]}}),
-        ("ema_decay=0.9 needs a model that stays the same", averaged, {"model_init": lambda: model}),
+        ("keep_best=1 needs a single eval_dataset", scored, {"eval_dataset": {"a": tiny[0]["validation"]}}),
+        ("ema_decay=0.9 needs a model that exists already", averaged, {"model_init": lambda: model}),
     ):
         with pytest.raises(ValueError, match=message):
             JMNatTrainer(
