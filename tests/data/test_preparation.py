@@ -311,7 +311,7 @@ def bad_inputs():
         (missing_file, r"No such file or directory: .*test\.de\.gone"),
         (bad_bytes, r"train\.de: line 7 is not valid UTF-8"),
         (empty_test_line, r"test\.en: line 11 is empty: every test sentence needs text on both sides"),
-        (long_line, r"valid\.de: line 21 has \d+ tokens: the longest validation sentence allowed is 512"),
+        (long_line, r"valid\.de: line 21 has \d+ tokens: at most max_model_tokens=512 are allowed"),
         (one_side, r"validation_source=.*valid\.de and validation_target=None: both files are needed"),
         (nothing_left, r"no training pair is left after cleaning .*'empty_side': 2"),
         (not_writable, r"output_dir=.*data cannot be written"),
@@ -497,7 +497,7 @@ def test_two_at_the_same_time(files, script, capsys, monkeypatch):
     monkeypatch.setattr(preparation, "train_joint_tokenizer", in_the_midst)
     prepare(PreparationArguments(**files))
     sentence = (
-        f"output_dir={files['output_dir']} is in use by another process: wait for its end or choose another folder"
+        f"output_dir={files['output_dir']} is in use by another process: wait until it ends or choose another folder"
     )
     assert refusals == [f"error: {sentence}\n"]
     assert len(load_prepared(files["output_dir"])[0]["train"]) == 600

@@ -188,7 +188,7 @@ def test_prepared_data_has_two_splits(tmp_path, capsys):
     assert report["settings"]["sentences"] == len(dataset["validation"])
     assert read_lines(tmp_path / "report.translations" / "reference.txt.gz") == dataset["validation"]["target"][:]
     capsys.readouterr()
-    sentence = f"error: {data} has no test split: prepare_data.py takes --test_source and _target"
+    sentence = f"error: {data} has no test split: prepare it again with --test_source and --test_target"
     assert refused(capsys, *common, "--split", "test") == sentence
 
 

@@ -323,5 +323,5 @@ def test_data_without_a_test_split_is_refused(preset, tmp_path, capsys):
     data = prepare_tiny_data(tmp_path)
     with pytest.raises(SystemExit):
         reproduce(capsys, "--preset", preset, "--data", data, "--output", tmp_path / "run")
-    assert "has no test split: prepare_data.py takes --test_source and _target" in capsys.readouterr().err
+    assert "has no test split: prepare it again with --test_source and --test_target" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
