@@ -117,7 +117,7 @@ def test_five_kills_do_not_change_the_text(folder, tmp_path):
 def test_a_second_process_is_refused_until_the_first_one_ends(folder, tmp_path):
     with folder_lock(tmp_path / "out", "output_dir"):
         message = (
-            f"output_dir={tmp_path / 'out'} is in use by another process: wait for its end or choose another folder"
+            f"output_dir={tmp_path / 'out'} is in use by another process: wait until it ends or choose another folder"
         )
         with pytest.raises(ValueError, match=message):
             distill(arguments(folder, tmp_path / "out"))
@@ -256,7 +256,7 @@ def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path):
         distill(arguments(folder, tmp_path, num_beams=3))
     (tmp_path / "other").mkdir()
     write_text(tmp_path / "other", "mine.txt", ["text"])
-    with pytest.raises(ValueError, match="no earlier distillation"):
+    with pytest.raises(ValueError, match="does not hold an earlier distillation"):
         distill(arguments(folder, tmp_path / "other"))
 
 
@@ -399,7 +399,7 @@ def test_changed_tokenizer_is_another_teacher(folder, stranger, tmp_path):
 
 
 def test_teacher_that_reads_token_ids_takes_neither_prefix_nor_languages(folder, tmp_path):
-    with pytest.raises(ValueError, match="teacher_prefix='x ' is for teachers with a tokenizer of their own"):
+    with pytest.raises(ValueError, match="teacher_prefix='x ' is for teachers with another tokenizer"):
         distill(arguments(folder, tmp_path / "out", teacher_prefix="x "))
     with pytest.raises(ValueError, match="teacher_languages='de en' are not languages of the teacher's JMNatTok"):
         distill(arguments(folder, tmp_path / "out", teacher_languages=["de", "en"]))
