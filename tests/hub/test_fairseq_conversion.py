@@ -343,7 +343,7 @@ def test_folder_with_content_is_kept(jmnat):
 
 
 def test_a_second_process_is_refused(jmnat):
-    message = f"output_dir={jmnat.output} is in use by another process: wait for its end or choose another folder"
+    message = f"output_dir={jmnat.output} is in use by another process: wait until it ends or choose another folder"
     with folder_lock(jmnat.output, "output_dir", beside=True), pytest.raises(ValueError, match=message):
         jmnat.convert()
     assert not jmnat.output.exists()

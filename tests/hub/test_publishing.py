@@ -215,7 +215,7 @@ def test_rebuilding_replaces_weights_and_code_and_leaves_other_files(trained, tm
 def test_a_second_build_of_the_folder_is_refused(published, tmp_path, capsys):
     with folder_lock(tmp_path / "model", "output"), pytest.raises(SystemExit):
         build(SHIPPED, tmp_path / "model")
-    message = f"output={tmp_path / 'model'} is in use by another process: wait for its end or choose another folder"
+    message = f"output={tmp_path / 'model'} is in use by another process: wait until it ends or choose another folder"
     assert capsys.readouterr().err == f"error: {message}\n"
     assert list(tmp_path.iterdir()) == []
     assert {path.stat().st_mode & 0o777 for path in published.iterdir()} == {published.stat().st_mode & 0o666}

@@ -595,7 +595,9 @@ def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
 
 def test_a_second_export_into_the_folder_is_refused(tmp_path):
     with folder_lock(tmp_path / "onnx", "output"):
-        with pytest.raises(ValueError, match=f"output={tmp_path / 'onnx'} is in use by another process: wait for its"):
+        with pytest.raises(
+            ValueError, match=f"output={tmp_path / 'onnx'} is in use by another process: wait until it ends"
+        ):
             export_onnx(random_model(44), tmp_path / "onnx")
         assert names(tmp_path / "onnx") == {".lock"}
 

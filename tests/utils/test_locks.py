@@ -45,7 +45,7 @@ def test_another_process_is_refused_until_the_first_one_ends(tmp_path, beside):
         holder = Holder(folder, beside=beside)
         for name in ("folder", "link"):
             message = (
-                f"^output={tmp_path / name} is in use by another process: wait for its end or choose another folder$"
+                f"^output={tmp_path / name} is in use by another process: wait until it ends or choose another folder$"
             )
             with pytest.raises(ValueError, match=message), folder_lock(tmp_path / name, "output", beside):
                 pass
