@@ -187,7 +187,7 @@ def test_bad_options_are_one_sentence(models, tmp_path, capsys):
 def test_no_folder_for_sockets_is_one_sentence(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/" + 100 * "x")
     monkeypatch.setattr(os, "access", lambda path, mode: path != "/tmp")
-    message = "TMPDIR=/x+ is too long for Ray's sockets, and /tmp cannot be written to: set another"
+    message = "TMPDIR=/x+ is too long for Ray's sockets, and /tmp is not writable: set a shorter one"
     with pytest.raises(ValueError, match=message), corpus_translation.connected(corpus_translation.Pool()):
         pass
 

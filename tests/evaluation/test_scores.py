@@ -294,7 +294,7 @@ def test_command_counts_long_lines_and_splits_sentences_when_asked(folder, tmp_p
     common += ["--num_iterations", "1", "--output", str(tmp_path / "report")]
     evaluate([*common, "--translations", str(tmp_path)])
     report, whole = (tmp_path / name for name in ("report", "num_iterations-1.txt"))
-    assert "warning: 1 line holds a sentence longer than the 64 tokens" in capsys.readouterr().err
+    assert "warning: 1 line has a sentence longer than the 64 tokens" in capsys.readouterr().err
     (row,) = json.loads(report.read_text())["results"]
     assert (row["long_lines"], row["length_recall_at"]) == (1, 4)
     texts = whole.read_text()

@@ -174,7 +174,7 @@ def test_choice_of_backend(tokenizer):
     model.generation_config.forced_bos_token_id = 5
     assert choose_backend("auto", model, "cpu") == "transformers"
     if importlib.util.find_spec("ctranslate2"):
-        with pytest.raises(ValueError, match="cannot take a multilingual m2m_100 model"):
+        with pytest.raises(ValueError, match="cannot run a multilingual m2m_100 model"):
             choose_backend("ctranslate2", model, "cpu")
 
 
@@ -182,7 +182,7 @@ def test_ctranslate2_computes_in_the_models_number_type(tokenizer, monkeypatch):
     ctranslate2 = pytest.importorskip("ctranslate2")
     model = random_teacher(tokenizer).bfloat16()
     assert choose_backend("auto", model, "cpu") == "transformers"
-    with pytest.raises(ValueError, match="cannot compute in dtype='bfloat16' on this cpu: choose float32, or take"):
+    with pytest.raises(ValueError, match="cannot compute in dtype='bfloat16' on this cpu: choose float32, or use"):
         choose_backend("ctranslate2", model, "cpu")
     asked = {}
     monkeypatch.setattr(ctranslate2, "Translator", lambda path, **options: asked.update(options))

@@ -46,7 +46,7 @@ def test_a_file_is_read_and_its_faults_are_named(tmp_path):
         "Hund hound\n": "line 1 must be a source term, a tab and a target term",
         "Hund\thound\nKatze\t\n": "line 2 must be a source term, a tab and a target term",
         "Hund\thound\textra\n": "line 1 must be",
-        "Hund\thound\nhund\tdog\n": "line 2 gives 'hund' another target term than a line before",
+        "Hund\thound\nhund\tdog\n": "line 2 gives 'hund' another target term than an earlier line",
         "\n": "the glossary is empty",
     }.items():
         file.write_text(text, encoding="utf-8")
@@ -97,10 +97,10 @@ def test_what_has_no_glossary_is_refused(student, tokenizer, monkeypatch):
         with pytest.raises(ValueError, match="a glossary needs a JM-NAT model and the backend torch or cuda_graphs"):
             Glossary({"a": "b"}).check(model, tokenizer)
     monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: "\ufffd")
-    with pytest.raises(ValueError, match="the model cannot write the target term '漢', it would become '\ufffd'"):
+    with pytest.raises(ValueError, match="the model cannot write the target term '漢', which would become '\ufffd'"):
         Glossary({"a": "漢"}).check(student, tokenizer)
     for terms in ({}, {"a": " "}, {"": "b"}):
-        with pytest.raises(ValueError, match="a glossary needs at least one term, and no empty ones"):
+        with pytest.raises(ValueError, match="a glossary needs at least one term, and none may be empty"):
             Glossary(terms)
 
 

@@ -410,7 +410,7 @@ def test_source_ids_are_whole_numbers_of_the_vocabulary(tmp_path):
         expected = exported.generate(input_ids, attention_mask=attention_mask, **options)
         assert torch.equal(exported.generate(input_ids.int(), attention_mask=attention_mask, **options), expected)
         for wrong in (-1, vocab_size, vocab_size + 20):
-            message = rf"input_ids holds {wrong}, ids must lie in \[0, {vocab_size}\)"
+            message = rf"input_ids holds {wrong}, but ids must lie in \[0, {vocab_size}\)"
             with pytest.raises(ValueError, match=message):
                 exported.generate(torch.tensor([[5, wrong, 2]]), **options)
 
@@ -541,7 +541,7 @@ def test_what_cannot_be_done_is_refused(tmp_path):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path, int8=True)
     with pytest.raises(ValueError, match="41 tokens, more than max_position_embeddings=40"):
         exported.generate(torch.full((1, 41), 6))
-    with pytest.raises(ValueError, match="input_ids are needed"):
+    with pytest.raises(ValueError, match="input_ids is missing"):
         exported.generate(inputs_embeds=torch.zeros(1, 3, 16))
     with pytest.raises(ValueError, match="device='cuda' is not supported"):
         exported.to("cuda")
@@ -648,7 +648,7 @@ def test_damaged_files_are_named(name, tmp_path, capfd):
 def test_what_was_given_wrongly_is_named(tmp_path):
     for wrong in ({"device": "cuda"}, {"dtype": "bfloat16"}):
         ((name, value),) = wrong.items()
-        with pytest.raises(ValueError, match=f"{name}='{value}' cannot be chosen") as error:
+        with pytest.raises(ValueError, match=f"{name}='{value}' is not possible with exported graphs") as error:
             load_translator(tmp_path, backend="onnx", **wrong)
         assert ({"device", "dtype"} - {name}).pop() not in str(error.value)
 

@@ -377,7 +377,7 @@ def test_multilingual_teacher_is_told_its_languages(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"teacher_languages{reason}"):
             distill(arguments(folder, tmp_path / "wrong", **options | {"teacher_languages": wrong}))
-    with pytest.raises(ValueError, match="teacher is multilingual: tell it its languages"):
+    with pytest.raises(ValueError, match="teacher is multilingual: give its source and target language"):
         distill(arguments(folder, tmp_path / "wrong", teacher=options["teacher"]))
     assert not (tmp_path / "wrong").exists()
 
