@@ -115,5 +115,5 @@ def test_the_model_of_the_checkout_is_not_there_and_that_is_said(home, jmnat):
     done = subprocess.run(command, input="x\n", capture_output=True, text=True, cwd=home, env=jmnat.environment)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: the model that comes with this project cannot be had: jmnat/jmnat-de-en is no")
+    assert line.startswith("error: the model that comes with this project cannot be found: jmnat/jmnat-de-en is no")
     assert line.endswith("give --model, a folder or a name on the Hub")

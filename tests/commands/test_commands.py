@@ -194,8 +194,14 @@ def test_installed_the_text_is_fetched_from_the_hub(installed):
 
 def test_a_hub_without_them_is_one_sentence(installed, tmp_path, capsys):
     for words, what in (
-        (["translate"], "the model that comes with this project cannot be had: .*; give --model, a folder or a name"),
-        (["finetune-example", "--model", "x"], "the text that comes with this project cannot be had: .*; give --data"),
+        (
+            ["translate"],
+            "the model that comes with this project cannot be found: .*; give --model, a folder or a name",
+        ),
+        (
+            ["finetune-example", "--model", "x"],
+            "the text that comes with this project cannot be found: .*; give --data",
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(words)

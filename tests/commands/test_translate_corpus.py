@@ -165,16 +165,16 @@ def test_bad_options_are_one_sentence(models, tmp_path, capsys):
     good = {"model": models / "student", "input": tmp_path / "text", "output_dir": tmp_path / "out", "device": "cpu"}
     cases = [
         ({"output_dir": ""}, "output_dir is missing"),
-        ({"source_text": "x"}, "source_text and target_text: give both, or neither"),
+        ({"source_text": "x"}, "source_text and target_text belong together: give both, or neither"),
         ({"block_lines": 0}, "block_lines=0 must be at least 1"),
         ({"long_lines": "error"}, "long_lines=error does not apply to a corpus: choose split, truncate or skip"),
         ({"input": tmp_path / "none"}, "No such file"),
         ({"model": tmp_path / "none"}, "none does not exist"),
-        ({"backend": "ctranslate2"}, "are for autoregressive models"),
+        ({"backend": "ctranslate2"}, "do not apply to JM-NAT"),
         ({"backend": "magic"}, "backend='magic' is not one of"),
         ({"num_beams": -1}, "num_beams=-1 must be at least 1"),
         ({"model": models / "teacher", "generation_options": '{"min_length": 3}'}, "min_length does not apply"),
-        ({"output_dir": tmp_path / "used"}, "holds something else: choose a new or an empty folder"),
+        ({"output_dir": tmp_path / "used"}, "holds other files: choose a new or empty folder"),
     ]
     for change, sentence in cases:
         with pytest.raises(SystemExit) as stopped:

@@ -248,10 +248,10 @@ def test_what_cannot_be_evaluated_gets_a_sentence_before_the_work(folder, tmp_pa
     twice = tmp_path / "test.src"
     write_lines(twice, read_lines(folder / "test.src"))
     for options, sentence in (
-        ([], "error: given are no texts: either --source and --reference are needed, or --data"),
-        (["--source", short], "error: given are source: either --source and --reference"),
-        ([*text, "--data", tmp_path], "error: given are source, reference, data: either"),
-        ([*text, "--split", "test"], "error: split=test is a part of --data"),
+        ([], "error: got no text: give either --source and --reference, or --data"),
+        (["--source", short], "error: got source: give either --source and --reference"),
+        ([*text, "--data", tmp_path], "error: got source, reference, data: give either"),
+        ([*text, "--split", "test"], "error: split=test applies only to --data"),
         (["--data", tmp_path], f"error: {tmp_path} holds no finished preparation"),
         ([*text, "--metrics", "bleu"], "error: metrics=['bleu'] must be at least one of sacrebleu, chrf, chrfpp, ter"),
         ([*text, "--resamples", "7"], "error: resamples=7 must be at least 40, or 0 for no intervals"),

@@ -299,7 +299,10 @@ def test_trainings_use_what_the_machine_has(gpu, bf16, options):
         (["--time_budget", "0"], "time_budget=0.0 must be above 0 minutes"),
         (["--preset", "nothing"], "preset 'nothing' is not one of"),
         (["--teacher", "no/where/at/all"], "no/where/at/all"),
-        (["--teacher", "mine", "--teacher_preset", "multi30k_small"], "teacher=mine is there already: give one of"),
+        (
+            ["--teacher", "mine", "--teacher_preset", "multi30k_small"],
+            "teacher=mine is trained already: give only one of",
+        ),
     ],
 )
 def test_bad_input_has_a_sentence(data, preset, tmp_path, capsys, arguments, sentence):

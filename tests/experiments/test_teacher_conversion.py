@@ -113,7 +113,7 @@ def test_source_text_alone_makes_a_scored_student(tmp_path, teacher, text, capsy
     output = capsys.readouterr().out
     last = json.loads(output.splitlines()[-1])
     assert last["finished"]
-    assert "references are the teacher's own translations" in output
+    assert "scored against the teacher's own translations" in output
     rows = {(row["model"], row["decoding"]): row for row in last["results"]}
     students = [("student", f"k = {passes}") for passes in (1, 4, 10)]
     assert list(rows) == [("teacher", "greedy"), ("teacher", "beam 5"), *students]

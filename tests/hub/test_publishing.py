@@ -341,7 +341,7 @@ def test_commands_take_a_model_from_the_hub(published, hub, tmp_path, capsys):
     capsys.readouterr()
     text = ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "source")]
     for script, arguments, sentence in (
-        ("export_onnx", [], "model someone/tiny is not a folder: --output must say where the graphs go"),
+        ("export_onnx", [], "model someone/tiny is not a folder: give --output DIR for the graphs"),
         ("tune_decoding", text, "model someone/tiny is not a folder: the choice can only be saved in one"),
         ("translate", ["--backend", "onnx"], "someone/tiny holds no translator.onnx"),
     ):

@@ -112,7 +112,7 @@ def test_command(tmp_path, capsys):
     main([*arguments, str(tmp_path / "terms.tsv")])
     assert capsys.readouterr().out == "She showed me her new motor vehicle.\n\n"
     for wrong, sentence in (
-        ([str(tmp_path / "terms.tsv"), "--n_best", "2"], "--glossary gives one translation of each line"),
+        ([str(tmp_path / "terms.tsv"), "--n_best", "2"], "--glossary gives only one translation per line"),
         ([str(tmp_path / "text.de")], "line 1 must be a source term, a tab and a target term"),
     ):
         with pytest.raises(SystemExit) as stopped:

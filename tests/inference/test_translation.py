@@ -325,7 +325,9 @@ def test_command_shows_drafts_apart_from_the_translations(folder, tmp_path, line
     drafts = captured.err.split("\033[33m")[1:]
     assert len(drafts) == 3 * sum(bool(line.strip()) for line in lines)
     assert drafts[2].split("\033[0m")[0] == next(text for text in one_by_one if text)
-    assert stop(translate, [*common, "--watch", "--n_best", "2"], capsys).startswith("error: --watch shows the best")
+    assert stop(translate, [*common, "--watch", "--n_best", "2"], capsys).startswith(
+        "error: --watch shows only the best"
+    )
 
 
 def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path, translate, capsys):
