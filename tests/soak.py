@@ -362,7 +362,7 @@ def chosen(only: str) -> list[tuple[str, str]]:
     ]
     found = [(name, kind) for name, kind in pairs if re.search(only, f"{name}, {kind}")]
     if not found:
-        raise SystemExit(f"only={only!r} is found in none of {', '.join(map(', '.join, pairs))}")
+        raise SystemExit(f"only={only!r} matches none of {', '.join(map(', '.join, pairs))}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks are given: counts and folders of models are checked before any work, folders are copied."""
+"""Inputs of the benchmarks: checks of numbers and model folders before any work, and copies of the folders."""
 
 import shutil
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ def check_models(arguments, names: Sequence[str] = ("student", "teacher")) -> No
             raise ValueError(f"{name} {folder} is not a folder: give the folder of a saved model")
         config = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE)
         if name == "student" and not is_jmnat_itself(config):
-            raise ValueError(f"--student {folder} is a {config.model_type} model: it must be a JM-NAT")
+            raise ValueError(f"--student {folder} is a {config.model_type} model but must be a JM-NAT")
         if name != "student" and is_jmnat_config(config):
-            raise ValueError(f"--{name} {folder} is a {config.model_type} model: it must be autoregressive")
+            raise ValueError(f"--{name} {folder} is a {config.model_type} model but must be autoregressive")
     fingerprints = {name: tokenizer_fingerprint(load_teacher_tokenizer(folder)) for name, folder in folders.items()}
     for name, fingerprint in fingerprints.items():
         if fingerprint != fingerprints["student"]:

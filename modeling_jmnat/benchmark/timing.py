@@ -70,10 +70,10 @@ def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[
     rounds = [[slow / fast for slow, fast in zip(*turns, strict=True)] for turns in zip(reference, times, strict=True)]
     medians = [statistics.median(blocks) for blocks in rounds]
     if len(rounds) < MIN_ROUNDS:
-        raise TooNoisy(f"ratios need {MIN_ROUNDS} rounds, which {len(rounds)} cannot show to agree", medians)
+        raise TooNoisy(f"ratios need {MIN_ROUNDS} rounds that agree, and there are {len(rounds)}", medians)
     found = spread(medians)
     if found > MAX_SPREAD:
-        raise TooNoisy(f"the rounds differ by {found:.0%}, ratios are given up to {MAX_SPREAD:.0%}", medians)
+        raise TooNoisy(f"the rounds differ by {found:.0%}, but ratios are given only up to {MAX_SPREAD:.0%}", medians)
     return statistics.median(itertools.chain(*rounds))
 
 
@@ -195,9 +195,9 @@ def loading_figures(system: System, sources: Sequence[Sequence[int]], num_thread
     try:
         return receiver.recv()
     except EOFError:
-        raise ValueError(f"{system.title} cannot be loaded in a process of its own, see the error above") from None
+        raise ValueError(f"{system.title} cannot be loaded in a separate process: see the error above") from None
     except KeyboardInterrupt:
-        process.terminate()  # SIGTERM reaches this process alone
+        process.terminate()  # SIGTERM reaches only this process
         raise
     finally:
         process.join()

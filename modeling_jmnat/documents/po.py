@@ -61,7 +61,7 @@ def read_po(text: str) -> Document:
     try:
         catalogue = polib.pofile(text.removeprefix("\ufeff"))
     except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a message catalogue of gettext: {error}") from None
+        raise ValueError(f"not a gettext message catalogue: {error}") from None
     lines = text.splitlines(keepends=True)
     parts: list[str | Piece] = []
     done = 0
@@ -73,7 +73,7 @@ def read_po(text: str) -> Document:
             number = next((at for at in range(number, len(lines)) if lines[at].startswith("msgstr")), len(lines))
             found = EMPTY.fullmatch(lines[number]) if number < len(lines) else None
             if found is None:
-                raise ValueError(f"not a message catalogue of gettext: {entry.msgid[:40]!r} has no msgstr")
+                raise ValueError(f"not a gettext message catalogue: {entry.msgid[:40]!r} has no msgstr")
             end = number + 1
             while end < len(lines) and CONTINUED.fullmatch(lines[end]):
                 end += 1

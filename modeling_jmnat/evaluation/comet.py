@@ -1,4 +1,4 @@
-"""COMET, a learned score, where the package unbabel-comet and the folder of a model are there."""
+"""COMET, a learned score; needs the package unbabel-comet and the folder of a model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,8 +26,8 @@ def comet_scores(
         from comet import load_from_checkpoint
     except ImportError:
         raise ImportError(
-            "comet_model needs the package unbabel-comet; where it cannot be installed beside this Transformers, give "
-            "its command comet-score the translations that --output stores"
+            "comet_model needs the package unbabel-comet; if it conflicts with this version of Transformers, run its "
+            "command comet-score elsewhere on the translations that --output stores"
         ) from None
     model = load_from_checkpoint(str(checkpoint))
 

@@ -1,4 +1,4 @@
-"""Pictures of what `evaluate.py` wrote: BLEU of short and long sentences, and BLEU of disturbed ones."""
+"""Pictures from results of `evaluate.py`: BLEU of short and of long sentences, and BLEU under noise."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from .plots import Panel, plot_lines, read_json
 
-MIN_SENTENCES = 20  # BLEU of fewer says nothing and is not drawn
+MIN_SENTENCES = 20  # BLEU of fewer is meaningless and is not drawn
 SCORE = "sacreBLEU (0 to 100)"
-# What the levels of each noise are, and by what they are multiplied in the picture.
+# For each kind of noise, the axis label and the factor of its levels.
 NOISE_AXES = {
     "drop": ("source words dropped (%)", 100),
     "replace": ("source words replaced (%)", 100),
@@ -19,10 +19,10 @@ NOISE_AXES = {
 
 
 def read_evaluations(paths: Sequence[str | Path], column: str) -> dict[Path, dict]:
-    """Reports of `evaluate.py` in whose rows `column` stands, by their files.
+    """Reports of `evaluate.py` with the column `column`, by their files.
 
     Raises:
-        ValueError: a file is something else, or was written without it; the sentence says how to get it.
+        ValueError: a file is something else or lacks the column; the message says how to get it.
     """
     reports = {}
     for path in map(Path, paths):

@@ -1,6 +1,7 @@
-"""Pictures: how a run learned, what a translation costs against how good it is, and one figure against another.
+"""Pictures: learning curves, quality against latency, and any figure against another.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; marks differ as well, for print without colour.
+Colours are Okabe and Ito's, which colour-blind readers can distinguish; markers differ as well, for print without
+colour.
 """
 
 import contextlib
@@ -59,7 +60,7 @@ def read_latency_rows(paths: Sequence[str | Path]) -> list[dict]:
     """Rows `{"system", "bleu", "latency_ms"}` of all files; each file holds a list of them.
 
     Raises:
-        ValueError: a file that holds anything else; the row is named.
+        ValueError: a file has anything else; the message names the row.
     """
     rows = []
     for path in paths:

@@ -19,7 +19,7 @@ from ..utils.translation_scores import Scorer, scored
 LATENCY_ROUNDS = 3
 WARM_UP_SENTENCES = 8
 CPUINFO = Path("/proc/cpuinfo")
-# What the speed of a CPU depends on: wider registers, products of whole numbers, and those of bfloat16.
+# Instructions on which the speed of a CPU depends: wide registers, integer products and bfloat16 products.
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
 SOURCE_WORDS = (5, 10, 15, 20, 30)  # last lengths of the groups that are scored by themselves; one more has the rest
 
@@ -31,10 +31,10 @@ def score_by_source_words(
     lowercase: bool = False,
     tokenizer: str = DEFAULT_TOKENIZER,
 ) -> dict[str, dict]:
-    """sacreBLEU of short and long sentences apart: `{"1-5": {"sentences": 120, "sacrebleu": 31.2}, ...}`.
+    """sacreBLEU by sentence length: `{"1-5": {"sentences": 120, "sacrebleu": 31.2}, ...}`.
 
-    Lengths are source words between spaces, the same for every system, whatever its vocabulary. Groups without a
-    sentence are left out.
+    Lengths are source words between spaces, the same for every system whatever its vocabulary. Empty groups are left
+    out.
     """
     groups, lengths = {}, [len(source.split()) for source in sources]
     for low, high in zip((0, *SOURCE_WORDS), (*SOURCE_WORDS, float("inf")), strict=True):
@@ -154,7 +154,7 @@ def measure_latency(translate: Callable[..., list[Translation]], sources: Sequen
 
 
 def describe_environment(model) -> dict:
-    """Versions and device that figures were measured with."""
+    """Versions and device with which figures were measured."""
     import sacrebleu
 
     device = model.device
@@ -180,7 +180,7 @@ def processor_name() -> str:
 
 
 def processor_instructions() -> list[str]:
-    """Those of `INSTRUCTIONS` that the processor has; none where it cannot be told."""
+    """Those of `INSTRUCTIONS` that the processor has; none if that is unknown."""
     flags = _cpuinfo("flags").split()
     return [name for name in INSTRUCTIONS if name in flags]
 
@@ -192,7 +192,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def _rounded(value):
-    """Floats in nested dicts and lists to four decimals: more are noise in every figure here."""
+    """Round floats in nested dicts and lists to four decimal places; further digits of these figures are noise."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
 """Stored translations: those beside the JSON file of an evaluation, and those of baselines.
 
-Whoever doubts a score can compute it again from these files with the command `sacrebleu`.
+Scores can be recomputed from these files with the command `sacrebleu`.
 """
 
 import json
@@ -52,9 +52,12 @@ def read_baselines(paths: Sequence[str], num_sentences: int) -> dict[str, list[s
         for name, file in _files_of(path).items():
             lines = read_lines(file)
             if len(lines) != num_sentences:
-                raise ValueError(f"baseline={file} has {len(lines)} lines, and there are {num_sentences} references")
+                raise ValueError(
+                    f"baseline={file} has {len(lines)} lines, but there are {num_sentences} references: give "
+                    "translations of the same text"
+                )
             if name in found:
-                raise ValueError(f"baseline={path}: there is another one called {name!r}, rename one of the files")
+                raise ValueError(f"baseline={path}: two baselines are called {name!r}, rename one of the files")
             found[name] = lines
     return found
 
@@ -67,6 +70,6 @@ def _files_of(path: Path) -> dict[str, Path]:
         return {f"{path.name} {row_name(row, ' ', ', ')}": path.parent / row["translations"] for row in rows}
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"baseline={path} names no translations: give the translations themselves, or the JSON file of an "
-            "evaluation that wrote them beside it (evaluate.py --output)"
+            f"baseline={path} has no translations: give a file of translations, or the JSON file of an evaluation "
+            "that stored them beside it (`jmnat evaluate --output`)"
         ) from None

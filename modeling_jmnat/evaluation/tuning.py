@@ -1,8 +1,8 @@
-"""Options of decoding that are chosen by BLEU on validation text.
+"""Choice of decoding options by BLEU on validation text.
 
-The mean log-probability prefers short candidates. An exponent of the length above 1 makes up for that: for JM-NAT
-`length_normalization`, for the beam search of autoregressive models `length_penalty`. What the candidates have in
-common tells bad ones from good ones, too: `consensus_weight`. T tokens, C length candidates.
+The mean log-probability prefers short candidates. An exponent of the length above 1 compensates for that:
+`length_normalization` for JM-NAT, `length_penalty` for the beam search of autoregressive models. Agreement with the
+other candidates also tells good from bad ones: `consensus_weight`. T tokens, C length candidates.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from ..inference.translation import Translation, translate_lines
 from ..passes_jmnat import consensus
 from .options import CONSENSUS_WEIGHTS, EXPONENTS
 
-# They give candidates up by scores that the exponent changes.
+# Options that drop candidates by scores that the exponent changes.
 PRUNING = ("prune_candidates", "prune_to")
 
 
@@ -91,7 +91,7 @@ def candidate_settings(
     """
     for name in PRUNING:
         if name in grid or name in (generation or {}):
-            raise ValueError(f"{name} cannot be tuned, nor be on: every candidate is compared")
+            raise ValueError(f"{name} cannot be tuned or set, because every candidate is compared: leave it out")
     most = max(num_candidates)
     every = {"num_length_candidates": most, "num_return_sequences": most}
     sums = {"length_normalization": 0.0, "length_offset": 0.0, "consensus_weight": 0.0}

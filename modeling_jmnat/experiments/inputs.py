@@ -76,8 +76,8 @@ def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
         if changed:
             given = getattr(settings, name) or (settings.preset if name == "teacher_preset" else None)
             raise ValueError(
-                f"{name}={given} is not what the run in output={settings.output} was begun with ({', '.join(changed)} "
-                "differ): give that again or choose another --output"
+                f"{name}={given} is not that of the run in output={settings.output} ({', '.join(changed)} differ): "
+                "give the same again or choose another --output"
             )
 
 

@@ -87,7 +87,7 @@ def chosen_stages(stages: Sequence[Stage], pattern: str) -> list[Stage]:
     except re.error as error:
         raise ValueError(f"only={pattern!r} is not a regular expression: {error}") from None
     if not wanted:
-        raise ValueError(f"only={pattern!r} is found in no stage, such as {', '.join(s.name for s in stages[:5])}")
+        raise ValueError(f"only={pattern!r} matches no stage; the first are {', '.join(s.name for s in stages[:5])}")
     by_name, chosen = {stage.name: stage for stage in stages}, set()
     while wanted:
         name = wanted.pop()
@@ -341,20 +341,20 @@ def end_with_parent(parent: int) -> None:
 
 @contextmanager
 def exclusive(output_dir: Path) -> Iterator[int]:
-    """Hold a run folder for this process; gives the file descriptor that its stages are to inherit.
+    """Lock a run folder for this process; yields the file descriptor that its stages inherit.
 
-    Locks end with those who hold them: the first with this process, the second with its last stage, so that the next
-    call waits until the stages of a killed one have written their checkpoints.
+    One lock ends with this process, the other with its last stage, so that the next call waits until the stages of a
+    killed one have written their checkpoints.
 
     Raises:
-        ValueError: another call has the folder, or stages of one have it even after `GRACE_SECONDS`.
+        ValueError: another call has the lock, or its stages still have it after `GRACE_SECONDS`.
     """
     with folder_lock(output_dir, "output"), open(output_dir / STAGES_LOCK, "a") as stages:
         if not try_lock(stages.fileno()):
-            print("waiting for stages of an earlier call to end", file=sys.stderr, flush=True)
+            print("waiting for the stages of an earlier call to end", file=sys.stderr, flush=True)
             if not try_lock(stages.fileno(), GRACE_SECONDS):
                 raise ValueError(
-                    f"output={output_dir} is in use by stages of an earlier call: wait for their end or choose another"
+                    f"output={output_dir} is in use by stages of an earlier call: wait until they end, or name another"
                 )
         yield stages.fileno()
 

@@ -57,7 +57,7 @@ def add_results(
     found = [row for source in sources for row in collect(source, run)]
     new = {key_of(row): row for row in found if re.search(only, name_of(row))}
     if not new:
-        raise ValueError(f"only={only!r} is found in none of {', '.join(sorted({name_of(row) for row in found}))}")
+        raise ValueError(f"only={only!r} matches none of {', '.join(sorted({name_of(row) for row in found}))}")
     path = folder / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     old = {key_of(row): row for row in read_rows(path)} if path.is_file() else {}
@@ -105,5 +105,5 @@ def translations_of(folder: Path, row: dict) -> list[str]:
         ValueError: none are stored.
     """
     if row.get("translations") is None:
-        raise ValueError(f"no translations are stored of {name_of(row)} in {row.get('run')}")
+        raise ValueError(f"there are no stored translations of {name_of(row)} in {row.get('run')}")
     return [line.split("\t")[row["column"] - 1] for line in read_lines(folder / row["translations"])]

@@ -92,8 +92,8 @@ class Conversion:
             changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             if changed:
                 raise ValueError(
-                    f"output={self.output} was begun with another {' and '.join(changed)}: give that again or choose "
-                    "another --output"
+                    f"output={self.output} was begun with another {' and '.join(changed)}: give the same again or "
+                    "choose another --output"
                 )
             return
         if self.validation[0] is None:
@@ -102,12 +102,12 @@ class Conversion:
         write_json(begun, now)
 
     def hold_out(self) -> None:
-        """Write text/train.* and text/validation.*: held out are sentences at equal distances."""
+        """Write text/train.* and text/validation.*; the sentences held out are spread evenly over the text."""
         sides = read_parallel(*self.train) if self.train[1] else (read_lines(self.train[0]),)
         count = min(LARGEST_HELD_OUT, len(sides[0]) // HELD_OUT_SHARE)
         if not count:
             raise ValueError(
-                f"{self.train[0]} has {len(sides[0])} lines: give --validation_source, or {HELD_OUT_SHARE} and more"
+                f"{self.train[0]} has {len(sides[0])} lines: give at least {HELD_OUT_SHARE}, or --validation_source"
             )
         held_out = {place * len(sides[0]) // count for place in range(count)}
         (self.output / "text").mkdir(parents=True, exist_ok=True)

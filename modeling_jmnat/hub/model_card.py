@@ -1,7 +1,7 @@
-"""The card of a published model: figures from the result files of `evaluate.py`, words from a file of facts.
+"""The card of a published model, with figures from result files of `evaluate.py` and text from a file of facts.
 
-The card's metadata is what the Hub reads (languages, licence, scores as a `model-index`); its snippets show what the
-model really answered when the card was made.
+Its metadata are for the Hub (languages, licence, scores as a `model-index`); its snippets show the model's answers
+when the card was made.
 """
 
 import json
@@ -89,14 +89,16 @@ def read_facts(path: str | Path) -> CardFacts:
         if missing:
             raise ValueError(f"{path}: training_text {number} lacks {', '.join(sorted(missing))}")
     if len(facts.languages) != 2 or len(facts.language_names) != 2 or len(facts.examples) < 2 or not facts.tests:
-        raise ValueError(f"{path} needs two languages, two language_names, at least two examples and one of tests")
+        raise ValueError(
+            f"{path} needs two languages, two language_names, at least two examples and at least one of tests"
+        )
     tests = [_checked(TestSet, test, f"{path}, tests {number}") for number, test in enumerate(facts.tests, start=1)]
     return CardFacts(**{**vars(facts), "tests": tests})
 
 
 def _checked(cls, content, where: str):
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where} must hold names and values")
+        raise ValueError(f"{where} must be a mapping of names to values, not {type(content).__name__}")
     unknown = set(content) - {option.name for option in fields(cls)}
     needed = {option.name for option in fields(cls) if option.default is MISSING and option.default_factory is MISSING}
     for problem, names in (("does not know", unknown), ("lacks", needed - set(content))):
@@ -141,10 +143,10 @@ def _read_report(path: Path, key: str) -> tuple[dict, dict[int, dict]]:
         report["settings"]["sentences"], report["settings"]["generation"], report["device"]["name"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"{path} is no result file of evaluate.py with {key}, sacreBLEU and chrF in each row"
+            f"{path} is not a result file of evaluate.py with {key}, sacreBLEU and chrF in each row"
         ) from None
     if not rows:
-        raise ValueError(f"{path} holds no results")
+        raise ValueError(f"{path} has no results: run evaluate.py again")
     return report, rows
 
 

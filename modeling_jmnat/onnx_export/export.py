@@ -154,22 +154,22 @@ def export_onnx(
 
 
 def check_weights(model: JMNatForConditionalGeneration) -> None:
-    """Reject adapters, quantised layers and offloaded weights: graphs are written from the weights themselves."""
+    """ValueError for adapters, quantised layers and offloaded weights, from which graphs cannot be written."""
     for name, module in model.named_modules():
         if hasattr(module, "base_layer"):
-            raise ValueError(f"{name} has an adapter: merge it into the model first, by merge_and_unload() of PEFT")
+            raise ValueError(f"{name} has an adapter: merge it into the model first, with PEFT's merge_and_unload()")
         weight = getattr(module, "weight", None)
         if weight is not None and not torch.is_tensor(weight):
-            raise ValueError(f"{name} is a {type(module).__name__}: export the model that is not quantised, with int8")
+            raise ValueError(f"{name} is a {type(module).__name__}: export the unquantised model with int8 instead")
         if weight is not None and weight.device.type == "meta":
             raise ValueError(f"the weights of {name} are offloaded: load the model without a device_map")
 
 
 def warn_of_other_options(model: JMNatForConditionalGeneration) -> None:
-    """Whoever runs the graph of a whole translation by itself should know which options it does not follow."""
+    """Warn of the model's options that the graph of a whole translation does not follow when run by itself."""
     names = other_options(resolve_options(model.generation_config))
     if names:
-        logger.warning("%s by itself does not know options of this model: %s", TRANSLATORS[0], ", ".join(names))
+        logger.warning("%s, run by itself, ignores options of this model: %s", TRANSLATORS[0], ", ".join(names))
 
 
 def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:

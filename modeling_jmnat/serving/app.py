@@ -93,13 +93,13 @@ class TranslationServer:
             raise
         except ClientDisconnect:
             status = 400
-            raise bad_request("it breaks off") from None  # nobody reads the answer
+            raise bad_request("it is incomplete") from None  # nobody reads the answer
         finally:
             self.metrics.requests.labels(status).inc()
             self.metrics.seconds.observe(time.perf_counter() - start)
 
     async def _translations(self, request: TranslationRequest) -> list[list[str]]:
-        """For each text its translations, best first; one where it is HTML."""
+        """For each text, its translations, best first; only one for HTML."""
         if not request.is_html:
             return await self._wait_for(Job(request.texts, 1 + request.num_alternatives))
         documents = [read_html(text) for text in request.texts]
@@ -111,11 +111,11 @@ class TranslationServer:
         try:
             future = self.batcher.submit(job)
         except QueueFull:
-            sentence = f"{self.limits.max_waiting} requests wait already: try again in {RETRY_SECONDS} s"
+            sentence = f"{self.limits.max_waiting} requests are waiting already: try again in {RETRY_SECONDS} s"
             raise HTTPException(503, sentence, {"Retry-After": str(RETRY_SECONDS)}) from None
         try:
             return await asyncio.wrap_future(future)
-        except ValueError as error:  # a text that is no Unicode
+        except ValueError as error:  # a text that is not Unicode
             raise HTTPException(400, f"Invalid request: {error}") from None
 
     async def health(self, request: Request) -> Response:

@@ -1,6 +1,6 @@
-"""Requests and answers of LibreTranslate's API, which its clients speak.
+"""Requests and answers of LibreTranslate's API, for its clients.
 
-A request has `q`, a text or a list of texts, `source` and `target`, and perhaps `format`, `alternatives` and
+A request has `q` (a text or a list of texts), `source` and `target`, and optionally `format`, `alternatives` and
 `api_key`, as JSON, as a form or in the address.
 """
 
@@ -131,7 +131,7 @@ def _alternatives(value: Any) -> int:
     try:
         return max(0, int(value or 0))
     except (TypeError, ValueError, OverflowError):
-        raise bad_request("alternatives parameter is not a number") from None
+        raise bad_request("alternatives must be an integer") from None
 
 
 def answer(request: TranslationRequest, translations: list[list[str]], source: str) -> dict[str, Any]:

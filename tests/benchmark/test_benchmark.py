@@ -148,7 +148,7 @@ def test_ratios_are_paired_by_hand():
     slow, fast = [[4.0, 6.0], [12.0, 18.0], [4.0, 7.0]], [[2.0, 2.0], [6.0, 6.0], [2.0, 2.0]]
     assert paired_ratio(slow, fast) == 2.5  # of 2, 3, 2, 3, 2 and 3.5
     assert spread([2.5, 2.5, 2.75]) == pytest.approx(0.25 / 2.5)  # the medians of its rounds
-    with pytest.raises(TooNoisy, match="need 3 rounds, which 2"):
+    with pytest.raises(TooNoisy, match="need 3 rounds that agree, and there are 2"):
         paired_ratio(slow[:2], fast[:2])
     with pytest.raises(TooNoisy, match="differ by 100%"):
         paired_ratio([[1.0], [2.0], [3.0]], [[1.0], [1.0], [1.0]])
@@ -517,10 +517,10 @@ def test_models_must_belong_together(script, folder, tmp_path, capsys):
     (tmp_path / "teacher").rename(other)
     tiny_tokenizer(vocab_size=290).save_pretrained(other)
     wrong = [
-        (["--student", teacher, "--teacher", student], f"--student {teacher} is a m2m_100 model: it must be a JM-NAT"),
+        (["--student", teacher, "--teacher", student], f"--student {teacher} is a m2m_100 model but must be a JM-NAT"),
         (
             ["--student", student, "--teacher", student],
-            f"--teacher {student} is a jmnat model: it must be autoregressive",
+            f"--teacher {student} is a jmnat model but must be autoregressive",
         ),
         (["--student", student, "--teacher", other], f"--teacher {other} has another tokenizer than --student"),
     ]

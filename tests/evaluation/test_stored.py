@@ -257,11 +257,11 @@ def test_what_cannot_be_evaluated_gets_a_sentence_before_the_work(folder, tmp_pa
         ([*text, "--resamples", "7"], "error: resamples=7 must be at least 40, or 0 for no intervals"),
         ([*text, "--seed", "0"], "error: seed=0 must be at least 1"),
         ([*text, "--baseline", short, "--resamples", "0"], "error: resamples=0 must be at least 40"),
-        ([*text, "--baseline", short], f"error: baseline={short} has 1 lines, and there are 30 references"),
-        ([*text, "--baseline", old], f"error: baseline={old} names no translations: give the translations"),
-        ([*text, "--baseline", none], f"error: baseline={none} names no translations"),
+        ([*text, "--baseline", short], f"error: baseline={short} has 1 lines, but there are 30 references"),
+        ([*text, "--baseline", old], f"error: baseline={old} has no translations: give a file of translations"),
+        ([*text, "--baseline", none], f"error: baseline={none} has no translations"),
         ([*text, "--baseline", tmp_path / "no.txt"], "error: [Errno 2] No such file"),
-        ([*text, "--baseline", twice, folder / "test.src"], "there is another one called 'test.src', rename one"),
+        ([*text, "--baseline", twice, folder / "test.src"], "two baselines are called 'test.src', rename one"),
     ):
         found = refused(capsys, "--model", folder / "student", *options, "--output", tmp_path / "report.json")
         assert sentence in found

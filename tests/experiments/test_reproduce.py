@@ -140,8 +140,8 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     assert "moved/jm-1 is a non-autoregressive model" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         reproduce(capsys, *command[:-4])
-    assert "teacher=None is not what the run in output=" in (error := capsys.readouterr().err)
-    assert "was begun with (weights differ)" in error
+    assert "teacher=None is not that of the run in output=" in (error := capsys.readouterr().err)
+    assert "(weights differ)" in error
 
 
 def test_another_system_of_the_paper_is_reproduced_alone(data, preset, tmp_path, capsys, monkeypatch):
@@ -200,7 +200,7 @@ def test_other_data_in_the_same_folder_is_refused(data, preset, tmp_path, capsys
     with pytest.raises(SystemExit):
         reproduce(capsys, *command)
     error = capsys.readouterr().err
-    assert f"data={mine} is not what the run in output={tmp_path / 'run'} was begun with ({part} differ)" in error
+    assert f"data={mine} is not that of the run in output={tmp_path / 'run'} ({part} differ)" in error
     assert contents(tmp_path / "run") == before
 
 
@@ -220,11 +220,11 @@ def test_other_preset_is_refused(data, preset, tmp_path, capsys, monkeypatch):
     mine.write_text(preset.read_text().replace("max_steps: 12", "max_steps: 13"))
     with pytest.raises(SystemExit):
         reproduce(capsys, *command)
-    assert f"preset={mine} is not what the run in" in (error := capsys.readouterr().err)
+    assert f"preset={mine} is not that of the run in" in (error := capsys.readouterr().err)
     assert "(training.max_steps differ)" in error
     with pytest.raises(SystemExit):
         reproduce(capsys, *command, "--preset", preset, "--teacher_preset", mine)
-    assert f"teacher_preset={mine} is not what the run in" in capsys.readouterr().err
+    assert f"teacher_preset={mine} is not that of the run in" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_stage_runs")
@@ -263,7 +263,7 @@ def test_run_from_before_fingerprints_had_a_version_goes_on(preset, tmp_path, ca
     path.write_text(json.dumps(begun | {"data": before | {"tokenizer": tokenizer[::-1]}}))
     with pytest.raises(SystemExit):
         reproduce(capsys, *command)
-    assert "was begun with (tokenizer differ)" in capsys.readouterr().err
+    assert "(tokenizer differ)" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_stage_runs")

@@ -76,7 +76,7 @@ def test_chosen_stages_come_with_what_they_need():
     assert names("c$") == ["a", "b", "c", "bc"]
     assert names("^c|d") == ["a", "b", "c", "d"]
     assert names("") == list(needs)
-    with pytest.raises(ValueError, match="only='x' is found in no stage, such as a, b, c, d, bc"):
+    with pytest.raises(ValueError, match="only='x' matches no stage; the first are a, b, c, d, bc"):
         names("x")
     with pytest.raises(ValueError, match=r"only='\(' is not a regular expression"):
         names("(")
@@ -405,7 +405,7 @@ def test_stages_that_outlive_their_runner_are_waited_for(tmp_path, monkeypatch, 
             pass
     with exclusive(tmp_path):
         assert events(tmp_path) == [("a", "begin"), ("a", "end")]
-    assert "waiting for stages of an earlier call to end" in capsys.readouterr().err
+    assert "waiting for the stages of an earlier call to end" in capsys.readouterr().err
 
 
 def test_threads_and_memory_are_shared(tmp_path):

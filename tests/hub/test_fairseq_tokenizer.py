@@ -69,10 +69,10 @@ def test_segments_by_hand():
     ("content", "message"),
     [
         ("", "at least one line"),
-        ("#version: 0.2\n", "there are no byte-pair codes"),
-        ("a b\na\n", "line 2 is no merge"),
-        ("a b c\n", "line 1 is no merge"),
-        ("a  b\n", "line 1 is no merge"),
+        ("#version: 0.2\n", "has no byte-pair codes"),
+        ("a b\na\n", "line 2 must be a merge"),
+        ("a b c\n", "line 1 must be a merge"),
+        ("a  b\n", "line 1 must be a merge"),
     ],
 )
 def test_files_that_are_no_codes(tmp_path, content, message):

@@ -162,14 +162,14 @@ def test_facts_that_do_not_fit_are_named(write, facts, message):
 
 
 def test_files_that_do_not_fit_are_named(write, tmp_path):
-    with pytest.raises(ValueError, match=r"results.json is no result file of evaluate.py with num_iterations"):
+    with pytest.raises(ValueError, match=r"results.json is not a result file of evaluate.py with num_iterations"):
         write(results={"results": [{"num_iterations": 1}]})
-    with pytest.raises(ValueError, match=r"results.json holds no results"):
+    with pytest.raises(ValueError, match=r"results.json has no results"):
         write(results=report())
     with pytest.raises(FileNotFoundError, match=r"missing.json"):
         write({"tests": [{**FACTS["tests"][0], "results": "missing.json"}]})
     (tmp_path / "facts.yaml").write_text("- a list")
-    with pytest.raises(ValueError, match="must hold names and values"):
+    with pytest.raises(ValueError, match="must be a mapping of names to values"):
         read_facts(tmp_path / "facts.yaml")
     (tmp_path / "facts.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):

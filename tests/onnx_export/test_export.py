@@ -282,7 +282,7 @@ def test_options_that_the_graph_of_a_whole_translation_does_not_know_are_named(t
     model.generation_config.update(early_stop=True, remask_schedule="cosine", update_all=True)
     export_onnx(model, tmp_path, int8=True)
     (message,) = caplog.messages
-    assert message.endswith("does not know options of this model: remask_schedule, early_stop, update_all")
+    assert message.endswith("ignores options of this model: remask_schedule, early_stop, update_all")
 
 
 def test_it_translates_text_without_pytorch(tmp_path):
@@ -731,7 +731,7 @@ def test_weights_that_graphs_would_miss_are_refused(tmp_path):
     accelerate.cpu_offload(offloaded)
     for model, message in (
         (adapted, "q_proj has an adapter: merge it into the model first"),
-        (quantised, "is a Linear: export the model that is not quantised"),
+        (quantised, "is a Linear: export the unquantised model"),
         (offloaded, "are offloaded: load the model without a device_map"),
     ):
         with pytest.raises(ValueError, match=message):

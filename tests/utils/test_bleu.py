@@ -165,7 +165,7 @@ def test_tuning_warns_where_nothing_can_be_chosen(folder, tmp_path, monkeypatch,
     report = best("--bleu_tokenize", "13a")
     assert [row["sacrebleu"] for row in report["results"]] == [0.0, 0.0]
     (record,) = caplog.records
-    assert record.getMessage().startswith("sacreBLEU is 0.0 with every setting, so that it chooses nothing")
+    assert record.getMessage().startswith("sacreBLEU is 0.0 with every setting, so it cannot choose one")
     found[:] = found[:1]
     best("--bleu_tokenize", "zh")
     assert len(caplog.records) == 1
