@@ -238,7 +238,7 @@ def ours(candidates, label, bleu):
     return {"system": name, "label": label, "title": f"{name}, {label}", "bleu": bleu}
 
 
-def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
+def test_a_stopped_benchmark_resumes(tmp_path, monkeypatch):
     """Whatever was measured is not measured again, and the figures are those of all rounds."""
     clock, calls = Clock(), []
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock.now)
@@ -279,7 +279,7 @@ def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
         make({"k": 2})
 
 
-def test_measurements_of_an_earlier_version_go_on(tmp_path):
+def test_measurements_of_an_earlier_version_are_resumed(tmp_path):
     """Their settings named which goals a table held."""
     path = tmp_path / "measurements.json"
     path.write_text('{"settings": {"systems": [], "k": 1, "size": "small"}, "loading": {"a": {}}, "latency": {}}')
@@ -565,7 +565,7 @@ def test_other_inputs_are_other_measurements(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["benchmark", "benchmark_gpu"])
-def test_terminated_it_leaves_nothing_behind(name, tmp_path, monkeypatch):
+def test_a_terminated_benchmark_leaves_no_temporary_files(name, tmp_path, monkeypatch):
     folders = []
 
     def random_work(arguments, work):

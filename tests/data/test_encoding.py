@@ -124,7 +124,7 @@ def test_pairs_are_stored_a_chunk_at_a_time(small_chunks, tmp_path):
     assert Text.most <= 5 * CHUNK
 
 
-def test_columns_lie_on_the_disk(files, small_chunks, monkeypatch):
+def test_columns_are_stored_on_disk(files, small_chunks, monkeypatch):
     """What is written has a column of numbers in memory, and no text or ids."""
     write, seen = preparation._write, []
 
@@ -141,7 +141,7 @@ def test_columns_lie_on_the_disk(files, small_chunks, monkeypatch):
     assert len(seen) == 2
 
 
-def test_lengths_are_read_a_part_at_a_time(monkeypatch):
+def test_lengths_are_read_in_parts(monkeypatch):
     rows = [list(range(length)) for length in (3, 0, 5, 1, 2)]
     data = datasets.Dataset.from_dict({"input_ids": rows})
     monkeypatch.setattr("modeling_jmnat.data.dataset_columns.ROWS_AT_ONCE", 2)

@@ -171,7 +171,7 @@ def test_the_command_saves_what_it_found_and_evaluate_takes_it(folder, tmp_path,
     assert figures["settings"]["generation"] == written["best"]
 
 
-def test_exported_graphs_get_the_choice_too(folder, tmp_path, tune):
+def test_exported_graphs_get_the_choice_as_well(folder, tmp_path, tune):
     pytest.importorskip("onnx", reason="the extra `bench` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")

@@ -61,7 +61,7 @@ def test_several_trainings_are_compared_by_their_mean(references, scorer):
     assert found["p"] < 0.05
 
 
-def test_what_differs_by_chance_alone_is_no_difference(references, scorer):
+def test_differences_by_chance_are_not_significant(references, scorer):
     same = [[shortened(references, 0.1, seed) for seed in seeds] for seeds in ((100, 101), (102, 103))]
     found = compare(scorer, *same)
     assert found["p"] > 0.05

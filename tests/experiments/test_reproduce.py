@@ -228,7 +228,7 @@ def test_other_preset_is_refused(data, preset, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.usefixtures("no_stage_runs")
-def test_run_that_was_begun_without_the_file_gets_one(data, preset, tmp_path, capsys):
+def test_a_run_begun_without_the_file_gets_one(data, preset, tmp_path, capsys):
     command = ["--preset", preset, "--data", data, "--output", tmp_path / "run"]
     reproduce(capsys, *command)
     written = tmp_path / "run" / "begun_with.json"
@@ -239,7 +239,7 @@ def test_run_that_was_begun_without_the_file_gets_one(data, preset, tmp_path, ca
 
 
 @pytest.mark.usefixtures("no_stage_runs")
-def test_run_from_before_fingerprints_had_a_version_goes_on(preset, tmp_path, capsys):
+def test_a_run_with_unversioned_fingerprints_resumes(preset, tmp_path, capsys):
     """With the digests of the data that the code wrote then."""
     held_out = {"test_source": str(tmp_path / "validation.src"), "test_target": str(tmp_path / "validation.tgt")}
     data = prepare_words(tmp_path, train=25, tokenizer=str(SHIPPED), lowercase=True, **held_out)

@@ -236,7 +236,7 @@ def test_stages_run_the_commands_of_the_package(tmp_path, monkeypatch):
     )
 
 
-def test_what_is_done_and_left_is_told(tmp_path, capsys):
+def test_progress_is_reported(tmp_path, capsys):
     stages = [
         stage(tmp_path, "a"),
         stage(tmp_path, "b", "time.sleep(1)"),
@@ -266,7 +266,7 @@ def test_jobs_run_side_by_side_up_to_their_number(tmp_path):
     assert most == 2
 
 
-def test_a_stage_that_takes_times_runs_alone_and_last(tmp_path):
+def test_a_stage_that_measures_time_runs_alone_and_last(tmp_path):
     stages = [stage(tmp_path, "timed", "time.sleep(0.2)", alone=True)]
     stages += [stage(tmp_path, name, "time.sleep(0.3)") for name in "abc"]
     StageRunner(tmp_path, jobs=2).run(stages)

@@ -315,7 +315,7 @@ def test_superfluous_tensors_are_named(jmnat):
     assert_refused(jmnat, "decoder.embed_out differs from encoder.embed_tokens.weight")
 
 
-def test_dictionaries_that_do_not_fit(jmnat):
+def test_dictionaries_that_do_not_fit_are_refused(jmnat):
     shorter = write_dictionary(jmnat.folder / "shorter.txt", words(22))
     message = r"shorter.txt has 22 symbols .* but encoder.embed_tokens.weight has 23 rows"
     assert_refused(jmnat, message, source_dict=shorter, target_dict=shorter)
@@ -379,7 +379,7 @@ def test_files_with_code_are_refused(jmnat, monkeypatch, value, name, zipped):
     assert not Path("executed").exists()
 
 
-def test_files_that_are_no_checkpoints(jmnat):
+def test_files_other_than_checkpoints_are_refused(jmnat):
     path = jmnat.folder / "file.pt"
     whole = save_checkpoint(path, jmnat.settings, jmnat.state).read_bytes()
     for content in (b"", b"text", whole[:3000], whole[: len(whole) // 2]):

@@ -75,7 +75,7 @@ def test_segments_by_hand():
         ("a  b\n", "line 1 must be a merge"),
     ],
 )
-def test_files_that_are_no_codes(tmp_path, content, message):
+def test_files_without_codes_are_refused(tmp_path, content, message):
     codes = tmp_path / "codes"
     codes.write_text(content)
     with pytest.raises(ValueError, match=f"codes.*{message}"):

@@ -141,7 +141,7 @@ def test_saving_after_publishing_copies_no_code(published, tmp_path):
     assert not list((tmp_path / "later").glob("*.py"))
 
 
-def test_a_copy_that_takes_no_code_along_names_none(published, tmp_path):
+def test_a_copy_without_code_names_none(published, tmp_path):
     """As after fine-tuning with the package. What lies in a repository is named on."""
     model, tokenizer = load_for_publishing(published)
     named = model.config.auto_map
@@ -352,7 +352,7 @@ def test_commands_take_a_model_from_the_hub(published, hub, tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_training_goes_on_from_a_model_on_the_hub(trained, published, hub, tmp_path):
+def test_training_starts_from_a_model_on_the_hub(trained, published, hub, tmp_path):
     """Data with its tokenizer, training from its weights; they come out unchanged when nothing is learned."""
     push(published, "someone/tiny")
     options = {"output_dir": tmp_path / "data", "tokenizer": "someone/tiny"}
@@ -452,7 +452,7 @@ def test_push_that_the_hub_fails_leaves_the_repository_as_it_was(trained, tmp_pa
     assert "model.safetensors" in hub.repositories["someone/tiny"]
 
 
-def test_push_to_a_name_that_is_none(trained, tmp_path, hub, capsys):
+def test_push_to_an_invalid_name_is_refused(trained, tmp_path, hub, capsys):
     text = one_sentence(capsys, trained, tmp_path / "model", "--push", "some one/tiny/model")
     assert "some one/tiny/model" in text
 

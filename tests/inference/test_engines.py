@@ -53,7 +53,7 @@ def test_greedy_decoding_equals_a_slow_loop(tokenizer, sources):
         assert result == [token for token in ids[1:] if token != 2]
 
 
-def test_training_mode_comes_back(tokenizer, sources):
+def test_training_mode_is_restored(tokenizer, sources):
     model = random_teacher(tokenizer).train()
     decode(TransformersEngine(model), sources[:2], num_beams=1, max_length=5)
     assert model.training
@@ -63,12 +63,12 @@ def test_training_mode_comes_back(tokenizer, sources):
     ("options", "message"),
     [({"num_beams": 0}, "num_beams=0"), ({"batch_tokens": 0}, "batch_tokens=0")],
 )
-def test_bad_decoding_options(tokenizer, sources, options, message):
+def test_bad_decoding_options_are_named(tokenizer, sources, options, message):
     with pytest.raises(ValueError, match=message):
         decode(TransformersEngine(random_teacher(tokenizer)), sources[:1], **options)
 
 
-def test_source_without_tokens_or_too_long(tokenizer):
+def test_empty_and_too_long_sources_are_refused(tokenizer):
     engine = TransformersEngine(random_teacher(tokenizer))
     with pytest.raises(ValueError, match="source 2 has no tokens"):
         decode(engine, [[2], []])

@@ -23,7 +23,7 @@ def texts(model, tokenizer, lines, **options):
     return [result.text for result in translate_lines(model, tokenizer, lines, num_iterations=3, **options)]
 
 
-def test_source_terms_are_found_whole_in_any_case_the_longest_first():
+def test_source_terms_match_whole_words_in_any_case_longest_first():
     glossary = Glossary({"Hund": "hound", "kleiner Hund": "puppy", "C++": "C++", "Straße": "road"})
     for sentence, terms in {
         "Der Hund schläft.": ["hound"],
@@ -38,7 +38,7 @@ def test_source_terms_are_found_whole_in_any_case_the_longest_first():
     assert list(glossary.missing("Hund, kleiner Hund", "hounds and a puppy")) == ["hound"]
 
 
-def test_a_file_is_read_and_its_faults_are_named(tmp_path):
+def test_faulty_lines_of_a_glossary_file_are_named(tmp_path):
     file = tmp_path / "terms.tsv"
     file.write_text("Hund\thound\n\n  Auto \t motor vehicle \nHund\thound\n", encoding="utf-8")
     assert Glossary.read(file).terms == {"hund": "hound", "auto": "motor vehicle"}
@@ -63,7 +63,7 @@ def test_words_are_found_in_ids(tokenizer):
 
 
 @pytest.mark.parametrize("backend", ["torch", "cuda_graphs"])
-def test_terms_stand_whatever_the_model_thinks(student, tokenizer, backend):
+def test_terms_occur_whatever_the_model_predicts(student, tokenizer, backend):
     """A random model has no idea of a translation, and has to obey."""
     model = student if backend == "torch" else StaticShapeJMNat(student)
     lines = random_lines(12, seed=2)
@@ -80,7 +80,7 @@ def test_terms_stand_whatever_the_model_thinks(student, tokenizer, backend):
     assert changed > 0
 
 
-def test_the_shipped_model_puts_a_term_where_the_word_was(shipped):
+def test_the_shipped_model_replaces_the_word_by_the_term(shipped):
     lines = ["Sie zeigte mir ihr neues Auto.", "Der Hund schläft.", "Tom hat gestern einen Hund geschlagen.", "Danke."]
     glossary = Glossary({"auto": "motor vehicle", "Hund": "hound"})
     plain, found = texts(*shipped, lines), texts(*shipped, lines, glossary=glossary)
@@ -92,7 +92,7 @@ def test_the_shipped_model_puts_a_term_where_the_word_was(shipped):
     assert "dog" not in " ".join(found)
 
 
-def test_what_has_no_glossary_is_refused(student, tokenizer, monkeypatch):
+def test_models_without_glossary_support_are_refused(student, tokenizer, monkeypatch):
     for model in (random_teacher(tokenizer), object()):
         with pytest.raises(ValueError, match="a glossary needs a JM-NAT model and the backend torch or cuda_graphs"):
             Glossary({"a": "b"}).check(model, tokenizer)
@@ -104,7 +104,7 @@ def test_what_has_no_glossary_is_refused(student, tokenizer, monkeypatch):
             Glossary(terms)
 
 
-def test_command(tmp_path, capsys):
+def test_the_command_takes_a_glossary(tmp_path, capsys):
     (tmp_path / "terms.tsv").write_text("Auto\tmotor vehicle\n", encoding="utf-8")
     (tmp_path / "text.de").write_text("Sie zeigte mir ihr neues Auto.\n\n", encoding="utf-8")
     main = load_script("translate").main

@@ -22,7 +22,7 @@ def read(folder):
     return [(row["id"], row["source"]) for table in tables for row in table.to_pylist()]
 
 
-def test_lines_of_several_files_are_numbered_on(tmp_path):
+def test_line_numbers_continue_across_files(tmp_path):
     (tmp_path / "a").write_text("".join(f"{text}\n" for text in TEXTS))
     (tmp_path / "b.gz").write_bytes(gzip.compress(b"sieben\r\nacht"))
     blocks = tmp_path / "blocks"
@@ -33,7 +33,7 @@ def test_lines_of_several_files_are_numbered_on(tmp_path):
     assert read(blocks) == list(enumerate([*TEXTS, "sieben", "acht"]))
 
 
-def test_parquet_with_and_without_ids(tmp_path):
+def test_parquet_is_read_with_and_without_ids(tmp_path):
     folder = tmp_path / "parts"
     folder.mkdir()
     write_parquet(folder / "1.parquet", text=TEXTS[:3], name=["c", "b", "a"])

@@ -151,7 +151,7 @@ def test_a_whole_translation_equals_its_passes(name, ngram_size, tmp_path):
         assert_same(decode(model, sources, **AT_ONCE[name]), output)
 
 
-def test_the_graph_itself_takes_no_more_candidates_than_there_are_lengths(tmp_path):
+def test_the_graph_limits_candidates_to_the_number_of_lengths(tmp_path):
     model, exported = both(tmp_path, 61)
     sources = random_sources(model, 10, 61)
     feeds = exported.source_feeds(*pad(sources))
@@ -527,7 +527,7 @@ def test_int8_is_its_twin_and_close_to_float32(tmp_path):
     assert sizes[1] < sizes[0]
 
 
-def test_what_cannot_be_done_is_refused(tmp_path):
+def test_unsupported_models_and_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="decoder_input='source_copy' cannot be exported"):
         export_onnx(random_model(39, decoder_input="source_copy"), tmp_path)
     with pytest.raises(ValueError, match="activation_function='mish' cannot be exported"):
@@ -645,7 +645,7 @@ def test_damaged_files_are_named(name, tmp_path, capfd):
     assert "EP Error" not in capfd.readouterr().out
 
 
-def test_what_was_given_wrongly_is_named(tmp_path):
+def test_wrong_devices_and_dtypes_are_named(tmp_path):
     for wrong in ({"device": "cuda"}, {"dtype": "bfloat16"}):
         ((name, value),) = wrong.items()
         with pytest.raises(ValueError, match=f"{name}='{value}' is not possible with exported graphs") as error:
@@ -714,7 +714,7 @@ def test_the_package_needs_no_onnx():
     assert "pip install onnxruntime" in result.stdout
 
 
-def test_it_is_the_class_of_the_package(tmp_path):
+def test_an_exported_model_has_the_interface_of_a_model(tmp_path):
     model, exported = both(tmp_path, 41)
     assert isinstance(model, JMNatForConditionalGeneration)
     assert exported.config.to_dict()["d_model"] == model.config.d_model

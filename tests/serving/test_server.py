@@ -211,7 +211,7 @@ def test_the_load_test_measures_every_way(model):
     assert all(row["lost"] == row["other_text"] == 0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
 
 
-def test_requests_beyond_the_queue_come_again_later(model):
+def test_requests_beyond_the_queue_get_503(model):
     options = ["--max_waiting", "1", "--batch_tokens", "1", "--num_iterations", "60", "--device", "cpu"]
     with running_server("--model", model, *options) as (_, port):
         found = []
@@ -236,7 +236,7 @@ def test_requests_beyond_the_queue_come_again_later(model):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_answers_what_it_has_accepted_and_stops(model, pipe, number):
+def test_accepted_requests_are_answered_before_it_stops(model, pipe, number):
     options = ["--batch_tokens", "1", "--device", "cpu"]
     with running_server("--model", model, *options) as (process, port):
         connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(6)]

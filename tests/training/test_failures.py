@@ -140,7 +140,7 @@ def test_out_of_memory_names_the_setting_to_lower(tiny, tmp_path, settings, wher
     assert advice in sentence
 
 
-def test_the_last_checkpoint_stays_beside_the_best(tiny, tmp_path):
+def test_the_last_checkpoint_is_kept_beside_the_best(tiny, tmp_path):
     """`Trainer` alone would leave the best one, which has no optimizer any more, and nothing to go on from."""
     best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": 1}
     best |= {"metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 1e-2, "warmup_steps": 1}

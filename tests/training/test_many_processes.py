@@ -108,7 +108,7 @@ def alone(tiny, tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "names"), [(2, list(RUNS)), (4, ["sentences", "tokens", "fewer_than_processes"])]
 )
-def test_processes_train_what_one_does_by_accumulation(tiny, alone, tmp_path, processes, names):
+def test_several_processes_equal_one_with_accumulation(tiny, alone, tmp_path, processes, names):
     run_together(processes, tmp_path, save_all, tiny, tmp_path / "run", processes, names, tmp_path / "result.pt")
     for name, found in torch.load(tmp_path / "result.pt").items():
         expected = alone[name]
@@ -157,7 +157,7 @@ def plain_trainer(tiny, output_dir, **settings):
     return JMNatTrainer(tiny_model(tokenizer), arguments, collator, data["train"], processing_class=tokenizer)
 
 
-def test_a_run_of_two_processes_goes_on_with_four_or_one(folder, tmp_path, capfd):
+def test_a_run_of_two_processes_resumes_with_four_or_one(folder, tmp_path, capfd):
     expected = begin(folder, tmp_path / "two", 2)
     for processes in (4, 1):
         run = shutil.copytree(tmp_path / "two", tmp_path / str(processes))
@@ -207,7 +207,7 @@ def divided_twice(folder, output_dir, options):
         JMNatTrainer(tiny_model(tokenizer), arguments, collator, few, processing_class=tokenizer)
 
 
-def test_a_divided_model_trains_saves_evaluates_and_resumes_as_a_whole_one(folder, tmp_path):
+def test_a_sharded_model_trains_saves_evaluates_and_resumes_as_a_whole_one(folder, tmp_path):
     """FSDP 2: two processes train what one trains, three go on from where they were."""
     evaluated = {"eval_strategy": "steps", "eval_steps": 3, "eval_num_iterations": 2, "eval_sentences": 3}
     options = {**evaluated, "keep_best": 2, "load_best_model_at_end": False}

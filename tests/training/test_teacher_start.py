@@ -91,7 +91,7 @@ def test_cross_attention_and_the_output_are_the_teachers(start, teacher):
     torch.testing.assert_close(student.lm_head(queries)[..., :size], expected, rtol=0, atol=1e-5)
 
 
-def test_new_tokens_begin_at_the_mean(start, teacher):
+def test_new_tokens_start_at_the_mean_embedding(start, teacher):
     student = student_at(start)
     table, theirs = student.get_input_embeddings().weight, teacher.get_input_embeddings().weight
     assert table.shape[0] == theirs.shape[0] + 2  # <s> and <mask>
@@ -138,7 +138,7 @@ print(json.dumps([tokenizer(lines)["input_ids"], tokenizer(text_target=lines)["i
     assert found == [tokenizer(lines)["input_ids"], tokenizer(text_target=lines)["input_ids"], texts]
 
 
-def test_the_command_tells_what_was_copied(folder, tmp_path, capsys):
+def test_the_command_reports_copied_weights(folder, tmp_path, capsys):
     init.main(["--from", str(folder), "--output", str(tmp_path / "start"), "--language_code", ">>eng<<"])
     output = capsys.readouterr().out.splitlines()
     assert "set to zero" in output[0]
@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(folder, change, mes
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
-def test_other_commands_say_how_to_begin(folder, tmp_path, capsys):
+def test_other_commands_name_jmnat_init(folder, tmp_path, capsys):
     """Where a Marian folder is given in the place of a start, or of a teacher with the tokenizer of the data."""
     files = [f"{split}_{side}" for split in ("train", "validation") for side in ("source", "target")]
     for name in files:

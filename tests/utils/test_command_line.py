@@ -38,7 +38,7 @@ def test_damaged_weights_and_missing_libraries_get_one_sentence(tmp_path, capsys
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_command_with_what_it_leaves_cleaned_up(tmp_path, capsys, number):
+def test_a_signal_ends_a_command_and_removes_temporary_files(tmp_path, capsys, number):
     before = signal.getsignal(signal.SIGTERM)
 
     def main(argv):
@@ -124,7 +124,7 @@ def test_forbidden_pickles_get_one_sentence(tmp_path, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_errors_stand_on_a_line_of_their_own(capsys):
+def test_errors_are_printed_on_their_own_line(capsys):
     def main(argv):
         for name in ("outer", "inner"):
             main.bars.append(tqdm(total=5, desc=name))
@@ -164,7 +164,7 @@ def test_a_broken_pipe_to_another_process_is_an_error(capsys):
     assert "Broken pipe" in capsys.readouterr().err
 
 
-def test_a_defect_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback():
     with pytest.raises(KeyError):
         command(lambda argv: {}["absent"])()
 
@@ -192,7 +192,7 @@ def test_a_missing_extra_is_named(capsys):
         assert capsys.readouterr().err == f"error: this command needs {sentence}\n"
 
 
-def test_any_other_missing_module_is_a_defect():
+def test_any_other_missing_module_is_a_bug():
     with pytest.raises(ModuleNotFoundError, match="modeling_jmnat.absent"):
         command(lambda argv: missing("modeling_jmnat.absent"))()
     with pytest.raises(ImportError, match="cannot import name"):

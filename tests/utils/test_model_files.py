@@ -56,7 +56,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_named_whatever_is_done(tmp_path, damage):
+def test_damaged_files_are_named_by_every_command(tmp_path, damage):
     save_translators(tmp_path)
     named, change = DAMAGES[damage]
     for folder, uses in (

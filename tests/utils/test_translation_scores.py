@@ -197,7 +197,7 @@ def test_scores_by_sentence_have_intervals_and_tests():
     assert asked == [SYSTEM, BASELINE]
 
 
-def test_counts_are_made_once(monkeypatch):
+def test_counts_are_cached(monkeypatch):
     scorer, calls = Scorer(REFERENCES, metrics=["ter"]), []
     ter = scorer.measures["ter"].metric
     one = ter._compute_segment_statistics
