@@ -89,9 +89,7 @@ def read_facts(path: str | Path) -> CardFacts:
         if missing:
             raise ValueError(f"{path}: training_text {number} lacks {', '.join(sorted(missing))}")
     if len(facts.languages) != 2 or len(facts.language_names) != 2 or len(facts.examples) < 2 or not facts.tests:
-        raise ValueError(
-            f"{path} needs two languages, two language_names, at least two examples and at least one of tests"
-        )
+        raise ValueError(f"{path} needs two languages, two language_names, two or more examples, and tests")
     tests = [_checked(TestSet, test, f"{path}, tests {number}") for number, test in enumerate(facts.tests, start=1)]
     return CardFacts(**{**vars(facts), "tests": tests})
 
@@ -158,8 +156,8 @@ def score_table(scores: Scores) -> str:
         for beams, row in sorted(scores.teacher.items())
     ]
     figures = (
-        ("sacreBLEU", lambda row: f"{row['sacrebleu']:.1f}"),
-        ("chrF", lambda row: f"{row['chrf']:.1f}"),
+        ("sacreBLEU", lambda row: with_interval(row, "sacrebleu")),
+        ("chrF", lambda row: with_interval(row, "chrf")),
         ("repeated words per sentence", lambda row: f"{row['repeated_tokens_per_sentence']:.2f}"),
         ("milliseconds per sentence, one at a time", lambda row: f"{row['latency_ms']['mean']:.0f}"),
     )
@@ -174,6 +172,15 @@ def score_table(scores: Scores) -> str:
         if any(cells):
             lines.append([name, *cells])
     return markdown([scores.test.name, *(title for title, _ in columns)], lines).rstrip("\n")
+
+
+def with_interval(row: dict, metric: str) -> str:
+    """A score, with its 95% interval in parentheses if the row has one."""
+    score = f"{row[metric]:.1f}"
+    if metric not in row.get("intervals", {}):
+        return score
+    low, high = row["intervals"][metric]
+    return f"{score} ({low:.1f} to {high:.1f})"
 
 
 def card_metadata(facts: CardFacts, all_scores: Sequence[Scores]) -> ModelCardData:
@@ -257,6 +264,7 @@ def write_card(
         picture=PICTURE if rows else None,
         scores=all_scores,
         tables=[score_table(scores) for scores in all_scores],
+        intervals=any("intervals" in row for scores in all_scores for row in scores.by_passes.values()),
         first=quoted(first),
         first_answer=translate(first),
         texts=[quoted(text) for text in others],

@@ -143,7 +143,7 @@ def test_a_distillation_with_unversioned_fingerprints_resumes(tmp_path):
     assert (again["kept"], again["decoded_now"]) == (figures["kept"], 0)
     assert files_of(tmp_path / "out") == text
     path.write_text(json.dumps(plan | {"data": before[::-1]}))
-    with pytest.raises(ValueError, match=f"with data={before[::-1]}, now data is 2:"):
+    with pytest.raises(ValueError, match=f"with data={before[::-1]}, and now data is 2:"):
         distill(options)
 
 
@@ -252,7 +252,7 @@ def test_shard_ranges_cover_everything_once():
 
 def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path):
     distill(arguments(folder, tmp_path))
-    with pytest.raises(ValueError, match="num_beams=2, now num_beams is 3"):
+    with pytest.raises(ValueError, match="num_beams=2, and now num_beams is 3"):
         distill(arguments(folder, tmp_path, num_beams=3))
     (tmp_path / "other").mkdir()
     write_text(tmp_path / "other", "mine.txt", ["text"])
@@ -266,13 +266,13 @@ def test_number_type_and_length_penalty_belong_to_the_plan(folder, tmp_path):
     options = {"teacher": str(teacher)}
     distill(arguments(folder, output, dtype="float32", **options))
     next((output / "shards").iterdir()).unlink()  # as after a kill
-    with pytest.raises(ValueError, match="dtype=float32, now dtype is bfloat16"):
+    with pytest.raises(ValueError, match="dtype=float32, and now dtype is bfloat16"):
         distill(arguments(folder, output, dtype="bfloat16", **options))
     distill(arguments(folder, output, **options))  # auto is float32 on a CPU
     generation = GenerationConfig.from_pretrained(teacher)
     generation.length_penalty = 1.5
     generation.save_pretrained(teacher)
-    with pytest.raises(ValueError, match="length_penalty=1.0, now length_penalty is 1.5"):
+    with pytest.raises(ValueError, match="length_penalty=1.0, and now length_penalty is 1.5"):
         distill(arguments(folder, output, **options))
 
 
@@ -385,7 +385,9 @@ def test_multilingual_teacher_uses_the_given_languages(folder, tmp_path):
 def test_another_prefix_in_the_same_folder_is_refused(folder, stranger, tmp_path):
     options = {"teacher": str(stranger[0])}
     distill(arguments(folder, tmp_path, **options))
-    with pytest.raises(ValueError, match="with teacher_prefix=None, and now teacher_prefix is ba: choose another folder"):
+    with pytest.raises(
+        ValueError, match="with teacher_prefix=None, and now teacher_prefix is ba: choose another folder"
+    ):
         distill(arguments(folder, tmp_path, teacher_prefix="ba", **options))
 
 
