@@ -1,7 +1,7 @@
 """Message catalogues of gettext (.po): empty translations are filled in, everything else stays as it is.
 
-A message that has a translation, a fuzzy one, too, keeps it, and so do obsolete messages. One whose translation would
-be the message itself stays empty, for which gettext shows the message.
+A message that has a translation, even a fuzzy one, keeps it, and so do obsolete messages. A message whose translation
+would equal it stays empty; gettext then shows the message.
 """
 
 import re
@@ -19,8 +19,8 @@ class Message:
     """The empty translation of a message, or of one of its plural forms.
 
     Args:
-        raw: the lines as they are.
-        keyword: `msgstr`, or `msgstr[0]`.
+        raw: the lines as written.
+        keyword: `msgstr`, or for example `msgstr[0]`.
         source: the message.
     """
 
@@ -48,7 +48,7 @@ class Message:
 
 
 def _replaced(line: str, translation: str) -> str:
-    """A line with another text between its white space."""
+    """A line with its text replaced, between the same white space."""
     core = line.strip()
     before, after = line.split(core, 1)
     return before + translation.strip() + after

@@ -39,7 +39,7 @@ PARTS = {"table": {"from", "kind", "rows", "lines", "columns"}, "picture": {"fil
 
 
 def write_document(path: Path) -> bool:
-    """Make the tables and pictures of a Markdown file anew; whether its text has changed.
+    """Regenerate the tables and pictures of a Markdown file; returns whether its text has changed.
 
     Raises:
         ValueError: a comment asks for something that does not exist; the message names the file and the comment.
@@ -73,7 +73,7 @@ def declared(path: Path, comment: str, kind: str) -> dict[str, Any]:
 
 
 def rows_of(path: Path, asked: Mapping[str, Any]) -> list[dict]:
-    """The rows that a table or picture is made of.
+    """The rows that a table or picture is made from.
 
     Raises:
         ValueError: there are none.

@@ -34,9 +34,9 @@ class Limits:
     """What a client may ask for.
 
     Args:
-        max_characters: of the texts of a request together.
-        max_body_bytes: of the body of a request.
-        max_waiting: requests that wait.
+        max_characters: characters in all texts of a request together.
+        max_body_bytes: bytes in the body of a request.
+        max_waiting: requests that may wait at the same time.
         wait_seconds: how long a batch waits for more requests.
     """
 
@@ -50,7 +50,7 @@ class TranslationServer:
     """Answers requests with the translations of a `Batcher`.
 
     Args:
-        languages: source and target of the model.
+        languages: source and target language of the model.
     """
 
     def __init__(self, translator: BatchTranslator, languages: Sequence[str], limits: Limits):
@@ -59,7 +59,7 @@ class TranslationServer:
         self.batcher = Batcher(translator, limits.max_waiting, limits.wait_seconds, self.metrics.observe_batch)
 
     def app(self) -> Starlette:
-        """The ASGI application; its end waits for what the batcher has accepted."""
+        """The ASGI application; its shutdown waits for what the batcher has accepted."""
 
         @contextlib.asynccontextmanager
         async def lifespan(app):

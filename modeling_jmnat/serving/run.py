@@ -50,8 +50,8 @@ def load_server(
 
     Args:
         backend: `auto` or one of `load_translator`.
-        languages: source and target; by default those of the model's configuration.
-        batch_tokens: sentences * candidates * longest source of a batch, by default of `choose_batch_tokens`.
+        languages: source and target language; by default those of the model's configuration.
+        batch_tokens: limit of sentences * candidates * longest source; by default that of `choose_batch_tokens`.
         generation: options of `generate` for every translation.
 
     Raises:
