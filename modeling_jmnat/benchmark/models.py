@@ -10,14 +10,14 @@ from ..inference.loading import NO_FOREIGN_CODE, is_jmnat_config, is_jmnat_itsel
 from ..utils.fingerprints import tokenizer_fingerprint
 
 NEEDED = ("student", "teacher", "source", "reference")
-TRAINING_STATE = (".pt", ".pth")  # what a checkpoint holds beside the model: optimizer, scheduler, random numbers
+TRAINING_STATE = (".pt", ".pth")  # a checkpoint's files besides the model: optimizer, scheduler, random states
 
 
 def check_models(arguments, names: Sequence[str] = ("student", "teacher")) -> None:
-    """The arguments `names` must be folders: a JM-NAT model, then autoregressive models with its tokenizer.
+    """Check that the arguments `names` are folders: a JM-NAT model, then autoregressive models with its tokenizer.
 
     Raises:
-        ValueError: something in `NEEDED` is not given, or a folder is not what it must be.
+        ValueError: an argument in `NEEDED` is missing, or a folder is not such a model.
     """
     missing = [name for name in NEEDED if getattr(arguments, name) is None]
     if missing:
@@ -45,7 +45,7 @@ def given_folders(arguments, names: Sequence[str]) -> dict[str, str]:
 
 
 def copy_models(arguments, work: Path, names: Sequence[str] = ("student", "teacher")) -> list[str]:
-    """Copy the models that `arguments` names into `work`, without checkpoints and other subfolders; their names."""
+    """Copy the models named in `arguments` to `work`, without checkpoints and subfolders; returns their names."""
     folders = given_folders(arguments, names)
     for name, folder in folders.items():
         copy_model(Path(folder), work / name)

@@ -16,9 +16,9 @@ FIXED_LENGTH = 25  # tokens of source and target with random weights
 def scored_text(
     student: str | Path, source: str, reference: str, limit: int | None = None
 ) -> tuple[list[list[int]], Callable[[list[list[int]]], dict]]:
-    """Source ids of the first `limit` lines, and what scores their translations (ids).
+    """Source ids of the first `limit` lines, and a function that scores their translations (ids).
 
-    That gives `bleu`, its 95% interval over the sentences as `bleu_interval`, and the `texts`.
+    It returns `bleu`, its 95% interval over the sentences as `bleu_interval`, and the `texts`.
     """
     _, tokenizer = load_translator(student, device="cpu")
     lines, references = (side[:limit] for side in read_parallel(source, reference))

@@ -1,7 +1,7 @@
-"""Checkpoints of two fairseq releases as folders that `from_pretrained` loads.
+"""Converts checkpoints of two fairseq releases to folders that `from_pretrained` loads.
 
-JM-NAT (architecture `transformer_nat_ymask_pred_len`) and Mask-Predict (`bert_transformer_seq2seq`) are one network up
-to switches of `JMNatConfig`, so that converting is renaming: read -> average -> configure -> rename -> save.
+JM-NAT (architecture `transformer_nat_ymask_pred_len`) and Mask-Predict (`bert_transformer_seq2seq`) are the same
+network up to switches of `JMNatConfig`, so converting is renaming: read -> average -> configure -> rename -> save.
 """
 
 import pickle
@@ -41,15 +41,15 @@ class _Meter(Namespace):
 
 @dataclass(frozen=True)
 class Release:
-    """What tells one release from the other.
+    """The differences between the releases.
 
     Args:
-        name: as messages call it.
-        architecture: how its fairseq architectures begin.
-        norm_weight: last part of a layer norm's weight, by which its tensors are recognised.
-        renamed: patterns of our parameter names and what stands there in the checkpoint.
+        name: name in messages.
+        architecture: prefix of its fairseq architectures.
+        norm_weight: last part of the name of a layer norm's weight, by which its tensors are recognised.
+        renamed: patterns of our parameter names, with their replacements in the checkpoint.
         config: fields of `JMNatConfig` that its code fixes.
-        generation: how its documented command decodes.
+        generation: decoding options of its documented command.
     """
 
     name: str
@@ -131,7 +131,7 @@ def read_checkpoint(path: str | Path) -> tuple[Namespace, dict[str, torch.Tensor
 
 
 def detect_release(settings: Namespace, state: dict[str, torch.Tensor]) -> Release:
-    """The release whose names the tensors have; the architecture that the checkpoint names must agree."""
+    """The release, from the names of the tensors; the architecture that the checkpoint names must agree."""
     architecture = getattr(settings, "arch", None)
     for release in RELEASES:
         tensors_fit = LENGTHS in state and any(key.endswith(release.norm_weight) for key in state)
@@ -146,7 +146,7 @@ def build_config(settings: Namespace, state: dict[str, torch.Tensor], release: R
     """Our configuration: switches and sizes from the settings, table sizes from the tables themselves.
 
     Raises:
-        ValueError: a setting is missing, or is one that the network does not have.
+        ValueError: a setting is missing, or the network does not support it.
     """
 
     def setting(name: str, *default):
@@ -205,7 +205,7 @@ def table(state: dict[str, torch.Tensor], key: str) -> torch.Tensor:
 
 
 def checkpoint_name(parameter: str, release: Release) -> tuple[str, int | None]:
-    """A parameter's place in a checkpoint: its key, and which third of that tensor if it holds three parameters."""
+    """Where a checkpoint has a parameter: the key, and which third of that tensor if it holds three parameters."""
     if parameter == "model.shared.weight":
         return EMBEDDING, None
     key, third = parameter.removeprefix("model."), None
@@ -218,7 +218,7 @@ def checkpoint_name(parameter: str, release: Release) -> tuple[str, int | None]:
 
 
 def check_shared_embeddings(state: dict[str, torch.Tensor]) -> None:
-    """ValueError for checkpoints that do not share one matrix for source, target and output."""
+    """Raise ValueError unless the checkpoint shares one matrix for source, target and output."""
     source, target = table(state, EMBEDDING), table(state, DECODER_EMBEDDING)
     for key, matrix in ((DECODER_EMBEDDING, target), (OUTPUT, state.get(OUTPUT, target))):
         if not torch.equal(source, matrix):
@@ -256,8 +256,8 @@ def copy_weights(model: JMNatForConditionalGeneration, state: dict[str, torch.Te
 
 
 def generation_config(config: JMNatConfig, state: dict[str, torch.Tensor], release: Release) -> JMNatGenerationConfig:
-    """How the release decodes: 10 passes, tokens masked again one by one, nothing suppressed, its number and score of
-    candidates."""
+    """How the release decodes: 10 passes, independent re-masking, no suppressed tokens, and its number of candidates
+    with their score."""
     options = JMNatGenerationConfig.from_model_config(config)
     longest = config.max_target_length
     if DECODER_POSITIONS in state:
@@ -273,8 +273,8 @@ def load_fairseq_model(checkpoints: Sequence[str | Path]) -> tuple[JMNatForCondi
     """The model of a fairseq checkpoint, or of the mean of several, in float32 and evaluation mode.
 
     Raises:
-        ValueError: see `read_checkpoint`, `detect_release`, `build_config`, `copy_weights`; checkpoints that differ in
-            more than their numbers.
+        ValueError: see `read_checkpoint`, `detect_release`, `build_config`, `copy_weights`; or the checkpoints
+            differ in more than the values of their weights.
     """
     checkpoints = [Path(path) for path in checkpoints]
     if not checkpoints:
@@ -314,7 +314,7 @@ def add_checkpoint(state: dict, config: JMNatConfig, release: Release, path: Pat
 
 
 def check_new_or_empty(output_dir: Path) -> None:
-    """ValueError unless `output_dir` is new or empty."""
+    """Raise ValueError unless `output_dir` is new or empty."""
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"output_dir={output_dir} exists and is not an empty folder: choose a new one")
 
@@ -334,7 +334,7 @@ def convert_fairseq_checkpoint(
     Args:
         checkpoints: files of one model; several are averaged.
         source_dict, target_dict: the fairseq dictionaries, which must be equal.
-        output_dir: a folder that does not exist or is empty. It appears when everything is written.
+        output_dir: a folder that does not exist or is empty; it is written all at once.
         bpe_codes, moses_source_lang, moses_target_lang, lowercase: see `build_tokenizer`.
 
     Raises:

@@ -31,7 +31,7 @@ def read_dictionary(path: str | Path) -> list[str]:
 
 
 def read_joint_dictionary(source_dict: str | Path, target_dict: str | Path) -> list[str]:
-    """The dictionary of both languages; ValueError if they differ, because the model has one embedding matrix."""
+    """The joint dictionary; raises ValueError if the two differ, because the model has one embedding matrix."""
     source, target = read_dictionary(source_dict), read_dictionary(target_dict)
     if source == target:
         return source
@@ -75,18 +75,18 @@ def build_tokenizer(
     lowercase: bool = False,
     model_max_length: int = 512,
 ) -> JMNatTokenizer:
-    """A tokenizer whose ids are places in `symbols`.
+    """A tokenizer whose ids are indices into `symbols`.
 
-    With `merges` it takes text. Without, it takes the pieces as fairseq's training data holds them, with spaces
-    between (`wor@@ d`). Both ways decoding joins the pieces to words. Where the symbols hold what Moses writes for `'`
-    and for dashes between words, Moses tokenisation does the same here.
+    With `merges` it reads text. Without, it reads pieces separated by spaces, as in fairseq's training data
+    (`wor@@ d`). Either way, decoding joins the pieces to words. If the symbols include the escapes that Moses writes
+    for `'` and for dashes between words, Moses tokenisation writes them here, too.
 
     Args:
-        symbols: special symbols, then the dictionary.
+        symbols: the special symbols, then those of the dictionary.
         merges: see `read_bpe_codes`.
         moses_source_lang, moses_target_lang: see `JMNatTokenizer`; both or neither.
         lowercase: the model was trained on lower-cased text.
-        model_max_length: longest text in tokens, `</s>` included, before the tokenizer warns.
+        model_max_length: longest text in tokens, `</s>` included; the tokenizer warns of longer ones.
 
     Raises:
         ValueError: one Moses language without the other, or an unknown one.

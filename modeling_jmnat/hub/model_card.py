@@ -27,14 +27,14 @@ class TestSet:
     """A test set of the card.
 
     Args:
-        name: for people, such as "Tatoeba German-English (2,000 held-out pairs)".
+        name: name for people, such as "Tatoeba German-English (2,000 held-out pairs)".
         dataset: identifier in the metadata.
-        results: JSON file of `evaluate.py` with the model that is published.
-        latency: another such file with `latency_ms`, where `results` has none.
-        teacher: such a file of an autoregressive model, to stand beside.
+        results: JSON file of `evaluate.py` for the published model.
+        latency: another such file with `latency_ms`, if `results` has none.
+        teacher: such a file of an autoregressive model, for comparison.
     """
 
-    __test__ = False  # no class of tests, whatever pytest thinks of its name
+    __test__ = False  # pytest would collect it by its name
 
     name: str
     dataset: str
@@ -48,16 +48,16 @@ class CardFacts:
     """Facts for a card that no result file holds, read from YAML; its paths are relative to that file.
 
     Args:
-        name: of the model.
-        languages: source and target, two letters each.
-        language_names: the same for people.
-        license: of the weights, as the Hub calls it.
-        domain: what kind of text the model knows.
-        training_text: sources with name, license, license_name, url, pairs and by (whom to name).
-        training: how it was trained, a paragraph.
+        name: name of the model.
+        languages: codes of source and target language, two letters each.
+        language_names: their names for people.
+        license: the Hub's identifier for the license of the weights.
+        domain: the kind of text that the model was trained on.
+        training_text: sources with name, license, license_name, url, pairs and by (whom to credit).
+        training: how the model was trained, one or more paragraphs.
         tests: see `TestSet`.
-        examples: sentences for the snippets, the first for the shortest one.
-        limits: sentences on what it does badly, beside those that the figures tell.
+        examples: sentences for the snippets; the shortest snippet has the first.
+        limits: sentences about what it does badly, besides those made from the figures.
     """
 
     name: str
@@ -76,7 +76,7 @@ def read_facts(path: str | Path) -> CardFacts:
     """The facts in a YAML file.
 
     Raises:
-        ValueError: what is missing or unknown there, by name.
+        ValueError: something is missing or unknown; the message names it.
     """
     path = Path(path)
     try:
@@ -107,7 +107,7 @@ def _checked(cls, content, where: str):
 
 @dataclass(frozen=True)
 class Scores:
-    """The rows of a test set: by number of passes, and of the teacher by number of beams."""
+    """The rows of a test set by number of passes, and those of the teacher by number of beams."""
 
     test: TestSet
     settings: dict
@@ -121,7 +121,7 @@ class Scores:
 
 
 def read_scores(test: TestSet, folder: Path) -> Scores:
-    """All figures of a test set; ValueError for a file that `evaluate.py` has not written."""
+    """All figures of a test set; raises ValueError for a file that `evaluate.py` has not written."""
     report, rows = _read_report(folder / test.results, "num_iterations")
     if test.latency:
         _, timed = _read_report(folder / test.latency, "num_iterations")
@@ -184,7 +184,7 @@ def with_interval(row: dict, metric: str) -> str:
 
 
 def card_metadata(facts: CardFacts, all_scores: Sequence[Scores]) -> ModelCardData:
-    """What the Hub reads: the scores with most passes of each test set."""
+    """Metadata for the Hub: of each test set the scores with the most passes."""
     results = []
     for scores in all_scores:
         for metric, title in (("sacrebleu", "sacreBLEU"), ("chrf", "chrF")):
@@ -213,7 +213,7 @@ def card_metadata(facts: CardFacts, all_scores: Sequence[Scores]) -> ModelCardDa
 
 
 def latency_rows(all_scores: Sequence[Scores]) -> list[dict]:
-    """Rows for `plot_bleu_against_latency`: those that were timed one sentence at a time."""
+    """Rows for `plot_bleu_against_latency`: those timed one sentence at a time."""
     rows = []
     for scores in all_scores:
         for system, by_setting, label in (
@@ -228,22 +228,22 @@ def latency_rows(all_scores: Sequence[Scores]) -> list[dict]:
 
 
 def quoted(text: str) -> str:
-    """A string as it stands in a snippet."""
+    """A string as Python source for a snippet."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def write_card(
     facts_file: str | Path, folder: str | Path, model_id: str, model, tokenizer, template: str | Path = TEMPLATE
 ) -> None:
-    """Write `README.md` and, where latencies were measured, their picture into `folder`.
+    """Write `README.md` and, if latencies were measured, their picture into `folder`.
 
     Args:
-        model_id: what the snippets load: a folder, or a name on the Hub.
-        model, tokenizer: what is published; they answer the examples of the snippets.
+        model_id: the model that the snippets load: a folder, or a name on the Hub.
+        model, tokenizer: the published model and tokenizer, which translate the examples of the snippets.
 
     Raises:
-        ValueError: a file of facts or results that lacks something.
-        OSError: a file that is not there.
+        ValueError: a file of facts or results lacks something.
+        OSError: a file is missing.
     """
     facts = read_facts(facts_file)
     all_scores = [read_scores(test, Path(facts_file).parent) for test in facts.tests]
