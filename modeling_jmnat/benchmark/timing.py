@@ -229,7 +229,7 @@ def add_ratios(
 ) -> list[str]:
     """Put into each row how many times faster it is than the reference systems; the reasons for those left out.
 
-    Those are `speed_up` and `batch_speed_up`, {title: ratio}. Of a ratio that is refused though it was measured
+    The ratios are `speed_up` and `batch_speed_up`, {title: ratio}. If a ratio is refused although it was measured
     often enough, `speed_up_rounds` and `batch_speed_up_rounds` have the lowest and the highest round.
 
     Args:
