@@ -9,11 +9,11 @@ CHECKPOINT = Path("checkpoints") / "model.ckpt"
 def comet_scores(
     folder: str | Path, sources: Sequence[str], references: Sequence[str], use_gpu: bool = False
 ) -> Callable[[Sequence[str]], list[float]]:
-    """A function from translations to COMET's score of each, which rates them with source and reference.
+    """A function that returns COMET's score of each translation, from source, translation and reference.
 
     Args:
-        folder: a model as it is on the Hub, with checkpoints/model.ckpt and hparams.yaml. The checkpoint is a pickle,
-            which can run code: it must be one that you trust.
+        folder: a model as on the Hub, with checkpoints/model.ckpt and hparams.yaml. The checkpoint is a pickle, which
+            can run code, so it must be one that you trust.
 
     Raises:
         ValueError: there is no such model.

@@ -1,4 +1,4 @@
-"""Noise on the input or the states of a trained model in decoding (section 3, Figures 1 and 3).
+"""Noise on the input or the hidden states of a trained model during decoding (section 3, Figures 1 and 3).
 
 Words of the source are dropped or replaced (Figure 3), or random vectors are added to the input of the encoder or
 decoder, or to the encoder's output (Figure 1).
@@ -33,7 +33,7 @@ def noisy_lines(lines: Sequence[str], kind: str, share: float, seed: int = 0) ->
     noisy = []
     for number, (line, words) in enumerate(zip(lines, split_lines, strict=True)):
         draw = random.Random(f"{seed} {number}")
-        # What is below one word happens by chance, so that short lines get their share, too.
+        # The fraction of a word is rounded at random, so that short lines get their share, too.
         count = min(int(share * len(words) + draw.random()), max(len(words) - 1, 0))
         chosen = set(draw.sample(range(len(words)), count))
         if kind == "drop":
@@ -49,7 +49,7 @@ def noisy_states(model: PreTrainedModel, place: str, level: float) -> Iterator[N
     """A context in which Gaussian noise is added to the states (.., D) at `place`, drawn again in each call.
 
     Args:
-        place: `encoder_input` and `decoder_input` are token embeddings, `encoder_output` the encoder's last states.
+        place: `encoder_input` and `decoder_input` are token embeddings, `encoder_output` the last hidden states.
         level: standard deviation of the noise, relative to the root mean square of each token's state.
 
     Raises:
@@ -82,7 +82,7 @@ def noisy_states(model: PreTrainedModel, place: str, level: float) -> Iterator[N
 
 @contextmanager
 def disturbed(model: PreTrainedModel, lines: Sequence[str], noise: str, level: float) -> Iterator[Sequence[str]]:
-    """A context that yields the lines to translate under a noise; noise on the model's states lasts until its end."""
+    """A context that yields the lines to translate under a noise; noise on hidden states lasts until it exits."""
     if noise in WORD_NOISES:
         yield noisy_lines(lines, noise, level)
     else:

@@ -13,7 +13,7 @@ STATE_NOISES = ("encoder_input", "encoder_output", "decoder_input")
 NOISES = WORD_NOISES + STATE_NOISES
 EXPONENTS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5)
 CONSENSUS_WEIGHTS = (0.0, 0.5, 1.0, 2.0)
-# Rules against repeats that are on for each name in `tune --repeat_rules`.
+# The rules against repeats that each name in `tune --repeat_rules` turns on.
 REPEAT_SETTINGS = {
     "none": {"remask_repeats": False, "delete_repeats": False, "collapse_repeats": False},
     "collapse": {"remask_repeats": False, "delete_repeats": False, "collapse_repeats": True},

@@ -85,7 +85,7 @@ def texts_of(arguments: EvaluationArguments) -> tuple[list[str], list[str], str]
 
 
 def scorer_of(arguments: EvaluationArguments, sources: list[str], references: list[str], language: str) -> Scorer:
-    """The scorer of all rows; missing packages or models are reported before the work."""
+    """The scorer of all rows; missing packages or models are reported before any translating."""
     by_sentence = {}
     if arguments.comet_model is not None:
         use_gpu = arguments.device != "cpu" and torch.cuda.is_available()
@@ -96,7 +96,7 @@ def scorer_of(arguments: EvaluationArguments, sources: list[str], references: li
 
 
 def described_settings(arguments: EvaluationArguments, model, generation: dict, sentences: int, language: str) -> dict:
-    """The settings in the JSON file, with names of files and folders but without their paths."""
+    """The settings in the JSON file, which name files and folders without their paths."""
 
     def name(path: str | None) -> str | None:
         return None if path is None else Path(path).resolve().name
@@ -125,9 +125,9 @@ def described_settings(arguments: EvaluationArguments, model, generation: dict, 
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict:
-    """Everything that goes into the JSON file; one printed line per row, and per baseline, as soon as it is known.
+    """Returns the content of the JSON file; prints a line per row, and per baseline, as soon as it is known.
 
-    The file is written even where an interruption or an error ends it early, with the rows that were done.
+    The file is written even if an interruption or an error ends the run early, with the rows that were done.
     """
     sources, references, language = texts_of(arguments)
     baselines = read_baselines(arguments.baseline or [], len(references))
@@ -207,7 +207,7 @@ def evaluated(
 
 
 def describe_row(figures: dict) -> list[str]:
-    """A row for a person: the setting, scores with their intervals, and the speed; below it a line per baseline."""
+    """A row as text: the setting, scores with their intervals, and the speed; below it a line per baseline."""
     setting = row_name(figures, " ", ", ").replace("noise_level", "noise")
     intervals = figures.get("intervals", {})
     scores = []

@@ -25,7 +25,7 @@ from .tuning import beam_settings, best_setting, candidate_settings
 
 logger = logging.getLogger(__name__)
 DEFAULT_ITERATIONS, DEFAULT_BEAMS = [4, 10], 5
-# Options of decoding that are set here, and what decides on them.
+# Decoding options that are set here, and the argument that decides each.
 JMNAT_CHOICES = {
     "num_length_candidates": "--num_length_candidates",
     "num_beams": "--num_length_candidates",
@@ -38,7 +38,7 @@ BEAM_CHOICES = {"length_penalty": "--exponents"}
 
 
 def parse_grid(text: str | None) -> dict[str, list]:
-    """Lists of values by option, from JSON; ValueError for anything else."""
+    """Lists of values by option, from JSON; raises ValueError for anything else."""
     grid = parse_generation_options(text, "grid")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
@@ -64,7 +64,7 @@ def check_grid(model, grid: dict[str, list], shared: dict) -> None:
 
 
 def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: dict):
-    """The settings to be compared, each with its translations."""
+    """The settings to compare, each with its translations."""
     grid = parse_grid(arguments.grid)
     for name in ("num_iterations", "num_beams"):
         values = getattr(arguments, name)
@@ -99,7 +99,7 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
 
 
 def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
-    """Everything that goes into the JSON file, and the model; one printed line per setting as soon as it is known."""
+    """Returns the content of the JSON file, and the model; prints a line per setting as soon as it is known."""
     if arguments.save:
         check_folders(arguments.model)
     sources, references = read_parallel(arguments.source, arguments.reference)
@@ -131,7 +131,7 @@ def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
 
 
 def warn_of_equal_scores(rows: list[dict]) -> None:
-    """Warn if BLEU is the same for all settings, so that the first one is chosen for no reason."""
+    """Warn if BLEU is the same for all settings, in which case the first one is chosen without a reason."""
     scores = {row["sacrebleu"] for row in rows}
     if len(scores) == 1 and (len(rows) > 1 or 0.0 in scores):
         logger.warning(
@@ -152,7 +152,7 @@ def check_folders(model: str) -> None:
         raise ValueError(f"model {model} is not a folder, so settings cannot be saved in it: give --save False")
     for folder in folders_of(model):
         if translators_in(folder):
-            exporter()  # fails without the packages for updating the graphs' options
+            exporter()  # fails if the packages for updating the graphs' options are missing
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
