@@ -159,7 +159,7 @@ def test_mistakes_get_one_sentence(browser, address):
     paste = "const box = document.querySelector('#text textarea'); box.value = arguments[0];"
     browser.execute_script(paste + "box.dispatchEvent(new Event('input', {bubbles: true}))", "sehr " * 600)
     press_translate(browser)
-    assert re.fullmatch(r"This text has \d{3,} tokens, the model reads at most 512: .*", message(browser))
+    assert re.fullmatch(r"This text has \d{3,} tokens, but the model reads at most 512: .*", message(browser))
     assert is_no_wider_than_the_screen(browser)
     ask(browser, "Hallo.", num_passes="2.5")
     assert message(browser) == "The number of passes must be a whole number from 1 to 10, not 2.5."

@@ -289,10 +289,10 @@ def test_mistakes_get_one_sentence(browser, server):
     open_page(browser, server.address)
     for text, expected in (
         ("  \n", "Please type a text first: the field German is empty."),
-        ("ja " * 4000, "This text has 12000 characters, the page reads at most 10000: please give it less at a time."),
+        ("ja " * 4000, "This text has 12000 characters, but the page reads at most 10000: please split it."),
         (
             "Hallo. " + "sehr " * 600,
-            "A sentence of this text has 603 tokens, the model reads at most 512: please give",
+            "A sentence of this text has 603 tokens, but the model reads at most 512: please split it.",
         ),
     ):
         set_text(browser, text)
@@ -319,7 +319,7 @@ def test_downloads_that_fail_are_told(browser, own_server):
     whole = (own_server.folder / name).read_bytes()
     (own_server.folder / name).write_bytes(whole[:-100])
     find_all(browser, "#message button")[0].click()
-    wait_for(lambda: "did not arrive as it was sent" in message(browser))
+    wait_for(lambda: "was damaged during the download" in message(browser))
     (own_server.folder / name).write_bytes(whole)
     find_all(browser, "#message button")[0].click()
     wait_for(lambda: is_ready(browser))
