@@ -328,7 +328,7 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
             "error: num_beams=0 must be a whole number of at least 1",
         ),
         ([student, source, source, "--noise", "encoder_input", "--noise_levels", "0", "nan"], "error: noise_levels=["),
-        ([student, source, source, "--noise", "drop", "--noise_levels", "2"], "error: noise_levels=[2.0] must hold"),
+        ([student, source, source, "--noise", "drop", "--noise_levels", "2"], "error: noise_levels=[2.0] must be"),
         ([student, source, source, "--latency_sentences", "-1"], "error: latency_sentences=-1 must be at least 0"),
         ([student, source, source, "--num_length_candidates", "0"], "error: num_length_candidates=0"),
         ([student, source, source, "--num_beams", "5"], "error: --num_beams does not apply to JM-NAT"),

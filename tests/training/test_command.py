@@ -313,7 +313,7 @@ def test_bad_input_is_named(data, preset, tmp_path, capfd):
     output = ("--output_dir", tmp_path / "run")
     expect_error(capfd, "preset 'nonsense' is not one of", "--preset", "nonsense", "--data", data, *output)
     expect_error(capfd, "output_dir is missing", "--preset", preset, "--data", data)
-    expect_error(capfd, "prepare_data.py", "--preset", preset, "--data", tmp_path, *output)
+    expect_error(capfd, "make one with `jmnat prepare`", "--preset", preset, "--data", tmp_path, *output)
     expect_error(
         capfd, "max_target_length is 4", "--preset", preset, "--data", data, *output, "--max_target_length", 4
     )

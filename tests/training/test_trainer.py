@@ -718,7 +718,7 @@ def test_keeps_the_best_and_averages_them_if_that_helps(tiny, tmp_path, monkeypa
         ),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"save_only_model": True}, "save_only_model=True is not possible"),
-        ({"label_smoothing_factor": 0.2}, "label_smoothing_factor=0.2 must be 0: .* label_smoothing$"),
+        ({"label_smoothing_factor": 0.2}, "label_smoothing_factor=0.2 must be 0: set label_smoothing of"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, fields, message):
@@ -736,11 +736,11 @@ def test_bad_use_of_the_trainer_is_named(tiny, tmp_path):
     collator = DataCollatorForJMNat(tokenizer)
     for message, arguments, options in (
         ("compute_loss_func is not used", own, {"compute_loss_func": len}),
-        ("args is a TrainingArguments, it must be a JMNatTr", TrainingArguments(str(tmp_path), use_cpu=True), {}),
-        ("args is a TeacherTrainingArguments, it must be a JMNatTr", TeacherTrainingArguments(str(tmp_path)), {}),
+        ("args is a TrainingArguments but must be a JMNatTr", TrainingArguments(str(tmp_path), use_cpu=True), {}),
+        ("args is a TeacherTrainingArguments but must be a JMNatTr", TeacherTrainingArguments(str(tmp_path)), {}),
         ("processing_class is None: give the tokenizer", own, {"processing_class": None}),
         ("evaluations that translate need the", scored, {"processing_class": None, "data_collator": collator}),
-        ("is a DataCollatorForSeq2Seq, it", own, {"data_collator": DataCollatorForSeq2Seq(tokenizer)}),
+        ("is a DataCollatorForSeq2Seq but", own, {"data_collator": DataCollatorForSeq2Seq(tokenizer)}),
         ("keep_best=1 needs a single eval_dataset", scored, {"eval_dataset": {"a": tiny[0]["validation"]}}),
         ("ema_decay=0.9 needs a model that exists already", averaged, {"model_init": lambda: model}),
     ):
