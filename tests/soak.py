@@ -248,7 +248,7 @@ class Trial:
         raise AssertionError(f"not finished after {ATTEMPTS} more attempts")
 
     def complain(self) -> None:
-        """What a command says when it fails is a sentence."""
+        """Whether a failing command prints one sentence."""
         assert "Traceback" not in self.log.read_text(errors="replace"), "a traceback in place of a sentence"
 
 

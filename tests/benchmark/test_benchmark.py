@@ -60,7 +60,7 @@ from modeling_jmnat.utils.text_files import read_lines  # noqa: E402
 
 
 class Clock:
-    """Time that engines move on by hand."""
+    """A clock that the engines advance by hand."""
 
     def __init__(self):
         self.now = 0.0
@@ -156,7 +156,7 @@ def test_ratios_are_paired_by_hand():
 
 
 def test_every_one_of_few_rounds_counts():
-    """Two of five far off are no agreement, though the quartiles are the same; of more rounds a quarter may be."""
+    """Five rounds with two outliers do not agree, although their quartiles do; more rounds may have a quarter off."""
     few = [0.6, 0.97, 1.0, 1.03, 1.6]
     assert spread(few) == pytest.approx(1.0)
     with pytest.raises(TooNoisy, match="differ by 100%"):
@@ -280,7 +280,7 @@ def test_a_stopped_benchmark_resumes(tmp_path, monkeypatch):
 
 
 def test_measurements_of_an_earlier_version_are_resumed(tmp_path):
-    """Their settings named which goals a table held."""
+    """Their settings named the goals of a table."""
     path = tmp_path / "measurements.json"
     path.write_text('{"settings": {"systems": [], "k": 1, "size": "small"}, "loading": {"a": {}}, "latency": {}}')
     found = Benchmark([], [], Plan(), path, {"k": 1}).found
@@ -381,7 +381,7 @@ def test_loading_is_timed_without_tokenizers(folder, monkeypatch):
 
 
 def test_threads_of_ctranslate2_share_a_batch(folder):
-    """Workers translate alike in their places, and one worker gets the batch as it is."""
+    """Workers give the same translations in order, and a single worker gets the batch unchanged."""
     (system,) = [
         found for found in teacher_systems(str(folder / "teacher")) if found.title.endswith("float32, greedy")
     ]

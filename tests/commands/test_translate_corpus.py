@@ -1,4 +1,4 @@
-"""A corpus on Ray Data: every line once, with the text of one process, whatever is killed in the midst."""
+"""A corpus on Ray Data: every line once, with the text that one process gives, whatever is killed meanwhile."""
 
 import contextlib
 import dataclasses
@@ -119,7 +119,7 @@ if __name__ == "__main__":
 
 
 def slowly(load, seconds, *arguments):
-    """A loader whose function takes its time."""
+    """A loader whose function is slow."""
     translate = load(*arguments)
 
     def translate_slowly(texts):
@@ -139,7 +139,7 @@ def wait_until(condition, process=None, seconds=300):
 
 @pytest.mark.parametrize("backend", ["torch", "ctranslate2"])
 def test_a_teacher_translates_as_distill_does(models, backend):
-    """Not by sentences; blank lines and prefixes are seen to."""
+    """Not by sentences; blank lines and prefixes are handled."""
     teacher = {"model": str(models / "teacher"), "backend": backend, "num_beams": 3, "device": "cpu"}
     arguments = CorpusArguments(**teacher, output_dir="x", split_sentences=False)
     lines = random_lines(6, seed=4)

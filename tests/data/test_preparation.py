@@ -34,7 +34,7 @@ def script():
 
 @pytest.fixture
 def files(tmp_path):
-    """Small real files (600 training pairs) as arguments: change one, and see what becomes of it."""
+    """Arguments for small real files (600 training pairs), with changes."""
     named = {}
     for split, short, count in (("train", "train", 600), ("validation", "valid", 20), ("test", "test", 10)):
         for side, language, lines in zip(("source", "target"), ("de", "en"), corpus_lines(short, count), strict=True):
@@ -244,7 +244,7 @@ def test_line_breaks_of_a_data_set_become_spaces(files, tmp_path, layout):
 
 
 def test_line_breaks_of_data_that_was_prepared_earlier_become_spaces(files, tmp_path):
-    """Earlier versions kept those of a data set of the Hub."""
+    """Earlier versions kept the line breaks of data sets of the Hub."""
     prepare(PreparationArguments(**files))
     data = datasets.load_from_disk(f"{files['output_dir']}/dataset")
     data["train"] = data["train"].select(range(1)).map(lambda row: {"source": BROKEN.strip(), "target": "A\ndog"})
@@ -440,7 +440,7 @@ def prepare_until_killed(calls, arguments):
 
 
 def test_overwriting_may_stop_at_any_moment(files, monkeypatch):
-    """What is there is the old or the new preparation as a whole, or none, which the same call makes anew."""
+    """The folder has the whole old or new preparation, or none, which the same call then makes."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which takes most of the time
     own = files["output_dir"] + "-tokenizer"
     tiny_tokenizer().save_pretrained(own)

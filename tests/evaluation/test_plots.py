@@ -1,4 +1,4 @@
-"""Pictures: every logged figure becomes a line with the right points, axes carry units, mistakes have a sentence."""
+"""Pictures: every logged figure becomes a line with the right points, axes have units, mistakes get a sentence."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def history():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved, still open for questions."""
+    """The saved figures as objects, for inspection."""
     figures = []
     original = Figure.savefig
     monkeypatch.setattr(

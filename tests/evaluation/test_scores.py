@@ -275,7 +275,7 @@ def test_exported_graphs_are_evaluated(folder, tmp_path, evaluate, capsys):
 
 
 def test_models_without_a_limit_of_positions_are_evaluated(folder, tmp_path, evaluate):
-    """T5 has relative positions alone."""
+    """T5 has only relative positions."""
     tokenizer = tiny_tokenizer()
     config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, decoder_start_token_id=0)
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""evaluate.py for sceptics: stored translations give the scores again, baselines, prepared data, COMET's stand-in."""
+"""evaluate.py: stored translations give the same scores; baselines, prepared data, a stand-in for COMET."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.helpers.translation_samples import load_script, save_translators, tin
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Models, and references that are near the translations: scores are not 0."""
+    """Models, and references close to the translations, so that scores are above 0."""
     folder = save_translators(tmp_path_factory.mktemp("models"))
     write_lines(folder / "test.src", random_lines(30, seed=8))
     write_lines(folder / "test.tgt", random_lines(30, seed=9))

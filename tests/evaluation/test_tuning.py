@@ -67,7 +67,7 @@ def test_candidates_and_exponents_equal_their_own_decodings(folder, reranked):
 
 
 def test_rules_against_repeats_equal_their_own_decodings():
-    """Of candidates that lose tokens the length does not tell which of them was tried."""
+    """If candidates lose tokens, their length does not tell which one was tried."""
     tokenizer = tiny_tokenizer()
     model = tiny_student(tokenizer, seed=2)
     shared, rules = {"repeatable_tokens": [], "length_shift": 2}, list(REPEAT_SETTINGS.values())

@@ -27,7 +27,7 @@ def scorer(references):
 
 
 def shortened(lines, share, seed):
-    """The lines with this share of their words left out."""
+    """The lines without this share of their words."""
     generator = np.random.default_rng(seed)
     return [" ".join(word for word in line.split() if generator.random() > share) or "a" for line in lines]
 

@@ -189,7 +189,7 @@ def test_tables_decide_and_not_the_settings(mask_predict, told):
 
 
 def test_decoder_with_fewer_positions_than_lengths(mask_predict):
-    """The release fails beyond its table; here such lengths are not tried, and all else stays the same."""
+    """The release fails beyond its table; here such lengths are not tried, and everything else is equal."""
     mask_predict.convert(state={"decoder.embed_positions.weight": lambda table: table[: 10 + 2]})
     model = mask_predict.load()
     assert model.config.max_target_length == 12

@@ -72,7 +72,7 @@ torch.save({"folder": first} | {name: look(source)[1] for name, source in source
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What a training leaves: a model with its tokenizer, and more files."""
+    """The output of a training: a model with its tokenizer, and more files."""
     folder = tmp_path_factory.mktemp("trained")
     tokenizer = tiny_tokenizer()
     model = tiny_student(tokenizer)
@@ -487,7 +487,7 @@ json.dump(printed, open(sys.argv[2], "w"))
 
 
 def test_shipped_model_loads_without_trust_where_the_package_is(monkeypatch):
-    """By the very calls of the commands; nothing is asked."""
+    """With the same calls as the commands, and without a prompt."""
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked for trust"))
     model, tokenizer = load_for_publishing(SHIPPED)
     assert type(model).__module__ == "modeling_jmnat.modeling_jmnat"

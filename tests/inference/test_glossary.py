@@ -1,4 +1,4 @@
-"""Glossaries: the target term stands in every line that holds the source term, and other lines stay as they are."""
+"""Glossaries: the target term is in every line whose source has the source term; other lines stay as they are."""
 
 from pathlib import Path
 
@@ -64,7 +64,7 @@ def test_words_are_found_in_ids(tokenizer):
 
 @pytest.mark.parametrize("backend", ["torch", "cuda_graphs"])
 def test_terms_occur_whatever_the_model_predicts(student, tokenizer, backend):
-    """A random model has no idea of a translation, and has to obey."""
+    """A random model knows no translation, so the terms come from the glossary alone."""
     model = student if backend == "torch" else StaticShapeJMNat(student)
     lines = random_lines(12, seed=2)
     words = sorted({word for line in lines for word in line.split()})

@@ -59,7 +59,7 @@ def test_errors_of_loading_name_the_cause(folder, tmp_path):
 
 
 def test_repeatable_tokens_are_set_and_saved(student, tokenizer, folder, tmp_path):
-    """The model itself cannot tell letters from words; a folder that says so is believed."""
+    """A model alone cannot tell letters from words, so the tokenizer does; a setting in the folder has precedence."""
     assert student.generation_config.repeatable_tokens is None
     model, _ = load_translator(folder / "student")
     assert model.generation_config.repeatable_tokens == repeatable_tokens(tokenizer)

@@ -1,4 +1,4 @@
-"""The teacher and the student in hub_card/multi30k_tiny, which are there to be measured without any training."""
+"""The teacher and the student in hub_card/multi30k_tiny, which allow measurements without training."""
 
 from pathlib import Path
 

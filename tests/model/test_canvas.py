@@ -1,4 +1,4 @@
-"""`generate(decoder_input_ids=...)`: what stands on the canvas, stays; and what batches of training hand over."""
+"""`generate(decoder_input_ids=...)`: given tokens are kept; a training batch's decoder input is not a canvas."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def random_canvases(count, seed, longest=12):
 
 
 def stands(canvases, sequences):
-    """Whether all that is no mask is where it was, and nothing else has been added."""
+    """Whether every token that is not a mask is in its place, and nothing else was added."""
     for canvas, ids in zip(canvases, sequences.tolist(), strict=True):
         text = [token for token in ids if token != PAD]
         if len(text) != len(canvas) or any(a not in (b, MASK) for a, b in zip(canvas, text, strict=True)):

@@ -241,7 +241,7 @@ def test_a_short_number_may_become_a_word(tokenizer):
 
 
 def test_items_are_exact_whatever_the_model_writes(tokenizer):
-    """A number of one or two digits aside."""
+    """Except numbers of one or two digits."""
     generator = random.Random(2)
     items = [item for kind in COPIED.values() for item in kind if not item.isdigit()]
     words = ["der", "die", "das", "Haus", "geht", "mit", "und", "kam", ".", ",", "3", "%"]

@@ -58,7 +58,7 @@ def offload_to_disk(model, folder):
 
 
 def on_disk_in_part(model, folder):
-    """As `device_map="auto"` on a machine whose memory holds half of the model."""
+    """As `device_map="auto"` on a machine with memory for half of the model."""
     size = sum(parameter.nbytes for parameter in model.parameters())
     device_map = infer_auto_device_map(
         model, {"cpu": size // 2, "disk": 10 * size}, no_split_module_classes=model._no_split_modules

@@ -205,7 +205,7 @@ def test_source_copy_equals_the_slow_decoder():
 
 
 def test_random_models_give_varied_output():
-    """Repeats, equal lengths or a text that never changes between passes would let many mistakes pass."""
+    """Repeats, equal lengths or a text that never changes between passes would hide many mistakes."""
     model = random_model(11)
     sources = random_sources(model, 32, 11)
     output = generate(model, sources, output_history=True)
@@ -363,7 +363,7 @@ def test_stopped_rows_leave_the_batch():
 
 
 def test_rules_apply_when_no_row_leaves_the_batch():
-    """Where no step may wait for the device, what is given up stays in the batch and changes nothing."""
+    """If no step may wait for the device, dropped candidates stay in the batch and change nothing."""
     model = random_model(19)
     sources = random_sources(model, 8, 19)
     options = {"prune_candidates": 2, "prune_to": 2, "num_iterations": 5}

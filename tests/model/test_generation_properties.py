@@ -32,7 +32,7 @@ sources = st.one_of(
 
 @st.composite
 def decoding_options(draw, with_candidates=True):
-    """Any that `generate` accepts."""
+    """Any options that `generate` accepts."""
     flags = ("remask_adjacent", "early_stop", "update_all", "remask_repeats", "delete_repeats", "collapse_repeats")
     options = {name: draw(st.booleans()) for name in flags}
     options |= {

@@ -39,7 +39,7 @@ def translate(model, tokenizer):
 
 
 def one_by_one(model, tokenizer, texts, **options):
-    """What `generate` makes of each text alone."""
+    """The translation of each text by itself with `generate`."""
     outputs = [model.generate(**tokenizer([text], return_tensors="pt"), **options) for text in texts]
     return [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in outputs]
 

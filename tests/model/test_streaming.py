@@ -14,7 +14,7 @@ SOURCE = torch.tensor([[7, 12, 9, 15, 2]])
 
 
 class Recorder:
-    """Remembers what it gets, in order."""
+    """Records what it gets, in order."""
 
     def __init__(self):
         self.events = []

@@ -311,7 +311,7 @@ print(tokenizer.decode(sequences[0, 0]))
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_operators_of_the_passes_keep_their_names(int8, tmp_path):
-    """All that runs again in a further pass, of which `onnx_profile.py` learns by the names."""
+    """Everything that runs in each pass; `onnx_profile.py` recognises it by the names."""
     model = random_model(66)
     export_onnx(model, tmp_path, int8=int8)
     session = load_session(tmp_path / graph_file("translator", int8), 1, tmp_path / "record")
@@ -366,7 +366,7 @@ def test_a_table_of_the_vocabulary_is_stored_once_for_its_rows_and_once_for_prod
     ("name", "product"), [("translator.onnx", "Gemm"), ("translator_int8.onnx", "DynamicQuantizeMatMul")]
 )
 def test_weights_are_held_where_onnx_runtime_prepares_them(name, product, tmp_path):
-    """By the graph of the product or the next one around it; else it takes a third longer, and says nothing."""
+    """By the product's own graph or the one directly around it; otherwise it silently takes a third longer."""
     both(tmp_path, 45, int8=True)
     products = 0
     for graph, around in graphs_in(onnx.load(tmp_path / name).graph):

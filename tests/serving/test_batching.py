@@ -1,4 +1,4 @@
-"""Jobs of several requests in common batches: each gets the pipeline's own answer, and none harms another."""
+"""Jobs of several requests share batches: each gets the pipeline's own answer, and none affects another."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""The server as its clients meet it: a process at 127.0.0.1, requests as LibreTranslate's clients send them."""
+"""The server as clients see it: a process at 127.0.0.1, requests as LibreTranslate's clients send them."""
 
 import http.client
 import json

@@ -11,7 +11,7 @@ from modeling_jmnat.training.presets import PRESETS, accelerate_config, preset_n
 
 
 def parsed(*words):
-    """Arguments of `accelerate launch`, as it completes them."""
+    """The arguments of `accelerate launch` with its defaults filled in."""
     return _validate_launch_command(launch_command_parser().parse_args([*map(str, words), "train.py"]))[0]
 
 

@@ -1,4 +1,4 @@
-"""Training and decoding by PyTorch's deterministic algorithms: none is lacking, and twice the same comes out."""
+"""Training and decoding run with PyTorch's deterministic algorithms, and give the same results twice."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Trainings that must stop say where and what to do, and leave what can be gone on from."""
+"""Trainings that fail say where and what to do, and leave a state to resume from."""
 
 import math
 import shutil
@@ -28,7 +28,7 @@ def tiny(tmp_path_factory):
 
 
 class SpyingCollator(DataCollatorForJMNat):
-    """Remembers the ids of the sentences of each batch."""
+    """Records the ids of the sentences of each batch."""
 
     def __call__(self, features):
         self.seen = [*getattr(self, "seen", []), [feature["id"] for feature in features]]
@@ -141,7 +141,7 @@ def test_out_of_memory_names_the_setting_to_lower(tiny, tmp_path, settings, wher
 
 
 def test_the_last_checkpoint_is_kept_beside_the_best(tiny, tmp_path):
-    """`Trainer` alone would leave the best one, which has no optimizer any more, and nothing to go on from."""
+    """`Trainer` alone would leave the best one, which has no optimizer state, so nothing to resume from."""
     best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": 1}
     best |= {"metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 1e-2, "warmup_steps": 1}
     trainer = make_trainer(tiny, tmp_path, max_steps=6, **best)

@@ -229,7 +229,7 @@ def lora_trainer(peft, folder, output, masks=None, **fields):
 
 
 def test_lora_resumes_from_its_checkpoints(folder, tmp_path):
-    """Stopped and resumed it ends as one run; the best checkpoint is loaded, an average of several is refused."""
+    """Stopped and resumed, it equals an uninterrupted run; the best checkpoint is loaded, averaging is refused."""
     peft = pytest.importorskip("peft")
     weights = []
     for name, stops in (("whole", (4,)), ("parts", (2, 4))):

@@ -1,4 +1,4 @@
-"""Frozen and restarted halves: what must stay stays bit by bit, the rest moves."""
+"""Frozen and restarted halves: frozen weights stay the same bit by bit, the others change."""
 
 import json
 

@@ -187,7 +187,7 @@ def divided(folder, output_dir, **options):
 
 
 def divided_twice(folder, output_dir, options):
-    """The command under FSDP 2, then what only Python can ask for."""
+    """The command under FSDP 2, then what is only available in Python."""
     divided(folder, output_dir, **options)
     data, tokenizer = load_prepared(folder)
     settings = {**BASE, "max_steps": 2, "per_device_train_batch_size": 2}
@@ -208,7 +208,7 @@ def divided_twice(folder, output_dir, options):
 
 
 def test_a_sharded_model_trains_saves_evaluates_and_resumes_as_a_whole_one(folder, tmp_path):
-    """FSDP 2: two processes train what one trains, three go on from where they were."""
+    """FSDP 2: two processes train what one trains, and three resume from their checkpoint."""
     evaluated = {"eval_strategy": "steps", "eval_steps": 3, "eval_num_iterations": 2, "eval_sentences": 3}
     options = {**evaluated, "keep_best": 2, "load_best_model_at_end": False}
     command(folder, tmp_path / "whole", gradient_accumulation_steps=2, **options)

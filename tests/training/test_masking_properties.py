@@ -37,7 +37,7 @@ class Tokenizer:
 
 
 def rows_of(batch):
-    """What each example has got, without padding."""
+    """What each example gets, without padding."""
     rows = []
     for number in range(len(batch["labels"])):
         widths = {name: int(batch[f"{name}attention_mask"][number].sum()) for name in ("", "decoder_")}

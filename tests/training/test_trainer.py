@@ -610,7 +610,7 @@ class Poison(TrainerCallback):
     ],
 )
 def test_divergence_ends_training_and_keeps_checkpoints(tiny, tmp_path, through, what, sentence, value, max_grad_norm):
-    """`save_total_limit` would leave nothing but the weights that are lost."""
+    """`save_total_limit` would leave only the diverged weights."""
     poison = Poison(what, value)
     options = {**SEVEN_STEPS, "save_total_limit": 1, "max_grad_norm": max_grad_norm}
     trainer = make_trainer(tiny, tmp_path, callbacks=[poison], **options)
@@ -657,7 +657,7 @@ def test_a_limit_below_one_keeps_all_checkpoints(tmp_path, newest, left):
 
 
 def test_an_evaluation_before_the_first_step_is_not_chosen(tiny, tmp_path, monkeypatch):
-    """Its scripted BLEU is the highest, but there is no checkpoint of it."""
+    """Its scripted BLEU is the highest, but it has no checkpoint."""
     scores = iter([90.0, 10.0, 20.0])
     monkeypatch.setattr(JMNatTrainer, "_translation_scores", lambda self, data: {"bleu": next(scores)})
     options = {"eval_strategy": "steps", "eval_steps": 2, "eval_num_iterations": [4], "keep_best": 1}

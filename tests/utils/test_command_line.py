@@ -1,4 +1,4 @@
-"""What the user can mend is one sentence and exit code 1, whichever library found it."""
+"""An error that the user can fix is one sentence and exit code 1, whichever library found it."""
 
 import os
 import pickle

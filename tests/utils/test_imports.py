@@ -1,4 +1,4 @@
-"""Calls that wait for modules, and classes that stand for others until they are used."""
+"""Calls that import modules on first use, and classes that stand in for others until they are used."""
 
 import copy
 import importlib

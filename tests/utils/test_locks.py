@@ -82,7 +82,7 @@ def test_an_error_inside_releases_the_folder(tmp_path):
 
 
 def test_a_removed_lock_file_does_not_count_as_locked(tmp_path):
-    """Two who take turns remove and make the file all the time; never are both inside."""
+    """Two processes that alternate remove and create the file all the time; both never hold the lock at once."""
     inside, most, turns, ended = 0, 0, 0, 0
 
     def take_turns():

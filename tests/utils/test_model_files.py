@@ -29,7 +29,7 @@ def with_index(folder, text):
 
 
 def as_archive(folder, cut):
-    """As models of years ago have their weights."""
+    """Weights in the format of old models."""
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     if cut:

@@ -1,4 +1,4 @@
-"""The metric for the library `evaluate`: from its folder without this package, and with seldom-met inputs."""
+"""The metric for the library `evaluate`: from its folder without this package, and with unusual inputs."""
 
 import ast
 import filecmp
@@ -35,7 +35,7 @@ import evaluate
 
 
 def without_version(scores):
-    """What sacreBLEU's version of the day has no part in."""
+    """The scores without sacreBLEU's version, which changes."""
     return {name: value.split("|version:")[0] if isinstance(value, str) else value for name, value in scores.items()}
 
 

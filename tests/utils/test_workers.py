@@ -21,7 +21,7 @@ def short_path():
 
 
 def folder_of_length(length, start):
-    """A new folder whose path has so many characters."""
+    """A new folder whose path has this many characters."""
     folder = start / ("x" * (length - len(str(start)) - 1))
     folder.mkdir()
     assert len(str(folder)) == length
