@@ -100,7 +100,7 @@ def wanted_pairs() -> Iterator[tuple[Decoded, Decoded]]:
                 if k > 1 or remasking == "adjacent":  # the first pass re-masks nothing
                     yield decoded_as(system, remasking, k), decoded_as(baseline, remasking, k)
     for student in MAIN_STUDENTS[:2]:
-        for variant in ("", ".tuned", ".reranked"):
+        for variant in ("", *(f".{name}" for name in (*REMASKING, "tuned", "reranked"))):
             for k in PASSES[1:]:
                 for beams in BEAMS:
                     ours = Decoded(student.name, variant, "num_iterations", k)

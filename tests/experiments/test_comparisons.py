@@ -106,7 +106,7 @@ def test_what_has_been_evaluated_is_compared(tmp_path, references):
         (jm, variant, k, baseline)
         for k in (4, 10)
         for variant, baseline in (("", cm), ("", "ar_both"), ("tuned", "ar_both"))
-    }
+    } | {(cm, "adjacent", k, "ar_both") for k in (4, 10)}
     against_cm, against_beam = found[jm, "", 4, cm], found[jm, "", 10, "ar_both"]
     assert (against_cm["seeds"], against_beam["seeds"]) == ([1, 2], [1])  # those that both have
     assert against_cm["baseline_variant"] == "adjacent"
