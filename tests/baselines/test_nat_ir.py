@@ -66,5 +66,9 @@ def test_a_share_of_the_sentences_reads_a_corruption_in_training():
     uniforms = torch.zeros(2, 3, 4)  # each token replaces the one behind it
     uniforms[1, 0, 3] = 0.6  # not this sentence
     predictions = torch.full((2, 3), 9)
-    assert model.with_corruption(predictions, labels, uniforms).tolist() == [[5, 5, 5], [9, 9, 9]]
-    assert torch.equal(model.eval().with_corruption(predictions, labels, uniforms), predictions)
+    assert model.with_corruption(predictions, labels, uniforms, 1).tolist() == [[5, 5, 5], [9, 9, 9]]
+    # Drawn anew in the second pass: 0.618 and, of the other sentence, 0.218, where a token becomes a random one.
+    uniforms[1, :, 2] = 0.618
+    random_id = int((uniforms[1, 0, 2] + 0.618 - 1) * model.config.vocab_size)
+    assert model.with_corruption(predictions, labels, uniforms, 2).tolist() == [[9, 9, 9], [random_id] * 3]
+    assert torch.equal(model.eval().with_corruption(predictions, labels, uniforms, 1), predictions)
