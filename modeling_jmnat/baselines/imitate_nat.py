@@ -4,8 +4,9 @@ Non-Autoregressive Neural Machine Translation").
 The demonstrator, a frozen autoregressive model that reads the reference, has a state at each position and layer.
 States are quantised: the nearest of K centroids, which k-means finds during training, is the action there. Before each
 of its layers the NAT predicts the action of the demonstrator's layer and adds what the predicted actions stand for, on
-average, to its own state. In the paper the demonstrator is trained along; here it is the teacher, of the same size, so
-that all systems have the same one. A model starts with layers that add nothing, as a teacher's weights need it.
+average, to its own state. The loss is L_NAT + w L_IL, the cross-entropy of the actions. In the paper the demonstrator
+is trained along; here it is the teacher, of the same size, so that all systems have the same one, and w is our choice.
+A model starts with actions that add nothing, so that a teacher's weights compute at first what they did.
 """
 
 from collections.abc import Callable

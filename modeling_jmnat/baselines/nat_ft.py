@@ -4,8 +4,9 @@ Translation").
 Each source token predicts its fertility, the number of target tokens that it stands for, and the decoder reads each
 source token as many times. Fertilities to learn from come from the cross-attention of an autoregressive teacher, where
 the paper has an external aligner. Noisy parallel decoding samples fertilities (`num_length_candidates`, the first
-candidate has the most probable ones) and lets the teacher choose (`reranker`). In the last updates the teacher also
-judges the model's own translations (the paper's fine-tuning, there a training of its own).
+candidate has the most probable ones) and lets the teacher choose (`reranker`). In the last updates the teacher may also
+judge the model's own translations: the paper's fine-tuning, which needs a model that translates well already. It is
+off unless `fine_tuning_begin` is below 1.
 """
 
 import torch
@@ -28,7 +29,7 @@ FINE_TUNING_WEIGHT = 0.25 / 0.75
 class NatFTConfig(NatConfig):
     model_type = "nat_ft"
     max_fertility: int = option(50, "Highest fertility of a source token.", 1)
-    fine_tuning_begin: float | int = option(0.9, "Share of the updates after which fine-tuning begins.", most=1)
+    fine_tuning_begin: float | int = option(1.0, "Share of the updates after which fine-tuning begins.", most=1)
 
 
 def fertilities_of(attention: torch.Tensor, source_mask: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
@@ -97,8 +98,9 @@ class NatFTForConditionalGeneration(NatForConditionalGeneration):
     def fine_tuning_loss(self, log_probs: torch.Tensor, states: torch.Tensor, hints: dict) -> torch.Tensor:
         """Sum over sentences of the teacher's surprise at the translation by sampled fertilities.
 
-        The translation learns from its gradient; the fertilities, where it is more than at the most probable ones,
-        become less probable (REINFORCE).
+        The translation learns from its gradient. Fertilities become less probable where a word surprises the teacher
+        more, on average, than by the most probable fertilities (REINFORCE). The paper compares sums over words; in
+        short trainings that taught little but short translations.
 
         Args:
             log_probs: (B, S, L) of the fertilities.
@@ -107,13 +109,17 @@ class NatFTForConditionalGeneration(NatForConditionalGeneration):
         is_token = hints["attention_mask"]
         sampled = sample_fertilities(log_probs.detach(), hints["uniforms"][:, : log_probs.shape[1], :1])  # (B, S, 1)
         chosen = log_probs.gather(2, sampled)[..., 0].masked_fill(~is_token, 0.0).sum(dim=1)  # (B,)
-        surprise = self.teachers_surprise(sampled[..., 0].masked_fill(~is_token, 0), states, hints)
+        surprise, mean = self.teachers_surprise(sampled[..., 0].masked_fill(~is_token, 0), states, hints)
         with torch.no_grad():
-            usual = self.teachers_surprise(log_probs.argmax(dim=-1).masked_fill(~is_token, 0), states, hints)
-        return (surprise + (surprise.detach() - usual) * chosen).sum()
+            _, usual = self.teachers_surprise(log_probs.argmax(dim=-1).masked_fill(~is_token, 0), states, hints)
+        return (surprise + (mean.detach() - usual) * chosen).sum()
 
-    def teachers_surprise(self, fertilities: torch.Tensor, states: torch.Tensor, hints: dict) -> torch.Tensor:
-        """-log P of the teacher, expected over the words of each position, which reads the most probable ones (B,)."""
+    def teachers_surprise(self, fertilities, states: torch.Tensor, hints: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """-log P of the teacher, which reads the most probable words, expected over those of each position.
+
+        Returns:
+            Sum and mean over the positions (B,).
+        """
         lengths = fertilities.sum(dim=1).clamp(min=2, max=self.config.max_target_length)
         target_mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]  # (B, T)
         read = copy_by_fertility(hints["input_ids"], fertilities, target_mask.shape[1])
@@ -124,7 +130,8 @@ class NatFTForConditionalGeneration(NatForConditionalGeneration):
             theirs = hints["guide"](**teacher_batch(hints["guide"], hints | {"labels": words})).logits
             theirs = theirs[..., : logits.shape[-1]].float().log_softmax(dim=-1)
         expected = (logits[..., : theirs.shape[-1]].softmax(dim=-1) * theirs).sum(dim=-1)
-        return -(expected * target_mask).sum(dim=1)
+        surprise = -(expected * target_mask).sum(dim=1)
+        return surprise, surprise / lengths
 
     # Decoding --------------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,15 @@
 """NAT-Reg: regularisation against repeated and missing words (Wang et al., AAAI 2019, "Non-Autoregressive Machine
 Translation with Auxiliary Regularization").
 
-Similarity: neighbouring states of the decoder are not to be alike where the embeddings of the reference's words there
-are not, so that different words have different states. Back-translation: a frozen autoregressive model that translates
-backwards (`--guide`) is to find the source in the translation. It reads the expected embedding of each predicted word,
-through which the gradient comes; in the paper it reads the decoder's states.
+    L = L_NAT + a L_sim + b L_rec, with the paper's a = 2 and b = 0.5
+
+L_sim: neighbouring states of the decoder are not to be alike where the embeddings of the reference's words there are
+not, so that different words have different states. L_rec: a frozen autoregressive model that translates backwards
+(`--guide`) is to find the source in the translation. It reads the expected embedding of each predicted word, through
+which the gradient comes; in the paper it reads the decoder's states, which a frozen model could make nothing of.
+
+L_sim takes time: at first a model makes neighbours differ by something that says nothing of the words, and predicts
+these worse. After 300 updates of multi30k_tiny the likelihood of the reference was lower than without L_sim.
 """
 
 import torch

@@ -103,9 +103,9 @@ def test_fine_tuning_against_a_slow_twin():
                 theirs = teacher(input_ids=source, decoder_input_ids=torch.tensor([words])).logits[0, -1]
                 surprise = surprise - (probs[position] * theirs.log_softmax(dim=-1).detach()).sum()
                 words.append(int(probs[position].argmax()))
-            surprises.append(surprise)
+            surprises.append((surprise, surprise.detach() / size))
         chosen = log_probs[row, range(length), sampled].sum()
-        expected = expected + surprises[0] + (surprises[0] - surprises[1]).detach() * chosen
+        expected = expected + surprises[0][0] + (surprises[0][1] - surprises[1][1]) * chosen
     assert torch.isclose(added, expected / 3, rtol=1e-4)
     parameters = [model.fertility_head.weight, model.model.decoder.layers[0].fc1.weight]
     for mine, other in zip(*(torch.autograd.grad(x, parameters) for x in (added, expected / 3)), strict=True):
