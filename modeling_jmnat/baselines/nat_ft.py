@@ -4,9 +4,10 @@ Translation").
 Each source token predicts its fertility, the number of target tokens that it stands for, and the decoder reads each
 source token as many times. Fertilities to learn from come from the cross-attention of an autoregressive teacher, where
 the paper has an external aligner. Noisy parallel decoding samples fertilities (`num_length_candidates`, the first
-candidate has the most probable ones) and lets the teacher choose (`reranker`). In the last updates the teacher may also
-judge the model's own translations: the paper's fine-tuning, which needs a model that translates well already. It is
-off unless `fine_tuning_begin` is below 1.
+candidate has the most probable ones) and lets the teacher choose (`reranker`).
+
+In the last updates the teacher may also judge the model's own translations: the paper's fine-tuning, which needs a
+model that translates well already. It is off unless `fine_tuning_begin` is below 1.
 """
 
 import torch

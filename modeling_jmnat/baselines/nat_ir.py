@@ -37,10 +37,10 @@ def corrupt(tokens: torch.Tensor, lengths: torch.Tensor, uniforms: torch.Tensor,
 
     Args:
         lengths: (B,) numbers of tokens.
-        uniforms: (B, T or more, 3 or more) random numbers in [0, 1): whether, how, and which random token.
+        uniforms: (B, T or more, 3 or more) random numbers in [0, 1]: whether, how, and which random token.
     """
     columns = list(tokens.unbind(dim=1))
-    random_ids = (uniforms[..., 2] * vocab_size).long()
+    random_ids = (uniforms[..., 2] * vocab_size).long().clamp(max=vocab_size - 1)  # rounding may lead to 1
     kinds = (uniforms[..., 1] * 3).long()
     for t in range(len(columns)):
         chosen = (uniforms[:, t, 0] < share) & (t < lengths)

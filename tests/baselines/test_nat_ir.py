@@ -5,6 +5,11 @@ from modeling_jmnat.baselines.nat_ir import corrupt
 from tests.baselines.tiny_systems import batch_of, random_system
 
 
+def test_a_random_number_that_is_rounded_to_1_is_still_a_token():
+    uniforms = torch.tensor([[[0.0, 0.4, float(torch.tensor(1 - 1e-9))]]])
+    assert corrupt(torch.tensor([[10]]), torch.tensor([1]), uniforms, 0.5, vocab_size=20).tolist() == [[19]]
+
+
 @pytest.mark.parametrize(
     ("kinds", "expected"),
     [
