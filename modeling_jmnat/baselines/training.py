@@ -57,7 +57,7 @@ def system_options(model_class: type[NatForConditionalGeneration]) -> type[Model
 
 
 class DataCollatorForNat(DataCollatorForJMNat):
-    """Adds `uniforms` (B, max(S, T), 4), random numbers by seed, epoch and example, for systems that disturb it."""
+    """Adds `uniforms` (B, max(S, T), 4), drawn by seed, epoch and example, for systems that disturb a sentence."""
 
     def __call__(self, features):
         batch = super().__call__(features)
