@@ -1,8 +1,11 @@
 """The wheel alone, installed away from the checkout, can do everything: prepare, train, translate."""
 
+import email
 import gzip
 import json
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -33,7 +36,7 @@ def run(*command, **options) -> str:
 def wheel(tmp_path_factory) -> Path:
     """Built from a copy, so that the leftovers of a build cannot get into the next one."""
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "modeling_jmnat", source / "modeling_jmnat", ignore=shutil.ignore_patterns("__pycache__"))
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
@@ -67,6 +70,32 @@ def jmnat(home):
 
     command.environment = environment
     return command
+
+
+def test_the_package_index_shows_the_readme_without_a_link_that_ends_there(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = email.message_from_bytes(archive.read(name))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    shown, readme = metadata.get_payload(), (ROOT / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)]+)\)", shown)
+    assert targets
+    assert all(target.startswith(("https://", "#")) for target in targets)
+    absolute = [target for target in re.findall(r"\]\(([^)]+)\)", readme) if target.startswith(("https://", "#"))]
+    assert targets == absolute
+    assert "[" not in shown.split("## Documents")[1].split("##")[0]
+    assert [line for line in shown.splitlines() if line.startswith("#")] == [
+        line for line in readme.splitlines() if line.startswith("#")
+    ]
+
+
+def test_links_of_the_readme_become_absolute_with_an_address():
+    with_absolute_links = runpy.run_path(str(ROOT / "setup.py"))["with_absolute_links"]
+    text = "![a](b.png) [c\nd](e/f.md#g) [h](https://i) [j](#k)"
+    assert with_absolute_links(text, "https://host/a") == (
+        "![a](https://host/a/raw/HEAD/b.png) [c\nd](https://host/a/blob/HEAD/e/f.md#g) [h](https://i) [j](#k)"
+    )
+    assert with_absolute_links(text, None) == " c\nd [h](https://i) [j](#k)"
 
 
 def test_the_wheel_holds_the_package_and_its_data(wheel):

@@ -70,6 +70,9 @@ class NatForConditionalGeneration(JMNatForConditionalGeneration):
         super().__init_subclass__(**kwargs)
         AutoModelForSeq2SeqLM.register(cls.config_class, cls, exist_ok=True)
 
+    def check_guide(self, guide) -> None:
+        """Raise ValueError for a guide that the system cannot learn from."""
+
     def hints(self, batch: dict, guide, progress: float) -> dict:
         """Further arguments of `forward`, computed without gradients.
 
@@ -79,6 +82,15 @@ class NatForConditionalGeneration(JMNatForConditionalGeneration):
             progress: share of the updates that are done; 1 in evaluation.
         """
         return {}
+
+    def learn_from_step(self, batches: list[dict], guide, total) -> None:
+        """What a system learns otherwise than by gradients, before a step.
+
+        Args:
+            batches: all those of the step in this process, to which hints may be added.
+            guide: as for `hints`.
+            total: adds up a tensor over the processes.
+        """
 
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, labels=None, loss_denominators=None, **hints) -> NatOutput:  # type: ignore[override]

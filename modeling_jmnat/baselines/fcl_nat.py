@@ -4,8 +4,10 @@ Curriculum Learning for Non-Autoregressive Neural Machine Translation").
 Training begins as that of an autoregressive model, which reads the target shifted behind its start and attends to the
 left. Then more and more decoder inputs become the copied source (substitution of the input), and more and more
 sentences attend to both sides (substitution of the mask), until it is that of a basic NAT. A sentence that attends to
-both sides reads the copied source alone, or it would see what it is to predict. Start with an autoregressive model's
-weights (`--init_from_teacher`). The paper has pacing functions of several shapes; this one is linear.
+both sides reads the copied source alone, or it would see what it is to predict. The paper has pacing functions of
+several shapes; this one is linear. Its first stage, autoregressive training until it has converged, is that of the
+model whose weights this one starts with (`--init_from_teacher`): the curriculum begins at once. With random weights
+give it a `curriculum_begin`.
 """
 
 import torch
@@ -22,7 +24,7 @@ class FclNatConfig(NatConfig):
     model_type = "fcl_nat"
     exclude_self_attention: bool = False  # an autoregressive decoder attends to the position itself
     curriculum_begin: float | int = option(
-        0.1, "Share of the updates before which training is autoregressive.", most=1
+        0.0, "Share of the updates before which training is autoregressive.", most=1
     )
     curriculum_end: float | int = option(0.6, "Share of the updates after which it is that of a basic NAT.", most=1)
 
@@ -42,12 +44,12 @@ def substitute(labels, copied, start: int, rate: float, uniforms) -> tuple[torch
         copied: (B, T) source ids, the inputs of a basic NAT.
         start: id before the target.
         rate: of substitution, 0 for an autoregressive model, 1 for a basic NAT.
-        uniforms: (B, T, 2 or more) random numbers in [0, 1): which inputs, and at t = 0 which sentences' masks.
+        uniforms: (B, T or more, 2 or more) random numbers in [0, 1): which inputs, and first which sentences' masks.
     """
     shifted = F.pad(labels[:, :-1], (1, 0), value=start)
     shifted = torch.where(labels != -100, shifted, copied)
     both_sides = uniforms[:, :1, 1] < rate  # (B, 1)
-    substituted = both_sides | (uniforms[..., 0] < rate)
+    substituted = both_sides | (uniforms[:, : labels.shape[1], 0] < rate)
     to_the_left = torch.ones(labels.shape[1], labels.shape[1], dtype=torch.bool, device=labels.device).tril()
     attend = (labels != -100)[:, None, :] & (both_sides[:, :, None] | to_the_left)
     return torch.where(substituted, copied, shifted), attend

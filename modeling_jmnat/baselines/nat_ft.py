@@ -4,7 +4,10 @@ Translation").
 Each source token predicts its fertility, the number of target tokens that it stands for, and the decoder reads each
 source token as many times. Fertilities to learn from come from the cross-attention of an autoregressive teacher, where
 the paper has an external aligner. Noisy parallel decoding samples fertilities (`num_length_candidates`, the first
-candidate has the most probable ones) and lets the teacher choose (`reranker`). The paper's fine-tuning is left out.
+candidate has the most probable ones) and lets the teacher choose (`reranker`).
+
+In the last updates the teacher may also judge the model's own translations: the paper's fine-tuning, which needs a
+model that translates well already. It is off unless `fine_tuning_begin` is below 1.
 """
 
 import torch
@@ -19,12 +22,15 @@ from ..training.masking import draw_uniforms
 from .base import NatConfig, NatForConditionalGeneration, option, teacher_batch
 
 SAMPLING_SEED = 2018  # of fertilities: a sentence always gets the same
+# The paper weighs the terms of fine-tuning by 0.25 and all others by 0.75.
+FINE_TUNING_WEIGHT = 0.25 / 0.75
 
 
 @strict
 class NatFTConfig(NatConfig):
     model_type = "nat_ft"
     max_fertility: int = option(50, "Highest fertility of a source token.", 1)
+    fine_tuning_begin: float | int = option(1.0, "Share of the updates after which fine-tuning begins.", most=1)
 
 
 def fertilities_of(attention: torch.Tensor, source_mask: torch.Tensor, target_mask: torch.Tensor) -> torch.Tensor:
@@ -73,16 +79,60 @@ class NatFTForConditionalGeneration(NatForConditionalGeneration):
     def hints(self, batch, guide, progress):
         outputs = guide.base_model(**teacher_batch(guide, batch), output_attentions=True)  # words are not needed
         attention = torch.stack(outputs.cross_attentions).float().mean(dim=(0, 2))  # (B, T, S) over layers and heads
-        return {"fertilities": fertilities_of(attention, batch["attention_mask"].bool(), batch["labels"] != -100)}
+        fertilities = fertilities_of(attention, batch["attention_mask"].bool(), batch["labels"] != -100)
+        fine_tunes = self.training and progress >= self.config.fine_tuning_begin
+        return {"fertilities": fertilities, "guide": guide if fine_tunes else None}
 
     def decoder_ids(self, labels, hints):
         return copy_by_fertility(hints["input_ids"], hints["fertilities"], labels.shape[1])
 
     def system_loss(self, result, outputs, labels, hints):
-        """Cross-entropy of the fertilities."""
+        """Cross-entropy of the fertilities, and the terms of fine-tuning."""
+        is_token, states = hints["attention_mask"], outputs.encoder_last_hidden_state
+        logits = self.fertility_head(states).float()  # (B, S, L)
+        fertilities = hints["fertilities"][is_token].clamp(max=logits.shape[-1] - 1)
+        loss = F.cross_entropy(logits[is_token], fertilities, reduction="sum")
+        if hints.get("guide") is None:
+            return loss
+        return loss + FINE_TUNING_WEIGHT * self.fine_tuning_loss(logits.log_softmax(dim=-1), states, hints)
+
+    def fine_tuning_loss(self, log_probs: torch.Tensor, states: torch.Tensor, hints: dict) -> torch.Tensor:
+        """Sum over sentences of the teacher's surprise at the translation by sampled fertilities.
+
+        The translation learns from its gradient. Fertilities become less probable where a word surprises the teacher
+        more, on average, than by the most probable fertilities (REINFORCE). The paper compares sums over words; in
+        short trainings that taught little but short translations.
+
+        Args:
+            log_probs: (B, S, L) of the fertilities.
+            states: (B, S, D) of the encoder.
+        """
         is_token = hints["attention_mask"]
-        logits = self.fertility_head(outputs.encoder_last_hidden_state[is_token]).float()
-        return F.cross_entropy(logits, hints["fertilities"][is_token].clamp(max=logits.shape[-1] - 1), reduction="sum")
+        sampled = sample_fertilities(log_probs.detach(), hints["uniforms"][:, : log_probs.shape[1], :1])  # (B, S, 1)
+        chosen = log_probs.gather(2, sampled)[..., 0].masked_fill(~is_token, 0.0).sum(dim=1)  # (B,)
+        surprise, mean = self.teachers_surprise(sampled[..., 0].masked_fill(~is_token, 0), states, hints)
+        with torch.no_grad():
+            _, usual = self.teachers_surprise(log_probs.argmax(dim=-1).masked_fill(~is_token, 0), states, hints)
+        return (surprise + (mean.detach() - usual) * chosen).sum()
+
+    def teachers_surprise(self, fertilities, states: torch.Tensor, hints: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """-log P of the teacher, which reads the most probable words, expected over those of each position.
+
+        Returns:
+            Sum and mean over the positions (B,).
+        """
+        lengths = fertilities.sum(dim=1).clamp(min=2, max=self.config.max_target_length)
+        target_mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]  # (B, T)
+        read = copy_by_fertility(hints["input_ids"], fertilities, target_mask.shape[1])
+        decoded = self.model.decoder(read, target_mask, states, hints["attention_mask"])
+        logits = self.project(decoded.last_hidden_state).float()  # (B, T, V)
+        words = logits.argmax(dim=-1).masked_fill(~target_mask, -100)
+        with torch.no_grad():
+            theirs = hints["guide"](**teacher_batch(hints["guide"], hints | {"labels": words})).logits
+            theirs = theirs[..., : logits.shape[-1]].float().log_softmax(dim=-1)
+        expected = (logits[..., : theirs.shape[-1]].softmax(dim=-1) * theirs).sum(dim=-1)
+        surprise = -(expected * target_mask).sum(dim=1)
+        return surprise, surprise / lengths
 
     # Decoding --------------------------------------------------------------------------------------------------------
 

@@ -1,10 +1,15 @@
 """NAT-Reg: regularisation against repeated and missing words (Wang et al., AAAI 2019, "Non-Autoregressive Machine
 Translation with Auxiliary Regularization").
 
-Similarity: neighbouring states of the decoder are not to be alike where the embeddings of the reference's words there
-are not, so that different words have different states. Back-translation: a frozen autoregressive model that translates
-backwards (`--guide`) is to find the source in the translation. It reads the expected embedding of each predicted word,
-through which the gradient comes; in the paper it reads the decoder's states.
+    L = L_NAT + a L_sim + b L_rec
+
+L_sim: neighbouring states of the decoder are not to be alike where the embeddings of the reference's words there are
+not, so that different words have different states. L_rec: a frozen autoregressive model that translates backwards
+(`--guide`) is to find the source in the translation. It reads the expected embedding of each predicted word, through
+which the gradient comes; in the paper it reads the decoder's states, which a frozen model could make nothing of.
+
+The paper has a = 2 and b = 0.5; here a is 1. With 2, states of a small model took turns between two directions that
+say nothing of the words, which were predicted worse and repeated as often; with 1, fewer were repeated and more right.
 """
 
 import torch
@@ -17,7 +22,7 @@ from .base import NatConfig, NatForConditionalGeneration, option
 @strict
 class NatRegConfig(NatConfig):
     model_type = "nat_reg"
-    similarity_weight: float | int = option(2.0, "Weight of the similarity of neighbours within the system's loss.")
+    similarity_weight: float | int = option(1.0, "Weight of the similarity of neighbours within the system's loss.")
     back_translation_weight: float | int = option(0.5, "Weight of the back-translation within the system's loss.")
 
 

@@ -11,9 +11,10 @@ from ..data.preparation import load_prepared
 from ..inference.loading import load_teacher, load_teacher_tokenizer
 from ..training.command import RunArguments, TrainingCommand, parse_command
 from ..training.data_collator import DataCollatorForJMNat, example_id
+from ..training.even_batches import FILLER
 from ..training.initial_weights import check_same_tokenizer
 from ..training.masking import draw_uniforms
-from ..training.options import ModelOptions
+from ..training.options import MaskingOptions, ModelOptions
 from ..training.run import run_training
 from ..training.trainer import JMNatTrainer
 from ..utils.command_line import read_ahead
@@ -56,11 +57,11 @@ def system_options(model_class: type[NatForConditionalGeneration]) -> type[Model
 
 
 class DataCollatorForNat(DataCollatorForJMNat):
-    """Adds `uniforms` (B, T, 4), random numbers by seed, epoch and example, for systems that disturb the target."""
+    """Adds `uniforms` (B, max(S, T), 4), drawn by seed, epoch and example, for systems that disturb a sentence."""
 
     def __call__(self, features):
         batch = super().__call__(features)
-        sizes = [NUM_UNIFORMS * batch["labels"].shape[1]] * len(features)
+        sizes = [NUM_UNIFORMS * max(batch[name].shape[1] for name in ("input_ids", "labels"))] * len(features)
         ids = [example_id(feature) for feature in features]
         uniforms = draw_uniforms(self.seed + 1, self.epoch, ids, sizes)  # other numbers than those of the masks
         return batch | {"uniforms": uniforms.unflatten(1, (-1, NUM_UNIFORMS)).float()}
@@ -75,16 +76,27 @@ class NatTrainer(JMNatTrainer):
         super().__init__(model, args, data_collator, **kwargs)
         self.guide = None
         if guide is not None:
+            model.check_guide(guide)
             guide.set_attn_implementation("eager")  # others do not tell their attention
             self.guide = guide.to(args.device).eval().requires_grad_(False)
 
     def count_predicted(self, batch: dict) -> torch.Tensor:
         return batch["labels"].ne(-100).sum()
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        batches, denominators = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self._prepare_inputs(batch) for batch in batches]
+        if batches:
+            counting = [batch for batch in batches if FILLER not in batch]
+            plain, total = self.accelerator.unwrap_model(self.model), partial(self.accelerator.reduce, reduction="sum")
+            with torch.no_grad(), self.accelerator.autocast():
+                plain.learn_from_step(counting, self.guide, total)
+        return batches, denominators
+
     def loss_outputs(self, model, batch: dict, denominators: torch.Tensor | None):
         plain = self.accelerator.unwrap_model(self.model)
         progress = self.state.global_step / max(1, self.state.max_steps) if model.training else 1.0
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():
             hints = plain.hints(batch, self.guide, progress)
         return model(**batch, **hints, loss_denominators=denominators)
 
@@ -101,9 +113,17 @@ def parse_system(name: str, argv: Sequence[str] | None, description: str) -> Tra
     model_class = system_class(name)
     if read_ahead(argv, "init_from").init_from is not None:
         raise ValueError(f"init_from is not possible with system={name}: start from random weights or a teacher's")
-    settings = BASIC_NAT | model_class.settings
+    fixed = {item.name: item.default for item in fields(MaskingOptions) if item.name != "pad_to_multiple_of"}
+    fixed |= BASIC_NAT
+    settings = fixed | model_class.settings
     command = parse_command(argv, description, SystemArguments, system_options(model_class), settings)
-    run = command.run
+    run, chosen = command.run, command.model | command.masking
+    for option_name in fixed:
+        if chosen[option_name] != settings[option_name]:
+            raise ValueError(
+                f"{option_name}={chosen[option_name]} is of JM-NAT alone, and must be {settings[option_name]} with "
+                f"system={name}: leave it out"
+            )
     if run.guide is not None and not model_class.needs_guide:
         raise ValueError(f"guide={run.guide} has no use with system={name}: leave it out")
     if run.guide is None and model_class.guide_is_teacher:

@@ -26,7 +26,7 @@ from .systems import (
     teacher_systems,
 )
 from .text import FIXED_LENGTH, random_sources, scored_text
-from .timing import environment, length_table, markdown_table
+from .timing import describe_refused, environment, length_table, markdown_table
 
 CONFIDENCE = 0.7  # threshold of the adaptive setting: more probable tokens are final
 MODELS = ("student", "teacher", "deep_teacher")
@@ -168,6 +168,5 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict:
         write_profile(benchmark, arguments.threads, output)
     print((output / "table.md").read_text())
     print((output / "profile.md").read_text())
-    for reason in refused:
-        print(f"no ratio: {reason}")
+    print(describe_refused(refused, output), end="")
     return {"output": str(output), "systems": len(rows), "refused_ratios": len(refused)}

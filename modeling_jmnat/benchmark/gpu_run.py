@@ -16,7 +16,7 @@ from .models import check_models, copy_models
 from .options import GPUBenchmarkArguments
 from .systems import prepare_teacher, random_models
 from .text import FIXED_LENGTH, random_sources, scored_text
-from .timing import environment
+from .timing import describe_refused, environment
 
 COUNTS = ("passes", "candidates", "sentences", "rounds", "batch_sizes", "batches", "lines")
 
@@ -66,8 +66,7 @@ def run_benchmark(arguments: GPUBenchmarkArguments) -> dict:
     print((output / "table.md").read_text())
     for name, reason in figures["missing"].items():
         print(f"not measured: {name}: {reason}")
-    for reason in figures["refused"]:
-        print(f"no ratio: {reason}")
+    print(describe_refused(figures["refused"], output), end="")
     return {"output": str(output), "systems": len(figures["rows"])}
 
 

@@ -18,7 +18,8 @@ def scored_text(
 ) -> tuple[list[list[int]], Callable[[list[list[int]]], dict]]:
     """Source ids of the first `limit` lines, and a function that scores their translations (ids).
 
-    It returns `bleu`, its 95% interval over the sentences as `bleu_interval`, and the `texts`.
+    It returns `bleu`, the number of `sentences`, the 95% interval over them as `bleu_interval`, the `signature` of the
+    score, and the `texts`.
     """
     _, tokenizer = load_translator(student, device="cpu")
     lines, references = (side[:limit] for side in read_parallel(source, reference))
@@ -30,7 +31,8 @@ def scored_text(
         texts = [tokenizer.decode(before_end(ids), skip_special_tokens=True) for ids in translations]
         how = {"lowercase": tokenizer.lowercase, "metrics": ["sacrebleu"], "resamples": RESAMPLES}
         scores = score_translations(texts, references, **how)
-        return {"bleu": scores["sacrebleu"], "bleu_interval": scores["intervals"]["sacrebleu"], "texts": texts}
+        figures = {"bleu": scores["sacrebleu"], "bleu_interval": scores["intervals"]["sacrebleu"]}
+        return figures | {"sentences": len(texts), "signature": scores["sacrebleu_signature"], "texts": texts}
 
     return tokenizer(lines)["input_ids"], score
 

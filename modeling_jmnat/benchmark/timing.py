@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -249,6 +250,16 @@ def add_ratios(
                 else:
                     row.setdefault(name, {})[title] = value
     return refused
+
+
+def describe_refused(refused: Sequence[str], output: str | Path) -> str:
+    """A line for a person about the ratios that `add_ratios` left out; empty if there are none."""
+    if not refused:
+        return ""
+    count = f"{len(refused)} ratio{'s' * (len(refused) > 1)}"
+    return (
+        f"{count} left out, because the rounds do not agree: refused_ratios in {output}/environment.json says which\n"
+    )
 
 
 def _speed(row: dict, speed: str, size: str) -> str:

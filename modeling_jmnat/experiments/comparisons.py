@@ -8,7 +8,22 @@ from ..utils.atomic_files import write_json
 from ..utils.json_files import read_json
 from ..utils.text_files import read_lines
 from ..utils.translation_scores import RESAMPLES, SEED, Scorer, middle, paired_p, resampled
-from .systems import AUTOREGRESSIVE, COMPARISONS, MAIN_STUDENTS, NAT, OTHERS, REMASKING, Student, remasking_of
+from .systems import (
+    ABLATIONS,
+    ADDITIONS,
+    AUTOREGRESSIVE,
+    CM,
+    COMPARISONS,
+    JM,
+    JM_BOTH_FULL_WEIGHT,
+    MAIN_STUDENTS,
+    NAT,
+    OTHERS,
+    RECIPES,
+    REMASKING,
+    Student,
+    remasking_of,
+)
 
 PASSES, BEAMS = (1, 4, 10), (1, 5)
 SPLITS = ("validation", "test")
@@ -67,18 +82,25 @@ def decoded_as(student: Student, remasking: str, k: int) -> Decoded:
     return Decoded(student.name, variant, "num_iterations", k)
 
 
-def wanted_pairs() -> Iterator[tuple[Decoded, Decoded]]:
-    """The pairs of `COMPARISONS` with each decoding, then the first student and CM-NAT against beam search.
+def changed_pairs() -> Iterator[tuple[Student, Student]]:
+    """The rows of table 4 beside the system in which each changes one thing."""
+    for student in (*ADDITIONS, *ABLATIONS):
+        yield student, CM if student.name.startswith("cm_") else JM
+    for student in RECIPES:
+        yield student, JM_BOTH_FULL_WEIGHT
 
-    Last the paper's other systems against the basic NAT.
+
+def wanted_pairs() -> Iterator[tuple[Decoded, Decoded]]:
+    """The pairs of `COMPARISONS` and `changed_pairs` with each decoding, then the first two students against an
+    autoregressive baseline, and last the paper's other systems against the basic NAT.
     """
-    for system, baseline in COMPARISONS:
+    for system, baseline in (*COMPARISONS, *changed_pairs()):
         for remasking in REMASKING:
             for k in PASSES:
                 if k > 1 or remasking == "adjacent":  # the first pass re-masks nothing
                     yield decoded_as(system, remasking, k), decoded_as(baseline, remasking, k)
     for student in MAIN_STUDENTS[:2]:
-        for variant in ("", ".tuned", ".reranked"):
+        for variant in ("", *(f".{name}" for name in (*REMASKING, "tuned", "reranked"))):
             for k in PASSES[1:]:
                 for beams in BEAMS:
                     ours = Decoded(student.name, variant, "num_iterations", k)

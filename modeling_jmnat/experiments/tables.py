@@ -7,7 +7,7 @@ from pathlib import Path
 from ..utils.atomic_files import atomic_text_file
 from ..utils.markdown import markdown
 from ..utils.text_files import iterate_lines
-from .comparisons import BEAMS, PASSES, SPLITS
+from .comparisons import BEAMS, PASSES, SPLITS, changed_pairs, decoded_as
 from .paper_data import CITED
 from .rows import LATENCY, TRAINING, TUNING, run_rows, select
 from .systems import (
@@ -202,12 +202,34 @@ def ablation_row(rows: Sequence[dict], student: Student) -> list[str] | None:
     return [student.label, *bleu, cell(repeats, 3)]
 
 
+def difference_rows(rows: Sequence[dict]) -> list[list[str] | None]:
+    """What each change gains with independent re-masking: the difference, its 95% interval and p."""
+    lines = []
+    for student, base in changed_pairs():
+        cells = []
+        for k in PASSES:
+            ours, theirs = (decoded_as(system, "independent", k) for system in (student, base))
+            conditions = {"system": ours.system, "variant": ours.variant[1:], "num_iterations": k}
+            conditions |= {f"baseline_{name}": value for name, value in theirs.described().items()}
+            found = [
+                row for row in select(rows, **conditions) if row.get("baseline_variant", "") == theirs.variant[1:]
+            ]
+            cells += [
+                f"{row['difference']:+.2f} ({row['interval'][0]:.2f} to {row['interval'][1]:.2f}), p = {row['p']:.3f}"
+                for row in found
+            ] or ["-"]
+        lines.append([student.label, base.label, *cells] if any(cell != "-" for cell in cells) else None)
+    return lines
+
+
 def table4(rows: Sequence[dict]) -> str:
-    """Ablations, and other ways to decode."""
+    """Ablations, what each change gains, and other ways to decode."""
     rows = chosen_on(rows)
     header = ["system", "BLEU k=1", "k=4, adjacent", "k=10, adjacent", "k=4, independent", "k=10, independent"]
     lines = [ablation_row(rows, student) for student in (JM, CM, *ADDITIONS, *ABLATIONS, *RECIPES)]
     text = markdown([*header, "repeats k=10, independent"], lines)
+    if any(differences := difference_rows(rows)):
+        text += "\n" + markdown(("system", "beside", *(f"difference, k={k}" for k in PASSES)), differences)
     lines = [student_row(rows, f"JM-NAT decoded with {label}", JM, name) for name, label, _ in DECODINGS]
     lines += [
         student_row(rows, f"{student.label}, {label}", student, name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import uvicorn
 
-from ..inference.loading import is_jmnat, load_translator
+from ..inference.loading import is_jmnat_itself, load_translator
 from ..inference.onnx_runtime import find_graphs
 from ..inference.translation import check_options, default_batch_tokens
 from ..pipeline import JMNatTranslationPipeline
@@ -60,12 +60,12 @@ def load_server(
     """
     backend = choose_backend(model) if backend == "auto" else backend
     translator, tokenizer = load_translator(model, device, backend=backend)
-    if not is_jmnat(translator):
+    if not is_jmnat_itself(translator.config):
         raise ValueError(f"model={model} is a {translator.config.model_type} model: only JM-NAT can be served")
     options = generation or {}
     check_options(translator, options)
     config = translator.config
-    languages = languages or [config.source_language, config.target_language]
+    languages = languages or [getattr(config, f"{side}_language", None) for side in ("source", "target")]
     if len(languages) != 2 or None in languages:
         given = " ".join(map(str, languages))
         raise ValueError(f"languages={given!r} must be two codes, of source and target: give --languages de en")

@@ -445,6 +445,6 @@ class JMNatTrainer(TranslationTrainer):
             model, collator = self.accelerator.unwrap_model(self.model), self.data_collator
             glancing_ratio = at_this_step(self.state, collator.glancing_ratio, collator.glancing_ratio_end)
             with self.accelerator.autocast():
-                batches = [with_final_masks(model, batch, glancing_ratio) for batch in batches]
+                batches = [with_final_masks(model, self._prepare_inputs(batch), glancing_ratio) for batch in batches]
             denominators = self._get_num_items_in_batch(batches, device)
         return batches, denominators

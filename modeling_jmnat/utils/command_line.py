@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import dataclasses
+import difflib
 import functools
 import os
 import pickle
@@ -14,7 +16,7 @@ from typing import Any, NoReturn
 
 from safetensors import SafetensorError
 
-from .help_text import help_text, usage_of
+from .help_text import help_text, option_names, usage_of
 from .signals import handling
 
 # Errors that a user can fix. Any other error is a bug of ours and keeps its traceback.
@@ -207,7 +209,25 @@ def parse_arguments(
 
     parser = HfArgumentParser(groups, **{"prog": program(), "usage": usage_of(groups), **parser_options})
     parser.set_defaults(**(defaults or {}))
-    return parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    *found, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    if unknown:
+        raise ValueError(describe_unknown(unknown, all_option_names(groups)))
+    return tuple(found)
+
+
+def all_option_names(groups: Sequence[Any]) -> list[str]:
+    return [name for group in groups for field in dataclasses.fields(group) for name in option_names(field)]
+
+
+def describe_unknown(words: Sequence[str], options: Sequence[str]) -> str:
+    """One sentence about the words of a command line that belong to no option."""
+    all_options = f"{program()} --help lists all options"
+    word = next((word for word in words if word.startswith("-")), None)
+    if word is None:
+        return f"{words[0]!r} belongs to no option, whose names begin with --: {all_options}"
+    word = word.partition("=")[0]
+    close = difflib.get_close_matches(word, options, n=1)
+    return f"{word} is not an option of {program()}: {f'did you mean {close[0]}?' if close else all_options}"
 
 
 def wants_help(argv: Sequence[str] | None) -> bool:

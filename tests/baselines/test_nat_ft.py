@@ -76,6 +76,42 @@ def test_noisy_parallel_decoding():
         assert torch.equal(found.sequences[sentence, : len(candidate)], candidate)
 
 
+def test_fine_tuning_against_a_slow_twin():
+    """In the last updates: the teacher's expected surprise word by word, and REINFORCE for the fertilities."""
+    model, teacher = random_system("nat_ft", fine_tuning_begin=0.75, max_fertility=3).train(), random_teacher_of(23)
+    batch = batch_of(model.config) | {"uniforms": torch.rand(2, 6, 4, generator=torch.Generator().manual_seed(1))}
+    hints = {progress: model.hints(batch, teacher, progress) for progress in (0.7, 0.75)}
+    assert model.eval().hints(batch, teacher, 1.0)["guide"] is None
+    assert hints[0.7]["guide"] is None
+    results = [model(**batch, **found) for found in hints.values()]
+    added = (results[1].system_loss - results[0].system_loss) * (batch["labels"] != -100).sum()
+
+    states, mask, _ = model.encode_for_generation(batch["input_ids"], batch["attention_mask"])
+    log_probs, expected = model.fertility_head(states).log_softmax(dim=-1), 0.0
+    for row, length in enumerate(mask.sum(dim=1).tolist()):
+        draws = batch["uniforms"][row, :length, 0]
+        sampled = sample_fertilities(log_probs[row : row + 1, :length], draws[None, :, None])[0, :, 0]
+        surprises = []
+        for fertilities in (sampled, log_probs[row, :length].argmax(dim=-1)):
+            source = batch["input_ids"][row : row + 1, :length]
+            size = min(max(int(fertilities.sum()), 2), model.config.max_target_length)
+            read = copy_by_fertility(source, fertilities[None], size)
+            decoded = model.model.decoder(read, encoder_hidden_states=states[row : row + 1, :length])
+            probs = model.project(decoded.last_hidden_state)[0].softmax(dim=-1)  # (T, V)
+            surprise, words = 0.0, [teacher.config.decoder_start_token_id]
+            for position in range(size):
+                theirs = teacher(input_ids=source, decoder_input_ids=torch.tensor([words])).logits[0, -1]
+                surprise = surprise - (probs[position] * theirs.log_softmax(dim=-1).detach()).sum()
+                words.append(int(probs[position].argmax()))
+            surprises.append((surprise, surprise.detach() / size))
+        chosen = log_probs[row, range(length), sampled].sum()
+        expected = expected + surprises[0][0] + (surprises[0][1] - surprises[1][1]) * chosen
+    assert torch.isclose(added, expected / 3, rtol=1e-4)
+    parameters = [model.fertility_head.weight, model.model.decoder.layers[0].fc1.weight]
+    for mine, other in zip(*(torch.autograd.grad(x, parameters) for x in (added, expected / 3)), strict=True):
+        assert torch.allclose(mine, other, atol=1e-5)
+
+
 def test_lengths_are_not_for_the_caller_to_set():
     model = random_system("nat_ft")
     with pytest.raises(ValueError, match="target_lengths is not supported by a nat_ft model"):

@@ -5,6 +5,11 @@ from modeling_jmnat.baselines.nat_ir import corrupt
 from tests.baselines.tiny_systems import batch_of, random_system
 
 
+def test_a_random_number_that_is_rounded_to_1_is_still_a_token():
+    uniforms = torch.tensor([[[0.0, 0.4, float(torch.tensor(1 - 1e-9))]]])
+    assert corrupt(torch.tensor([[10]]), torch.tensor([1]), uniforms, 0.5, vocab_size=20).tolist() == [[19]]
+
+
 @pytest.mark.parametrize(
     ("kinds", "expected"),
     [
@@ -66,5 +71,9 @@ def test_a_share_of_the_sentences_reads_a_corruption_in_training():
     uniforms = torch.zeros(2, 3, 4)  # each token replaces the one behind it
     uniforms[1, 0, 3] = 0.6  # not this sentence
     predictions = torch.full((2, 3), 9)
-    assert model.with_corruption(predictions, labels, uniforms).tolist() == [[5, 5, 5], [9, 9, 9]]
-    assert torch.equal(model.eval().with_corruption(predictions, labels, uniforms), predictions)
+    assert model.with_corruption(predictions, labels, uniforms, 1).tolist() == [[5, 5, 5], [9, 9, 9]]
+    # Drawn anew in the second pass: 0.618 and, of the other sentence, 0.218, where a token becomes a random one.
+    uniforms[1, :, 2] = 0.618
+    random_id = int((uniforms[1, 0, 2] + 0.618 - 1) * model.config.vocab_size)
+    assert model.with_corruption(predictions, labels, uniforms, 2).tolist() == [[9, 9, 9], [random_id] * 3]
+    assert torch.equal(model.eval().with_corruption(predictions, labels, uniforms, 1), predictions)

@@ -10,9 +10,10 @@ from transformers import AutoModelForSeq2SeqLM
 
 from modeling_jmnat.baselines import SYSTEMS
 from modeling_jmnat.baselines.training import system_class
-from modeling_jmnat.commands import evaluate, export_onnx, train, translate
+from modeling_jmnat.commands import benchmark, evaluate, export_onnx, serve, train, translate
 from modeling_jmnat.inference.loading import load_translator
 from tests.baselines.tiny_systems import random_system
+from tests.helpers.tiny_runs import prepare_tiny_data
 from tests.helpers.tiny_runs import translate as reference
 
 AUTO = "from transformers import AutoModelForSeq2SeqLM"
@@ -85,11 +86,24 @@ def test_the_translation_of_a_sentence_depends_on_nothing_beside_it(trained):
         assert torch.isclose(together.sequences_scores[row], alone.sequences_scores[0], atol=1e-4)
 
 
-def test_what_works_for_jmnat_alone_is_refused(trained, tmp_path, capsys):
+def test_what_works_for_jmnat_alone_is_refused(trained, data, preset, teacher, tmp_path, capsys):
     name, output = trained
     with pytest.raises(SystemExit):
         run(export_onnx, output, "--output", tmp_path / "graphs")
     assert f"holds a {name} model: only JM-NAT can be exported" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run(serve, "--model", output, "--port", 0)
+    assert f"is a {name} model: only JM-NAT can be served" in capsys.readouterr().err
+    line = tmp_path / "line"
+    line.write_text("eins zwei\n")
+    with pytest.raises(SystemExit):
+        run(benchmark, "--student", output, "--teacher", teacher, "--source", line, "--reference", line,
+            "--output", tmp_path / "figures")  # fmt: skip
+    assert f"is a {name} model: it must be a JM-NAT" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # nor is it autoregressive
+        run(train, "--system", "nat_ft", "--guide", output, "--preset", preset, "--data", data,
+            "--output_dir", tmp_path / "run")  # fmt: skip
+    assert "is a non-autoregressive model: give an autoregressive one" in capsys.readouterr().err
     with pytest.raises(ValueError, match="must be a JMNatForConditionalGeneration"):
         load_translator(output, backend="cuda_graphs")
     model, _ = load_translator(output)
@@ -115,6 +129,15 @@ def test_the_auto_classes_know_a_system_whatever_is_imported_first(first, tmp_pa
         (["--system", "nat_crf"], "system='nat_crf' is not one of"),
         (["--system", "nat_ir", "--init_from", "x"], "init_from is not possible with system=nat_ir"),
         (["--system", "nat_ir", "--guide", "x"], "guide=x has no use with system=nat_ir"),
+        (["--system", "nat_ft"], "guide is missing: system=nat_ft needs an autoregressive teacher"),
+        (["--system", "imitate_nat", "--guide", "./nowhere"], "./nowhere"),
+        (["--system", "fcl_nat", "--source_mask_ratio", "0.2"], "source_mask_ratio=0.2 is of JM-NAT alone"),
+        (["--system", "nat_ft", "--glancing_ratio", "0.5"], "glancing_ratio=0.5 is of JM-NAT alone"),
+        (["--system", "nat_ir", "--target_mask", "random"], "must be all with system=nat_ir: leave it out"),
+        (["--system", "nat_dcrf", "--ngram_loss_weight", "1"], "ngram_loss_weight=1.0 is of JM-NAT alone"),
+        (["--system", "nat_reg", "--decoder_input", "mask"], "decoder_input=mask is of JM-NAT alone"),
+        (["--system", "nat_ft", "--eval_num_iterations", "4"], "eval_num_iterations=[4] must be 1"),
+        (["--system", "nat_ft", "--init_from_teacher", "./nowhere"], "./nowhere"),
         (["--system", "nat_dcrf", "--crf_rank", "0"], "crf_rank=0 must be at least 1"),
         (["--system", "nat_ir", "--corruption", "1.5"], "corruption=1.5 must be in [0, 1]"),
         (
@@ -129,6 +152,23 @@ def test_bad_input_has_a_sentence(arguments, sentence, data, preset, tmp_path, c
         run(train, "--preset", preset, "--data", data, "--output_dir", tmp_path / "run", *arguments)
     assert stopped.value.code
     assert sentence in capsys.readouterr().err
+
+
+def test_a_guide_of_other_token_ids_or_another_size_is_refused_before_anything_is_written(
+    data, preset, teacher, tmp_path, capsys
+):
+    other = prepare_tiny_data(tmp_path, num_train=60)
+    sizes = ["--decoder_layers", "3"]
+    for folder, options, sentence in (
+        (other, [], f"the tokenizer of {teacher}"),
+        (data, sizes, "decoder layers, the model 64 and 3: a demonstrator must be of the same size"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run(train, "--system", "imitate_nat", "--guide", teacher, "--preset", preset, "--data", folder,
+                "--output_dir", tmp_path / "run", *options)  # fmt: skip
+        assert stopped.value.code
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "run" / "run_settings.json").exists()
 
 
 def test_help_lists_the_options_of_a_system(capsys):

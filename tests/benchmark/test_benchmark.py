@@ -45,6 +45,7 @@ from modeling_jmnat.benchmark.timing import (  # noqa: E402
     TooNoisy,
     add_ratios,
     block_sums,
+    describe_refused,
     interleaved,
     latency_figures,
     length_sorted,
@@ -231,6 +232,13 @@ def test_noise_refuses_ratios():
     lines = markdown_table(rows).split("\n\n")[0].splitlines()
     assert lines[3].startswith("| ours | 8.0 (8.0-8.0) | 8.0 | 8.0 | 12.50 | too noisy |")
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_refused_ratios_are_told_in_one_line():
+    assert describe_refused([], "out") == ""
+    line = "left out, because the rounds do not agree: refused_ratios in out/environment.json says which\n"
+    assert describe_refused(["a"], "out") == f"1 ratio {line}"
+    assert describe_refused(["a", "b"], Path("out")) == f"2 ratios {line}"
 
 
 def ours(candidates, label, bleu):
@@ -452,6 +460,8 @@ def test_the_command(folder, tmp_path, capsys):
         assert 0 < found["latency_quartiles_ms"][0] <= found["latency_ms"] <= found["latency_p99_ms"] * 3
         assert 0 <= found["bleu_interval"][0] <= found["bleu"] <= found["bleu_interval"][1] <= 100
         texts = read_lines(output / found["translations"])
+        assert found["sentences"] == len(texts)
+        assert "|case:" in found["signature"]
         assert corpus_bleu(texts, lines) == pytest.approx(found["bleu"])
         assert found["load_seconds"] > 0
         assert found["peak_memory_mb"] > 0

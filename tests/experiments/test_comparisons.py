@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from modeling_jmnat.experiments.comparisons import Decoded, compare, translations_of, wanted_pairs, write_comparisons
-from modeling_jmnat.experiments.systems import CM_BOTH, JM_BOTH_FULL_WEIGHT, NAT, REMASKING
+from modeling_jmnat.experiments.systems import (
+    ABLATIONS,
+    ADDITIONS,
+    CM_BOTH,
+    JM_BOTH_FULL_WEIGHT,
+    NAT,
+    RECIPES,
+    REMASKING,
+)
 from modeling_jmnat.utils.text_files import write_lines
 from modeling_jmnat.utils.translation_scores import RESAMPLES, Scorer
 
@@ -98,7 +106,7 @@ def test_what_has_been_evaluated_is_compared(tmp_path, references):
         (jm, variant, k, baseline)
         for k in (4, 10)
         for variant, baseline in (("", cm), ("", "ar_both"), ("tuned", "ar_both"))
-    }
+    } | {(cm, "adjacent", k, "ar_both") for k in (4, 10)}
     against_cm, against_beam = found[jm, "", 4, cm], found[jm, "", 10, "ar_both"]
     assert (against_cm["seeds"], against_beam["seeds"]) == ([1, 2], [1])  # those that both have
     assert against_cm["baseline_variant"] == "adjacent"
@@ -118,6 +126,19 @@ def test_a_difference_is_asked_for_with_every_way_to_remask():
     assert len(set(pairs)) == len(pairs)
     against_basic = {(ours.system, ours.value) for ours, theirs in pairs if theirs.system == NAT.name}
     assert against_basic >= {("nat_ft", 1), ("nat_ir", 10), ("imitate_nat", 1)}
+
+
+def test_each_row_of_table_4_is_compared_with_the_system_that_it_changes():
+    asked = {(ours.system, theirs.system) for ours, theirs in wanted_pairs()}
+    assert asked >= {
+        ("ngram_gold", "jm"),
+        ("raw", "jm"),
+        ("jm_both", "jm"),
+        ("cm_encoder_mask", "cm"),
+        ("cm_raw", "cm"),
+        ("jm_recipe_amom", JM_BOTH_FULL_WEIGHT.name),
+    }
+    assert {student.name for student in (*ADDITIONS, *ABLATIONS, *RECIPES)} <= {system for system, _ in asked}
 
 
 def test_nothing_is_written_before_there_is_something_to_compare(tmp_path):

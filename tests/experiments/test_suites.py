@@ -466,7 +466,21 @@ def test_table4_puts_decodings_side_by_side(tmp_path):
         write_result(
             tmp_path / "results" / "validation", name, "num_iterations", bleu, repeated_tokens_per_sentence=repeats
         )
+    found = {
+        "difference": 0.25,
+        "interval": [-0.5, 1.0],
+        "p": 0.23,
+        "sacrebleu": [30.4],
+        "baseline_sacrebleu": [30.15],
+    }
+    ours = {"split": "validation", "system": "random_mask", "num_iterations": 4, "variant": "independent"}
+    theirs = {"baseline_system": "jm", "baseline_num_iterations": 4, "baseline_variant": "independent"}
+    adjacent = theirs | {"baseline_variant": "adjacent"}  # of other ways to re-mask, which the table does not show
+    rows = [ours | theirs | found, ours | adjacent | found | {"difference": 9.0}]
+    (tmp_path / "results" / "comparisons.json").write_text(json.dumps({"resamples": 1000, "comparisons": rows}))
     text = write_tables(tmp_path, ["table4"])["table4"]
+    assert "| JM-NAT, without consecutive mask | JM-NAT | - | +0.25 (-0.50 to 1.00), p = 0.230 | - |" in text
+    assert "9.00" not in text
     assert "| JM-NAT, without consecutive mask | 30.10 | 30.40 | 31.00 | 31.40 | 32.00 | 0.100 |" in text
     assert "tokens corrected (not in the paper) | 32.10 | - | - | 32.40 | 33.00 | 0.200 |" in text
 

@@ -274,6 +274,16 @@ def test_what_cannot_be_served_gets_one_sentence(model, capsys, options, sentenc
     assert f"error: {sentence}" in capsys.readouterr().err.splitlines()[-1].replace(f"{model} ", "")
 
 
+def test_a_trained_model_that_names_no_languages_is_asked_for_them(tmp_path, capsys):
+    tokenizer = tiny_tokenizer()
+    for part in (tiny_student(tokenizer), tokenizer):
+        part.save_pretrained(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        load_script("serve").main(["--model", str(tmp_path), "--device", "cpu"])
+    assert stopped.value.code == 1
+    assert "must be two codes, of source and target: give --languages de en" in capsys.readouterr().err
+
+
 def test_a_port_in_use_gets_one_sentence(model, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

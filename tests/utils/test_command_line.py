@@ -227,6 +227,20 @@ def test_options_come_from_dataclass_defaults_and_command_line(capsys):
     assert read_ahead([], "preset").preset is None
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--stebs", "4"], "--stebs is not an option of .*: did you mean --steps\\?"),
+        (["--stebs=4"], "--stebs is not an option of .*: did you mean --steps\\?"),
+        (["--entirely", "4"], "--entirely is not an option of .* --help lists all options"),
+        (["more"], "'more' belongs to no option, whose names begin with --: .* --help lists all options"),
+    ],
+)
+def test_a_word_that_belongs_to_no_option_is_named(words, sentence):
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        parse_arguments(["--data", "x", *words], Options, "")
+
+
 def test_idle_threads_do_not_spin(monkeypatch):
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     seen = []
