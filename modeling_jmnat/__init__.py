@@ -1,7 +1,7 @@
 """JM-NAT: jointly masked non-autoregressive translation for Hugging Face Transformers (Guo, Xu, Chen, ACL 2020).
 
-Importing the package loads neither PyTorch nor Transformers: public names are loaded when they are first used, and
-the auto classes of Transformers learn about JM-NAT when they are imported, before or after this package.
+Importing the package loads neither PyTorch nor Transformers: public names are loaded at their first use, and JM-NAT is
+registered with the auto classes of Transformers when those are imported, before or after this package.
 """
 
 import importlib
@@ -82,13 +82,13 @@ def _register_models() -> None:
 def _register_systems() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    from .baselines import SYSTEMS  # which imports nothing
+    from .baselines import SYSTEMS  # a cheap import: that module imports nothing
 
     for name, prefix in SYSTEMS.items():
         CONFIG_MAPPING.register(name, LazyClass(f"{__name__}.baselines.{name}", f"{prefix}Config"), exist_ok=True)
 
 
-def _register_tokenizer_name() -> None:  # for folders that hold a tokenizer alone
+def _register_tokenizer_name() -> None:  # for folders with only a tokenizer
     from transformers.models.auto.tokenization_auto import REGISTERED_TOKENIZER_CLASSES
 
     REGISTERED_TOKENIZER_CLASSES["JMNatTokenizer"] = _lazy("JMNatTokenizer")
@@ -115,9 +115,9 @@ def _register_pipeline() -> None:
 
 
 def _prefer_registered_pipeline(pipelines: Any) -> None:
-    """Let `pipeline` use the class of this package where a configuration names one that lies in the model's folder.
+    """Let `pipeline` use the class of this package where a configuration names one in the model's folder.
 
-    The latter would need `trust_remote_code`, which still asks for it.
+    That one would need `trust_remote_code`, and is still used if it is given.
     """
 
     class PipelineConfig(pipelines.AutoConfig):

@@ -248,7 +248,7 @@ class Trial:
         raise AssertionError(f"not finished after {ATTEMPTS} more attempts")
 
     def complain(self) -> None:
-        """What a command says when it fails is a sentence."""
+        """Whether a failing command prints one sentence."""
         assert "Traceback" not in self.log.read_text(errors="replace"), "a traceback in place of a sentence"
 
 
@@ -362,7 +362,7 @@ def chosen(only: str) -> list[tuple[str, str]]:
     ]
     found = [(name, kind) for name, kind in pairs if re.search(only, f"{name}, {kind}")]
     if not found:
-        raise SystemExit(f"only={only!r} is found in none of {', '.join(map(', '.join, pairs))}")
+        raise SystemExit(f"only={only!r} matches none of {', '.join(map(', '.join, pairs))}")
     return found
 
 

@@ -192,7 +192,7 @@ def test_snippets_print_what_they_say(document, count, saved, tmp_path):
     assert (tmp_path / saved / "model.safetensors").is_file()
 
 
-def test_what_stands_in_for_the_evaluator_of_the_library_evaluate(tmp_path):
+def test_the_replacement_for_evaluates_evaluator_works(tmp_path):
     text = (DOCS / "scores.md").read_text(encoding="utf-8")
     (block,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "evaluate.load" in block]
     (tmp_path / "hub_card").symlink_to(ROOT / "hub_card")

@@ -40,12 +40,12 @@ NO_MEASUREMENT = (
 )
 
 
-def test_few_files():
+def test_few_result_files():
     assert sum(path.is_file() for path in RESULTS.rglob("*")) < 80
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_a_folder_of_results(folder):
+def test_rows_and_translations_of_a_folder_agree(folder):
     """A row for each system and setting; figures typed in by hand apart, with a note; translations of every line."""
     assert (folder / "README.md").is_file()
     rows = read_rows(folder / "results.jsonl")

@@ -74,7 +74,7 @@ def loaded_by(code: str) -> set[str]:
     return set(fresh_process(f"import sys\n{code}\nprint(*sys.modules, sep='\\n')"))
 
 
-def test_importing_the_package_loads_next_to_nothing():
+def test_importing_the_package_loads_no_heavy_library():
     loaded = loaded_by("import modeling_jmnat\nmodeling_jmnat.__version__, dir(modeling_jmnat)")
     ours = {name for name in loaded if name.startswith("modeling_jmnat")}
     assert ours == {"modeling_jmnat", "modeling_jmnat.utils", "modeling_jmnat.utils.imports"}
@@ -121,7 +121,7 @@ def test_the_auto_classes_know_the_model(student, tmp_path, first, use):
     assert all(module.startswith("modeling_jmnat.") for module in found), found
 
 
-def test_models_travel_to_other_processes(student, tmp_path):
+def test_models_can_be_sent_to_other_processes(student, tmp_path):
     (tmp_path / "program.py").write_text(f"import copy\nfolder = {str(student)!r}\n{SPAWNED}")
     command = [sys.executable, str(tmp_path / "program.py")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -80,7 +80,7 @@ IMPORTS = {
 }
 
 
-def test_the_top_of_the_package_holds_what_travels_alone():
+def test_the_top_of_the_package_has_only_travelling_files():
     assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", *TRAVELLING}
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == {*ROOMS} - {
         "model"
@@ -116,7 +116,7 @@ def test_travelling_files_import_each_other_by_name_alone(module):
             assert node.module.split(".")[0] != "modeling_jmnat"
 
 
-def test_no_circle_of_imports():
+def test_no_circular_imports():
     done, open_now = set(), []
 
     def visit(module):

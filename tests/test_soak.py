@@ -13,7 +13,7 @@ MINUTES = float(os.environ.get("JMNAT_SOAK_MINUTES", "2"))
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked and file systems mounted as Linux does")
 @pytest.mark.timeout(60 * MINUTES + 600)
-def test_nothing_is_lost_whatever_happens(tmp_path):
+def test_repeated_kills_lose_nothing(tmp_path):
     command = [sys.executable, "-m", "tests.soak", "--minutes", str(MINUTES)]
     run = subprocess.run(command, env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True)
     lines = run.stdout.splitlines()

@@ -34,7 +34,7 @@ def run(*command, **options) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: what a build leaves behind must not come into the next one."""
+    """Built from a copy, so that the leftovers of a build cannot get into the next one."""
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("setup.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -144,5 +144,5 @@ def test_the_model_of_the_checkout_is_not_there_and_that_is_said(home, jmnat):
     done = subprocess.run(command, input="x\n", capture_output=True, text=True, cwd=home, env=jmnat.environment)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: the model that comes with this project cannot be had: jmnat/jmnat-de-en is no")
+    assert line.startswith("error: the model that comes with this project cannot be found: jmnat/jmnat-de-en is no")
     assert line.endswith("give --model, a folder or a name on the Hub")

@@ -43,19 +43,19 @@ PACKAGES = {
     ),
 }
 
-SAMPLE = "Don't split this (or that), at 3.5 % a well-known word?"  # which Moses and others would
+SAMPLE = "Don't split this (or that), at 3.5 % a well-known word?"  # Moses and other rules would split it
 
 
 @dataclass
 class PageArguments:
-    """For which model, and where to."""
+    """The model of the page, and where to write it."""
 
     model: str = field(metadata={"help": "A trained JM-NAT model: a folder, or a name on the Hub."})
     output: str = field(metadata={"help": "Folder of the page; files of an earlier page there are replaced."})
 
 
 def sentence_rules(language: str | None) -> dict[str, list[str]] | None:
-    """The lists of words by which the pipeline tells that a sentence goes on; None for a language without any."""
+    """The word lists that tell the pipeline that a sentence continues; None for a language without any."""
     if language not in pipeline.DATE_WORDS:
         return None
     rules = {
@@ -69,10 +69,10 @@ def sentence_rules(language: str | None) -> dict[str, list[str]] | None:
 
 
 def write_model(name: str, folder: Path) -> None:
-    """What worker.js loads of a model, packed by gzip.
+    """Write what worker.js loads of a model, compressed with gzip.
 
     Raises:
-        ValueError: no JM-NAT, or a tokenizer that tokenizer.json alone is not.
+        ValueError: the model is not a JM-NAT, or its tokenizer needs more than tokenizer.json.
     """
     from transformers.utils import logging
 
@@ -105,7 +105,7 @@ def pack(data: bytes, path: Path) -> None:
 
 
 def write_libraries(folder: Path) -> None:
-    """The files of `PACKAGES`; ValueError where npm is missing, does not get them, or gets others."""
+    """Write the files of `PACKAGES`; raises ValueError if npm is missing, cannot get them, or gets other files."""
     npm = shutil.which("npm")
     if npm is None:
         raise ValueError("npm is not installed, by which the libraries of the page come: install Node.js")

@@ -149,7 +149,7 @@ function translate(worker) {
     let mistake = null;
     if (!text.value.trim()) mistake = `Please type a text first: the field ${find("text-label").textContent} is empty.`;
     if (length > MAX_CHARACTERS) {
-        const limit = `the page reads at most ${MAX_CHARACTERS}: please give it less at a time.`;
+        const limit = `but the page reads at most ${MAX_CHARACTERS}: please split it.`;
         mistake = `This text has ${length} characters, ${limit}`;
     }
     if (mistake) {

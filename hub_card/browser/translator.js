@@ -55,8 +55,8 @@ export class Translator {
         const longest = this.config.max_position_embeddings;
         if (ids.length > longest) {
             throw new Error(
-                `A sentence of this text has ${ids.length} tokens, the model reads at most ${longest}: ` +
-                    "please give it less at a time.",
+                `A sentence of this text has ${ids.length} tokens, but the model reads at most ${longest}: ` +
+                    "please split it.",
             );
         }
         return ids;

@@ -52,7 +52,7 @@ async function read(response, progress) {
     const chunks = [];
     for (let reader = response.body.getReader(); ; ) {
         const { done, value } = await reader.read().catch(() => {
-            throw new Error("The download broke off: please check the connection.");
+            throw new Error("The download was interrupted: please check the connection.");
         });
         if (done) return new Uint8Array(await new Blob(chunks).arrayBuffer());
         chunks.push(value);
@@ -67,7 +67,7 @@ async function checkDigest(data, sha256, name) {
     if (!self.crypto?.subtle || !isPacked(data)) return; // no https
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
     if (Array.from(digest, byte => byte.toString(16).padStart(2, "0")).join("") !== sha256) {
-        throw new Error(`${name} did not arrive as it was sent.`);
+        throw new Error(`${name} was damaged during the download.`);
     }
 }
 

@@ -1,7 +1,7 @@
-"""A page to type a German sentence and to watch how JM-NAT translates it: all words at once, mended in k passes.
+"""A page to type a German sentence and watch how JM-NAT translates it: all words at once, refined in k passes.
 
 `python app.py` shows the model beside it in the repository, or MODEL=folder-or-Hub-id. TEACHER=folder-or-Hub-id adds
-the word-by-word translation of an autoregressive model.
+the translation of an autoregressive model, one word after the other.
 """
 
 import os
@@ -44,14 +44,14 @@ SHOW_RESULT = """() => {
 
 @lru_cache(maxsize=2)
 def loaded(name: str):
-    """Model and tokenizer, after one translation that nobody waits for."""
+    """Model and tokenizer, after one translation to warm up."""
     model, tokenizer = load(name)
     model.generate(**tokenizer("Hallo.", return_tensors="pt").to(model.device))
     return model, tokenizer
 
 
 def answer(text: str, num_passes: int, num_candidates: int, remasking: str) -> str:
-    """HTML of the passes, or of one sentence that says what to change."""
+    """HTML of the passes, or of one sentence that says what the user should change."""
     try:
         result = translate(*loaded(model_name()), text, num_passes, num_candidates, REMASKING[remasking])
     except ValueError as error:
@@ -65,7 +65,7 @@ def answer(text: str, num_passes: int, num_candidates: int, remasking: str) -> s
 
 
 def fit(text: str, *options) -> list[dict]:
-    """Whether the page reads so much text; asked before a request waits for others, and without reading it."""
+    """Whether the text is short enough; checked before a request waits for others, and without tokenising."""
     try:
         check_size(text)
     except ValueError as error:
@@ -74,7 +74,7 @@ def fit(text: str, *options) -> list[dict]:
 
 
 def build(adjacent: bool) -> gr.Blocks:
-    """The page, with neighbours masked together at first if `adjacent`."""
+    """The page; `adjacent` selects masking neighbours together as the initial choice."""
     with gr.Blocks(title="JM-NAT: watch a translation being mended", analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
         with gr.Row(equal_height=False):
@@ -116,7 +116,7 @@ def main() -> None:
         loaded(name)
     fonts = ["system-ui", "sans-serif"]
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=fonts, font_mono=["monospace"]).set(
-        body_text_color_subdued="*neutral_600",  # that of the theme is too pale to read
+        body_text_color_subdued="*neutral_600",  # the theme's colour is too pale to read
         body_text_color_subdued_dark="*neutral_300",
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_dark="*primary_700",

@@ -1,6 +1,6 @@
-"""From a sentence to the passes of JM-NAT, and to the steps of a word-by-word translator.
+"""From a sentence to the passes of JM-NAT, and to the steps of an autoregressive translator.
 
-Needs only `torch` and `transformers`: a folder made for the Hub holds the model's code.
+Needs only `torch` and `transformers`: a folder made for the Hub has the model's code.
 """
 
 import importlib.util
@@ -18,9 +18,9 @@ from transformers.generation.streamers import BaseStreamer
 
 HERE = Path(__file__).resolve().parent
 MAX_PASSES, MAX_CANDIDATES = 10, 8
-MAX_CHARACTERS = 10_000  # of more even the splitting into tokens would keep others waiting
-END = "</s>"  # how the end of a sentence is written here, whatever the tokenizer calls it
-LOCK = Lock()  # one sentence at a time: times of two at once would mean nothing
+MAX_CHARACTERS = 10_000  # even tokenising a longer text would keep others waiting
+END = "</s>"  # how this page shows the end of a sentence, whatever the tokenizer calls it
+LOCK = Lock()  # one sentence at a time: two at once would distort each other's times
 
 
 @dataclass
@@ -44,9 +44,9 @@ class Candidate:
 
 @dataclass
 class Translation:
-    """Candidates with the best first. Times are in seconds: one per pass, and all the rest (mostly the encoder).
+    """Candidates, best first. Times are in seconds: one per pass, and one for the rest (mostly the encoder).
 
-    `consensus`: candidates that share words with the others were preferred.
+    `consensus`: whether candidates that share words with the others were preferred.
     """
 
     text: str
@@ -58,7 +58,7 @@ class Translation:
 
 @dataclass
 class WordByWord:
-    """An autoregressive translation: one step a token; `other_seconds` is what came before the first step."""
+    """An autoregressive translation: one step per token; `other_seconds` is the time before the first step."""
 
     text: str
     tokens: list[Token]
@@ -90,16 +90,15 @@ def load(name: str):
 
 
 def check_size(text) -> None:
-    """ValueError if the text has more characters than the page reads."""
+    """Raise ValueError if the text has more characters than the page reads."""
     if isinstance(text, str) and len(text) > MAX_CHARACTERS:
         raise ValueError(
-            f"This text has {len(text)} characters, the page reads at most {MAX_CHARACTERS}: please give it less at a "
-            "time."
+            f"This text has {len(text)} characters, but the page reads at most {MAX_CHARACTERS}: please split it."
         )
 
 
 def encode(model, tokenizer, text: str) -> torch.Tensor:
-    """Ids (1, S) of one sentence; line breaks count as spaces. ValueError: nothing to translate, or too much."""
+    """Ids (1, S) of one sentence, line breaks as spaces; raises ValueError if it is empty or too long."""
     check_size(text)
     text = " ".join(text.split()) if isinstance(text, str) else ""
     if not text:
@@ -108,7 +107,7 @@ def encode(model, tokenizer, text: str) -> torch.Tensor:
     longest = model.config.max_position_embeddings
     if ids.shape[1] > longest:
         raise ValueError(
-            f"This text has {ids.shape[1]} tokens, the model reads at most {longest}: please give it less at a time."
+            f"This text has {ids.shape[1]} tokens, but the model reads at most {longest}: please split it."
         )
     return ids.to(model.device)
 
@@ -121,7 +120,7 @@ def check_number(name: str, value, largest: int) -> int:
 
 @contextmanager
 def timed(model):
-    """Seconds of each decoder pass of what is run inside, as a list that grows."""
+    """A context that yields a growing list: the seconds of each decoder pass that runs inside."""
     seconds, predict = [], model.predict_tokens
 
     def predict_and_time(*args, **kwargs):
@@ -140,9 +139,9 @@ def timed(model):
 
 
 def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjacent=None) -> Translation:
-    """Translate one sentence and keep all that the passes did. ValueError has a message for the person at the page.
+    """Translate one sentence and keep the result of every pass; the message of a ValueError is for the page's user.
 
-    What the page has no control for, and `adjacent` if it is None, is as the model's folder says.
+    Options without a control on the page, and `adjacent` if it is None, are those of the model's folder.
     """
     num_passes = check_number("The number of passes", num_passes, MAX_PASSES)
     num_candidates = check_number("The number of lengths", num_candidates, MAX_CANDIDATES)
@@ -170,7 +169,7 @@ def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjac
 
 
 def pieces(tokenizer, ids: list[int]) -> list[str]:
-    """Tokens as they stand in the text, the first of a word with a space before it."""
+    """Tokens as in the text, the first token of a word with a space before it."""
     tokens = tokenizer.convert_ids_to_tokens(ids)
     return [END if token == tokenizer.eos_token else token.replace("▁", " ") for token in tokens]
 
@@ -192,7 +191,7 @@ def read_passes(tokenizer, history, index: int, length: int) -> list[list[Token]
 
 
 class StepClock(BaseStreamer):
-    """Notes when each token of an autoregressive model comes; the prompt, put first, ends the encoder's time."""
+    """Records when each token of an autoregressive model arrives; the prompt, put first, ends the encoder's time."""
 
     def __init__(self):
         self.times = [time.perf_counter()]

@@ -1,4 +1,4 @@
-"""From the passes to HTML, which `style.css` goes with. Every text that comes from outside is escaped."""
+"""From the passes to HTML, styled by `style.css`. Every text from outside is escaped."""
 
 import html
 import math
@@ -7,13 +7,13 @@ from itertools import count, repeat
 
 from passes import END, Candidate, Token, Translation, WordByWord
 
-# Lower bounds of the probabilities that share a colour, the surest first; `style.css` has one class for each.
+# Lower bounds of the probabilities that share a colour, most certain first; `style.css` has one class for each.
 STEPS = (0.9, 0.7, 0.5, 0.3, 0.0)
 STEP_NAMES = ("over 90 %", "70–90", "50–70", "30–50", "under 30 %")
 
 
 def show_token(token: Token, turn: int | None = None) -> str:
-    """A chip: its colour and bar tell the probability; in pass `turn` a frame also tells that it was masked before.
+    """A chip: colour and bar show the probability; in pass `turn` a frame also shows that it was masked before.
 
     `turn` also delays its appearance.
     """
@@ -80,7 +80,7 @@ def show_legend() -> str:
 
 
 def show_candidate(candidate: Candidate, chosen: bool) -> str:
-    """A card: the final tokens of one length, its passes folded away."""
+    """A card: the final tokens of one length, with its passes collapsed."""
     mark = '<b class="chosen">chosen</b>' if chosen else ""
     mean = candidate.mean_log_prob
     return (

@@ -28,17 +28,17 @@ from .systems import (
 from .text import FIXED_LENGTH, random_sources, scored_text
 from .timing import describe_refused, environment, length_table, markdown_table
 
-CONFIDENCE = 0.7  # of the adaptive setting: more probable tokens are final
+CONFIDENCE = 0.7  # threshold of the adaptive setting: more probable tokens are final
 MODELS = ("student", "teacher", "deep_teacher")
 COUNTS = ("passes", "candidates", "sentences", "rounds", "threads")
 COUNTS += ("batch_size", "batch_lines", "batch_rounds", "batch_sizes")
 PROFILED_SENTENCES = 20
 HASHED = ("model*.safetensors", "generation_config.json", "tokenizer.json")  # of every model
-PRUNED = {"prune_candidates": 1, "prune_to": 2}  # the two best candidates go on after the first pass
+PRUNED = {"prune_candidates": 1, "prune_to": 2}  # after the first pass only the two best candidates remain
 
 
 def settings(arguments: BenchmarkArguments, trained: bool) -> dict[str, dict]:
-    """Named options of `generate`. Rules that read probabilities mean nothing with random weights.
+    """Named options of `generate`. Rules that depend on probabilities are meaningless with random weights.
 
     "k = 4" passes all candidates through all passes, "k = 4, pruned" only the two best through all but the first.
     """
@@ -84,24 +84,24 @@ def random_work(arguments: BenchmarkArguments, work: Path):
 
 
 def input_hashes(folder: Path, *texts: str | None) -> dict[str, str]:
-    """So that measurements are not gone on with after models, their decoding or the text have changed."""
+    """Hashes of the inputs, so measurements are not resumed after models, their decoding or the text have changed."""
     files = {str(path.relative_to(folder)): path for kind in HASHED for path in sorted(folder.glob(f"**/{kind}"))}
     files |= {text: Path(text) for text in texts if text is not None}
     return {name: file_digest(path)[:16] for name, path in files.items()}
 
 
 def is_plain(label: str) -> bool:
-    """Whether a system has no rule that saves work, such as "k = 4, pruned"."""
+    """Whether a system is without rules that save work, unlike "k = 4, pruned"."""
     return "," not in label
 
 
 def points(rows: list[dict]) -> list[dict]:
-    """Rows for the picture, which rules that save work would crowd."""
+    """Rows for the picture, without the rules that save work, which would crowd it."""
     return [row for row in rows if is_plain(row["label"])]
 
 
 def write_figures(benchmark: Benchmark, surroundings: dict, output: Path) -> tuple[list[dict], list[str]]:
-    """What has been measured so far, as files."""
+    """Write what has been measured so far to files."""
     rows, refused = benchmark.rows()
     write_json(output / "rows.json", rows)
     write_json(output / "environment.json", {**surroundings, "refused_ratios": refused})
@@ -114,7 +114,7 @@ def write_figures(benchmark: Benchmark, surroundings: dict, output: Path) -> tup
 
 
 def write_profile(benchmark: Benchmark, num_threads: int, output: Path) -> None:
-    """Which parts of our graphs the time goes to, for the systems of ONNX Runtime that are in the picture."""
+    """Write where the time in our graphs is spent, for the systems of ONNX Runtime that are in the picture."""
     ours = [system for system in benchmark.systems if system.engine == "onnx" and is_plain(system.label)]
     with atomic_text_file(output / "profile.md") as file:
         file.write(profile_table(ours, benchmark.chosen[:PROFILED_SENTENCES], num_threads))

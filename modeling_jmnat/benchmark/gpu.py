@@ -1,7 +1,7 @@
-"""Timing on a GPU: JM-NAT as it is and as CUDA graphs against its teacher in Transformers and CTranslate2.
+"""Timing on a GPU: JM-NAT with and without CUDA graphs against its teacher in Transformers and CTranslate2.
 
-Rounds are added one by one until the time is up, and what there is after each is handed out: a measurement that is cut
-short still has figures.
+Rounds are added one by one until the time is up, and all figures are given out after each round, so an interrupted
+measurement still has figures.
 """
 
 import time
@@ -53,9 +53,9 @@ def gpu_systems(
 
 
 def load_engines(systems: Sequence[System]) -> tuple[dict, dict[str, str]]:
-    """Engines by `model_key`, and why some cannot be used here.
+    """Engines by `model_key`, and the reasons why others cannot be used here.
 
-    CTranslate2 finds out in its first translation whether it can use the GPU, so each engine translates two tokens.
+    CTranslate2 finds out only when it translates whether it can use the GPU, so each engine translates two tokens.
     """
     engines: dict = {}
     missing: dict[str, str] = {}
@@ -105,14 +105,14 @@ def run_gpu_benchmark(
     """Measure latency at batch 1, then throughput at each of `batch_sizes`; yield all figures after each round.
 
     Args:
-        sources: token ids; `num_sentences` of them, spread evenly, serve for latency, all of them for throughput.
+        sources: token ids. Latency is measured on `num_sentences` of them, spread evenly; throughput on all.
         time_budget: seconds, shared evenly between the measurements.
-        num_batches: only the first sources, so many batches of each size, serve for throughput; None: all of them.
-        score: figures of the translations of all sources.
+        num_batches: batches of each size, from the first sources, that throughput is measured on; None takes all.
+        score: computes figures from the translations of all sources.
 
     Yields:
-        `rows`, one for each system, `missing`, the systems that cannot be used and why, and `refused`, the ratios that
-        are not given and why.
+        `rows`, one for each system; `missing`, the systems that cannot be used, with reasons; and `refused`, the
+        ratios that are not reported, with reasons.
     """
     start = time.monotonic()
     engines, missing = load_engines(systems)
@@ -151,7 +151,7 @@ def run_gpu_benchmark(
 
 
 def add_latency(rows: dict, times: dict, chosen: Sequence[Sequence[int]], references: Sequence[str]) -> list[str]:
-    """Put the latency of the sources `chosen` into the row of each system; why some ratios are refused."""
+    """Put the latency of the sources `chosen` into the row of each system; returns why some ratios are refused."""
     for system, row in rows.items():
         row |= latency_figures(times[system], [len(source) for source in chosen])
         row["rounds"] = len(times[system])
@@ -162,7 +162,7 @@ def add_latency(rows: dict, times: dict, chosen: Sequence[Sequence[int]], refere
 def add_throughput(
     rows: dict, times: dict, num_sentences: int, batch_size: int, references: Sequence[str]
 ) -> list[str]:
-    """Put the throughput at a batch size into the row of each system; why some ratios are refused."""
+    """Put the throughput at a batch size into the row of each system; returns why some ratios are refused."""
     of_batch = []
     for system, row in rows.items():
         figures = {"title": system.title, **throughput_figures(times[system], num_sentences, batch_size)}
@@ -173,7 +173,7 @@ def add_throughput(
 
 
 def compare_translations(rows: dict, outputs: dict, indices: Sequence[Sequence[int]], score) -> None:
-    """Put into the row of each system its `score`, and for graphs the share of texts that are those without graphs."""
+    """Put its `score` into the row of each system, and for graphs the share of texts equal to those without graphs."""
     translations = {system: in_order(outputs[system], indices) for system in rows}
     for system, row in rows.items():
         plain = plain_twin(system, list(rows))
@@ -187,7 +187,7 @@ def compare_translations(rows: dict, outputs: dict, indices: Sequence[Sequence[i
 
 
 def in_order(of_batches: dict[int, list], indices: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Translations by batch -> in the order of the sources."""
+    """Reorder translations by batch to the order of the sources."""
     translations: list[list[int]] = [[]] * sum(map(len, indices))
     for number, batch in enumerate(indices):
         for index, ids in zip(batch, of_batches[number], strict=True):
@@ -196,7 +196,7 @@ def in_order(of_batches: dict[int, list], indices: Sequence[Sequence[int]]) -> l
 
 
 def plain_twin(system: System, systems: Sequence[System]) -> System | None:
-    """The system that differs from `system` in not using graphs."""
+    """The same system without graphs."""
     if not system.graphs:
         return None
     twins = [other for other in systems if other.engine == "torch" and not other.graphs]
@@ -204,20 +204,20 @@ def plain_twin(system: System, systems: Sequence[System]) -> System | None:
 
 
 def texts_equal(first: Sequence[int], second: Sequence[int]) -> bool:
-    """Whether the shorter is the longer without what fills it up on the right."""
+    """Whether two texts are equal apart from padding on the right."""
     shared = min(len(first), len(second))
     rest = {*first[shared:], *second[shared:]}
     return list(first[:shared]) == list(second[:shared]) and len(rest) <= 1
 
 
 def least_ratio(rows: Sequence[dict], title: str, row: dict) -> float:
-    """For rounds too different for a ratio: the lower quartile of the reference over the upper one of `row`."""
+    """A lower bound if rounds differ too much for a ratio: the reference's lower quartile over `row`'s upper one."""
     reference = next(other for other in rows if other["title"] == title)
     return reference["latency_quartiles_ms"][0] / row["latency_quartiles_ms"][1]
 
 
 def gpu_table(rows: Sequence[dict]) -> str:
-    """The figures for a person: one line per system; "over" is of `least_ratio`."""
+    """A table of the figures with one line per system; "over" marks a `least_ratio`."""
     references = [title for title in REFERENCES if any(row["title"] == title for row in rows)]
     sizes = list(dict.fromkeys(size for row in rows for size in row.get("throughput", {})))
     with_bleu = any("bleu" in row for row in rows)

@@ -32,7 +32,7 @@ def random_work(arguments: GPUBenchmarkArguments, work: Path):
 
 
 def try_to_convert(teacher: Path) -> str | None:
-    """Write the teacher for CTranslate2; the reason where that cannot be done."""
+    """Write the teacher for CTranslate2; returns the reason if that is impossible."""
     try:
         prepare_teacher(teacher)
     except (ImportError, OSError) as error:
@@ -71,7 +71,7 @@ def run_benchmark(arguments: GPUBenchmarkArguments) -> dict:
 
 
 def measure(arguments: GPUBenchmarkArguments, folder: Path, device: str, surroundings: dict) -> dict:
-    """Time all systems, with their models in `folder`, and write the figures after each round; the last ones."""
+    """Time all systems, with their models in `folder`, and write the figures after each round; returns the last."""
     work = random_work if arguments.random_weights is not None else trained_work
     sources, score = work(arguments, folder)
     reason = try_to_convert(folder / "teacher")

@@ -1,4 +1,4 @@
-"""What the benchmarks are given: counts and folders of models are checked before any work, folders are copied."""
+"""Inputs of the benchmarks: checks of numbers and model folders before any work, and copies of the folders."""
 
 import shutil
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from ..inference.loading import NO_FOREIGN_CODE, is_jmnat_config, is_jmnat_itsel
 from ..utils.fingerprints import tokenizer_fingerprint
 
 NEEDED = ("student", "teacher", "source", "reference")
-TRAINING_STATE = (".pt", ".pth")  # what a checkpoint holds beside the model: optimizer, scheduler, random numbers
+TRAINING_STATE = (".pt", ".pth")  # a checkpoint's files besides the model: optimizer, scheduler, random states
 
 
 def check_models(arguments, names: Sequence[str] = ("student", "teacher")) -> None:
-    """The arguments `names` must be folders: a JM-NAT model, then autoregressive models with its tokenizer.
+    """Check that the arguments `names` are folders: a JM-NAT model, then autoregressive models with its tokenizer.
 
     Raises:
-        ValueError: something in `NEEDED` is not given, or a folder is not what it must be.
+        ValueError: an argument in `NEEDED` is missing, or a folder is not such a model.
     """
     missing = [name for name in NEEDED if getattr(arguments, name) is None]
     if missing:
@@ -28,9 +28,9 @@ def check_models(arguments, names: Sequence[str] = ("student", "teacher")) -> No
             raise ValueError(f"{name} {folder} is not a folder: give the folder of a saved model")
         config = AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE)
         if name == "student" and not is_jmnat_itself(config):
-            raise ValueError(f"--student {folder} is a {config.model_type} model: it must be a JM-NAT")
+            raise ValueError(f"--student {folder} is a {config.model_type} model but must be a JM-NAT")
         if name != "student" and is_jmnat_config(config):
-            raise ValueError(f"--{name} {folder} is a {config.model_type} model: it must be autoregressive")
+            raise ValueError(f"--{name} {folder} is a {config.model_type} model but must be autoregressive")
     fingerprints = {name: tokenizer_fingerprint(load_teacher_tokenizer(folder)) for name, folder in folders.items()}
     for name, fingerprint in fingerprints.items():
         if fingerprint != fingerprints["student"]:
@@ -45,7 +45,7 @@ def given_folders(arguments, names: Sequence[str]) -> dict[str, str]:
 
 
 def copy_models(arguments, work: Path, names: Sequence[str] = ("student", "teacher")) -> list[str]:
-    """Copy the models that `arguments` names into `work`, without checkpoints and other subfolders; their names."""
+    """Copy the models named in `arguments` to `work`, without checkpoints and subfolders; returns their names."""
     folders = given_folders(arguments, names)
     for name, folder in folders.items():
         copy_model(Path(folder), work / name)

@@ -1,8 +1,8 @@
-"""Where the time of a translation by ONNX Runtime goes, which tells what could make it faster.
+"""Where a translation by ONNX Runtime spends its time, which shows what could make it faster.
 
-Shares are of the time inside operators and in Python. Recording takes about 7 microseconds for each operator, as much
-as many a small one: what lies between them cannot be told from it and is left out, and part of it is inside them, so
-that shares of many small operators are overstated.
+Shares are of the time inside operators and in Python. Recording takes about 7 microseconds per operator, as long as a
+small operator itself. It cannot be told from the time between operators, which is therefore left out. Part of it falls
+inside operators, so shares of many small operators are overstated.
 """
 
 import json
@@ -20,7 +20,7 @@ from ..inference.onnx_runtime import GRAPHS, PASS, TRANSLATOR, find_graphs, grap
 from ..utils.markdown import markdown
 from .systems import System, load_engine
 
-# Operators of the passes by what they are for: the first group of which a word is in an operator's name.
+# Operators of the passes by purpose: an operator belongs to the first group with a word of its name.
 OPERATORS = {
     "matrix products": ("MatMul", "Gemm"),
     "best words": ("Softmax", "ReduceMax", "ArgMax", "GatherND"),
@@ -39,7 +39,7 @@ anything else a translation would still take their time. "Alone" is the speed of
 block, with 100 tokens, over and over.
 """
 PLAIN_ROWS, PLAIN_TIMES, PLAIN_ROUNDS = 100, 50, 5
-CONTAINERS = ("Loop", "If")  # their time is that of the operators inside
+CONTAINERS = ("Loop", "If")  # their time is already counted by the operators inside
 
 
 def group_of(operator: str) -> str:
@@ -47,19 +47,19 @@ def group_of(operator: str) -> str:
 
 
 def multiplications(arguments: dict) -> int:
-    """Of a matrix product, from what is recorded of it: each output is a sum over the last axis of the first input."""
+    """Multiplications of a recorded matrix product: each output is a sum over the last axis of the first input."""
     (first, *_), (output,) = arguments["input_type_shape"], arguments["output_type_shape"]
     (inputs,), (outputs,) = first.values(), output.values()
     return math.prod(outputs) * inputs[-1]
 
 
 def read_events(path: Path, only_passes: bool) -> tuple[float, dict[str, float], int]:
-    """Seconds of all runs of a recorded session, and of its operators: those of the passes by group.
+    """Seconds of all runs of a recorded session and of its operators, those of the passes by group.
 
-    And how many multiplications the passes' matrix products took.
+    Also the number of multiplications in the passes' matrix products.
 
     Args:
-        only_passes: whether the graph is a pass; else the names of its nodes tell.
+        only_passes: whether the whole graph is a pass; otherwise the names of nodes tell which ones are.
     """
     total, count, seconds = 0.0, 0, dict.fromkeys((OUTSIDE_OF_PASSES, *GROUPS), 0.0)
     for event in json.loads(path.read_text(encoding="utf-8")):
@@ -84,7 +84,7 @@ def profile(system: System, sources: Sequence[Sequence[int]], num_threads: int) 
     """
     engine = load_engine(system, num_threads)
     folder = find_graphs(system.folder, system.int8)
-    engine.translate(engine.prepare(sources[:1]), system.options)  # what is kept between sentences is there now
+    engine.translate(engine.prepare(sources[:1]), system.options)  # fill the caches kept between sentences
     graphs = [part for part in (TRANSLATOR, *GRAPHS) if part in vars(engine.model)]
     with tempfile.TemporaryDirectory() as records:
         for part in graphs:
@@ -106,7 +106,7 @@ def profile(system: System, sources: Sequence[Sequence[int]], num_threads: int) 
 
 
 def plain_product_speed(system: System, num_threads: int) -> float:
-    """Multiplications a second of the first linear layer of a feed-forward block, `PLAIN_ROWS` states at once."""
+    """Multiplications per second of the first linear layer of a feed-forward block, on `PLAIN_ROWS` states at once."""
     from ..onnx_export.graph_writer import GraphWriter
 
     config = AutoConfig.from_pretrained(system.folder, **NO_FOREIGN_CODE)
@@ -130,7 +130,7 @@ def plain_product_speed(system: System, num_threads: int) -> float:
 
 
 def profile_table(systems: Sequence[System], sources: Sequence[Sequence[int]], num_threads: int) -> str:
-    """The share of each part for each of `systems`, as markdown; the groups of operators are the passes'."""
+    """A Markdown table with the share of each part for each of `systems`; operator groups are those of the passes."""
     rows, alone = [], {}
     for system in systems:
         if system.model_key not in alone:

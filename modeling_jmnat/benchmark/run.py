@@ -1,4 +1,4 @@
-"""A benchmark in stages whose measurements are kept in a file after each step, so that a stopped run goes on."""
+"""A benchmark in stages, whose measurements are saved after each step so that a stopped run can be resumed."""
 
 import json
 import re
@@ -30,9 +30,12 @@ class Plan:
     """What is measured, and how often.
 
     Args:
-        num_sentences: for latency, spread evenly over all sources; each is timed once in each of `num_rounds`.
-        batch_size: for throughput, of the first `batch_lines` sources (None: all), timed in each of `batch_rounds`.
-        batch_sizes: each is timed once on the same sources, and the best of them reported.
+        num_sentences: sentences for latency, spread evenly over all sources; each is timed once per round.
+        num_rounds: rounds of latency.
+        batch_size: sentences per batch for throughput, which is measured on the first `batch_lines` sources.
+        batch_lines: number of those sources; None takes all.
+        batch_rounds: rounds of throughput.
+        batch_sizes: batch sizes that are timed once each on the same sources; the best is reported.
     """
 
     num_threads: int = 1
@@ -49,10 +52,10 @@ class Benchmark:
 
     Args:
         sources: token ids of all sentences.
-        path: JSON file of the measurements. What it holds already is not measured again.
-        settings: anything (JSON) that the measurements depend on; a file of other settings is not gone on with.
-        score: figures of the translations of all sources (lists of ids, which may go beyond `</s>`), or None. Its
-            `texts`, if there are any, are written to `translations/` beside the file.
+        path: JSON file of the measurements. Those it already has are not repeated.
+        settings: everything (as JSON) that the measurements depend on; a file with other settings is not resumed.
+        score: computes figures from the translations of all sources (lists of ids, which may go beyond `</s>`), or
+            None. Its `texts`, if any, are written to `translations/` beside the file.
 
     Raises:
         ValueError: the file belongs to other settings.
@@ -116,7 +119,7 @@ class Benchmark:
                 self.save()
 
     def measure_rounds(self, stage: str, batches: list, num_rounds: int, block: int) -> None:
-        """The rounds that are missing, each kept as it ends."""
+        """Measure the missing rounds, and save each as it ends."""
         times = self.found[stage]
         for turn in range(len(times.get(self.systems[0].title, ())), num_rounds):
             found = interleaved(self.systems, self.engines, batches, block, self.progress, turn=turn)
@@ -175,11 +178,11 @@ class Benchmark:
         return rows, add_ratios(rows, times)
 
     def best_batch(self, system: System, row: dict) -> dict:
-        """The batch size of the highest throughput, among those that were tried."""
+        """The batch size with the highest throughput among those tried."""
         speeds = {int(size): by_title[system.title] for size, by_title in self.found["batch_sizes"].items()}
         if not speeds:
             return {}
-        # The one that throughput was measured at counts with its median round.
+        # The batch size that throughput was measured at counts with its median round.
         speeds[self.plan.batch_size] = row["sentences_per_second"]
         best = max(speeds, key=speeds.get)
         return {"best_batch_size": best, "best_sentences_per_second": speeds[best]}

@@ -45,13 +45,13 @@ class System:
     """One engine with one model and one setting.
 
     Args:
-        name: points with one name are joined in the picture; `label` tells them apart.
+        name: points with the same name are joined in the picture; `label` distinguishes them.
         engine: a name in `ENGINES`.
-        folder: what the engine loads.
-        int8: quantised weights, for CTranslate2 and ONNX Runtime.
-        options: of its search, see the engines.
-        dtype: number type, which int8 overrides.
-        graphs: whether JM-NAT runs as CUDA graphs.
+        folder: folder that the engine loads.
+        int8: whether weights are quantised, for CTranslate2 and ONNX Runtime.
+        options: options of its search, see the engines.
+        dtype: data type of the weights, which int8 overrides.
+        graphs: whether JM-NAT uses CUDA graphs.
     """
 
     name: str
@@ -74,26 +74,26 @@ class System:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Of an exported model: what decoding with these options loads beside the graph of a whole translation."""
+        """What decoding with these options loads of an exported model besides the graph of a whole translation."""
         if self.engine != "onnx":
             return ()
         return ("encoder", "decoder", "positions") if other_options(resolve_options(self.options)) else ()
 
     @property
     def loaded(self) -> str:
-        """What systems share that load the same, for people: the name without candidates, and the parts."""
+        """A label for people that systems which load the same share: the name without candidates, and the parts."""
         return ", ".join((self.name.split(", C =")[0], *self.parts))
 
     @property
     def missing_package(self) -> str | None:
-        """The package that this system lacks here, None when it has all."""
+        """The package that this system needs and that is not installed, or None."""
         packages = PACKAGES_OF_ENGINES.get(self.engine, ())
         return next((name for name in packages if importlib.util.find_spec(name) is None), None)
 
 
 @functools.cache
 def load_search(folder: str) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig, GenerationConfig]:
-    """What CTranslate2 needs of the model that was converted: its tokenizer and its configurations."""
+    """What CTranslate2 needs from the model before conversion: its tokenizer and its configurations."""
     return (
         load_teacher_tokenizer(folder),
         AutoConfig.from_pretrained(folder, **NO_FOREIGN_CODE),
@@ -139,13 +139,13 @@ def load_engine(system: System, num_threads: int | None = None) -> Engine:
     """Load the engine of a system, with all that its options need.
 
     Args:
-        num_threads: of CTranslate2 and ONNX Runtime; None for as many as PyTorch uses.
+        num_threads: threads of CTranslate2 and ONNX Runtime; None takes as many as PyTorch uses.
     """
     return ENGINES[system.engine](system, num_threads)
 
 
 def installed(systems: Sequence[System]) -> tuple[list[System], list[str]]:
-    """Those of the systems whose packages are installed, and the names of packages that the others lack."""
+    """The systems whose packages are installed, and the names of packages that the others need."""
     missing = sorted({system.missing_package for system in systems} - {None})
     return [system for system in systems if system.missing_package is None], missing
 
@@ -196,7 +196,7 @@ def prepare_teacher(folder: str | Path) -> None:
 
 
 def prepare_student(folder: str | Path) -> None:
-    """Write `folder`/onnx, float32 and int8, from the JM-NAT model in `folder`, where the packages for it are."""
+    """Write `folder`/onnx, float32 and int8, from the JM-NAT model in `folder`, if the packages are installed."""
     if any(importlib.util.find_spec(name) is None for name in EXPORT_PACKAGES):
         return
     from ..onnx_export.export import export_onnx
@@ -206,7 +206,7 @@ def prepare_student(folder: str | Path) -> None:
 
 
 def random_tokenizer(vocab_size: int) -> JMNatTokenizer:
-    """A tokenizer of numbered words: engines want one, timing does not."""
+    """A tokenizer of numbered words: engines need one, although timing does not."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     words = special + [f"w{index}" for index in range(len(special), vocab_size)]
     backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
@@ -217,10 +217,10 @@ def random_tokenizer(vocab_size: int) -> JMNatTokenizer:
 def sized_config(
     argument: str, size: str, sizes: dict[str, dict[str, int]], num_layers: tuple[int, int] | None = None
 ) -> JMNatConfig:
-    """A configuration as `sizes` has it under the name `size`, which was given as `argument`.
+    """The configuration in `sizes` with the name `size`, which was given as `argument`.
 
     Args:
-        num_layers: of encoder and decoder; None: those of the size.
+        num_layers: layers of encoder and decoder; None takes those of the size.
 
     Raises:
         ValueError: there is no such size.
@@ -246,7 +246,7 @@ def random_models(size: str, folder: str | Path, num_layers: tuple[int, int] | N
 
     Args:
         size: a name in `SIZES`.
-        num_layers: of encoder and decoder; None: those of the size.
+        num_layers: layers of encoder and decoder; None takes those of the size.
     """
     config = sized_config("random_weights", size, SIZES, num_layers)
     tokenizer = random_tokenizer(config.vocab_size)

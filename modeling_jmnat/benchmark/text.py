@@ -16,10 +16,10 @@ FIXED_LENGTH = 25  # tokens of source and target with random weights
 def scored_text(
     student: str | Path, source: str, reference: str, limit: int | None = None
 ) -> tuple[list[list[int]], Callable[[list[list[int]]], dict]]:
-    """Source ids of the first `limit` lines, and what scores their translations (ids).
+    """Source ids of the first `limit` lines, and a function that scores their translations (ids).
 
-    That gives `bleu` of so many `sentences`, its 95% interval over them as `bleu_interval`, its `signature`, and the
-    `texts`.
+    It returns `bleu`, the number of `sentences`, the 95% interval over them as `bleu_interval`, the `signature` of the
+    score, and the `texts`.
     """
     _, tokenizer = load_translator(student, device="cpu")
     lines, references = (side[:limit] for side in read_parallel(source, reference))

@@ -1,7 +1,7 @@
-"""Timing of several translation systems against each other: interleaved, repeated, with the spread beside each figure.
+"""Timing of several translation systems against each other: interleaved, repeated, and with the spread of each figure.
 
-All systems translate the same block of sentences one after another, in an order that turns from round to round, so
-that whatever disturbs the machine disturbs all of them. A ratio is refused where the rounds do not agree on it.
+All systems translate the same block of sentences one after another, in an order that rotates from round to round, so
+that whatever disturbs the machine disturbs all of them. A ratio is refused if the rounds do not agree on it.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from ..utils.markdown import markdown
 from .systems import REFERENCES, System, load_engine, load_search
 
 LENGTH_BUCKETS = (10, 15, 20, 30)  # source tokens
-BLOCK_SENTENCES = 10  # how many a system translates before it is the next one's turn
+BLOCK_SENTENCES = 10  # sentences that a system translates before the next system's turn
 MIN_ROUNDS = 3  # for a ratio
-FEW_ROUNDS = 5  # up to so many all must agree, of more the quartiles
+FEW_ROUNDS = 5  # up to this many rounds all must agree, beyond it the quartiles
 MAX_SPREAD = 0.10  # see `spread`
 RATIO_NOTE = f"""
 A ratio stands where its rounds differ by at most {MAX_SPREAD:.0%} of their median: the lowest and the highest of up to
@@ -37,7 +37,7 @@ PACKAGES = ("torch", "transformers", "onnxruntime", "ctranslate2")
 
 
 class TooNoisy(Exception):
-    """The rounds of a measurement do not agree on a ratio, or are too few; `rounds` is each one's."""
+    """The rounds of a measurement are too few or do not agree on a ratio; `rounds` has the ratio of each."""
 
     def __init__(self, reason: str, rounds: Sequence[float]):
         super().__init__(reason)
@@ -49,32 +49,29 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def spread(rounds: Sequence[float]) -> float:
-    """Distance between the lowest and the highest of up to `FEW_ROUNDS` rounds, between the quartiles of more.
-
-    It is a share of their median.
-    """
+    """The range of up to `FEW_ROUNDS` rounds, or the interquartile range of more, as a share of their median."""
     low, high = (0.0, 1.0) if len(rounds) <= FEW_ROUNDS else (0.25, 0.75)
     return (quantile(rounds, high) - quantile(rounds, low)) / statistics.median(rounds)
 
 
 def paired_ratio(reference: Sequence[Sequence[float]], times: Sequence[Sequence[float]]) -> float:
-    """How many times faster, from seconds [round][block] of two systems that translated the same blocks in turns.
+    """How many times faster one system is, from seconds [round][block] of two that translated the same blocks.
 
-    Blocks are compared one by one, so that a slower minute of the machine, which both went through, cancels out.
+    Blocks are compared one by one, so that a slow minute of the machine, which affects both, cancels out.
 
     Returns:
         The median over all blocks and rounds.
 
     Raises:
-        TooNoisy: fewer than `MIN_ROUNDS`, or rounds that spread by more than `MAX_SPREAD`.
+        TooNoisy: there are fewer than `MIN_ROUNDS`, or the rounds spread by more than `MAX_SPREAD`.
     """
     rounds = [[slow / fast for slow, fast in zip(*turns, strict=True)] for turns in zip(reference, times, strict=True)]
     medians = [statistics.median(blocks) for blocks in rounds]
     if len(rounds) < MIN_ROUNDS:
-        raise TooNoisy(f"ratios need {MIN_ROUNDS} rounds, which {len(rounds)} cannot show to agree", medians)
+        raise TooNoisy(f"ratios need {MIN_ROUNDS} rounds that agree, and there are {len(rounds)}", medians)
     found = spread(medians)
     if found > MAX_SPREAD:
-        raise TooNoisy(f"the rounds differ by {found:.0%}, ratios are given up to {MAX_SPREAD:.0%}", medians)
+        raise TooNoisy(f"the rounds differ by {found:.0%}, but ratios are given only up to {MAX_SPREAD:.0%}", medians)
     return statistics.median(itertools.chain(*rounds))
 
 
@@ -89,9 +86,9 @@ def interleaved(
 ) -> dict[System, list[float]]:
     """Seconds that each system takes for each batch of sources in one round: {system: [batch]}.
 
-    `block` batches belong together: a system warms up with the first of them, untimed, and then is timed on all.
-    Blocks of a single batch are long enough to need that in the first of them only. `outputs` collects translations,
-    {system: {batch: lists of ids}}. `turn` is the number of the round: the order of the systems turns with it.
+    `block` batches belong together: a system warms up with the first of them, untimed, and is then timed on all.
+    Blocks of a single batch are so long that only the first needs this. `outputs` collects translations,
+    {system: {batch: lists of ids}}. `turn` is the number of the round, with which the order of the systems rotates.
     """
     times: dict[System, list[float]] = {system: [] for system in systems}
     total = len(systems) * len(batches)
@@ -117,8 +114,8 @@ def interleaved(
 def latency_figures(times: Sequence[Sequence[float]], lengths: Sequence[int]) -> dict:
     """Milliseconds per sentence at batch 1, from seconds [round][sentence].
 
-    `latency_ms` is the mean over sentences, in the median round; the quartiles are those of the rounds. p50 and p99
-    are of all times; by length, a sentence counts with its median round.
+    `latency_ms` is the mean over sentences in the median round; the quartiles are over the rounds. p50 and p99 are
+    over all times; by length, a sentence counts with its median round.
     """
     rounds = [1000 * statistics.mean(turn) for turn in times]
     single = [1000 * seconds for turn in times for seconds in turn]
@@ -159,7 +156,7 @@ def length_sorted(sources: Sequence[Sequence[int]], batch_size: int) -> list[lis
 
 
 def _memory_mb(name: str) -> float:
-    """A line of /proc/self/status: VmRSS is the memory in use, VmHWM the most there ever was."""
+    """A line of /proc/self/status: VmRSS is the memory in use, VmHWM its peak."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) / 1e3 for line in file if line.startswith(f"{name}:"))
 
@@ -182,9 +179,9 @@ def _load_and_translate(system: System, sources: list, num_threads: int, connect
 
 
 def loading_figures(system: System, sources: Sequence[Sequence[int]], num_threads: int) -> dict:
-    """Seconds to load, and the peak of memory beyond what libraries and a tokenizer take, in a process of its own.
+    """Seconds to load, and peak memory beyond that of libraries and a tokenizer, measured in a separate process.
 
-    Memory is not measured where there is no /proc.
+    Memory is not measured on systems without /proc.
     """
     if not os.path.exists("/proc/self/status"):
         return {}
@@ -196,9 +193,9 @@ def loading_figures(system: System, sources: Sequence[Sequence[int]], num_thread
     try:
         return receiver.recv()
     except EOFError:
-        raise ValueError(f"{system.title} cannot be loaded in a process of its own, see the error above") from None
+        raise ValueError(f"{system.title} cannot be loaded in a separate process: see the error above") from None
     except KeyboardInterrupt:
-        process.terminate()  # SIGTERM reaches this process alone
+        process.terminate()  # SIGTERM reaches only this process
         raise
     finally:
         process.join()
@@ -233,7 +230,7 @@ def add_ratios(
 ) -> list[str]:
     """Put into each row how many times faster it is than the reference systems; the reasons for those left out.
 
-    Those are `speed_up` and `batch_speed_up`, {title: ratio}. Of a ratio that is refused though it was measured
+    The ratios are `speed_up` and `batch_speed_up`, {title: ratio}. If a ratio is refused although it was measured
     often enough, `speed_up_rounds` and `batch_speed_up_rounds` have the lowest and the highest round.
 
     Args:

@@ -1,8 +1,8 @@
-"""Speed of training: target tokens a second, use of the hardware and the share of each part of a step.
+"""Speed of training: target tokens per second, use of the hardware and the share of each part of a step.
 
-The student is timed in turns with the autoregressive teacher of the same widths, each with its own collator, loss and
-optimiser as the trainers have them. What the hardware can do is measured, not looked up: plain matrix products of all
-the shapes that occur in the model's linear layers.
+Steps of the student alternate with those of the autoregressive teacher of the same widths, each with its own
+collator, loss and optimiser, as in training. The peak of the hardware is measured, not looked up: by plain matrix
+products of all shapes in the model's linear layers.
 """
 
 import statistics
@@ -31,7 +31,7 @@ from .timing import spread
 
 LABEL_SMOOTHING = 0.1
 MASKS = "masks and padding"
-LONGEST_PRODUCT = 0.05  # seconds that one shape is timed, at least once
+LONGEST_PRODUCT = 0.05  # seconds for which products of one shape are repeated, at least once
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Hardware:
 
     @property
     def in_workers(self) -> bool:
-        """Whether batches are collated beside the step, as by a `DataLoader` with workers."""
+        """Whether batches are collated in parallel to the step, as by a `DataLoader` with workers."""
         return self.device == "cuda"
 
     def autocast(self):
@@ -60,7 +60,7 @@ class Hardware:
 
 
 class TrainingStep:
-    """One optimiser step of one model, on batches that are collated anew each time.
+    """One optimiser step of one model; its batch is collated again each time.
 
     Args:
         loss: batch on the device -> scalar.
@@ -133,7 +133,7 @@ def random_features(config: JMNatConfig, num_sentences: int, length: int, seed: 
 
 
 class Stopwatch:
-    """Seconds between its calls, by name."""
+    """Measures the seconds between its calls, by name."""
 
     def __init__(self, device: str):
         self.device = device
@@ -152,14 +152,14 @@ class Stopwatch:
 
 
 def cut(tensor: torch.Tensor) -> torch.Tensor:
-    """The same values at the end of one part's graph, a leaf for the next part."""
+    """The same values as a leaf, so that the autograd graph of the next part begins here."""
     return tensor.detach().requires_grad_()
 
 
 def step_in_parts(step: TrainingStep, features: Sequence[dict], ngram_last: bool) -> dict[str, float]:
-    """Seconds of the parts of one step of the student, forward and backward, cut where one part ends.
+    """Seconds of each part of one step of the student, forward and backward.
 
-    The losses (projection included) are computed with and without the n-gram term, which tells what it costs.
+    The losses (projection included) are computed with and without the n-gram term, to show its cost.
     """
     model, config = step.model, step.model.config
     watch = Stopwatch(step.hardware.device)
@@ -201,7 +201,7 @@ def step_in_parts(step: TrainingStep, features: Sequence[dict], ngram_last: bool
 
 
 def shares_of_parts(step: TrainingStep, batches: Sequence[Sequence[dict]], num_rounds: int) -> dict[str, float]:
-    """Each part's share of the time of all, from the medians over rounds; masks beside it where workers draw them."""
+    """Each part's share of the total time, from medians over rounds; the total excludes masks that workers draw."""
     rounds = []
     for turn in range(1 + num_rounds):
         rounds.append(step_in_parts(step, batches[turn % len(batches)], turn % 2 == 0))
@@ -244,7 +244,7 @@ def seconds_of(function: Callable[[], object], device: str) -> float:
 
 
 def product_peak(shapes: Counter, hardware: Hardware) -> float:
-    """FLOP/s of plain matrix products of these shapes, backward pass included."""
+    """FLOP/s of plain matrix products of these shapes, including the backward pass."""
     operations = seconds = 0.0
     kind = {"device": hardware.device, "dtype": getattr(torch, hardware.dtype)}
     for (rows, width_in, width_out), count in shapes.items():
@@ -257,7 +257,7 @@ def product_peak(shapes: Counter, hardware: Hardware) -> float:
 
 
 def operations_of(step: TrainingStep, batch: dict) -> float:
-    """Floating-point operations of a forward and backward pass that the mathematics asks for."""
+    """Floating-point operations that a forward and backward pass needs mathematically."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         step.loss(batch).backward()
     step.optimizer.zero_grad(set_to_none=True)
@@ -266,14 +266,14 @@ def operations_of(step: TrainingStep, batch: dict) -> float:
 
 @dataclass
 class StepTimes:
-    """Seconds of the steps of one model: by the clock, and of work on all cores of the CPU."""
+    """Seconds of the steps of one model: wall-clock time, and CPU time over all cores."""
 
     wall: list[float] = field(default_factory=list)
     core: list[float] = field(default_factory=list)
 
 
 def timed_steps(steps: dict[str, TrainingStep], batches, num_rounds: int, deadline: float) -> dict[str, StepTimes]:
-    """Times of each model's step, in turns; after three rounds until `deadline`. Workers do not count."""
+    """Times of the models' steps, alternating; after three rounds only until `deadline`. Workers do not count."""
     found = {name: StepTimes() for name in steps}
     names = list(steps)
     for turn in range(num_rounds + 1):  # the first does not count
@@ -303,13 +303,13 @@ def run_training_benchmark(
     time_budget: float = 60.0,
     num_threads: int = 1,
 ) -> Iterator[dict]:
-    """Yield the figures twice: after the steps were timed, and with the use of the hardware and the parts.
+    """Yield the figures twice: after timing the steps, and again with hardware use and the shares of parts.
 
     Args:
         size: a name in `TRAINING_SIZES`.
-        max_tokens: of a batch, source or target.
-        length: of every source and target.
-        num_rounds: steps of each model, at most; fewer when `time_budget` (seconds) is spent.
+        max_tokens: source or target tokens in a batch.
+        length: tokens of every source and target.
+        num_rounds: the most steps of each model; fewer if `time_budget` (seconds) is spent.
     """
     deadline = time.monotonic() + time_budget
     torch.set_num_threads(num_threads)
@@ -324,7 +324,7 @@ def run_training_benchmark(
         median = statistics.median(found.wall)
         figures[name] = {"seconds": median, "spread": spread(found.wall), "rounds": len(found.wall)}
         figures[name]["target_tokens_per_second"] = count * length / median
-        if hardware.device == "cpu":  # what a core does that it does not share with others
+        if hardware.device == "cpu":  # CPU time, which other processes on the machine do not affect
             figures[name]["target_tokens_per_core_second"] = count * length / statistics.median(found.core)
         trained = [parameter for parameter in steps[name].model.parameters() if parameter.requires_grad]
         figures[name]["parameters"] = sum(parameter.numel() for parameter in trained)

@@ -1,4 +1,4 @@
-"""One module for each command: its `main(argv=None)` is what `jmnat NAME` and the scripts in run_scripts/ call."""
+"""One module for each command, whose `main(argv=None)` is called by `jmnat NAME` and by a script in run_scripts/."""
 
 COMMANDS = {
     "translate": "Translate a file or standard input line by line.",
@@ -7,11 +7,11 @@ COMMANDS = {
     "prepare": "Turn parallel text into the data that training reads.",
     "train": "Train a JM-NAT.",
     "train-teacher": "Train an autoregressive teacher.",
-    "init": "Make the start of a JM-NAT from an autoregressive model such as an opus-mt.",
+    "init": "Make an initial JM-NAT from an autoregressive model such as an opus-mt.",
     "distill": "Translate the training set with a teacher.",
-    "convert-teacher": "Turn an opus-mt or another autoregressive model into a JM-NAT: all of the above and scores.",
+    "convert-teacher": "Turn an opus-mt or another autoregressive model into a JM-NAT: all of the above, and scores.",
     "evaluate": "Translate a test set and score it.",
-    "tune": "Choose how a model decodes by BLEU on validation text.",
+    "tune": "Choose decoding options by BLEU on validation text.",
     "average-checkpoints": "Average checkpoints of one training into one model.",
     "plot": "Draw learning curves, or BLEU against latency, sentence length or noise.",
     "export-onnx": "Write a model as ONNX graphs, which are faster on a CPU.",
@@ -19,7 +19,7 @@ COMMANDS = {
     "convert-fairseq": "Turn a fairseq checkpoint into a model folder.",
     "finetune-example": "Fine-tune the shipped model with the trainers of Transformers.",
     "reproduce": "Run the paper's experiments.",
-    "tables": "Make the tables of folders of results, and put new results into one.",
+    "tables": "Update the tables in folders of results, and add new results.",
     "benchmark": "Time JM-NAT against its teacher on a CPU.",
     "benchmark-gpu": "Time JM-NAT against its teacher on a GPU.",
     "benchmark-training": "Measure how fast JM-NAT trains.",

@@ -1,4 +1,4 @@
-"""`jmnat NAME ...`, and the same as `python -m modeling_jmnat.commands NAME ...`."""
+"""`jmnat NAME ...`, or `python -m modeling_jmnat.commands NAME ...`."""
 
 import difflib
 import importlib
@@ -12,7 +12,7 @@ from . import COMMANDS
 
 @command
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command that the first word names with the words after it."""
+    """Run the command named by the first word with the other words as its arguments."""
     name, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(overview())

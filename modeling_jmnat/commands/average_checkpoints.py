@@ -1,4 +1,4 @@
-"""Average several checkpoints of one training run into one model, which often translates better than each of them."""
+"""Average several checkpoints of a training run into one model, which often translates better than any of them."""
 
 import json
 from dataclasses import dataclass, field

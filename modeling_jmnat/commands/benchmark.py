@@ -1,4 +1,4 @@
-"""Time JM-NAT against its autoregressive teacher in Transformers and CTranslate2, by the sentence and by the batch.
+"""Time JM-NAT against its autoregressive teacher in Transformers and CTranslate2, sentence by sentence and in batches.
 
 Give a trained student and teacher with a test set, or --random_weights for the speed of models of a given size.
 """

@@ -1,7 +1,7 @@
 """Time JM-NAT on a GPU, plain and as CUDA graphs, against its autoregressive teacher in Transformers and CTranslate2.
 
-Give a trained student and teacher with a test set, or --random_weights for the speed of models of a given size. Takes
-as long as --time_budget says (loading comes on top); figures are written after each round.
+Give a trained student and teacher with a test set, or --random_weights for the speed of models of a given size. It
+takes as long as --time_budget allows, plus the time of loading; figures are written after each round.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""How fast JM-NAT trains here: target tokens a second, use of the hardware, shares of a step, beside its teacher."""
+"""Measure how fast JM-NAT and its teacher train: target tokens per second, use of the hardware, shares of a step."""
 
 import json
 

@@ -3,7 +3,7 @@
     jmnat convert-fairseq --checkpoint checkpoint_best.pt --source_dict dict.de.txt --target_dict dict.en.txt \\
         --bpe_codes code --output_dir runs/converted
 
-Which of the two it is, is seen from the file. The file is read without running code from it.
+The kind of model is recognised from the file, which is read without running code from it.
 """
 
 import json
@@ -16,29 +16,27 @@ from ..utils.command_line import command, parse_arguments
 class ConversionArguments:
     """What to convert and where to write it."""
 
-    checkpoint: list[str] = field(
-        metadata={"help": "The .pt file; of several files of one training run the average is converted."}
-    )
+    checkpoint: list[str] = field(metadata={"help": "The .pt file; several files of one training run are averaged."})
     source_dict: str = field(metadata={"help": "fairseq dictionary of the source language, such as dict.de.txt."})
     target_dict: str = field(
-        metadata={"help": "fairseq dictionary of the target language; it must equal that of the source."}
+        metadata={"help": "fairseq dictionary of the target language, which must equal that of the source language."}
     )
     output_dir: str = field(metadata={"help": "New folder for the model and its tokenizer."})
     bpe_codes: str | None = field(
         default=None,
         metadata={
-            "help": "Byte-pair codes of subword-nmt or fastBPE. With them the tokenizer takes text; without, it takes "
-            "text that is split into pieces already, such as 'wor@@ d'."
+            "help": "Byte-pair codes of subword-nmt or fastBPE. Without them, the tokenizer takes text that is split "
+            "into pieces already, such as 'wor@@ d'."
         },
     )
     moses_source_lang: str | None = field(
         default=None,
-        metadata={"help": "Apply Moses tokenisation to source text: its language, such as de. Needs both languages."},
+        metadata={"help": "Source language, such as de, for Moses tokenisation; needs the target language as well."},
     )
     moses_target_lang: str | None = field(
-        default=None, metadata={"help": "Its target language, such as en; translations are detokenised."}
+        default=None, metadata={"help": "Target language, such as en, for Moses tokenisation and detokenisation."}
     )
-    lowercase: bool = field(default=False, metadata={"help": "The model was trained on lower-cased text."})
+    lowercase: bool = field(default=False, metadata={"help": "Set it if the model was trained on lower-cased text."})
 
 
 @command

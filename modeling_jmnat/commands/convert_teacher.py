@@ -1,10 +1,10 @@
-"""Turn an autoregressive model, such as an opus-mt, into a JM-NAT that translates with few passes.
+"""Turn an autoregressive model, such as an opus-mt, into a JM-NAT that translates in a few passes.
 
     jmnat convert-teacher --teacher Helsinki-NLP/opus-mt-de-en --train_source text.de --output runs/fast
 
-The teacher translates the training text, a student with its vocabulary and weights learns from that, decoding is tuned
-on validation text, and both are scored and timed. Source text is enough; give --train_target where there is one, so
-that scores are against real references. Run the same command again to go on after an interruption.
+The teacher translates the training text, a student with its vocabulary and weights is trained on that, decoding is
+tuned on validation text, and both are scored and timed. Source text is enough; give --train_target if there is one, so
+that scores are against real references. Repeat the command to resume after an interruption.
 """
 
 import json
@@ -18,45 +18,54 @@ from .init import LANGUAGE_CODE_HELP, LANGUAGES_HELP
 
 @dataclass
 class ConvertTeacherArguments:
-    """Which teacher, which text, how long."""
+    """Which teacher, which text, and how long."""
 
     teacher: str = field(
         metadata={"help": "Marian (opus-mt), M2M100, NLLB, ...: a folder, or a name on the Hub. See `jmnat init`."}
     )
-    train_source: str = field(metadata={"help": "Text in the source language, one sentence a line, UTF-8 or .gz."})
+    train_source: str = field(metadata={"help": "Text in the source language, one sentence per line, UTF-8 or .gz."})
     output: str = field(metadata={"help": "Folder for the model, logs and results."})
-    train_target: str | None = field(default=None, metadata={"help": "Its translation, if there is one."})
-    validation_source: str | None = field(
-        default=None, metadata={"help": "Held-out text to choose by. Default: up to 1,000 lines of the training text."}
+    train_target: str | None = field(
+        default=None, metadata={"help": "Its translation, line by line, if there is one."}
     )
-    validation_target: str | None = field(default=None, metadata={"help": "Its translation."})
+    validation_source: str | None = field(
+        default=None,
+        metadata={"help": "Held-out text to choose options by. Default: up to 1,000 lines of the training text."},
+    )
+    validation_target: str | None = field(default=None, metadata={"help": "Its translation, line by line."})
     test_source: str | None = field(
         default=None, metadata={"help": "Text for the final scores. Default: the validation text."}
     )
-    test_target: str | None = field(default=None, metadata={"help": "Its translation."})
+    test_target: str | None = field(default=None, metadata={"help": "Its translation, line by line."})
     teacher_languages: list[str] | None = field(default=None, metadata={"help": LANGUAGES_HELP})
     language_code: str | None = field(default=None, metadata={"help": LANGUAGE_CODE_HELP})
     encoder_layers: int | None = field(
-        default=None, metadata={"help": "Encoder layers of the student, if not the teacher's."}
+        default=None, metadata={"help": "Encoder layers of the student. Default: as many as the teacher."}
     )
-    decoder_layers: int | None = field(default=None, metadata={"help": "Decoder layers of the student: few are fast."})
+    decoder_layers: int | None = field(
+        default=None,
+        metadata={"help": "Decoder layers of the student; fewer are faster. Default: as many as the teacher."},
+    )
     num_beams: int = field(default=5, metadata={"help": "Beam size of the teacher's translations."})
     append_raw: bool = field(
-        default=False, metadata={"help": "With --train_target: train on the original pairs as well."}
+        default=False, metadata={"help": "Train on the original pairs as well; needs --train_target."}
     )
-    preset: str = field(default="from_teacher", metadata={"help": "Recipe of the training, a name or a file."})
-    max_steps: int | None = field(default=None, metadata={"help": "Updates, if not the preset's."})
-    max_tokens: int | None = field(default=None, metadata={"help": "Tokens of a batch, if not the preset's."})
-    bf16: bool = field(default=False, metadata={"help": "Train in bf16: on a GPU, or a CPU with AMX or AVX512-BF16."})
+    preset: str = field(default="from_teacher", metadata={"help": "Recipe of the training, by its name or its file."})
+    max_steps: int | None = field(default=None, metadata={"help": "Training steps. Default: the preset's."})
+    max_tokens: int | None = field(default=None, metadata={"help": "Tokens in a batch. Default: the preset's."})
+    bf16: bool = field(
+        default=False, metadata={"help": "Train in bf16, on a GPU or on a CPU with AMX or AVX512-BF16."}
+    )
     seed: int = field(default=42, metadata={"help": "Random seed of all steps."})
     num_length_candidates: int = field(default=4, metadata={"help": "Target lengths that the student tries."})
     latency_sentences: int = field(
-        default=100, metadata={"help": "Sentences timed one at a time at the end, nothing else running; 0: none."}
+        default=100,
+        metadata={"help": "Sentences to time one at a time at the end, with nothing else running; 0: none."},
     )
     target_language: str = field(
-        default="en", metadata={"help": "Target language, which chooses sacreBLEU's tokenizer."}
+        default="en", metadata={"help": "Target language, which determines sacreBLEU's tokenizer."}
     )
-    jobs: int = field(default=1, metadata={"help": "Steps that run at the same time."})
+    jobs: int = field(default=1, metadata={"help": "Stages to run at the same time."})
     time_budget: float | None = field(
         default=None, metadata={"help": "Stop with a checkpoint after this many minutes. Default: no limit."}
     )
@@ -65,7 +74,7 @@ class ConvertTeacherArguments:
         counts = ("encoder_layers", "decoder_layers", "num_beams", "max_steps", "max_tokens", "num_length_candidates")
         check_counts(self, (*counts, "jobs"))
         if self.append_raw and self.train_target is None:
-            raise ValueError("append_raw=True needs train_target: there is no pair to append")
+            raise ValueError("append_raw=True needs train_target, or there are no pairs to append")
         if self.time_budget is not None and not self.time_budget > 0:
             raise ValueError(f"time_budget={self.time_budget} must be above 0 minutes")
 
@@ -103,11 +112,13 @@ def run_conversion(arguments: ConvertTeacherArguments) -> dict:
         states = runner.run(stages)
     failed = [name for name, state in states.items() if state == "failed"]
     if failed:
-        raise ValueError(f"this step failed: {failed[0]}; its log is {conversion.path('logs', failed[0])}.log")
+        raise ValueError(f"stage {failed[0]} failed: see its log, {conversion.path('logs', failed[0])}.log")
     rows = comparison(conversion.output)
     print(comparison_table(rows))
     if conversion.references_are_the_teachers:
-        print("references are the teacher's own translations: give --train_target or --test_source for others")
+        print(
+            "scored against the teacher's own translations: give --train_target or --test_source for real references"
+        )
     return {"finished": set(states.values()) == {"done"}, "model": conversion.path("model"), "results": rows}
 
 

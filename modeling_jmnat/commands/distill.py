@@ -1,9 +1,9 @@
-"""Translate the training set with a teacher: the text that a non-autoregressive model learns from.
+"""Translate the training set with a teacher, to make the text that a non-autoregressive model is trained on.
 
     jmnat distill --teacher runs/teacher --data runs/data/mine --output_dir runs/distilled
     accelerate launch --num_processes 4 -m modeling_jmnat.commands distill ...   (several GPUs)
 
-An interrupted run goes on when the same command is given again. Feed the result to `jmnat prepare` together with
+Repeat the command to resume after an interruption. Give the result to `jmnat prepare` with
 `--tokenizer runs/data/mine/tokenizer`. Standard output ends with one line of JSON: pairs kept, left out, throughput.
 """
 

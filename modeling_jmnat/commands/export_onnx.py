@@ -1,4 +1,4 @@
-"""Write a trained JM-NAT model as ONNX graphs, which translate faster on a CPU than PyTorch does.
+"""Write a trained JM-NAT model as ONNX graphs, which translate faster on a CPU than PyTorch.
 
 jmnat export-onnx MODEL --int8
 """
@@ -13,7 +13,7 @@ from ..utils.command_line import command, parse_arguments
 
 @dataclass
 class ExportArguments:
-    """Which model to export, and where to."""
+    """Which model to export, and where."""
 
     model: str = field(metadata={"help": "A trained JM-NAT model: a folder, or a name on the Hub."})
     output: str | None = field(
@@ -23,16 +23,15 @@ class ExportArguments:
     int8: bool = field(
         default=False,
         metadata={
-            "help": "Also write graphs with 8-bit weights: about three times smaller, and faster. "
-            "With them a translation may depend on the other sentences of its batch and on padding."
+            "help": "Also write graphs with 8-bit weights, which are faster and about three times smaller. "
+            "With them, a translation may depend on the other sentences of its batch and on padding."
         },
     )
     for_browsers: bool = field(
         default=False,
         metadata={
-            "help": "Also write browser_translator.onnx, whose options are inputs of rank 0 that must all be fed, as "
-            "onnxruntime-web knows no optional inputs, their defaults (browser_translator.json), and the passes as "
-            "further outputs."
+            "help": "Also write browser_translator.onnx for onnxruntime-web, which has no optional inputs: options "
+            "are required inputs, with defaults in browser_translator.json, and the passes are further outputs."
         },
     )
 
@@ -51,11 +50,11 @@ def main(argv=None):
 
     export_onnx = exporter()
     if arguments.output is None and not Path(arguments.model).is_dir():
-        raise ValueError(f"model {arguments.model} is not a folder: --output must say where the graphs go")
+        raise ValueError(f"model {arguments.model} is not a folder: give --output DIR for the graphs")
     logging.disable_progress_bar()
     model, tokenizer = load_translator(arguments.model, device="cpu", dtype="float32")
     if not is_jmnat_itself(model.config):
-        raise ValueError(f"{arguments.model} holds a {model.config.model_type} model: only JM-NAT can be exported")
+        raise ValueError(f"{arguments.model} is a {model.config.model_type} model: only JM-NAT can be exported")
     output = Path(arguments.output or Path(arguments.model) / GRAPHS_FOLDER)
     sizes = export_onnx(model, output, arguments.int8, tokenizer, arguments.for_browsers)
     print(

@@ -1,7 +1,7 @@
 """Fine-tune the shipped model on another kind of text with the trainers of Transformers: three minutes on a CPU.
 
-With --data FOLDER on your own text. Without, on German as it is typed without umlauts and capitals ("fuer das menue").
-All arguments of `Seq2SeqTrainingArguments` are taken as well, such as --report_to tensorboard or --push_to_hub True.
+Give --data FOLDER for your own text. The default is German typed without umlauts and capitals ("fuer das menue"). All
+arguments of `Seq2SeqTrainingArguments` are accepted as well, such as --report_to tensorboard or --push_to_hub True.
 """
 
 import json
@@ -26,9 +26,9 @@ DEFAULTS = {
     "predict_with_generate": True,
     "train_sampling_strategy": "group_by_length",
 }
-# The metric's script, which also stands in hub_card/metrics/nat_translation.
+# The metric's script, of which hub_card/metrics/nat_translation has a copy.
 METRIC = Path(__file__).parents[1] / "utils" / "nat_translation.py"
-# What is logged, and the names of the metric. For all of them leave out `metrics` in the call.
+# Names in the log, and those of the metric. Leave out `metrics` in the call to compute all scores.
 LOGGED = {"bleu": "sacrebleu", "chrfpp": "chrfpp", "ter": "ter", "repeated_words": "repeated_tokens_per_sentence"}
 
 
@@ -38,10 +38,12 @@ class ExampleArguments:
 
     data: str = field(default="", metadata={"help": "Folder with train.de.gz, train.en.gz, valid.de.gz, valid.en.gz."})
     model: str = field(
-        default="", metadata={"help": "Model to begin with. Default: the one that comes with the project."}
+        default="", metadata={"help": "Model to fine-tune. Default: the one that comes with the project."}
     )
-    train_pairs: int = field(default=8000, metadata={"help": "Train on the first N pairs."})
-    valid_pairs: int = field(default=150, metadata={"help": "Score the first N pairs, before and after."})
+    train_pairs: int = field(default=8000, metadata={"help": "Number of training pairs, from the first."})
+    valid_pairs: int = field(
+        default=150, metadata={"help": "Number of validation pairs, from the first, to score before and after."}
+    )
 
 
 def metric_scores(tokenizer):
@@ -78,7 +80,7 @@ def main(argv=None):
     tokenizer = AutoTokenizer.from_pretrained(name, **NO_FOREIGN_CODE)
     model = AutoModelForSeq2SeqLM.from_pretrained(name, **NO_FOREIGN_CODE)
     if not is_jmnat_itself(model.config):
-        raise ValueError(f"model {name} is a {model.config.model_type}: it must be a JM-NAT")
+        raise ValueError(f"model {name} is a {model.config.model_type} model but must be a JM-NAT")
     model.generation_config.num_iterations = 4
 
     def load(split, limit):
@@ -98,7 +100,7 @@ def main(argv=None):
 
     found = {"before": scorer.evaluate()}
     trainer.train()
-    scorer.state = trainer.state  # for the log: the step at which it scores
+    scorer.state = trainer.state  # so that the log has the step of the scores
     found["after"] = scorer.evaluate()
     trainer.save_model()
     figures = {f"{name}_{when}": found[when][f"eval_{name}"] for name in LOGGED for when in found}

@@ -1,10 +1,10 @@
-"""Make the start of a JM-NAT from an autoregressive model of the Hub, such as an opus-mt: its tokenizer and weights.
+"""Make an initial JM-NAT from the tokenizer and weights of an autoregressive model of the Hub, such as an opus-mt.
 
     jmnat init --from Helsinki-NLP/opus-mt-de-en --output runs/start
     jmnat prepare --tokenizer runs/start --output_dir runs/data ...      (then distil with the same teacher)
     jmnat train --init_from runs/start --data runs/distilled ...
 
-What it writes loads and translates badly: it is made to be trained. `jmnat convert-teacher` does all of it.
+The model translates badly until it is trained. `jmnat convert-teacher` runs all of these steps.
 """
 
 import json
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from ..utils.command_line import check_counts, command, parse_arguments
 
 LANGUAGES_HELP = (
-    "For a multilingual teacher: its codes of source and target language, such as deu_Latn eng_Latn (NLLB), de en "
+    "Source and target language in the codes of a multilingual teacher, such as deu_Latn eng_Latn (NLLB), de en "
     "(M2M100) or de_DE en_XX (mBART). Their tokens then begin every text."
 )
 LANGUAGE_CODE_HELP = (
-    "For a Marian model of several target languages: what it wants before each source, such as '>>eng<<'. Left out, "
-    "texts begin with one themselves."
+    "Code that a Marian model with several target languages expects before each source, such as '>>eng<<'. Default: "
+    "texts begin with a code themselves."
 )
 
 
@@ -38,10 +38,13 @@ class InitArguments:
     language_code: str | None = field(default=None, metadata={"help": LANGUAGE_CODE_HELP})
     encoder_layers: int | None = field(
         default=None,
-        metadata={"help": "Number of encoder layers, if not the teacher's; layers beyond the teacher's are new."},
+        metadata={"help": "Encoder layers. Default: as many as the teacher; further ones have random weights."},
     )
-    decoder_layers: int | None = field(default=None, metadata={"help": "Number of decoder layers, likewise."})
-    seed: int = field(default=42, metadata={"help": "Random seed of the weights that the teacher does not have."})
+    decoder_layers: int | None = field(
+        default=None,
+        metadata={"help": "Decoder layers. Default: as many as the teacher; further ones have random weights."},
+    )
+    seed: int = field(default=42, metadata={"help": "Random seed of weights that the teacher does not have."})
 
     def __post_init__(self):
         check_counts(self, ("encoder_layers", "decoder_layers"))

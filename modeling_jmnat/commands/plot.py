@@ -15,7 +15,9 @@ class PlotArguments:
     output: str = field(metadata={"help": "PNG file to write."})
     run: str | None = field(
         default=None,
-        metadata={"help": "Training folder (or its trainer_state.json): every part of the loss, and validation BLEU."},
+        metadata={
+            "help": "Training folder, or its trainer_state.json, for the parts of the loss and validation BLEU."
+        },
     )
     latency: list[str] | None = field(
         default=None,
@@ -25,10 +27,10 @@ class PlotArguments:
         },
     )
     lengths: list[str] | None = field(
-        default=None, metadata={"help": "JSON files of evaluate.py: BLEU of short and of long sentences."}
+        default=None, metadata={"help": "JSON files of evaluate.py, for BLEU of short and of long sentences."}
     )
     noise: list[str] | None = field(
-        default=None, metadata={"help": "JSON files of evaluate.py --noise: BLEU against the level of noise."}
+        default=None, metadata={"help": "JSON files of evaluate.py --noise, for BLEU against the level of noise."}
     )
 
 
@@ -44,7 +46,7 @@ def main(argv=None):
     )
 
     if sum(getattr(arguments, kind) is not None for kind in KINDS) != 1:
-        raise ValueError("give one of --run, --latency, --lengths and --noise")
+        raise ValueError("give exactly one of --run, --latency, --lengths and --noise")
     if arguments.run is not None:
         figures = plot_learning_curve(read_log_history(arguments.run), arguments.output)
     elif arguments.latency is not None:

@@ -1,5 +1,5 @@
-"""Turn parallel text files, or a data set of the Hugging Face Hub, into what `jmnat train` reads: cleaned pairs, one
-tokenizer for both languages, and the ids. The last line of output counts the pairs read, dropped (and why) and kept.
+"""Turn parallel text files, or a data set of the Hugging Face Hub, into data for `jmnat train`: cleaned pairs, a
+tokenizer for both languages, and ids. The last line of output counts the pairs read, dropped (and why) and kept.
 
     jmnat prepare --recipe iwslt14_de_en --output_dir runs/data/iwslt14   (the paper's data sets)
 """
@@ -16,7 +16,7 @@ from ..utils.command_line import command, parse_arguments, read_ahead
 
 @dataclass
 class RecipeArguments:
-    """A data set of the paper; each of its settings can be overridden by the option of that name."""
+    """A data set of the paper, whose settings can be overridden by the options of the same name."""
 
     recipe: str | None = field(
         default=None,
@@ -25,7 +25,7 @@ class RecipeArguments:
 
 
 def parse_preparation(argv: Sequence[str] | None, description: str) -> tuple[PreparationArguments, Recipe | None]:
-    """Read the options of this command; those left out come from the `--recipe`, if one is given.
+    """Parse the options of this command over the defaults of its `--recipe`, if one is given.
 
     Raises:
         ValueError: an unknown recipe, or options that do not fit together.

@@ -9,43 +9,43 @@ from ..utils.command_line import command, parse_arguments
 
 @dataclass
 class PublishArguments:
-    """Which model to publish, how, and where to."""
+    """Which model to publish, how, and where."""
 
     model: str = field(
-        metadata={"help": "A trained JM-NAT model: a training's output folder, a published one, or a name on the Hub."}
+        metadata={"help": "A trained JM-NAT model: the folder of a training, a published one, or a name on the Hub."}
     )
     output: str = field(
         metadata={
-            "help": "Folder to build, or to renew: files of the same name are replaced. It may be --model itself."
+            "help": "Folder to build or update, where files of the same name are replaced; it may be --model itself."
         }
     )
     card: str | None = field(
         default=None,
         metadata={
-            "help": "YAML file with what the card says beside measured figures, and with the result files of "
-            "evaluate.py that it takes them from; see hub_card/de-en.yaml. Without it no card is written."
+            "help": "YAML file with the facts of the model card and the result files of evaluate.py from which it "
+            "takes its figures, such as hub_card/de-en.yaml. Default: no card is written."
         },
     )
     fp16: bool = field(
         default=False,
-        metadata={"help": "Store weights in half precision, which halves the file; they load in single precision."},
+        metadata={"help": "Store weights in half precision, which halves the file; they are loaded as float32."},
     )
     onnx: bool = field(
         default=False,
         metadata={
-            "help": "Write ONNX graphs as well, float32 and int8, into the folder onnx. Without it those of an "
-            "earlier build are removed."
+            "help": "Also write ONNX graphs, float32 and int8, into the folder onnx. Without it, graphs of an earlier "
+            "build are removed."
         },
     )
     max_shard_size: str = field(default="5GB", metadata={"help": "Split weights into files of at most this size."})
     push: str | None = field(
         default=None,
         metadata={
-            "help": "Push the model in the folder to this repository of the Hub, such as you/jmnat-de-en, and create "
-            "it if need be. Needs a token: 'hf auth login', or HF_TOKEN."
+            "help": "Push the model in the folder to this repository of the Hub, such as you/jmnat-de-en, which is "
+            "created if needed. Needs a token: 'hf auth login', or HF_TOKEN."
         },
     )
-    private: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
+    private: bool = field(default=False, metadata={"help": "Make the repository private when it is created."})
 
 
 @command

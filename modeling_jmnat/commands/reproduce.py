@@ -1,10 +1,10 @@
-"""Run the paper's experiments as one resumable command: teacher, distillation, every system, every evaluation.
+"""Run the paper's experiments in one resumable command: teacher, distillation, every system, every evaluation.
 
     jmnat reproduce --suite table2 --preset multi30k_tiny --data runs/data/mine --output runs/table2
 
-Give the same command again after an interruption: what is done is skipped, what was cut off goes on, other data or
-presets are refused (OUTPUT/begun_with.json tells which). Tables stand in OUTPUT/results at any time. Trainings share a
-GPU; a stage that failed is tried once more. Standard output ends with one line of JSON: how many stages are done.
+Repeat the command after an interruption: finished stages are skipped, others resume, and other data or presets than
+those in OUTPUT/begun_with.json are refused. OUTPUT/results always has the current tables. Trainings share a GPU; a
+failed stage is tried once more. Standard output ends with one line of JSON: how many stages are done.
 """
 
 import json
@@ -16,12 +16,12 @@ from ..experiments.systems import SUITES
 from ..utils.bleu import check_bleu_tokenizer
 from ..utils.command_line import check_counts, command, parse_arguments
 
-SHARED_GPU_BATCH_TOKENS = 8192  # of evaluations that run beside other stages: a quarter of what fills a GPU
+SHARED_GPU_BATCH_TOKENS = 8192  # for evaluations that run beside other stages: a quarter of the default on a GPU
 
 
 @dataclass
 class ReproduceArguments:
-    """Which experiments, on which data, within which time."""
+    """Which experiments, on which data, and how long."""
 
     data: str = field(metadata={"help": "Folder written by `jmnat prepare`, with validation and test text."})
     output: str = field(metadata={"help": "Folder for models, logs and results."})
@@ -32,51 +32,60 @@ class ReproduceArguments:
     only: str | None = field(
         default=None,
         metadata={
-            "help": "Regular expression: run only stages in whose names it is found, such as 'jm-1|cm-1', and what "
+            "help": "Regular expression: run only the stages whose names match, such as 'jm-1|cm-1', and those that "
             "they need. Default: all."
         },
     )
-    preset: str = field(default="multi30k_tiny", metadata={"help": "Preset of all trainings, a name or a file."})
+    preset: str = field(
+        default="multi30k_tiny", metadata={"help": "Preset of all trainings, by its name or its file."}
+    )
     teacher: str | None = field(
         default=None,
         metadata={
-            "help": "Folder, or name on the Hub, of a teacher that is there already. Students start with its weights "
-            "if it has their tokenizer and sizes, else with those of a small teacher that is trained for that. "
-            "Default: train one."
+            "help": "Folder, or name on the Hub, of an existing teacher. Students start with its weights if it has "
+            "their tokenizer and sizes, otherwise with those of a small teacher that is trained for that. Default: "
+            "train one."
         },
     )
     teacher_preset: str | None = field(
-        default=None, metadata={"help": "Another preset for the teacher, such as a larger one. Default: the same."}
+        default=None, metadata={"help": "Preset of the teacher, such as a larger one. Default: that of the students."}
     )
     time_budget: float | None = field(
         default=None, metadata={"help": "Stop with a checkpoint after this many minutes. Default: no limit."}
     )
     jobs: int | None = field(
-        default=None, metadata={"help": "Stages at a time. Default: 1 on a CPU, one for two cores beside a GPU."}
+        default=None,
+        metadata={"help": "Stages to run at the same time. Default: 1 on a CPU; with a GPU, half the CPU cores."},
     )
-    teacher_steps: int | None = field(default=None, metadata={"help": "Updates of the teacher, if not the preset's."})
-    student_steps: int | None = field(default=None, metadata={"help": "Updates of each student, likewise."})
+    teacher_steps: int | None = field(
+        default=None, metadata={"help": "Training steps of the teacher. Default: the preset's."}
+    )
+    student_steps: int | None = field(
+        default=None, metadata={"help": "Training steps of each student. Default: the preset's."}
+    )
     from_scratch: bool = field(
         default=False, metadata={"help": "Do not start the students with the teacher's weights."}
     )
     seeds: int = field(
-        default=2, metadata={"help": "Trainings of each student and autoregressive baseline; tables show their range."}
+        default=2,
+        metadata={"help": "Trainings of each student and autoregressive baseline, with different seeds."},
     )
     num_length_candidates: int = field(
-        default=4, metadata={"help": "Target lengths tried per sentence; the paper has 4 for IWSLT14 and 3 for WMT."}
+        default=4, metadata={"help": "Target lengths tried per sentence; the paper uses 4 for IWSLT14 and 3 for WMT."}
     )
     latency_sentences: int = field(
         default=100,
-        metadata={"help": "table2: time so many test sentences one by one, nothing else running; 0 leaves it out."},
+        metadata={"help": "Test sentences to time one by one in table2, with nothing else running; 0: none."},
     )
     bleu_tokenize: str | None = field(
         default=None,
-        metadata={"help": "sacreBLEU's tokenizer. Default: zh, ja-mecab, ko-mecab or char by language; else 13a."},
+        metadata={"help": "sacreBLEU's tokenizer. Default: zh, ja-mecab, ko-mecab or char by language, or 13a."},
     )
     bf16: bool = field(
         default=False,
         metadata={
-            "help": "Train in bf16 by autocast. It pays on a CPU with AMX or AVX512-BF16, on a GPU for wide models."
+            "help": "Train in bf16 with autocast, which is faster on a CPU with AMX or AVX512-BF16, and on a GPU for "
+            "wide models."
         },
     )
 
@@ -85,8 +94,8 @@ class ReproduceArguments:
         check_bleu_tokenizer(self.bleu_tokenize)
         if self.teacher is not None and self.teacher_preset is not None:
             raise ValueError(
-                f"teacher_preset={self.teacher_preset} is for training a teacher, but teacher={self.teacher} is there "
-                "already: give one of them"
+                f"teacher_preset={self.teacher_preset} is for training a teacher, but teacher={self.teacher} is "
+                "trained already: give only one of them"
             )
         if self.latency_sentences < 0:
             raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
@@ -96,7 +105,7 @@ class ReproduceArguments:
 
 def training_options(gpu: bool, bf16: bool) -> dict:
     """Options of all trainings, in the order in which they are compared with finished stages."""
-    if gpu:  # without bf16, products of float32 in TF32: small models wait for launches, and bf16's casts add to them
+    if gpu:  # TF32 by default: small models wait for kernel launches, to which the casts of bf16 would add
         return {"bf16" if bf16 else "tf32": True, "dataloader_num_workers": 1}
     return {"bf16": True, "use_cpu": True} if bf16 else {}
 
@@ -130,7 +139,7 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
         bleu_tokenize=arguments.bleu_tokenize,
         batch_tokens=SHARED_GPU_BATCH_TOKENS if gpu and jobs > 1 else None,
     )
-    # Everything that may be refused is read before the folder is made, and then before anything in it is replaced.
+    # Read and check everything before the folder is made and anything in it is replaced.
     text = held_out_text(settings.data)
     inputs = run_inputs(settings, text)
     builder = SuiteBuilder(settings)
@@ -154,7 +163,7 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
 
 
 def summary(suites: list[str], output: Path, states: dict[str, str]) -> dict:
-    """Write tables and pictures and tell how the stages ended."""
+    """Write tables and pictures; returns how many stages ended in which state."""
     from ..experiments.pictures import write_pictures
     from ..experiments.tables import write_tables
 
@@ -164,7 +173,7 @@ def summary(suites: list[str], output: Path, states: dict[str, str]) -> dict:
     counts = {state: sum(value == state for value in states.values()) for state in sorted(set(states.values()))}
     if counts.get("failed"):
         failed = ", ".join(name for name, state in states.items() if state == "failed")
-        raise ValueError(f"these stages failed: {failed}; their logs are in {output / 'logs'}")
+        raise ValueError(f"these stages failed: {failed}; see their logs in {output / 'logs'}")
     return {"finished": counts.get("done", 0) == len(states), "stages": counts}
 
 

@@ -14,25 +14,26 @@ class ServeArguments:
     model: str = field(
         default="",
         metadata={
-            "help": "A JM-NAT model: a folder, or a name on the Hub. Default: the one that comes with the project, "
-            "German to English."
+            "help": "A JM-NAT model: a folder, or a name on the Hub. Default: the German-English model that comes "
+            "with the project."
         },
     )
     host: str = field(
         default="127.0.0.1",
-        metadata={"help": "Address to listen at; 0.0.0.0 lets other machines in, without any password."},
+        metadata={"help": "Address to listen on; 0.0.0.0 gives other machines access, without any password."},
     )
-    port: int = field(default=5000, metadata={"help": "Port to listen at; 0: a free one."})
+    port: int = field(default=5000, metadata={"help": "Port to listen on; 0: any free one."})
     languages: list[str] | None = field(
-        default=None, metadata={"help": "Codes of source and target, such as de en. Default: as saved with the model."}
+        default=None,
+        metadata={"help": "Codes of source and target language, such as de en. Default: as saved with the model."},
     )
     backend: Literal["auto", "torch", "onnx", "onnx_int8"] = field(
         default="auto",
-        metadata={"help": "auto: onnx_int8 without a GPU, if export_onnx.py has written the graph, otherwise torch."},
+        metadata={"help": "auto is onnx_int8 without a GPU if `jmnat export-onnx` has written it, otherwise torch."},
     )
-    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
+    device: str = field(default="auto", metadata={"help": "auto (the GPU if there is one), cpu or cuda."})
     num_iterations: int | None = field(
-        default=None, metadata={"help": "Decoder passes: fewer are faster. Default: as saved with the model."}
+        default=None, metadata={"help": "Decoder passes; fewer are faster. Default: as saved with the model."}
     )
     num_length_candidates: int | None = field(
         default=None, metadata={"help": "Target lengths tried per sentence. Default: as saved with the model."}
@@ -40,16 +41,16 @@ class ServeArguments:
     batch_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Padded source tokens of a batch, candidates counted. Default: GPU 32768; CPU 512; 1 with "
-            "onnx_int8, whose translations would depend on the other sentences of the batch."
+            "help": "Padded source tokens in a batch times candidates. Default: 32768 on a GPU, 512 on a CPU, and 1 "
+            "with onnx_int8, because its translations depend on the other sentences of a batch."
         },
     )
     batch_wait: float = field(
-        default=0.005, metadata={"help": "Seconds for which a batch with room waits for more requests."}
+        default=0.005, metadata={"help": "Seconds that a batch with room waits for more requests."}
     )
-    max_characters: int = field(default=5000, metadata={"help": "Characters of a request."})
-    max_body_bytes: int = field(default=262_144, metadata={"help": "Bytes of the body of a request."})
-    max_waiting: int = field(default=64, metadata={"help": "Requests that may wait; further ones are answered 503."})
+    max_characters: int = field(default=5000, metadata={"help": "Most characters in a request."})
+    max_body_bytes: int = field(default=262_144, metadata={"help": "Most bytes in the body of a request."})
+    max_waiting: int = field(default=64, metadata={"help": "Most waiting requests; further ones get the status 503."})
 
 
 @command(memory="--batch_tokens or --num_length_candidates")

@@ -1,10 +1,10 @@
-"""Make the tables and pictures of folders of results, or put new results into such a folder.
+"""Update the tables and pictures in folders of results, or add new results to such a folder.
 
     jmnat tables --results hub_card/results/noise
     jmnat tables --results hub_card/results/noise --add runs/figure3 --run multi30k_tiny/updates_3200 --only 'drop|rep'
 
-A folder of results holds results.jsonl, one row for each system, seed, variant, split and setting, and the
-translations they are made of. Comments in its Markdown files say what their tables and pictures show.
+A folder of results has results.jsonl, with a row for each system, seed, variant, split and setting, and the
+translations that were scored. Comments in its Markdown files declare their tables and pictures.
 """
 
 import json
@@ -17,27 +17,27 @@ from ..utils.command_line import command, parse_arguments
 
 @dataclass
 class TablesArguments:
-    """Which folders, and what to add."""
+    """Which folders, and which results to add."""
 
     results: list[str] = field(metadata={"help": "Folders of results, such as hub_card/results/noise."})
     add: list[str] | None = field(
         default=None,
         metadata={
-            "help": "JSON files of evaluate.py or tune_decoding.py, or output folders of reproduce.py or a benchmark: "
-            "their rows take the place of those of the same run, system, seed, variant, split and setting."
+            "help": "JSON files of evaluate.py or tune_decoding.py, or output folders of reproduce.py or a benchmark. "
+            "Their rows replace those of the same run, system, seed, variant, split and setting."
         },
     )
     run: str | None = field(
         default=None,
-        metadata={"help": "Name of the run they come from, such as multi30k_tiny/teacher_3600/updates_9600."},
+        metadata={"help": "Name of the run of these results, such as multi30k_tiny/teacher_3600/updates_9600."},
     )
     only: str = field(
         default="",
-        metadata={"help": "Regular expression: add only systems in whose names, like jm-1.independent, it is found."},
+        metadata={"help": "Regular expression: add only systems whose names match, such as jm-1.independent."},
     )
     with_translations: bool = field(
         default=True,
-        metadata={"help": "Copy the translations that the scores are made of; False where a licence forbids it."},
+        metadata={"help": "Copy the translations that were scored; False if a licence forbids it."},
     )
 
     def __post_init__(self):

@@ -1,11 +1,11 @@
-"""Train a JM-NAT on data that `jmnat prepare` wrote.
+"""Train a JM-NAT on data from `jmnat prepare`.
 
     jmnat train --preset multi30k_tiny --data runs/data/multi30k --output_dir runs/jmnat
     accelerate launch --config_file $(python -m modeling_jmnat.training.presets gpus) \\
         -m modeling_jmnat.commands train ...   (8 GPUs; or one_gpu, fsdp2, deepspeed_zero2, two_machines, cpu)
 
-The recipe (--preset) sets everything; any field of it is also an option. Ctrl-C, SIGTERM, --time_budget and a crash
-leave a checkpoint: give the same command again to go on. The last line of output is the figures as JSON.
+The recipe (--preset) sets everything, and options override its fields. After Ctrl-C, SIGTERM, --time_budget or a
+crash, repeat the command to resume from the last checkpoint. The last line of output has the figures as JSON.
 """
 
 import json

@@ -2,9 +2,9 @@
 
     jmnat train-teacher --preset multi30k_tiny --data runs/data/multi30k --output_dir runs/teacher
 
-A run that was killed, or ended by --time_budget MINUTES, goes on when the same command is given again. Fewer
-`--max_steps` give a weak teacher, `--encoder_layers 10 --decoder_layers 2` one that decodes fast. Standard output ends
-with one line of JSON: steps, and BLEU on the validation set.
+Repeat the command to resume a run that was killed or ended by --time_budget MINUTES. Fewer `--max_steps` give a weak
+teacher, `--encoder_layers 10 --decoder_layers 2` one that decodes fast. Standard output ends with one line of JSON:
+steps, and BLEU on the validation set.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""Translate a file or standard input line by line, or subtitles, message catalogues, Markdown and HTML as such.
+"""Translate a file or standard input line by line, or the text in subtitles, message catalogues, Markdown and HTML.
 
-Figures come as the last line of standard error, in JSON.
+The last line of standard error has the figures, in JSON.
 """
 
 import collections
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from ..inference.lines import LineReader
     from ..inference.translation import Translation
 
-DEFAULT_BATCH_TOKENS = {"onnx_int8": 1}  # by backend, where it is not that of `translate_lines`
-WATCH_SECONDS = 0.1  # that a draft stays
+DEFAULT_BATCH_TOKENS = {"onnx_int8": 1}  # by backend, if not the default of `translate_lines`
+WATCH_SECONDS = 0.1  # for which each draft is shown
 
 
 @dataclass
@@ -34,8 +34,8 @@ class DecodingArguments:
     model: str = field(
         default="",
         metadata={
-            "help": "A trained model: a folder, or a name on the Hub. Default: the one that comes with the project, "
-            "German to English."
+            "help": "A trained model: a folder, or a name on the Hub. Default: the German-English model that comes "
+            "with the project."
         },
     )
     split_sentences: bool = field(
@@ -50,7 +50,7 @@ class DecodingArguments:
         },
     )
     num_iterations: int | None = field(
-        default=None, metadata={"help": "Decoder passes: fewer are faster. Default: as saved with the model."}
+        default=None, metadata={"help": "Decoder passes; fewer are faster. Default: as saved with the model."}
     )
     num_length_candidates: int | None = field(
         default=None, metadata={"help": "Target lengths tried per sentence. Default: as saved with the model."}
@@ -62,29 +62,29 @@ class DecodingArguments:
     glossary: str | None = field(
         default=None,
         metadata={
-            "help": "File with a source term, a tab and a target term in each line. Where a line holds a source term, "
-            "whole and in any case, its translation holds the target term as it is written in the file."
+            "help": "File with a source term, a tab and a target term in each line. If a line contains a source term "
+            "as whole words, ignoring case, its translation contains the target term as spelled in the file."
         },
     )
     batch_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Padded source tokens of a batch, candidates counted. Default: 4096; GPU 32768; 1 with onnx_int8, "
-            "each sentence by itself: translations would depend on the other sentences of a batch, and it is faster."
+            "help": "Padded source tokens in a batch times candidates. Default: 4096 on a CPU, 32768 on a GPU, and 1 "
+            "with onnx_int8, which is faster sentence by sentence and depends on the other sentences of a batch."
         },
     )
     backend: str = field(
         default="torch",
         metadata={
-            "help": "torch; cuda_graphs, faster on a GPU; onnx or onnx_int8, faster on a CPU, for a model that "
-            "export_onnx.py has written."
+            "help": "torch; cuda_graphs, faster on a GPU; onnx or onnx_int8, faster on a CPU, for a model exported by "
+            "`jmnat export-onnx`."
         },
     )
     reranker: str | None = field(
         default=None,
-        metadata={"help": "JM-NAT: let this autoregressive model choose among the length candidates."},
+        metadata={"help": "Autoregressive model that chooses among the length candidates of a JM-NAT."},
     )
-    device: str = field(default="auto", metadata={"help": "auto, cpu or cuda."})
+    device: str = field(default="auto", metadata={"help": "auto (the GPU if there is one), cpu or cuda."})
     dtype: str = field(default="auto", metadata={"help": "auto (as saved), float32, bfloat16 or float16."})
 
 
@@ -93,41 +93,43 @@ class TranslationArguments(DecodingArguments):
     """What to translate, with which model and decoding options."""
 
     input: str = field(
-        default="-", metadata={"help": "Text to translate, line by line; .gz is read as is. -: standard input."}
+        default="-",
+        metadata={"help": "Text to translate, one per line; .gz files are decompressed. -: standard input."},
     )
     output: str = field(
-        default="-", metadata={"help": "File for the translations, complete or not there at all. -: standard output."}
+        default="-",
+        metadata={"help": "File for the translations, which appears when it is complete. -: standard output."},
     )
     format: Literal["auto", "text", "srt", "vtt", "po", "markdown", "html"] = field(
         default="auto",
         metadata={
-            "help": "What the input is: auto goes by the suffix of its name (.srt, .vtt, .po, .md, .html; text for "
-            "all others). Text is translated line by line; of the others the text alone, all else stays as it is."
+            "help": "Format of the input; auto chooses by its suffix (.srt, .vtt, .po, .md, .html; text for all "
+            "others). Text is translated line by line; in other formats, everything but the text is left unchanged."
         },
     )
     n_best: int | None = field(
         default=None,
         metadata={
             "help": "Write the N best translations of each line, at most num_length_candidates: line number, score "
-            "(sum of log-probabilities / (length + length_offset)**length_normalization, and the weighted consensus; "
-            "of a beam search / length**length_penalty) and text, separated by tabs."
+            "(sum of log-probabilities / (length + length_offset)**length_normalization + weighted consensus; of a "
+            "beam search / length**length_penalty) and text, separated by tabs."
         },
     )
     show_passes: bool = field(
         default=False,
-        metadata={"help": "Show for each line how the translation arises, pass by pass, instead of the text alone."},
+        metadata={"help": "Show the canvas of every pass for each line, and not only the translation."},
     )
     watch: bool = field(
         default=False,
         metadata={
-            "help": "Show on standard error how each line arises: a draft after each pass, over the one before. "
-            "Lines are translated one by one."
+            "help": "Show a draft after each pass on standard error, in place of the previous one. Lines are "
+            "translated one by one."
         },
     )
 
 
 def decoding_options(arguments: DecodingArguments, model, tokenizer) -> dict:
-    """Options for `model.generate` from what was given on the command line."""
+    """Options for `model.generate` from the command line."""
     from ..inference.loading import is_jmnat
     from ..inference.translation import parse_generation_options
     from ..teacher.reranking import load_reranker
@@ -135,7 +137,7 @@ def decoding_options(arguments: DecodingArguments, model, tokenizer) -> dict:
     options = parse_generation_options(arguments.generation_options)
     reranker = arguments.reranker
     if reranker is not None and not is_jmnat(model):
-        raise ValueError("--reranker does not apply to an autoregressive model")
+        raise ValueError("--reranker does not apply to an autoregressive model: leave it out")
     given = {
         "reranker": None if reranker is None else load_reranker(reranker, tokenizer, model.device),
         "num_iterations": arguments.num_iterations,
@@ -146,18 +148,18 @@ def decoding_options(arguments: DecodingArguments, model, tokenizer) -> dict:
 
 
 def generation_options(arguments: TranslationArguments, model, tokenizer) -> dict:
-    """`decoding_options`, and those by which a translation is shown."""
+    """`decoding_options`, and options that determine what is shown."""
     from ..inference.loading import is_jmnat
 
     jmnat = is_jmnat(model)
     if arguments.show_passes and not jmnat:
-        raise ValueError("--show_passes does not apply to an autoregressive model: it makes no passes")
+        raise ValueError("--show_passes does not apply to an autoregressive model, which has no passes: leave it out")
     if arguments.show_passes and arguments.n_best is not None:
-        raise ValueError("--show_passes shows the best translation: leave --n_best out")
+        raise ValueError("--show_passes shows only the best translation: leave --n_best out")
     if arguments.watch and not jmnat:
-        raise ValueError("--watch does not apply to an autoregressive model: it has no drafts")
+        raise ValueError("--watch does not apply to an autoregressive model, which has no drafts: leave it out")
     if arguments.watch and arguments.n_best is not None:
-        raise ValueError("--watch shows the best translation: leave --n_best out")
+        raise ValueError("--watch shows only the best translation: leave --n_best out")
     shown = {
         "num_return_sequences": arguments.n_best,
         "output_history": arguments.show_passes or None,
@@ -169,7 +171,7 @@ def generation_options(arguments: TranslationArguments, model, tokenizer) -> dic
 
 
 def draft_streamer(tokenizer):
-    """Transformers' streamer of drafts, on standard error; what becomes of them is written as ever."""
+    """Transformers' streamer of drafts, on standard error; final translations are written to the output as usual."""
     from transformers import TextDiffusionStreamer
 
     class Drafts(TextDiffusionStreamer):
@@ -202,9 +204,10 @@ def write_translation(file: TextIO, number: int, translation: "Translation", arg
 
 
 def checked_lines(arguments: TranslationArguments, reader: "LineReader") -> Iterable[str]:
-    """The lines to translate. Those of a file have been read once, so that its errors are known before the work.
+    """The lines to translate. A file is read once before, so that its errors are found before the work.
 
-    Standard input and pipes are read as they are translated, with `long_lines=error` to their end before that.
+    Standard input and pipes are read while they are translated; with `long_lines=error`, they are read completely
+    first.
     """
     path = arguments.input
     lines = decode_lines(sys.stdin.buffer, "standard input") if path == "-" else iterate_lines(path)
@@ -221,13 +224,13 @@ def checked_lines(arguments: TranslationArguments, reader: "LineReader") -> Iter
 
 
 def document_format(arguments: TranslationArguments) -> str:
-    """`text`, or that of a document, which takes no options for single lines."""
+    """The format of the input; ValueError for a document with options for single lines."""
     from ..documents.formats import format_of
 
     form = format_of(arguments.input) if arguments.format == "auto" else arguments.format
     for name in ("n_best", "show_passes", "watch"):
         if form != "text" and getattr(arguments, name):
-            raise ValueError(f"--{name} does not apply to a document ({form}): leave it out, or give --format text")
+            raise ValueError(f"--{name} does not apply to a {form} document: leave it out, or give --format text")
     return form
 
 
@@ -257,7 +260,7 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
     from ..inference.translation import check_options, translate_lines
 
     if arguments.glossary is not None and arguments.n_best is not None:
-        raise ValueError("--glossary gives one translation of each line: leave --n_best out")
+        raise ValueError("--glossary gives only one translation per line: leave --n_best out")
     glossary = None if arguments.glossary is None else Glossary.read(arguments.glossary)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
@@ -293,7 +296,7 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
             file.flush()
     seconds = time.perf_counter() - start
     if not sentences:
-        raise ValueError(f"{arguments.input}: the input is empty, at least one line is needed")
+        raise ValueError(f"{arguments.input}: the input is empty: at least one line is needed")
     if long_lines:
         print(describe_long_lines(long_lines, model, arguments.long_lines), file=sys.stderr)
     return {
@@ -319,7 +322,7 @@ def main(argv=None):
     from ..inference.translation import WINDOW_LINES
 
     logging.disable_progress_bar()
-    # A person wants an answer to each line.
+    # At a terminal, answer each line at once.
     window_lines = 1 if arguments.watch or (arguments.input == "-" and sys.stdin.isatty()) else WINDOW_LINES
     with ExitStack() as stack:
         if arguments.output == "-":

@@ -1,12 +1,12 @@
-"""Translate a corpus of any size, on one machine or a Ray cluster: text, Parquet or a data set of the Hub in, Parquet
-with the columns id, source, translation and score out (the ids of text are line numbers from 0).
+"""Translate a corpus of any size, on one machine or a Ray cluster. The input is text, Parquet or a data set of the
+Hub, the output Parquet with the columns id, source, translation and score (ids of text lines are numbers from 0).
 
     jmnat translate-corpus --model runs/student --input news.de.gz --output_dir runs/news
     jmnat translate-corpus --model runs/teacher --num_beams 5 --backend ctranslate2 --input news.de.gz \\
         --output_dir runs/distilled --source_text distilled.de --target_text distilled.en   (text to learn from)
     jmnat translate-corpus --address auto ...   (on the cluster that this machine is part of)
 
-An interrupted run goes on when the same command is given again. The last line of output has the figures, as JSON.
+Repeat the command to resume after an interruption. The last line of output has the figures, as JSON.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from ..utils.command_line import check_counts, command, parse_arguments
 from .shipped import shipped_model
 from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options
 
-SEARCH_BACKENDS = {"torch": "transformers", "ctranslate2": "ctranslate2"}  # of autoregressive models
+SEARCH_BACKENDS = {"torch": "transformers", "ctranslate2": "ctranslate2"}  # for autoregressive models
 SETTINGS, RESULT = "settings.json", "translation.json"
 TEXT_OPTIONS = ("source_text", "target_text")
-# Options that may differ from those of the run that is continued.
+# Options that may change when a run is resumed.
 FREE_OPTIONS = ("output_dir", "address", "num_actors", "cpus_per_actor", "gpus_per_actor", "device", *TEXT_OPTIONS)
 
 
@@ -37,19 +37,21 @@ class CorpusArguments(DecodingArguments):
     backend: str = field(
         default="torch",
         metadata={
-            "help": "torch; for JM-NAT also onnx or onnx_int8 (after export_onnx.py) and cuda_graphs; for an "
+            "help": "torch; for JM-NAT also onnx or onnx_int8 (after `jmnat export-onnx`) and cuda_graphs; for an "
             "autoregressive model also ctranslate2."
         },
     )
     output_dir: str = field(
-        default="", metadata={"help": "Folder for the result, in its folder translations. All nodes must see it."}
+        default="",
+        metadata={"help": "Folder for the result, in its subfolder translations. All nodes must see it."},
     )
     input: list[str] | None = field(
         default=None,
-        metadata={"help": "Text files, a sentence a line, .gz or plain; or Parquet files or folders of them."},
+        metadata={"help": "Text files with one text per line, .gz or plain; or Parquet files or folders of them."},
     )
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Instead of files: a data set on the Hugging Face Hub, or a local folder."}
+        default=None,
+        metadata={"help": "A data set on the Hugging Face Hub, or its local folder, instead of files."},
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration of the data set, such as de-en."}
@@ -58,40 +60,41 @@ class CorpusArguments(DecodingArguments):
     dataset_split: str = field(default="train", metadata={"help": "Split of the data set."})
     text_column: str = field(
         default="text",
-        metadata={"help": "Column of Parquet or of the data set; or a language in its column translation."},
+        metadata={"help": "Column of Parquet files or the data set, or a language in its column translation."},
     )
     id_column: str | None = field(
-        default=None, metadata={"help": "Column with a unique id. Default: rows are numbered from 0."}
+        default=None, metadata={"help": "Column with unique ids. Default: rows are numbered from 0."}
     )
     languages: list[str] | None = field(
         default=None,
         metadata={
-            "help": "A multilingual autoregressive model: its codes of source and target language, such as deu_Latn "
+            "help": "Source and target language in the codes of a multilingual autoregressive model, such as deu_Latn "
             "eng_Latn (NLLB)."
         },
     )
     source_prefix: str | None = field(
-        default=None, metadata={"help": "Text before each source, where the model wants one, such as '>>eng<< '."}
+        default=None,
+        metadata={"help": "Text to put before each source if the model expects one, such as '>>eng<< '."},
     )
     block_lines: int = field(
-        default=4096, metadata={"help": "Lines that are translated and written together, and repeated after a kill."}
+        default=4096,
+        metadata={"help": "Lines to translate and write together; a kill loses the work on unfinished blocks."},
     )
     source_text: str | None = field(
         default=None,
-        metadata={"help": "Also write the sources as text, in the order of the ids: what `jmnat prepare` reads."},
+        metadata={"help": "File for the sources as text, in the order of the ids, for `jmnat prepare`."},
     )
     target_text: str | None = field(
         default=None,
-        metadata={
-            "help": "Also write the translations as text. Lines without a translation are left out of both files."
-        },
+        metadata={"help": "File for the translations as text. Both files leave out lines without a translation."},
     )
     address: str | None = field(
         default=None,
-        metadata={"help": "A Ray cluster: its address, or auto. Default: this machine alone."},
+        metadata={"help": "Address of a Ray cluster, or auto. Default: only this machine."},
     )
     num_actors: int | None = field(
-        default=None, metadata={"help": "Processes that translate. Default: as many as there are CPUs, or GPUs, for."}
+        default=None,
+        metadata={"help": "Processes that translate. Default: as many as the CPUs and GPUs allow."},
     )
     cpus_per_actor: int = field(default=1, metadata={"help": "CPU cores (threads) of each process."})
     gpus_per_actor: float = field(default=0.0, metadata={"help": "GPUs of each process: 1, or a fraction."})
@@ -99,20 +102,20 @@ class CorpusArguments(DecodingArguments):
     def __post_init__(self):
         check_counts(self, ("num_beams", "batch_tokens", "block_lines", "num_actors", "cpus_per_actor"))
         if not self.output_dir:
-            raise ValueError("output_dir is missing: name a folder")
+            raise ValueError("output_dir is missing: give --output_dir DIR, the folder for the result")
         if self.long_lines == "error":
             raise ValueError("long_lines=error does not apply to a corpus: choose split, truncate or skip")
         if (self.source_text is None) != (self.target_text is None):
-            raise ValueError("source_text and target_text: give both, or neither")
+            raise ValueError("source_text and target_text belong together: give both, or neither")
         if self.gpus_per_actor < 0:
-            raise ValueError(f"gpus_per_actor={self.gpus_per_actor} must not be negative")
+            raise ValueError(f"gpus_per_actor={self.gpus_per_actor} must be at least 0")
 
 
 def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tuple[str, float | None]]]:
-    """Load the model; gives a function from texts to their translations and scores.
+    """Load the model; returns a function from texts to their translations and scores.
 
     Raises:
-        ValueError: as `load_translator`, or for options that do not suit the model.
+        ValueError: as `load_translator`, or options do not apply to the model.
     """
     from ..inference.glossary import Glossary
     from ..inference.loading import check_languages, is_jmnat, load_translator, set_languages
@@ -127,7 +130,7 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
     split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
     if is_jmnat(model):
         if backend == "ctranslate2" or arguments.languages or arguments.source_prefix:
-            raise ValueError("backend=ctranslate2, languages and source_prefix are for autoregressive models")
+            raise ValueError("backend=ctranslate2, languages and source_prefix do not apply to JM-NAT: leave them out")
     else:
         if arguments.languages is not None:
             set_languages(model, tokenizer, arguments.languages)
@@ -153,7 +156,7 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
 
 
 def settings_of(arguments: CorpusArguments, rows) -> dict:
-    """What decides on the result; a run is continued with the same settings alone."""
+    """All settings that determine the result; a run is resumed only with the same ones."""
     from ..utils.fingerprints import model_digest
 
     settings = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in FREE_OPTIONS}
@@ -167,7 +170,7 @@ def settings_of(arguments: CorpusArguments, rows) -> dict:
 
 
 def is_begun(settings: dict, output_dir: Path) -> bool:
-    """Whether a folder holds the blocks of an earlier run, which must have had the same settings."""
+    """Whether a folder has the blocks of an earlier run; ValueError if that had other settings."""
     from ..utils.json_files import read_json
 
     if (output_dir / SETTINGS).exists():
@@ -180,12 +183,12 @@ def is_begun(settings: dict, output_dir: Path) -> bool:
                 )
         return True
     if any(not entry.name.startswith(".") and entry.name != "input" for entry in output_dir.iterdir()):
-        raise ValueError(f"output_dir={output_dir} holds something else: choose a new or an empty folder")
+        raise ValueError(f"output_dir={output_dir} holds other files: choose a new or empty folder")
     return False
 
 
 def write_input(settings: dict, output_dir: Path, rows, block_lines: int) -> None:
-    """Write the input as numbered blocks, and when they are complete the settings."""
+    """Write the input as numbered blocks and then, when they are complete, the settings."""
     from ..inference.numbered_blocks import write_blocks
     from ..utils.atomic_files import whole_folder, write_json
 
@@ -195,7 +198,7 @@ def write_input(settings: dict, output_dir: Path, rows, block_lines: int) -> Non
 
 
 def check_complete(translations: Path, lines: int) -> None:
-    """Each id exactly once."""
+    """RuntimeError unless each id was written exactly once."""
     import numpy as np
     import pyarrow.parquet as pq
 
@@ -212,7 +215,7 @@ def check_complete(translations: Path, lines: int) -> None:
 
 def translate_corpus(arguments: CorpusArguments) -> dict:
     """Translate the blocks that are missing; returns the figures."""
-    import ray  # noqa: F401  what is missing without the extra is this, not a package that it brings
+    import ray  # noqa: F401  first, so that the error names this package and not one that it installs
 
     from ..inference import corpus_translation as engine
     from ..inference.numbered_blocks import CorpusInput
@@ -254,13 +257,13 @@ def translate_corpus(arguments: CorpusArguments) -> dict:
 
 
 def full_paths(arguments: CorpusArguments) -> dict:
-    """Options that name files, for processes that work in other folders."""
+    """Options that name files, with full paths, for processes in other folders."""
     given = {name: getattr(arguments, name) for name in ("model", "reranker", "glossary")}
     return {name: str(Path(path).resolve()) for name, path in given.items() if path and Path(path).exists()}
 
 
 def on_this_machine(arguments: CorpusArguments) -> dict:
-    """Options with which the model can be tried here, where a cluster need not have the devices of its nodes."""
+    """Options for checking the model on this machine, which may lack the devices of the cluster's nodes."""
     import torch
 
     if arguments.address is None or torch.cuda.is_available():

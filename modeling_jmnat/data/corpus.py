@@ -1,6 +1,6 @@
-"""Parallel text from line-aligned files or from a data set of the Hugging Face Hub, with places named for messages.
+"""Parallel text from line-aligned files or from a data set of the Hugging Face Hub, with its place for messages.
 
-A text is one line from the moment it is read: the commands hand text on in line-aligned files.
+A text is a single line as soon as it is read, because the commands pass text on in line-aligned files.
 """
 
 import itertools
@@ -26,10 +26,11 @@ class TextSplit:
     """The pairs of one split as they were read, stored on disk.
 
     Args:
-        data: None once it has been cleaned.
+        data: the pairs; None once they have been cleaned.
         sides: the column of each side, or its key in the column `translation`.
-        clean: what is done with each text.
+        clean: function applied to each text.
         origins: where each side comes from, for messages.
+        unit: what a row is called in messages.
     """
 
     name: str
@@ -44,10 +45,13 @@ class TextSplit:
 
 
 def read_file_splits(files: dict[str, tuple[str | None, str | None]], folder: Path) -> dict[str, TextSplit]:
-    """Read a source and a target file for each split; train and validation are needed, test is optional.
+    """Read a source and a target file for each split; train and validation are required, test is optional.
 
     Args:
-        folder: for the pairs in a form that `datasets` maps into memory.
+        folder: where to store the pairs in Arrow files, which `datasets` maps into memory.
+
+    Raises:
+        ValueError: a file of a pair is missing, empty, damaged or of another length.
     """
     for name, (source, target) in files.items():
         if not (source and target) and (source or target or name != "test"):
@@ -78,9 +82,12 @@ def read_hub_splits(
     Line breaks within a text become spaces.
 
     Args:
-        name, config, revision: as for `datasets.load_dataset`; a local folder works, too.
-        split_names: what the data set calls our three splits; the test split may be missing.
+        name, config, revision: as for `datasets.load_dataset`; `name` may also be a local folder.
+        split_names: the data set's names for our three splits; its test split may be missing.
         languages: keys or columns of source and target.
+
+    Raises:
+        ValueError: the data set cannot be read, or lacks a split or a language.
     """
     try:
         data = datasets.load_dataset(name, config, revision=revision)
@@ -93,7 +100,7 @@ def read_hub_splits(
                 continue
             raise ValueError(f"{split}_split={wanted!r} is not in {name}; it has {', '.join(data)}")
         if len(data[wanted]) == 0:
-            raise ValueError(f"{name}: split {wanted} is empty, at least one row is needed")
+            raise ValueError(f"{name}: split {wanted} is empty: at least one row is needed")
         for language in languages:
             _check_language(data[wanted], language, name)
         source_origin, target_origin = (f"{name}, split {wanted}, {language}" for language in languages)
@@ -113,7 +120,7 @@ def _check_language(data: datasets.Dataset, language: str, name: str) -> None:
 
 
 def texts_of(rows: dict[str, list], side: str) -> Iterable[str | None]:
-    """The texts of one side in rows of a data set (its columns)."""
+    """The texts of one side in a batch of rows, given as columns."""
     return rows[side] if side in rows else (pair[side] for pair in rows["translation"])
 
 
@@ -122,5 +129,5 @@ def _clean_row(text: str | None) -> str:
 
 
 def row_text(text: str | None) -> str:
-    """A text of a data set as one line, an empty one for None."""
+    """A text of a data set as a single line; "" for None."""
     return one_line(text or "")

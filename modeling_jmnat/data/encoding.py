@@ -1,7 +1,7 @@
-"""Pairs of text to pairs of ids, in batches: all columns lie in Arrow files that are mapped into memory.
+"""Pairs of text to pairs of ids, in batches; all columns are in Arrow files that are mapped into memory.
 
-What is held in memory for the whole corpus is a few numbers of each pair: 8 bytes by which duplicates are found, its
-place among the pairs kept, and its two lengths.
+Only a few numbers per pair are held in memory for the whole corpus: an 8-byte digest for finding duplicates, its index
+among the pairs kept, and its two lengths.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,11 +25,11 @@ IDS = ("input_ids", "labels")
 
 
 class Workshop:
-    """Work on data sets in batches by several processes, with a folder for their files.
+    """Processes data sets in batches with several processes, and stores the results in a folder.
 
     Args:
-        folder: of which each step gets a file (one for each process).
-        num_proc: processes at most. With one, the tokenizer still uses several threads, as far as its library may.
+        folder: where each step writes its file, or a file per process.
+        num_proc: most processes to use. With 1, the tokenizer may still use several threads.
     """
 
     def __init__(self, folder: Path, num_proc: int = 1):
@@ -38,7 +38,7 @@ class Workshop:
     def map(
         self, data: datasets.Dataset, function: Callable, name: str, features: datasets.Features, **arguments
     ) -> datasets.Dataset:
-        """What `function` makes of each batch of `data`, in the same order, whatever the number of processes."""
+        """Apply `function` to each batch of `data`; the result and its order do not depend on `num_proc`."""
         processes = min(self.num_proc, -(-len(data) // CHUNK))
         with ending_together():
             return data.map(
@@ -57,7 +57,7 @@ class Workshop:
             )
 
     def remove(self, data: datasets.Dataset) -> None:
-        """Delete the files of a step that is not needed any more."""
+        """Delete the files of a step that is no longer needed."""
         for file in data.cache_files:
             if self.folder in Path(file["filename"]).parents:
                 Path(file["filename"]).unlink(missing_ok=True)
@@ -76,7 +76,7 @@ CHECKED = datasets.Features(
 
 
 def clean_split(split: TextSplit, workshop: Workshop) -> datasets.Dataset:
-    """The cleaned pairs, and for each whether a side is empty, whether it is a copy, and a digest."""
+    """The cleaned pairs, and for each one whether a side is empty, whether it is a copy, and a digest."""
     return workshop.map(split.data, _clean, f"cleaning-{split.name}", CHECKED, sides=split.sides, clean=split.clean)
 
 
@@ -93,7 +93,7 @@ def _clean(batch, sides: tuple[str, str], clean: Callable[[str | None], str]) ->
 
 
 def drop_text(pairs: datasets.Dataset, arguments: PreparationArguments) -> tuple[datasets.Dataset, dict[str, int]]:
-    """The pairs of `clean_split` that are kept, and how many were read and dropped for each reason."""
+    """The pairs of `clean_split` to keep, and how many were read and how many dropped for each reason."""
     empty = numbers(pairs, "empty")
     copy = numbers(pairs, "copy") & ~empty & arguments.drop_copies
     kept = np.flatnonzero(~empty & ~copy)
@@ -119,7 +119,7 @@ def selected(data: datasets.Dataset, rows: np.ndarray) -> datasets.Dataset:
 
 
 class Texts:
-    """All sources, then all targets of a data set, which is read anew each time."""
+    """All sources, then all targets of a data set; it can be iterated repeatedly."""
 
     def __init__(self, data: datasets.Dataset):
         self.data = data
@@ -131,7 +131,7 @@ class Texts:
 
 
 def moses_split(pairs: datasets.Dataset, languages: tuple[str, str], workshop: Workshop) -> datasets.Dataset:
-    """The pairs as Moses tokenises them."""
+    """The pairs after Moses tokenisation."""
     return workshop.map(pairs, _moses, "moses", datasets.Features(TEXT), languages=languages)
 
 
@@ -144,7 +144,7 @@ def _moses(batch, languages: tuple[str, str]) -> dict[str, list[str]]:
 
 
 def features() -> datasets.Features:
-    """Of the columns that training reads."""
+    """The types of the columns that training reads."""
     values = {name: datasets.Value(kind) for name, kind in COLUMNS.items()}
     return datasets.Features({name: datasets.List(value) if name in IDS else value for name, value in values.items()})
 
@@ -152,7 +152,7 @@ def features() -> datasets.Features:
 def encode_split(
     pairs: datasets.Dataset, name: str, tokenizer: JMNatTokenizer, workshop: Workshop
 ) -> datasets.Dataset:
-    """Columns source, target, and input_ids and labels, which end in `</s>` and hold marks for what is copied."""
+    """Columns source, target, input_ids and labels; the ids end in `</s>` and have marks for text to be copied."""
     columns = datasets.Features({column: value for column, value in features().items() if column != "id"})
     return workshop.map(pairs, _encode, f"tokenising-{name}", columns, tokenizer=tokenizer)
 
@@ -176,7 +176,7 @@ def token_counts(data: datasets.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
 
 def kept_by_length(data: datasets.Dataset, arguments: PreparationArguments, counts: dict[str, int]) -> np.ndarray:
-    """The rows that are kept for their token counts; the reasons are added to `counts`."""
+    """The indices of pairs whose token counts are within the limits; adds the numbers dropped to `counts`."""
     sources, targets = token_counts(data)
     longer, shorter = np.maximum(sources, targets), np.minimum(sources, targets)
     too_long = longer > arguments.max_tokens_per_sentence
@@ -187,7 +187,7 @@ def kept_by_length(data: datasets.Dataset, arguments: PreparationArguments, coun
 
 
 def copied(data: datasets.Dataset, rows: np.ndarray, workshop: Workshop, name: str) -> datasets.Dataset:
-    """These rows of what `encode_split` gave, in a file of their own if they are not all."""
+    """These rows of the result of `encode_split`, in a new file unless they are all of them."""
     if len(rows) == len(data):
         return data
     file = str(workshop.folder / f"selecting-{name}.arrow")
@@ -199,7 +199,7 @@ def copied(data: datasets.Dataset, rows: np.ndarray, workshop: Workshop, name: s
 def numbered(data: datasets.Dataset, name: str) -> datasets.Dataset:
     """The rows with the ids 0 to N - 1.
 
-    The fingerprint is that of the ids: left out, the library would pickle everything.
+    The fingerprint is a digest of the ids; to compute its own, the library would pickle everything.
     """
     table = data.add_column("id", np.arange(len(data)), new_fingerprint=name).select_columns([*COLUMNS]).data
     return datasets.Dataset(
@@ -210,7 +210,7 @@ def numbered(data: datasets.Dataset, name: str) -> datasets.Dataset:
 
 
 def mean_lengths(data: datasets.Dataset) -> dict[str, float]:
-    """Tokens of a source and of a target."""
+    """Mean number of tokens of sources and of targets."""
     return {
         side: round(int(counts.sum()) / len(data), 2) for side, counts in zip(SIDES, token_counts(data), strict=True)
     }

@@ -12,41 +12,41 @@ class PreparationArguments:
         default=None,
         metadata={"help": "Training text in the source language, one sentence a line, UTF-8, .gz or plain."},
     )
-    train_target: str | None = field(
-        default=None, metadata={"help": "Its translation: line 7 translates line 7 of --train_source."}
-    )
+    train_target: str | None = field(default=None, metadata={"help": "Its translation, line by line."})
     validation_source: str | None = field(
-        default=None, metadata={"help": "Held-out text that is scored during training, source language."}
+        default=None, metadata={"help": "Held-out text in the source language for evaluation during training."}
     )
-    validation_target: str | None = field(default=None, metadata={"help": "Its translation."})
-    test_source: str | None = field(default=None, metadata={"help": "Held-out text for the final score (optional)."})
-    test_target: str | None = field(default=None, metadata={"help": "Its translation."})
+    validation_target: str | None = field(default=None, metadata={"help": "Its translation, line by line."})
+    test_source: str | None = field(
+        default=None, metadata={"help": "Held-out text in the source language for the final score (optional)."}
+    )
+    test_target: str | None = field(default=None, metadata={"help": "Its translation, line by line."})
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Instead of files: a data set on the Hugging Face Hub, or a local folder of one."},
+        metadata={"help": "A data set on the Hugging Face Hub, or its local folder, instead of text files."},
     )
     dataset_config: str | None = field(
         default=None, metadata={"help": "Configuration of the data set, such as de-en."}
     )
     dataset_revision: str | None = field(
         default=None,
-        metadata={"help": "Branch or commit of the data set; refs/convert/parquet where it is written as a script."},
+        metadata={"help": "Branch or commit of the data set; refs/convert/parquet if it is defined by a script."},
     )
     train_split: str = field(default="train", metadata={"help": "Name of its training split."})
     validation_split: str = field(default="validation", metadata={"help": "Name of its validation split."})
-    test_split: str = field(default="test", metadata={"help": "Name of its test split; left out if there is none."})
+    test_split: str = field(default="test", metadata={"help": "Name of its test split, which may be missing."})
     source_lang: str | None = field(
         default=None,
         metadata={
-            "help": "Source language, such as de: the key or column of --dataset_name, and the language of --moses."
+            "help": "Source language, such as de: a key or column of --dataset_name, and the language of --moses."
         },
     )
     target_lang: str | None = field(default=None, metadata={"help": "Target language, such as en."})
     tokenizer: str | None = field(
         default=None,
         metadata={
-            "help": "Use the tokenizer of this folder, or of this model on the Hub, instead of training one: needed "
-            "for every further data set of one model (distilled text, a teacher's data)."
+            "help": "Use the tokenizer of this folder, or of this model on the Hub, instead of training one. Needed "
+            "for further data sets of the same model (distilled text, a teacher's data)."
         },
     )
     vocab_size: int = field(
@@ -58,51 +58,49 @@ class PreparationArguments:
     lowercase: bool = field(default=False, metadata={"help": "Lower-case everything, references included."})
     unicode_form: str = field(
         default="NFC",
-        metadata={"help": "Unicode form of all text: NFC, or NFKC, which also makes full-width letters plain ones."},
+        metadata={"help": "Unicode form of all text: NFC, or NFKC, which also replaces full-width letters etc."},
     )
     mark_copied: bool = field(
         default=False,
         metadata={
-            "help": "Teach the model to copy: numbers, addresses, markup and words in unknown characters that stand "
-            "on both sides are marked. A tokenizer given by --tokenizer decides itself, by whether it has marks."
+            "help": "Teach the model to copy: mark numbers, addresses, markup and words in unknown characters that "
+            "both sides contain. With --tokenizer, this depends on whether that tokenizer has marks."
         },
     )
     moses: bool = field(
         default=False,
-        metadata={"help": "Apply Moses tokenisation before the vocabulary, as the paper; needs the two languages."},
+        metadata={"help": "Apply Moses tokenisation before the vocabulary, as in the paper; needs both languages."},
     )
     max_tokens_per_sentence: int = field(
         default=250,
-        metadata={"help": "Training pairs with more tokens than this on a side are dropped (the end mark counts)."},
+        metadata={"help": "Drop training pairs with more tokens than this on a side (</s> included)."},
     )
     max_model_tokens: int = field(
         default=512,
-        metadata={"help": "The longest sentence the model can take. A longer validation or test line is an error."},
+        metadata={"help": "Longest sentence of the model in tokens; a longer validation or test line is an error."},
     )
     max_length_ratio: float = field(
         default=4.0,
         metadata={
-            "help": "Training pairs are dropped if one side has more than this many times the tokens of the other "
-            "(end mark included); 0 keeps all."
+            "help": "Drop training pairs of which one side has more than this many times the tokens of the other "
+            "(</s> included); 0 keeps all."
         },
     )
     append_train_of: str | None = field(
         default=None,
         metadata={
-            "help": "Append the training pairs of this folder, which an earlier call wrote: distilled text and raw "
-            "text together."
+            "help": "Append the training pairs of this folder, which an earlier call wrote, for example raw text to "
+            "distilled text."
         },
     )
     drop_duplicates: bool = field(
-        default=False, metadata={"help": "Keep only the first of training pairs that are equal on both sides."}
+        default=False, metadata={"help": "Keep only the first of several training pairs that are equal on both sides."}
     )
-    drop_copies: bool = field(
-        default=False, metadata={"help": "Drop training pairs whose target is the source, unchanged."}
-    )
+    drop_copies: bool = field(default=False, metadata={"help": "Drop training pairs whose target equals the source."})
     num_proc: int = field(
-        default=1, metadata={"help": "Processes that clean and tokenise; the result is the same with any number."}
+        default=1, metadata={"help": "Processes that clean and tokenise; the result does not depend on their number."}
     )
-    overwrite: bool = field(default=False, metadata={"help": "Replace what an earlier run left in --output_dir."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace an earlier preparation in --output_dir."})
 
     def __post_init__(self):
         if self.num_proc < 1:
@@ -120,7 +118,7 @@ class PreparationArguments:
             self.languages()
 
     def languages(self) -> tuple[str, str]:
-        """Source and target language, where both are needed."""
+        """Source and target language; ValueError unless both are given."""
         if not (self.source_lang and self.target_lang):
             raise ValueError("source_lang and target_lang are both needed with moses and with dataset_name")
         return self.source_lang, self.target_lang

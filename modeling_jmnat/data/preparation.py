@@ -1,6 +1,6 @@
-"""From line-aligned text to what training reads: cleaned pairs, one tokenizer and the ids, written to one folder.
+"""From parallel text to training data: cleaned pairs, a tokenizer and the ids, written to one folder.
 
-The text may be longer than memory: each step reads a data set of `datasets` in batches and writes the next one.
+The text may be larger than memory: each step reads a data set of `datasets` in batches and writes the next one.
 
 DIR/dataset            Arrow `DatasetDict`; columns id, source, target, input_ids, labels
 DIR/tokenizer          the tokenizer
@@ -46,17 +46,17 @@ from .encoding import (
 from .options import PreparationArguments
 
 PREPARE_AGAIN = "prepare the data again"
-RESULT = "preparation.json"  # while it is missing, the rest is not complete
+RESULT = "preparation.json"  # written last: without it, the folder is not complete
 OF_MARIAN = "source.spm"
 
 
 def prepare(arguments: PreparationArguments) -> dict:
-    """Read, clean, tokenise and write. Returns what `preparation.json` holds.
+    """Read, clean, tokenise and write. Returns the content of `preparation.json`.
 
     Raises:
-        ValueError: input that cannot be used; the message names file and line where there is one. A folder that holds
-            a preparation already, or that another process prepares data in.
-        OSError: a file that cannot be read or written.
+        ValueError: the input cannot be used (the message names file and line, if there is one), or the folder holds a
+            preparation already or is in use by another process.
+        OSError: a file cannot be read or written.
     """
     output_dir = Path(arguments.output_dir)
     _check_writable(output_dir)
@@ -82,7 +82,7 @@ def _prepare(arguments: PreparationArguments, output_dir: Path) -> dict:
             else:
                 rows = np.arange(len(encoded))
                 _refuse_long_lines(encoded, split, arguments.max_model_tokens)
-            encoded = copied(encoded, rows, workshop, name)  # the rows that are dropped are not mapped any more
+            encoded = copied(encoded, rows, workshop, name)  # the other rows are deleted
             data[name] = numbered(encoded, name)
         return _write(output_dir, data, tokenizer, counts, arguments)
 
@@ -90,7 +90,7 @@ def _prepare(arguments: PreparationArguments, output_dir: Path) -> dict:
 def _cleaned(
     split: TextSplit, arguments: PreparationArguments, workshop: Workshop
 ) -> tuple[datasets.Dataset, dict[str, int]]:
-    """The pairs of a split that are kept, and the counts. What was read is not needed any more, nor mapped."""
+    """The pairs of a split to keep, and the counts; deletes the files of the uncleaned pairs."""
     pairs = clean_split(split, workshop)
     workshop.remove(split.data)
     split.data = None
@@ -140,14 +140,14 @@ def load_prepared(directory: str | Path) -> tuple[datasets.DatasetDict, JMNatTok
     """Load the data set and the tokenizer that `prepare` wrote to `directory`.
 
     Raises:
-        ValueError: no complete preparation there, or its tokenizer is not the one that made the ids.
+        ValueError: there is no complete preparation, or its tokenizer is not the one that made the ids.
     """
     directory = Path(directory)
     try:
         written = dict(json.loads((directory / RESULT).read_text()))
     except FileNotFoundError:
         raise ValueError(
-            f"{directory} holds no finished preparation (preparation.json is missing); make one with prepare_data.py"
+            f"{directory} holds no finished preparation (preparation.json is missing); make one with `jmnat prepare`"
         ) from None
     except (ValueError, TypeError):
         raise ValueError(f"{directory / RESULT} is damaged: prepare the data again") from None
@@ -169,17 +169,19 @@ def prepared_text(directory: str | Path, split: str) -> tuple[list[str], list[st
     """
     dataset, _ = load_prepared(directory)
     if split not in dataset:
-        raise ValueError(f"{directory} has no {split} split: prepare_data.py takes --{split}_source and _target")
+        raise ValueError(
+            f"{directory} has no {split} split: prepare it again with --{split}_source and --{split}_target"
+        )
     return list(dataset[split]["source"]), list(dataset[split]["target"])
 
 
 def prepared_language(directory: str | Path) -> str | None:
-    """The target language of prepared data, where it was given."""
+    """The target language of prepared data; None if it was not given."""
     return read_json(Path(directory) / RESULT, ("target_lang",), PREPARE_AGAIN)["target_lang"]
 
 
 def _load_dataset(folder: Path) -> datasets.DatasetDict:
-    """What `save_to_disk` wrote; ValueError naming a file that is damaged."""
+    """Load a data set that `save_to_disk` wrote; ValueError naming a damaged file."""
     for split in read_json(folder / "dataset_dict.json", ("splits",), PREPARE_AGAIN)["splits"]:
         for name, keys in (("state.json", ("_data_files",)), ("dataset_info.json", ("features",))):
             read_json(folder / split / name, keys, PREPARE_AGAIN)
@@ -195,17 +197,19 @@ def _load_dataset(folder: Path) -> datasets.DatasetDict:
 
 
 def read_splits(arguments: PreparationArguments, folder: Path) -> dict[str, TextSplit]:
-    """The splits that the arguments name: train and validation always, test where there is one.
+    """The splits that the arguments name: train and validation always, test if there is one.
 
     Args:
-        folder: for what is read of text files.
+        folder: where to store the pairs of text files.
     """
     files = {name: (getattr(arguments, f"{name}_source"), getattr(arguments, f"{name}_target")) for name in SPLITS}
     if arguments.dataset_name is None:
         return read_file_splits(files, folder)
     named = [path for pair in files.values() for path in pair if path]
     if named:
-        raise ValueError(f"dataset_name={arguments.dataset_name!r} and text files ({named[0]}): give one of them")
+        raise ValueError(
+            f"dataset_name={arguments.dataset_name!r} and text files ({named[0]}) exclude each other: give one of them"
+        )
     hub_names = {name: getattr(arguments, f"{name}_split") for name in SPLITS}
     place = (arguments.dataset_name, arguments.dataset_config, arguments.dataset_revision)
     return read_hub_splits(*place, hub_names, arguments.languages())
@@ -218,19 +222,23 @@ def _tokenizer_for(train: datasets.Dataset, arguments: PreparationArguments, wor
         folder = fetch_folder(arguments.tokenizer, (*TOKENIZER_FILES, OF_MARIAN))
         if (folder / OF_MARIAN).is_file():
             raise ValueError(
-                f"{arguments.tokenizer} has a Marian tokenizer: make a start with `jmnat init --from "
+                f"{arguments.tokenizer} has a Marian tokenizer: make an initial model with `jmnat init --from "
                 f"{arguments.tokenizer} --output DIR` and prepare the data with --tokenizer DIR"
             )
         check_tokenizer_files(folder)
         tokenizer = JMNatTokenizer.from_pretrained(folder)
         if tokenizer.eos_token_id is None or tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
-            raise ValueError(f"the tokenizer of {arguments.tokenizer} does not end a text in its end token")
+            raise ValueError(
+                f"the tokenizer of {arguments.tokenizer} does not end a text with its eos_token: choose another one"
+            )
         if arguments.lowercase and not tokenizer.lowercase:
-            raise ValueError(f"lowercase=True, but the tokenizer of {arguments.tokenizer} keeps case")
+            raise ValueError(
+                f"lowercase=True, but the tokenizer of {arguments.tokenizer} keeps case: leave lowercase out"
+            )
         if arguments.moses and (tokenizer.moses_source_lang, tokenizer.moses_target_lang) != languages:
             raise ValueError(
                 f"moses=True with {languages[0]} and {languages[1]}, but the tokenizer of {arguments.tokenizer} has "
-                f"{tokenizer.moses_source_lang} and {tokenizer.moses_target_lang}"
+                f"{tokenizer.moses_source_lang} and {tokenizer.moses_target_lang}: leave moses out"
             )
         return tokenizer
     return train_joint_tokenizer(
@@ -247,7 +255,7 @@ def _tokenizer_for(train: datasets.Dataset, arguments: PreparationArguments, wor
 
 def _refuse_nothing(kept: Sized, counts: dict[str, int], where: str = "") -> None:
     if not len(kept):
-        raise ValueError(f"{where}no training pair is left after cleaning ({counts})")
+        raise ValueError(f"{where}no training pair is left after cleaning ({counts}): check the text and the limits")
 
 
 def _refuse_empty_lines(pairs: datasets.Dataset, split: TextSplit) -> None:
@@ -261,13 +269,13 @@ def _refuse_long_lines(data: datasets.Dataset, split: TextSplit, allowed: int) -
     for row in np.flatnonzero(counts.max(axis=1) > allowed)[:1].tolist():
         side = int(counts[row, 1] > allowed)
         raise ValueError(
-            f"{split.place(side, row)} has {counts[row, side]} tokens: the longest {split.name} sentence allowed is "
-            f"{allowed} (max_model_tokens)"
+            f"{split.place(side, row)} has {counts[row, side]} tokens: at most max_model_tokens={allowed} are allowed "
+            f"in a {split.name} sentence; raise that or leave the pair out"
         )
 
 
 def _check_writable(directory: Path) -> None:
-    """Make the folder and try it before the long work."""
+    """Make the folder and check that it is writable before the long work."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
@@ -277,13 +285,13 @@ def _check_writable(directory: Path) -> None:
 
 
 def _check_free(directory: Path, overwrite: bool) -> None:
-    """Refuse an earlier preparation without `overwrite`; what a killed process left is no such thing."""
+    """Refuse an earlier preparation without `overwrite`; the remains of a killed process are accepted."""
     names = (RESULT, "dataset", "tokenizer")
     existing = [name for name in names if (directory / name).exists()]
     interrupted = RESULT not in existing and (directory / UNFINISHED).exists()
     if existing and not overwrite and not interrupted:
         raise ValueError(f"output_dir={directory} already holds {existing[0]}; pass --overwrite to replace it")
-    if (directory / UNFINISHED).is_file():  # a mark of earlier versions, which wrote the others in their places
+    if (directory / UNFINISHED).is_file():  # a marker of earlier versions, which wrote the other files in place
         for name in names[1:] if interrupted else ():
             shutil.rmtree(directory / name, ignore_errors=True)
         (directory / UNFINISHED).unlink()

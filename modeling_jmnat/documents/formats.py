@@ -1,4 +1,4 @@
-"""The kinds of documents by the names of their files."""
+"""The document formats by file name."""
 
 from pathlib import Path
 
@@ -31,10 +31,10 @@ def read_document(data: bytes, form: str, name: str | Path) -> Document:
 
     Args:
         form: one of `READERS`.
-        name: stands in error messages.
+        name: name of the file in error messages.
 
     Raises:
-        ValueError: bytes that are not UTF-8, or a file that is none of that format.
+        ValueError: the bytes are not UTF-8, or not a file of that format.
     """
     try:
         return READERS[form](data.decode("utf-8"))

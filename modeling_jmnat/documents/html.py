@@ -1,4 +1,4 @@
-"""HTML: text is translated element by element, tags in a sentence find their place, all else stays as it is."""
+"""HTML: text is translated element by element, inline tags are placed in the translation, all else is unchanged."""
 
 import html
 import itertools
@@ -9,13 +9,13 @@ from ..pipeline import words
 from .marked_text import Mark, MarkedText
 from .pieces import Document, Piece, has_words
 
-# Elements that a sentence goes on through; all others end it.
+# Inline elements, which do not end a sentence; all others do.
 INLINE = words(
     "a abbr acronym b bdi bdo big cite data del dfn em font i ins label mark q s small span strike strong sub sup "
     "time tt u"
 )
-ALONE = words("img input wbr")  # without text, in a sentence
-# Elements whose text stays as it is; the first ones may stand in a sentence.
+ALONE = words("img input wbr")  # inline elements without text
+# Elements whose text stays as it is; the first ones may be within a sentence.
 KEPT_INLINE = words("code kbd samp var svg math")
 KEPT = KEPT_INLINE | words("script style pre textarea template noscript object iframe")
 VOID = ALONE | words("area base br col embed hr link meta param source track")
@@ -100,7 +100,7 @@ def _tokens(text: str) -> list[tuple[str, str, str, bool]]:
     parser.feed(text)
     parser.close()
     starts = [0, *itertools.accumulate(len(line) + 1 for line in text.split("\n"))]
-    found = [((1, 0), "other", "", False), *parser.found]  # of a few signs at the beginning the parser says nothing
+    found = [((1, 0), "other", "", False), *parser.found]  # the parser skips a few characters at the beginning
     places = [starts[line - 1] + column for (line, column), *_ in found]
     return [
         (text[begin:end], kind, name, kept)
@@ -123,12 +123,12 @@ def _merge_kept(tokens: list[tuple[str, str, str, bool]]) -> Iterator[tuple[str,
         if kept_pieces and not depth:
             yield "".join(kept_pieces), "kept", element
             kept_pieces = []
-    if kept_pieces:  # to the end of the page
+    if kept_pieces:  # an element without an end is kept to the end of the page
         yield "".join(kept_pieces), "kept", element
 
 
 def _joined(parts: list[str | Mark]) -> list[str | Mark]:
-    """With neighbouring stretches of text as one."""
+    """The tokens, with adjacent stretches of text joined."""
     joined: list[str | Mark] = []
     for is_text, group in itertools.groupby(parts, lambda part: isinstance(part, str)):
         members = list(group)

@@ -1,7 +1,7 @@
 """Markdown (CommonMark and tables): the text of headings, paragraphs, lists, quotes and tables is translated.
 
-Code, HTML, addresses, link definitions, front matter and the alternative text of images stay as they are, and emphasis
-and links find their place in the translation. A paragraph of several lines becomes one line.
+Code, HTML, addresses, link definitions, front matter and the alternative text of images stay as they are. Emphasis and
+links are placed in the translation. A paragraph of several lines becomes one line.
 """
 
 import html
@@ -13,13 +13,13 @@ from typing import Any
 from .marked_text import Mark, MarkedText
 from .pieces import Document, Piece, has_words
 
-# Perhaps after a byte order mark.
+# It may follow a byte order mark.
 FRONT_MATTER = re.compile(r"\A\ufeff?(?:(---|\+\+\+)[ \t]*\r?\n.*?\n\1[ \t]*(?:\r?\n|\Z))?", re.DOTALL)
 SPECIAL = re.compile(r"[\\`*_\[\]<|]")
 BLOCK_START = re.compile(r"^(\d+)(?=[.)]\s)|^(?=[#>+-])")
 ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
 TARGET = re.compile(r"\]\((?:[^()\\<>]|\\.|<[^<>]*>|\([^()]*\))*\)|\](?:\[[^\[\]]*\])?")
-NOWHERE = "\0"  # which no Markdown holds
+NOWHERE = "\0"  # CommonMark replaces this character, so no parsed text has it
 NO_PAIR = re.compile(r"<(?:!|\?|(?:br|img|input|wbr)\b)|.*/>$", re.IGNORECASE | re.DOTALL)
 
 
@@ -28,7 +28,7 @@ class Block:
     """The text of a heading, a paragraph or a cell.
 
     Args:
-        raw: as it is written, with what begins its further lines.
+        raw: the text as written, including the prefixes of its further lines.
     """
 
     raw: str
@@ -43,11 +43,11 @@ class Block:
 
 
 class NotFound(Exception):
-    """The parser's result does not show where it is in the text."""
+    """The parser's result could not be located in the text."""
 
 
 def read_markdown(text: str) -> Document:
-    """A page as a document. What the parser has changed too much to be found in the text again stays as it is."""
+    """A page as a document. What cannot be located in the text after parsing stays as it is."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable("text_join")
@@ -89,7 +89,7 @@ def _lines(text: str, token: Any, starts: list[int], position: int) -> list[tupl
 
 
 def _pieces(token: Any) -> Iterator[str | Piece]:
-    """The text of a block: a piece up to each hard line break. Without words in it, and unchanged, it is text."""
+    """The text of a block, one piece up to each hard line break; a part without words stays as plain text."""
     parts: list[str | Mark] = []
     for part in _parts(token.content, token.children):
         if isinstance(part, Mark) and part.raw.endswith("\n"):
@@ -110,7 +110,7 @@ def _piece(parts: list[str | Mark]) -> str | Piece:
 
 
 def _parts(content: str, children: list[Any]) -> Iterator[str | Mark]:
-    """The children of an inline token as they are written; NotFound where that cannot be told."""
+    """The children of an inline token as written; raises NotFound if they cannot be located."""
     position = 0
     is_autolink = False
     for child in children:
@@ -131,7 +131,7 @@ def _parts(content: str, children: list[Any]) -> Iterator[str | Mark]:
 
 
 def _written(child: Any, content: str, position: int) -> str:
-    """How a child of an inline token is written at this position."""
+    """The source text of a child of an inline token at this position."""
     if child.type == "text":
         return child.content
     if child.type == "text_special":

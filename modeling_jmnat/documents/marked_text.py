@@ -1,8 +1,8 @@
-"""Text with markup in it, such as `Das ist <b>gut</b>.`: it is translated whole, and the markup finds its place.
+"""Text with markup in it, such as `Das ist <b>gut</b>.`: it is translated whole, then the markup is placed.
 
-The text that a pair of marks encloses is translated by itself as well. Where that translation stands once in the
-translation of the whole, the marks go around it, otherwise around as many words at the same place in the sentence. A
-mark that encloses no text is read as a stand-in, which models copy.
+The text that a pair of marks encloses is also translated by itself. If that translation occurs exactly once in the
+translation of the whole, the marks go around it; otherwise around as many words at the same position in the sentence.
+A mark that encloses no text is read as a stand-in, which models copy.
 """
 
 import re
@@ -18,7 +18,7 @@ EDGE_SIGNS = " .,:;!?"
 
 @dataclass(frozen=True)
 class Mark:
-    """Markup as it is written: it opens or closes a stretch of text, or stands alone."""
+    """Markup as written: it opens or closes a stretch of text, or stands alone."""
 
     raw: str
     kind: Literal["open", "close", "alone"]
@@ -26,11 +26,11 @@ class Mark:
 
 @dataclass
 class Run:
-    """Text between marks, those that stand alone included as placeholders.
+    """Text between marks; marks that stand alone are included as placeholders.
 
     Args:
-        closing, opening: marks before it, as they are written.
-        depth: how many pairs of marks enclose it.
+        closing, opening: marks before it, as written.
+        depth: number of pairs of marks that enclose it.
     """
 
     depth: int = 0
@@ -44,9 +44,9 @@ class MarkedText:
     """A piece of a document.
 
     Args:
-        parts: text as it is written in the document, and marks.
-        decode: makes the text that is read of what is written.
-        encode: makes what is written of a translation; its second argument is the source as it is written.
+        parts: text as written in the document, and marks.
+        decode: turns text as written into text as read, for example by resolving escapes.
+        encode: turns a translation into text as written; its second argument is the source as written.
     """
 
     parts: Sequence[str | Mark]
@@ -73,7 +73,7 @@ class MarkedText:
         return one_line(self.decode(written))
 
     def _runs(self) -> list[Run] | None:
-        """The text between marks that open or close; None where these do not belong together in pairs around text."""
+        """The text between opening and closing marks; None if these do not form pairs around text."""
         runs = [Run()]
         names = iter(self.placeholders)
         for part in self.inner:
@@ -108,7 +108,7 @@ class MarkedText:
         return part if known.get(text, text) == text else self._encode(known[text].strip())
 
     def _place(self, runs: list[Run], known: dict[str, str]) -> str:
-        """The translation of the whole with opening and closing marks in their places."""
+        """The translation of the whole, with the opening and closing marks inserted."""
         source = one_line("".join(run.text for run in runs))
         translation = known.get(source, source).strip()
         num_words = [len(run.text.split()) for run in runs]
@@ -132,7 +132,7 @@ class MarkedText:
         return self.encode(text, self.written)
 
     def _with_marks(self, text: str) -> str:
-        """Each mark that stands alone in the first place of its placeholder, or at the end."""
+        """Put each mark that stands alone where its placeholder occurs first, or at the end."""
         waiting = dict(self.placeholders)
         text = STAND_IN.sub(lambda name: waiting.pop(name[0], "" if name[0] in self.placeholders else name[0]), text)
         return text + "".join(waiting.values())
@@ -152,13 +152,13 @@ def _raw(part: str | Mark) -> str:
 
 
 def _placeholders(text: str, marks: list[Mark]) -> dict[str, str]:
-    """A placeholder, absent from the text, for each mark that stands alone, and the mark that it stands for."""
+    """A placeholder that the text does not have for each mark that stands alone, and that mark."""
     free = stand_ins(text)
     return {next(free): mark.raw for mark in marks if mark.kind == "alone"}
 
 
 def _core(parts: list[str | Mark]) -> tuple[int, int]:
-    """Where the text begins and ends within marks that are around all of it."""
+    """Where the text begins and ends within marks that enclose all of it."""
     start, end = 0, len(parts)
     while start < end:
         first, last = parts[start], parts[end - 1]
@@ -191,12 +191,12 @@ def _end_of_pair(parts: list[str | Mark], start: int) -> int | None:
 
 
 def _place_of(text: str, translation: str, position: int, shares: tuple[int, int, int]) -> tuple[int, int]:
-    """Where a text stands in a translation from `position` on, in any case and as whole words.
+    """Where a text occurs in a translation from `position` on, as whole words, ignoring case.
 
-    Unless that is one place, as many words as it has share of the source.
+    If it does not occur exactly once, the words at the same relative position as in the source.
 
     Args:
-        shares: words of the source before the text, up to its end, and in all.
+        shares: number of source words before the text, up to its end, and in all.
     """
     core = text.strip(EDGE_SIGNS)
     found = list(re.finditer(rf"(?<!\w){re.escape(core)}(?!\w)", translation, re.IGNORECASE)) if core else []

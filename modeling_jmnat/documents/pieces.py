@@ -1,4 +1,4 @@
-"""A document as text to translate and all that stays as it is, to the byte."""
+"""A document as text to translate and everything else, which stays the same to the byte."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -8,21 +8,21 @@ Translate = Callable[[list[str]], Iterable[str]]  # a translation for each text,
 
 
 class Piece(Protocol):
-    """A stretch of a document that holds text.
+    """A stretch of a document that has text.
 
     Args:
-        texts: what is to be translated, each in one line.
+        texts: the texts to translate, each one line.
     """
 
     texts: Sequence[str]
 
     def write(self, translations: Sequence[str]) -> str:
-        """The stretch with the translations of `texts`; with the texts themselves, as it was."""
+        """The stretch with translations in place of `texts`; given the texts themselves, it is unchanged."""
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document in pieces, and between them text that stays as it is."""
+    """A document as pieces to translate, and text between them that stays as it is."""
 
     parts: list[str | Piece]
 
@@ -31,7 +31,7 @@ class Document:
         return [text for part in self.parts if not isinstance(part, str) for text in part.texts]
 
     def write(self, translations: Iterable[str]) -> str:
-        """The document with the translations of `texts`, in their order."""
+        """The document with translations in place of `texts`, in the same order."""
         rest = iter(translations)
         return "".join(
             part if isinstance(part, str) else part.write([next(rest) for _ in part.texts]) for part in self.parts

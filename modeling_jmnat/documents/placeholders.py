@@ -1,4 +1,4 @@
-"""Placeholders of programs in a text, such as %s, %(n)d, {name} and ${x}: a translation has the same ones.
+"""Format placeholders in a text, such as %s, %(n)d, {name} and ${x}: a translation must have the same ones.
 
 A translator reads a stand-in for each, `XQ1`, `XQ2`, ..., which looks like a model number and is copied as such.
 """
@@ -16,7 +16,7 @@ STAND_IN = re.compile(r"XQ\d+")
 
 
 def stand_ins(text: str) -> Iterator[str]:
-    """Names that a text does not hold."""
+    """Stand-ins that do not occur in a text."""
     number = 1
     while True:
         if f"XQ{number}" not in text:
@@ -25,17 +25,17 @@ def stand_ins(text: str) -> Iterator[str]:
 
 
 def put_back(text: str, names: dict[str, str]) -> str:
-    """A text with what the stand-ins stand for."""
+    """A text with its stand-ins replaced by the placeholders they stand for."""
     return STAND_IN.sub(lambda name: names.get(name[0], name[0]), text)
 
 
 def translate_guarded(texts: list[str], translate: Callable[[list[str]], Iterable[str]]) -> tuple[list[str], int]:
-    """Translate texts; one whose translation lacks a placeholder, or has them in another order, stays as it is.
+    """Translate texts; a text whose translation lacks a placeholder or reorders them stays untranslated.
 
-    The order counts for those without a name or a number.
+    The order matters for placeholders without a name or number.
 
     Returns:
-        The translations, and how many texts stayed as they are for that reason.
+        The translations, and how many texts stayed untranslated for that reason.
     """
     read = [_without_placeholders(text) for text in texts]
     results, kept = [], 0
@@ -50,7 +50,7 @@ def translate_guarded(texts: list[str], translate: Callable[[list[str]], Iterabl
 
 
 def _without_placeholders(text: str) -> tuple[str, dict[str, str], list[str]]:
-    """The text with stand-ins, what each stands for, and the ones whose order matters."""
+    """The text with stand-ins, the placeholder of each, and the stand-ins whose order matters."""
     free = stand_ins(text)
     names: dict[str, str] = {}
     in_order: list[str] = []

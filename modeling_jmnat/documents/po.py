@@ -1,7 +1,7 @@
 """Message catalogues of gettext (.po): empty translations are filled in, everything else stays as it is.
 
-A message that has a translation, a fuzzy one, too, keeps it, and so do obsolete messages. One whose translation would
-be the message itself stays empty, for which gettext shows the message.
+A message that has a translation, even a fuzzy one, keeps it, and so do obsolete messages. A message whose translation
+would equal it stays empty; gettext then shows the message.
 """
 
 import re
@@ -19,8 +19,8 @@ class Message:
     """The empty translation of a message, or of one of its plural forms.
 
     Args:
-        raw: the lines as they are.
-        keyword: `msgstr`, or `msgstr[0]`.
+        raw: the lines as written.
+        keyword: `msgstr`, or for example `msgstr[0]`.
         source: the message.
     """
 
@@ -48,7 +48,7 @@ class Message:
 
 
 def _replaced(line: str, translation: str) -> str:
-    """A line with another text between its white space."""
+    """A line with its text replaced, between the same white space."""
     core = line.strip()
     before, after = line.split(core, 1)
     return before + translation.strip() + after
@@ -61,7 +61,7 @@ def read_po(text: str) -> Document:
     try:
         catalogue = polib.pofile(text.removeprefix("\ufeff"))
     except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a message catalogue of gettext: {error}") from None
+        raise ValueError(f"not a gettext message catalogue: {error}") from None
     lines = text.splitlines(keepends=True)
     parts: list[str | Piece] = []
     done = 0
@@ -73,7 +73,7 @@ def read_po(text: str) -> Document:
             number = next((at for at in range(number, len(lines)) if lines[at].startswith("msgstr")), len(lines))
             found = EMPTY.fullmatch(lines[number]) if number < len(lines) else None
             if found is None:
-                raise ValueError(f"not a message catalogue of gettext: {entry.msgid[:40]!r} has no msgstr")
+                raise ValueError(f"not a gettext message catalogue: {entry.msgid[:40]!r} has no msgstr")
             end = number + 1
             while end < len(lines) and CONTINUED.fullmatch(lines[end]):
                 end += 1

@@ -1,9 +1,9 @@
 """Subtitles: SubRip (.srt) and WebVTT (.vtt). Times, numbers, settings, notes and styles stay as they are.
 
-Cues in a row that form a sentence are translated together, and the words of the translation are shared out among them
-by the length of their text: a sentence cut in two would be translated badly. A cue ends a sentence where it ends in a
-full stop or another such sign, and stands by itself where it holds tags inside its text. Lines of a dialogue, which
-begin with a dash, are translated one by one.
+Consecutive cues that form a sentence are translated together, because a sentence cut in two would be translated badly.
+The words of the translation are distributed among them by the length of their text. A cue that ends in a full stop or
+another such sign ends a sentence. A cue with tags inside its text is translated by itself, and so is each line of a
+dialogue, which begins with a dash.
 """
 
 import html
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from .marked_text import Mark, MarkedText
 from .pieces import Document, Piece, has_words
 
-MOST_CUES = 4  # of one sentence
+MOST_CUES = 4  # in one sentence
 LONGEST_PAUSE = 2.0  # seconds within a sentence
 TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
 EDGE_TAGS = re.compile(rf"((?:{TAG.pattern}|[\s♪#*-])*)(.*?)((?:{TAG.pattern}|[\s♪#*])*)", re.DOTALL)
@@ -24,11 +24,11 @@ WORD = re.compile(r"(?:<[^<>]*>|\S)+")  # tags are not cut at spaces
 
 @dataclass
 class Cue:
-    """The lines of a cue, or one of a dialogue's.
+    """The lines of a cue, or one line of a dialogue.
 
     Args:
-        spans: where the text of each line is in the document, without tags and signs around that of the cue.
-        start, end: in seconds.
+        spans: where the text of each line is in the document, without tags and signs around the cue's text.
+        start, end: times in seconds.
         by_itself: whether it is translated without its neighbours.
     """
 
@@ -43,8 +43,8 @@ class Sentence:
     """Cues that are translated together.
 
     Args:
-        lines: of each cue.
-        between: what stands in the document between two lines, in their order.
+        lines: the lines of each cue.
+        between: the document's text between each two lines, in order.
     """
 
     lines: list[list[str]]
@@ -80,7 +80,7 @@ class Sentence:
 def share_out(words: list[str], lengths: list[int]) -> list[list[str]]:
     """Words in as many parts as there are lengths, each as close to its share as whole words allow.
 
-    Every part has a word. Where there are fewer words than parts, the last parts repeat the last word.
+    Every part has a word. If there are fewer words than parts, the last parts repeat the last word.
     """
     total, all_length = sum(map(len, words)), sum(lengths)
     parts: list[list[str]] = []
@@ -147,7 +147,7 @@ def _document(text: str, cues: list[tuple[list[str], float, float]], decode, enc
 
 
 def _located(text: str, cues: list[tuple[list[str], float, float]]) -> Iterator[Cue]:
-    """The cues with words in them, by where their lines are in the text."""
+    """The cues that have words, with the positions of their lines in the text."""
     position = 0
     for lines, start, end in cues:
         position = text.index("-->", position) + 3
@@ -166,7 +166,7 @@ def _located(text: str, cues: list[tuple[list[str], float, float]]) -> Iterator[
 
 
 def _without_edges(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Lines without the tags and signs before and after the text of all of them, and without lines of such alone."""
+    """Lines without the tags and signs around their whole text, and without lines that have nothing else."""
     spans = [span for span in spans if has_words(TAG.sub("", text[slice(*span)]))]
     if not spans:
         return []
@@ -176,7 +176,7 @@ def _without_edges(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, i
     begin, end = spans[0][0] + first.end(1), spans[-1][0] + last.start(3)
     enclosed = text[begin:end]
     if _depth(text[spans[0][0] : begin]) + _depth(text[end : spans[-1][1]]) or _depth(enclosed):
-        return spans  # tags around the text do not belong together
+        return spans  # the tags around the text do not form pairs
     return [(begin, spans[0][1]), *spans[1:-1], (spans[-1][0], end)] if len(spans) > 1 else [(begin, end)]
 
 
@@ -190,7 +190,7 @@ def _tag_kind(tag: str) -> str:
 
 
 def _sentences(text: str, cues: list[Cue]) -> Iterator[list[Cue]]:
-    """Cues in a row that form sentences."""
+    """Group consecutive cues into sentences."""
     sentence: list[Cue] = []
     for cue in cues:
         far = sentence and (cue.start - sentence[-1].end > LONGEST_PAUSE or len(sentence) == MOST_CUES)

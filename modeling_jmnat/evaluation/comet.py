@@ -1,4 +1,4 @@
-"""COMET, a learned score, where the package unbabel-comet and the folder of a model are there."""
+"""COMET, a learned score; needs the package unbabel-comet and the folder of a model."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ CHECKPOINT = Path("checkpoints") / "model.ckpt"
 def comet_scores(
     folder: str | Path, sources: Sequence[str], references: Sequence[str], use_gpu: bool = False
 ) -> Callable[[Sequence[str]], list[float]]:
-    """A function from translations to COMET's score of each, which rates them with source and reference.
+    """A function that returns COMET's score of each translation, from source, translation and reference.
 
     Args:
-        folder: a model as it is on the Hub, with checkpoints/model.ckpt and hparams.yaml. The checkpoint is a pickle,
-            which can run code: it must be one that you trust.
+        folder: a model as on the Hub, with checkpoints/model.ckpt and hparams.yaml. The checkpoint is a pickle, which
+            can run code, so it must be one that you trust.
 
     Raises:
         ValueError: there is no such model.
@@ -26,8 +26,8 @@ def comet_scores(
         from comet import load_from_checkpoint
     except ImportError:
         raise ImportError(
-            "comet_model needs the package unbabel-comet; where it cannot be installed beside this Transformers, give "
-            "its command comet-score the translations that --output stores"
+            "comet_model needs the package unbabel-comet; if it conflicts with this version of Transformers, run its "
+            "command comet-score elsewhere on the translations that --output stores"
         ) from None
     model = load_from_checkpoint(str(checkpoint))
 

@@ -1,4 +1,4 @@
-"""Pictures of what `evaluate.py` wrote: BLEU of short and long sentences, and BLEU of disturbed ones."""
+"""Pictures from results of `evaluate.py`: BLEU of short and of long sentences, and BLEU under noise."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from .plots import Panel, plot_lines, read_json
 
-MIN_SENTENCES = 20  # BLEU of fewer says nothing and is not drawn
+MIN_SENTENCES = 20  # BLEU of fewer sentences is meaningless and is not drawn
 SCORE = "sacreBLEU (0 to 100)"
-# What the levels of each noise are, and by what they are multiplied in the picture.
+# For each kind of noise, the axis label and the factor of its levels.
 NOISE_AXES = {
     "drop": ("source words dropped (%)", 100),
     "replace": ("source words replaced (%)", 100),
@@ -19,10 +19,10 @@ NOISE_AXES = {
 
 
 def read_evaluations(paths: Sequence[str | Path], column: str) -> dict[Path, dict]:
-    """Reports of `evaluate.py` in whose rows `column` stands, by their files.
+    """Reports of `evaluate.py` that have the column `column`, by file.
 
     Raises:
-        ValueError: a file is something else, or was written without it; the sentence says how to get it.
+        ValueError: a file is no such report, or lacks the column; the message says how to get it.
     """
     reports = {}
     for path in map(Path, paths):
@@ -37,7 +37,7 @@ def read_evaluations(paths: Sequence[str | Path], column: str) -> dict[Path, dic
 
 
 def name_of(report: dict, row: dict) -> str:
-    """How a row reads in a legend: "jm-1, k = 4", "teacher, beam 5"."""
+    """The label of a row in a legend: "jm-1, k = 4", "teacher, beam 5"."""
     model = report["settings"]["model"]
     if "num_iterations" in row:
         decoding = f"k = {row['num_iterations']}"
@@ -48,7 +48,7 @@ def name_of(report: dict, row: dict) -> str:
 
 
 def named_rows(reports: Mapping[Path, dict]) -> Iterator[tuple[str, dict]]:
-    """The rows of the reports of one panel, each with its name, and with its file where models share that name."""
+    """The rows of the reports of one panel by name; the name includes the file if models share it."""
     names = [{name_of(report, row) for row in report["results"]} for report in reports.values()]
     shared = Counter(name for of_report in names for name in of_report)
     stems = Counter(path.stem for path in reports)
@@ -88,7 +88,7 @@ def plot_bleu_by_length(paths: Sequence[str | Path], output: str | Path) -> dict
         The numbers of panels and lines.
 
     Raises:
-        ValueError: not reports of `evaluate.py`, or no group has `MIN_SENTENCES`.
+        ValueError: the files are not reports of `evaluate.py`, or no group has `MIN_SENTENCES`.
     """
     panels = {}
     for path, report in read_evaluations(paths, "by_source_words").items():
@@ -105,7 +105,7 @@ def plot_bleu_under_noise(paths: Sequence[str | Path], output: str | Path) -> di
         The numbers of panels and lines.
 
     Raises:
-        ValueError: not reports of `evaluate.py --noise`.
+        ValueError: the files are not reports of `evaluate.py --noise`.
     """
     kinds: dict[str, dict[Path, dict]] = {}
     for path, report in read_evaluations(paths, "noise_level").items():

@@ -1,7 +1,7 @@
-"""Disturbances of a trained model at decoding: what does it hold out (section 3, Figures 1 and 3)?
+"""Noise on the input or the hidden states of a trained model during decoding (section 3, Figures 1 and 3).
 
-Words of the source are dropped or replaced (Figure 3), or random vectors are added to what encoder or decoder read or
-to what the encoder hands over (Figure 1).
+Words of the source are dropped or replaced (Figure 3), or random vectors are added to the input of the encoder or
+decoder, or to the encoder's output (Figure 1).
 """
 
 import math
@@ -16,13 +16,13 @@ from .options import STATE_NOISES, WORD_NOISES
 
 
 def noisy_lines(lines: Sequence[str], kind: str, share: float, seed: int = 0) -> list[str]:
-    """Lines in which that share of the words is dropped, or replaced by words drawn from all lines.
+    """Lines in which a share of the words is dropped, or replaced by words drawn from all lines.
 
-    Which words these are depends on (seed, line number) alone, so every system is given the same text. One word of a
-    line stays in any case.
+    The choice depends only on (seed, line number), so that every system is given the same text. At least one word of a
+    line is kept.
 
     Raises:
-        ValueError: an unknown kind, or a share outside [0, 1].
+        ValueError: the kind is unknown, or the share is outside [0, 1].
     """
     if kind not in WORD_NOISES:
         raise ValueError(f"kind={kind!r} is not one of {', '.join(WORD_NOISES)}")
@@ -33,7 +33,7 @@ def noisy_lines(lines: Sequence[str], kind: str, share: float, seed: int = 0) ->
     noisy = []
     for number, (line, words) in enumerate(zip(lines, split_lines, strict=True)):
         draw = random.Random(f"{seed} {number}")
-        # What is below one word happens by chance, so that short lines get their share, too.
+        # The fraction of a word is rounded at random, so that short lines get their share, too.
         count = min(int(share * len(words) + draw.random()), max(len(words) - 1, 0))
         chosen = set(draw.sample(range(len(words)), count))
         if kind == "drop":
@@ -46,14 +46,14 @@ def noisy_lines(lines: Sequence[str], kind: str, share: float, seed: int = 0) ->
 
 @contextmanager
 def noisy_states(model: PreTrainedModel, place: str, level: float) -> Iterator[None]:
-    """While this lasts, normal noise is added to the states (.., D) at `place`, drawn anew in each call.
+    """A context in which Gaussian noise is added to the states (.., D) at `place`, drawn again in each call.
 
     Args:
-        place: `encoder_input` and `decoder_input` are token embeddings, `encoder_output` the encoder's last states.
+        place: `encoder_input` and `decoder_input` are token embeddings, `encoder_output` the last hidden states.
         level: standard deviation of the noise, relative to the root mean square of each token's state.
 
     Raises:
-        ValueError: an unknown place, or a level below 0.
+        ValueError: the place is unknown, or the level is below 0.
     """
     if place not in STATE_NOISES:
         raise ValueError(f"place={place!r} is not one of {', '.join(STATE_NOISES)}")
@@ -82,7 +82,7 @@ def noisy_states(model: PreTrainedModel, place: str, level: float) -> Iterator[N
 
 @contextmanager
 def disturbed(model: PreTrainedModel, lines: Sequence[str], noise: str, level: float) -> Iterator[Sequence[str]]:
-    """Gives the lines to translate under a noise; the model's states are disturbed until the block ends."""
+    """A context that yields the lines to translate under a noise; noise on hidden states lasts until it exits."""
     if noise in WORD_NOISES:
         yield noisy_lines(lines, noise, level)
     else:

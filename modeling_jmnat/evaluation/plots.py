@@ -1,6 +1,7 @@
-"""Pictures: how a run learned, what a translation costs against how good it is, and one figure against another.
+"""Pictures: learning curves, quality against latency, and any figure against another.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; marks differ as well, for print without colour.
+Colours are those of Okabe and Ito, which colour-blind readers can distinguish; markers also differ, for print without
+colour.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from ..utils.atomic_files import atomic_file
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-# Keys of a training row and what they are called in the picture; the length term is a mean over sentences.
+# Keys of a training row and their labels in the picture; the length term is a mean over sentences.
 LOSS_NAMES = {
     "loss": "total",
     "nll_loss": "target tokens",
@@ -59,7 +60,7 @@ def read_latency_rows(paths: Sequence[str | Path]) -> list[dict]:
     """Rows `{"system", "bleu", "latency_ms"}` of all files; each file holds a list of them.
 
     Raises:
-        ValueError: a file that holds anything else; the row is named.
+        ValueError: a file has anything else; the message names the row.
     """
     rows = []
     for path in paths:
@@ -71,13 +72,13 @@ def read_latency_rows(paths: Sequence[str | Path]) -> list[dict]:
             if not all(isinstance(value, int | float) for value in figures) or "system" not in row:
                 raise ValueError(f"{path}: row {number} needs system, bleu and latency_ms (numbers)")
             if row["latency_ms"] <= 0:
-                raise ValueError(f"{path}: row {number} has latency_ms={row['latency_ms']}, it must be above 0")
+                raise ValueError(f"{path}: row {number} has latency_ms={row['latency_ms']}, but it must be above 0")
         rows.extend(content)
     return rows
 
 
 def series(history: Sequence[Mapping], key: str) -> tuple[list[int], list[float]]:
-    """The points (step, value) of one logged figure, by rising step. Of a step logged twice the last value counts."""
+    """The points (step, value) of one logged figure in order of step; the last value of a step counts."""
     points = {row["step"]: row[key] for row in history if key in row and "step" in row}
     return sorted(points), [points[step] for step in sorted(points)]
 
@@ -109,7 +110,7 @@ def _figure(output: str | Path, num_panels: int, width: float = 5.2) -> Iterator
 
 
 def _legend_above(panel) -> None:
-    """A legend above the axes, where no line runs, in so few columns that it does not squeeze them."""
+    """A legend above the axes, where no line runs, in few enough columns not to squeeze the axes."""
     above = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.2}
     for columns in (3, 2, 1):
         legend = panel.legend(**above, ncols=columns, frameon=False, fontsize=8, columnspacing=1.2)
@@ -127,7 +128,7 @@ def _style(number: int) -> dict:
 
 
 def score_label(key: str) -> str:
-    """How a logged BLEU reads in a legend: "1 pass" of `eval_bleu_k1`, "beam 5" of a teacher's `eval_bleu_beam5`."""
+    """The label of a logged BLEU: "1 pass" for `eval_bleu_k1`, "beam 5" for a teacher's `eval_bleu_beam5`."""
     decoding = key.removeprefix("eval_bleu").removeprefix("_")
     if decoding.startswith("beam"):
         return f"beam {decoding.removeprefix('beam')}"
@@ -168,7 +169,7 @@ def plot_learning_curve(history: Sequence[Mapping], output: str | Path) -> dict:
 
 
 def _free_place(panel, point: tuple[float, float], taken: list[tuple[float, float]]) -> tuple[int, int]:
-    """Where beside `point` a short label hides none of those in `taken`, in points; its place joins them."""
+    """A place for a short label beside `point` that hides none of those in `taken`, in points; it is added to them."""
     width, height = LABEL_SIZE
     x, y = panel.transData.transform(point) * 72 / panel.figure.dpi
 
@@ -183,7 +184,7 @@ def _free_place(panel, point: tuple[float, float], taken: list[tuple[float, floa
 def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> dict:
     """BLEU against milliseconds per sentence (logarithmic); the points of one system are joined. A PNG at `output`.
 
-    A grey line joins the Pareto front: the points beside which no other is both faster and better. A row may hold a
+    A grey line joins the Pareto front: the points for which no other is both faster and better. A row may have a
     `label`, such as "k = 4", which is written beside its point, and `bleu_interval` and `latency_quartiles_ms` (low,
     high), which are drawn as bars.
 
@@ -208,7 +209,7 @@ def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> di
         panels[0].plot(*front_line, label="Pareto front", color="0.75", linewidth=6, zorder=0, drawstyle="steps-post")
         panels[0].set_xscale("log")
         panels[0].margins(x=0.1, y=0.12)
-        panels[0].autoscale_view()  # now it is known where the points are
+        panels[0].autoscale_view()  # fixes the positions of the points on the page
         taken: list[tuple[float, float]] = []
         for number, points in enumerate(systems.values()):
             for row in points:
@@ -229,7 +230,7 @@ def plot_bleu_against_latency(rows: Sequence[Mapping], output: str | Path) -> di
 
 
 def pareto_front(rows: Sequence[Mapping]) -> list[int]:
-    """Indices of the rows beside which no other is at least as fast and as good, from the fastest to the best."""
+    """Indices of the rows that no other row equals or beats in speed and quality, from the fastest to the best."""
     front: list[int] = []
     for index in sorted(range(len(rows)), key=lambda index: (rows[index]["latency_ms"], -rows[index]["bleu"])):
         if not front or rows[index]["bleu"] > rows[front[-1]]["bleu"]:
@@ -238,7 +239,7 @@ def pareto_front(rows: Sequence[Mapping]) -> list[int]:
 
 
 def _draw_intervals(panel, row: Mapping, color: str) -> None:
-    """Bars in both directions, as far as the row has them."""
+    """Bars in both directions, if the row has intervals for them."""
     point = (row["latency_ms"], row["bleu"])
     for key, axis, value in (("latency_quartiles_ms", "xerr", point[0]), ("bleu_interval", "yerr", point[1])):
         if key in row:
@@ -258,7 +259,7 @@ class Panel:
 
 
 def plot_lines(panels: Sequence[Panel], output: str | Path) -> None:
-    """Panels side by side, each with its lines, on one scale where they show the same figure; a PNG at `output`."""
+    """Panels side by side, each with its lines, on one scale if they show the same figure; a PNG at `output`."""
     with _figure(output, len(panels)) as axes:
         for panel, axis in zip(panels, axes, strict=True):
             if axis is not axes[0] and panel.ylabel == panels[0].ylabel:

@@ -1,4 +1,4 @@
-"""A test set translated with one or several settings and scored, for the command `evaluate`."""
+"""Translate a test set with one or several settings and score it, for the command `evaluate`."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 DEFAULT_ITERATIONS = [1, 4, 10]
 DEFAULT_BEAMS = [1, 5]
 DEFAULT_SPLIT = "validation"
-# How scores are printed: their names, and digits behind the point.
+# Names of the scores as printed, and their numbers of decimal places.
 TITLES = {
     "sacrebleu": ("sacreBLEU", 2),
     "chrf": ("chrF", 2),
@@ -54,7 +54,7 @@ def decoding_settings(arguments: EvaluationArguments, model) -> tuple[list[dict]
     values = getattr(arguments, varied) or defaults
     tuned, given = tuned_options(arguments.tuning), parse_generation_options(arguments.generation_options)
     if varied in given:
-        raise ValueError(f"generation_options: {varied} is chosen by --{varied}")
+        raise ValueError(f"{varied} cannot be given in --generation_options: use --{varied}")
     tuned.pop(varied, None)
     shared = tuned | given
     if arguments.num_length_candidates is not None:
@@ -65,17 +65,17 @@ def decoding_settings(arguments: EvaluationArguments, model) -> tuple[list[dict]
 
 
 def tuned_options(path: str | None) -> dict:
-    """What tune_decoding.py chose; none for None."""
+    """The options in a file of `jmnat tune`; none for None."""
     if path is None:
         return {}
     try:
         return dict(json.loads(Path(path).read_text(encoding="utf-8"))["best"])
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"tuning={path} is not a file of tune_decoding.py") from None
+        raise ValueError(f"tuning={path} is not a file that `jmnat tune --output` wrote") from None
 
 
 def texts_of(arguments: EvaluationArguments) -> tuple[list[str], list[str], str]:
-    """Sources, references, and the references' language."""
+    """Sources, references, and the language of the references."""
     if arguments.data is None:
         return *read_parallel(arguments.source, arguments.reference), arguments.target_language or "en"
     from ..data.preparation import prepared_language, prepared_text  # which needs the package datasets
@@ -85,7 +85,7 @@ def texts_of(arguments: EvaluationArguments) -> tuple[list[str], list[str], str]
 
 
 def scorer_of(arguments: EvaluationArguments, sources: list[str], references: list[str], language: str) -> Scorer:
-    """What scores the rows; a package or a model that it lacks is known before the work."""
+    """The scorer of all rows; missing packages or models are reported before any translating."""
     by_sentence = {}
     if arguments.comet_model is not None:
         use_gpu = arguments.device != "cpu" and torch.cuda.is_available()
@@ -96,7 +96,7 @@ def scorer_of(arguments: EvaluationArguments, sources: list[str], references: li
 
 
 def described_settings(arguments: EvaluationArguments, model, generation: dict, sentences: int, language: str) -> dict:
-    """The settings that stand in the JSON file: names of files and folders without their places."""
+    """The settings in the JSON file, which name files and folders without their paths."""
 
     def name(path: str | None) -> str | None:
         return None if path is None else Path(path).resolve().name
@@ -125,15 +125,15 @@ def described_settings(arguments: EvaluationArguments, model, generation: dict, 
 
 
 def run_evaluation(arguments: EvaluationArguments) -> dict:
-    """Everything that goes into the JSON file; one printed line per row, and per baseline, as soon as it is known.
+    """Returns the content of the JSON file; prints a line per row, and per baseline, as soon as it is known.
 
-    The file is written even where an interruption or an error ends it early, with the rows that were done.
+    The file is written even if an interruption or an error ends the run early, with the rows that were done.
     """
     sources, references, language = texts_of(arguments)
     baselines = read_baselines(arguments.baseline or [], len(references))
     scorer = scorer_of(arguments, sources, references, language)
     if arguments.backend != "torch" and arguments.noise in STATE_NOISES:
-        raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends show no states")
+        raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends do not give access to states")
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     if arguments.languages is not None:
         set_languages(model, tokenizer, arguments.languages)
@@ -151,7 +151,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     }
     if arguments.reranker is not None:
         if not is_jmnat(model):
-            raise ValueError("--reranker does not apply to an autoregressive model: its beam search chooses already")
+            raise ValueError("--reranker does not apply to an autoregressive model: leave it out")
         shared = {**shared, "reranker": load_reranker(arguments.reranker, tokenizer, model.device)}
     stored = stored_folder(arguments.output)
     rows = evaluated(arguments, model, tokenizer, sources, references, varied, shared, scorer, baselines)
@@ -172,14 +172,16 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
         if arguments.output and report["results"]:
             write_json(arguments.output, report)
     if not any(row.get("sacrebleu", 1) for row in report["results"]):
-        logger.warning("sacreBLEU is 0 in every row: is the text the model's, and --bleu_tokenize the language's?")
+        logger.warning(
+            "sacreBLEU is 0 in every row: check the languages of the text, and that --bleu_tokenize suits the target"
+        )
     return report
 
 
 def evaluated(
     arguments: EvaluationArguments, model, tokenizer, sources, references, varied, shared, scorer, baselines
 ) -> Iterator[tuple[dict, list[str]]]:
-    """Figures, the level of the noise among them, and translations of each row."""
+    """Figures (including the noise level) and translations of each row."""
     for level in arguments.noise_levels if arguments.noise else [None]:
         at_level = {} if level is None else {"noise_level": level}
         with nullcontext(sources) if level is None else disturbed(model, sources, arguments.noise, level) as lines:
@@ -205,7 +207,7 @@ def evaluated(
 
 
 def describe_row(figures: dict) -> list[str]:
-    """A row for a person: the setting, scores with their intervals, and the speed; below it a line per baseline."""
+    """A row as text: the setting, scores with their intervals, and the speed; below it a line per baseline."""
     setting = row_name(figures, " ", ", ").replace("noise_level", "noise")
     intervals = figures.get("intervals", {})
     scores = []

@@ -1,6 +1,6 @@
 """How well and how fast a model translates: the figures of the paper's tables 2 and 3, for JM-NAT and its teachers.
 
-sacreBLEU with its signature is the score to compare with other work; tokenised BLEU is what the paper reports.
+To compare with other work, use sacreBLEU with its signature; the paper reports tokenised BLEU.
 """
 
 import platform
@@ -19,9 +19,9 @@ from ..utils.translation_scores import Scorer, scored
 LATENCY_ROUNDS = 3
 WARM_UP_SENTENCES = 8
 CPUINFO = Path("/proc/cpuinfo")
-# What the speed of a CPU depends on: wider registers, products of whole numbers, and those of bfloat16.
+# Instructions on which the speed of a CPU depends: wide registers, integer products and bfloat16 products.
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "avx512_bf16", "amx_bf16")
-SOURCE_WORDS = (5, 10, 15, 20, 30)  # last lengths of the groups that are scored by themselves; one more has the rest
+SOURCE_WORDS = (5, 10, 15, 20, 30)  # upper limits of the length groups; one more group has the rest
 
 
 def score_by_source_words(
@@ -31,10 +31,10 @@ def score_by_source_words(
     lowercase: bool = False,
     tokenizer: str = DEFAULT_TOKENIZER,
 ) -> dict[str, dict]:
-    """sacreBLEU of short and long sentences apart: `{"1-5": {"sentences": 120, "sacrebleu": 31.2}, ...}`.
+    """sacreBLEU by sentence length: `{"1-5": {"sentences": 120, "sacrebleu": 31.2}, ...}`.
 
-    Lengths are source words between spaces, the same for every system, whatever its vocabulary. Groups without a
-    sentence are left out.
+    Lengths are counted in source words between spaces, so they do not depend on a system's vocabulary. Empty groups
+    are left out.
     """
     groups, lengths = {}, [len(source.split()) for source in sources]
     for low, high in zip((0, *SOURCE_WORDS), (*SOURCE_WORDS, float("inf")), strict=True):
@@ -67,12 +67,12 @@ def evaluate_model(
 
     Args:
         settings: the options that differ, such as `[{"num_iterations": 1}, {"num_iterations": 4}]`.
-        generation: the options that all share, such as `{"num_length_candidates": 4}`.
-        scorer: of the references; left out, one for English.
+        generation: the options that all settings share, such as `{"num_length_candidates": 4}`.
+        scorer: scorer with the references; by default one for English.
         scoring: `resamples`, `seed` and `baselines` as in `score_translations`.
-        latency_sentences: also translate so many sentences, spread over the file, one at a time and report the
-            milliseconds from text to text. 0 leaves it out.
-        split_sentences, long_lines: as in `translate_lines`. The figure `long_lines` counts the lines concerned.
+        latency_sentences: also translate this many sentences, spread over the file, one at a time, and report the
+            milliseconds from text to text; 0 for none.
+        split_sentences, long_lines: as in `translate_lines`. The figure `long_lines` counts the affected lines.
     """
     scorer = scorer or Scorer(references)
     reading = {"split_sentences": split_sentences, "long_lines": long_lines}
@@ -111,9 +111,9 @@ def decoding_figures(tokenizer, translations: Sequence[Translation], references:
     """Passes and lengths of a JM-NAT decoding; lengths are counted in tokens, `</s>` included.
 
     Returns:
-        `mean_passes`; `length_recall`, share of sentences whose reference length is among the `length_recall_at`
-        lengths that were tried; `length_accuracy`, share whose translation is as long as the reference. Blank lines
-        are left out, and from the lengths those that were translated in several pieces.
+        `mean_passes`; `length_recall`, the share of sentences whose reference length is among the `length_recall_at`
+        lengths that were tried; `length_accuracy`, the share whose translation is as long as the reference. Blank
+        lines are left out; figures of lengths also leave out lines that were translated in several pieces.
     """
     lengths = [len(ids) for ids in tokenizer(text_target=list(references), verbose=False)["input_ids"]]
     decoded = [(item, length) for item, length in zip(translations, lengths, strict=True) if item.num_passes]
@@ -130,8 +130,8 @@ def decoding_figures(tokenizer, translations: Sequence[Translation], references:
 def measure_latency(translate: Callable[..., list[Translation]], sources: Sequence[str], number: int) -> dict:
     """Milliseconds per sentence at batch 1, from text to text: mean, median and 99th percentile.
 
-    The sentences are spread evenly over the file. `WARM_UP_SENTENCES` are translated before the clock starts. Each
-    sentence counts with the median of `LATENCY_ROUNDS` rounds over all of them.
+    The sentences are spread evenly over the file. `WARM_UP_SENTENCES` are translated before timing starts. Each
+    sentence counts with its median over `LATENCY_ROUNDS` rounds.
     """
     number = min(number, len(sources))
     chosen = [sources[position * len(sources) // number] for position in range(number)]
@@ -154,7 +154,7 @@ def measure_latency(translate: Callable[..., list[Translation]], sources: Sequen
 
 
 def describe_environment(model) -> dict:
-    """Versions and device that figures were measured with."""
+    """The versions and the device that figures were measured with."""
     import sacrebleu
 
     device = model.device
@@ -180,7 +180,7 @@ def processor_name() -> str:
 
 
 def processor_instructions() -> list[str]:
-    """Those of `INSTRUCTIONS` that the processor has; none where it cannot be told."""
+    """The members of `INSTRUCTIONS` that the processor has; none if that is unknown."""
     flags = _cpuinfo("flags").split()
     return [name for name in INSTRUCTIONS if name in flags]
 
@@ -192,7 +192,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def _rounded(value):
-    """Floats in nested dicts and lists to four decimals: more are noise in every figure here."""
+    """Round floats in nested dicts and lists to four decimal places; further digits of these figures are noise."""
     if isinstance(value, dict):
         return {name: _rounded(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

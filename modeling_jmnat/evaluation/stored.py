@@ -1,6 +1,6 @@
 """Stored translations: those beside the JSON file of an evaluation, and those of baselines.
 
-Whoever doubts a score can compute it again from these files with the command `sacrebleu`.
+Scores can be recomputed from these files with the command `sacrebleu`.
 """
 
 import json
@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ..utils.text_files import read_lines, write_lines
 
-SETTINGS = ("noise_level", "num_iterations", "num_beams")  # what tells the rows of an evaluation apart
+SETTINGS = ("noise_level", "num_iterations", "num_beams")  # these distinguish the rows of an evaluation
 
 
 def stored_folder(output: str | Path | None) -> Path | None:
-    """Where the translations of an evaluation lie: `results/a.translations` beside `results/a.json`.
+    """The folder of an evaluation's translations: `results/a.translations` beside `results/a.json`.
 
-    None where no file is written, or one that is a device or a pipe.
+    None if no file is written, or if it is a device or a pipe.
     """
     if output is None or (Path(output).exists() and not Path(output).is_file()):
         return None
@@ -23,15 +23,15 @@ def stored_folder(output: str | Path | None) -> Path | None:
 
 
 def row_name(row: dict, equals: str = "-", between: str = "-") -> str:
-    """`num_iterations-4`, with the level of a noise in front where there is one."""
+    """`num_iterations-4`, preceded by the noise level if there is one."""
     return between.join(f"{name}{equals}{row[name]}" for name in SETTINGS if name in row)
 
 
 def store_texts(folder: Path, name: str, texts: Sequence[str], words: Callable[[str], str] | None = None) -> str:
-    """Write NAME.txt.gz, and NAME.tok.txt.gz with `words` of each text, which tokenised BLEU is made of.
+    """Write NAME.txt.gz, and NAME.tok.txt.gz with the `words` of each text, from which tokenised BLEU is computed.
 
     Returns:
-        The first file's path from the folder that the JSON file is in.
+        The path of the first file, relative to the folder of the JSON file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_lines(folder / f"{name}.txt.gz", texts)
@@ -41,20 +41,23 @@ def store_texts(folder: Path, name: str, texts: Sequence[str], words: Callable[[
 
 
 def read_baselines(paths: Sequence[str], num_sentences: int) -> dict[str, list[str]]:
-    """Translations of other systems by name: of text files, and of all rows of JSON files of evaluate.py.
+    """Translations of other systems by name, from text files and from all rows of JSON files of evaluate.py.
 
     Raises:
-        ValueError: a JSON file that names no translations, another number of lines than there are references, or two
-            baselines of one name.
+        ValueError: a JSON file names no translations, the number of lines differs from that of the references, or two
+            baselines have the same name.
     """
     found: dict[str, list[str]] = {}
     for path in map(Path, paths):
         for name, file in _files_of(path).items():
             lines = read_lines(file)
             if len(lines) != num_sentences:
-                raise ValueError(f"baseline={file} has {len(lines)} lines, and there are {num_sentences} references")
+                raise ValueError(
+                    f"baseline={file} has {len(lines)} lines, but there are {num_sentences} references: give "
+                    "translations of the same text"
+                )
             if name in found:
-                raise ValueError(f"baseline={path}: there is another one called {name!r}, rename one of the files")
+                raise ValueError(f"baseline={path}: two baselines are called {name!r}, rename one of the files")
             found[name] = lines
     return found
 
@@ -67,6 +70,6 @@ def _files_of(path: Path) -> dict[str, Path]:
         return {f"{path.name} {row_name(row, ' ', ', ')}": path.parent / row["translations"] for row in rows}
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"baseline={path} names no translations: give the translations themselves, or the JSON file of an "
-            "evaluation that wrote them beside it (evaluate.py --output)"
+            f"baseline={path} has no translations: give a file of translations, or the JSON file of an evaluation "
+            "that stored them beside it (`jmnat evaluate --output`)"
         ) from None

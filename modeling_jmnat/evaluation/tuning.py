@@ -1,8 +1,8 @@
-"""Options of decoding that are chosen by BLEU on validation text.
+"""Choice of decoding options by BLEU on validation text.
 
-The mean log-probability prefers short candidates. An exponent of the length above 1 makes up for that: for JM-NAT
-`length_normalization`, for the beam search of autoregressive models `length_penalty`. What the candidates have in
-common tells bad ones from good ones, too: `consensus_weight`. T tokens, C length candidates.
+The mean log-probability prefers short candidates. An exponent of the length above 1 compensates for that:
+`length_normalization` for JM-NAT, `length_penalty` for the beam search of autoregressive models. Agreement with the
+other candidates, weighted by `consensus_weight`, also separates good from bad ones. T tokens, C length candidates.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from ..inference.translation import Translation, translate_lines
 from ..passes_jmnat import consensus
 from .options import CONSENSUS_WEIGHTS, EXPONENTS
 
-# They give candidates up by scores that the exponent changes.
+# Options that drop candidates by scores which the exponent changes.
 PRUNING = ("prune_candidates", "prune_to")
 
 
@@ -36,7 +36,7 @@ class Candidate(NamedTuple):
 
 
 def tried_candidates(translation: Translation, num_candidates: int, min_length: int = 0) -> list[Candidate]:
-    """Those of the `num_candidates` most probable lengths, of a translation with all that there are.
+    """The candidates with the `num_candidates` most probable lengths, from a translation with all candidates.
 
     Args:
         min_length: `consensus_min_length`.
@@ -59,7 +59,7 @@ def tried_candidates(translation: Translation, num_candidates: int, min_length: 
 
 
 def best_text(candidates: Sequence[Candidate], exponent: float, weight: float = 0.0) -> str:
-    """The text that wins with this exponent of T and this weight of the consensus; of equals the first."""
+    """The best text with this exponent of T and this consensus weight; the first one if several are equally good."""
     return max(candidates, key=lambda one: one.score / one.length**exponent + weight * one.consensus).text
 
 
@@ -77,21 +77,21 @@ def candidate_settings(
 ) -> Iterator[tuple[dict, list[str]]]:
     """Yield settings of a JM-NAT model, as options of `generate`, and the translations that each leads to.
 
-    It decodes once for each combination of `grid` and `rules`, with the most candidates: fewer of them, every exponent
-    and every weight of their consensus follow from their scores and tokens.
+    It decodes once for each combination of `grid` and `rules`, with the largest number of candidates. Results for
+    fewer candidates, every exponent and every consensus weight follow from the scores and tokens.
 
     Args:
-        grid: values to be tried of options, such as `{"num_iterations": [4, 10]}`.
-        generation: options that all settings share, a reranker among them.
-        rules: options to be tried together, such as some of `REPEAT_RULES`.
-        options: of `translate_lines`.
+        grid: values to try for each option, such as `{"num_iterations": [4, 10]}`.
+        generation: options that all settings share, including a reranker.
+        rules: options to try together, such as some of `REPEAT_RULES`.
+        options: options of `translate_lines`.
 
     Raises:
-        ValueError: an option that gives candidates up, or one that `generate` refuses.
+        ValueError: an option drops candidates, or `generate` refuses it.
     """
     for name in PRUNING:
         if name in grid or name in (generation or {}):
-            raise ValueError(f"{name} cannot be tuned, nor be on: every candidate is compared")
+            raise ValueError(f"{name} cannot be tuned or set, because every candidate is compared: leave it out")
     most = max(num_candidates)
     every = {"num_length_candidates": most, "num_return_sequences": most}
     sums = {"length_normalization": 0.0, "length_offset": 0.0, "consensus_weight": 0.0}
@@ -111,7 +111,7 @@ def candidate_settings(
 def beam_settings(
     model, tokenizer, sources: Sequence[str], grid: Mapping[str, Sequence], generation: dict | None = None, **options
 ) -> Iterator[tuple[dict, list[str]]]:
-    """As `candidate_settings`, for an autoregressive model, which searches anew for each combination of `grid`."""
+    """As `candidate_settings`, for an autoregressive model, which is decoded again for each combination of `grid`."""
     for setting in combinations(grid):
         decoding = {**(generation or {}), **setting}
         translations = translate_lines(model, tokenizer, sources, total=len(sources), **options, **decoding)
@@ -119,9 +119,9 @@ def beam_settings(
 
 
 def best_setting(rows: Sequence[dict]) -> dict:
-    """Of the settings, rows without "num_iterations", the one with the highest mean of "sacrebleu" over its rows.
+    """The setting with the highest mean "sacrebleu" over its rows, which differ only in "num_iterations".
 
-    Of equals, the first.
+    The first one, if several are equally good.
     """
     apart = ("num_iterations", "sacrebleu")
     scores: dict[str, list[float]] = {}

@@ -1,4 +1,4 @@
-"""Settings of decoding compared on validation text and the best one saved, for the command `tune`."""
+"""Compare decoding settings on validation text and save the best one, for the command `tune`."""
 
 import logging
 import sys
@@ -25,7 +25,7 @@ from .tuning import beam_settings, best_setting, candidate_settings
 
 logger = logging.getLogger(__name__)
 DEFAULT_ITERATIONS, DEFAULT_BEAMS = [4, 10], 5
-# Options of decoding that are set here, and what decides on them.
+# Decoding options that are set here, and the argument that decides each.
 JMNAT_CHOICES = {
     "num_length_candidates": "--num_length_candidates",
     "num_beams": "--num_length_candidates",
@@ -38,38 +38,38 @@ BEAM_CHOICES = {"length_penalty": "--exponents"}
 
 
 def parse_grid(text: str | None) -> dict[str, list]:
-    """Lists of values by option, from JSON."""
+    """Lists of values by option, from JSON; raises ValueError for anything else."""
     grid = parse_generation_options(text, "grid")
     for name, values in grid.items():
         if not isinstance(values, list) or not values:
-            raise ValueError(f"grid={text!r}: {name} must have a list of values, at least one")
+            raise ValueError(f"grid={text!r}: {name} must have a list of at least one value")
     return grid
 
 
 def check_choices(choices: dict[str, str], grid: Collection[str], shared: Collection[str]) -> None:
-    """Refuse options that would be overwritten: those in `choices`, and of the `shared` ones those in the grid."""
+    """Refuse options that would be overwritten: those in `choices`, and `shared` ones that are in the grid as well."""
     for name, option in choices.items():
         if name in grid or name in shared:
-            raise ValueError(f"{name} cannot be given in --grid or --generation_options: {option} decides on it")
+            raise ValueError(f"{name} cannot be given in --grid or --generation_options: {option} sets it")
     for name in grid:
         if name in shared:
-            raise ValueError(f"{name} cannot be given in --generation_options: --grid decides on it")
+            raise ValueError(f"{name} cannot be given in --generation_options: --grid sets it")
 
 
 def check_grid(model, grid: dict[str, list], shared: dict) -> None:
-    """Refuse values that decoding could not use before the first of them is tried."""
+    """Refuse invalid values before the first of them is tried."""
     for name, values in grid.items():
         for value in values:
             check_options(model, shared | {name: value})
 
 
 def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: dict):
-    """The settings to be compared, each with its translations."""
+    """The settings to compare, each with its translations."""
     grid = parse_grid(arguments.grid)
     for name in ("num_iterations", "num_beams"):
         values = getattr(arguments, name)
         if values is not None and name in grid:
-            raise ValueError(f"{name} is given twice: by --{name} and in --grid")
+            raise ValueError(f"{name} is given twice, by --{name} and in --grid: give it once")
         if values is not None:
             grid[name] = values
     common = {"max_batch_tokens": arguments.batch_tokens, "progress": sys.stderr.isatty()}
@@ -90,7 +90,7 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
         return candidate_settings(model, tokenizer, sources, grid, *tried, generation=shared, rules=rules, **common)
     for name in ("num_iterations", "num_length_candidates", "consensus_weights", "repeat_rules", "reranker"):
         if getattr(arguments, name) is not None:
-            raise ValueError(f"--{name} does not apply to an autoregressive model")
+            raise ValueError(f"--{name} does not apply to an autoregressive model: leave it out")
     grid.setdefault("num_beams", [DEFAULT_BEAMS])
     check_choices(BEAM_CHOICES, grid, shared)
     check_grid(model, grid, shared)
@@ -99,7 +99,7 @@ def settings_of(arguments: TuningArguments, model, tokenizer, sources, shared: d
 
 
 def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
-    """Everything that goes into the JSON file, and the model; one printed line per setting as soon as it is known."""
+    """Returns the content of the JSON file, and the model; prints a line per setting as soon as it is known."""
     if arguments.save:
         check_folders(arguments.model)
     sources, references = read_parallel(arguments.source, arguments.reference)
@@ -131,44 +131,45 @@ def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
 
 
 def warn_of_equal_scores(rows: list[dict]) -> None:
-    """Say so where BLEU cannot choose: the best setting is the first one then, by chance."""
+    """Warn if BLEU is the same for all settings, in which case the first one is chosen without a reason."""
     scores = {row["sacrebleu"] for row in rows}
     if len(scores) == 1 and (len(rows) > 1 or 0.0 in scores):
         logger.warning(
-            "sacreBLEU is %s with every setting, so that it chooses nothing: give more text, or sacreBLEU's tokenizer "
-            "for the language by --bleu_tokenize",
+            "sacreBLEU is %s with every setting, so it cannot choose one: give more text, or set --bleu_tokenize to "
+            "sacreBLEU's tokenizer for the language",
             *scores,
         )
 
 
 def folders_of(model: str) -> list[Path]:
-    """Where generation configurations are: with the model, and with its exported graphs where there are any."""
+    """The folders with generation configurations: the model's, and that of its exported graphs if there are any."""
     return [folder for folder in (Path(model), Path(model) / GRAPHS_FOLDER) if folder.is_dir()]
 
 
 def check_folders(model: str) -> None:
-    """Refuse a model with which nothing can be saved, before the work."""
+    """Refuse, before the work, a model whose settings cannot be saved."""
     if not folders_of(model):
-        raise ValueError(f"model {model} is not a folder: the choice can only be saved in one, see --save")
+        raise ValueError(f"model {model} is not a folder, so settings cannot be saved in it: give --save False")
     for folder in folders_of(model):
         if translators_in(folder):
-            exporter()  # without its packages the graphs' own options could not be written
+            exporter()  # fails if the packages for updating the graphs' options are missing
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             raise ValueError(
-                f"model {model}: {folder / GENERATION_CONFIG_NAME} cannot be written ({error.strerror}), see --save"
+                f"model {model}: {folder / GENERATION_CONFIG_NAME} cannot be written ({error.strerror}): give --save "
+                "False"
             ) from None
 
 
 def save_options(folders: list[Path], model: PreTrainedModel, options: dict) -> None:
-    """Into the generation configuration in each of the folders, and into the graphs that have these options."""
+    """Save options in the generation configurations of the folders, and in the graphs that have these options."""
     model.generation_config.update(**options)
     for folder in folders:
         with atomic_file(folder / GENERATION_CONFIG_NAME) as file:
             model.generation_config.save_pretrained(folder, config_file_name=file.name)
         if translators_in(folder):
-            from ..onnx_export.export import write_defaults  # which needs the package onnx
+            from ..onnx_export.export import write_defaults  # needs the package onnx
 
             write_defaults(model, folder)

@@ -1,4 +1,4 @@
-"""Which differences between systems are more than chance: paired tests over the sentences, for all seeds at once."""
+"""Which differences between systems are significant: paired tests over the sentences, for all seeds at once."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,9 +30,9 @@ SPLITS = ("validation", "test")
 
 
 class SeedMean:
-    """The mean of a metric over the trainings of a system, with the methods of a metric of sacreBLEU.
+    """The mean of a metric over the trainings of a system, with the methods of a sacreBLEU metric.
 
-    Its counts are those of all trainings side by side: a resample draws the same sentences for each.
+    Its statistics are those of all trainings, concatenated, so that a resample draws the same sentences for each.
     """
 
     def __init__(self, metric, num_seeds: int):
@@ -53,7 +53,7 @@ class SeedMean:
 
 
 class Decoded(NamedTuple):
-    """A system with one way of decoding: the name of its evaluations behind the seed, and the row in them."""
+    """A system with one way of decoding: the part of its evaluations' names after the seed, and the row in them."""
 
     system: str
     variant: str  # "" or such as ".independent"
@@ -114,8 +114,8 @@ def compare(scorer: Scorer, ours: Sequence[list[str]], theirs: Sequence[list[str
     """sacreBLEU of two systems, each the mean over its trainings, and the paired bootstrap of their difference.
 
     Args:
-        scorer: of the references of B sentences.
-        ours, theirs: B translations for each training; as many trainings of both.
+        scorer: scorer with the references of B sentences.
+        ours, theirs: B translations for each training; both systems need equally many trainings.
 
     Returns:
         `sacrebleu`, `baseline_sacrebleu`: the score of each training; `difference` of the means with its `interval`

@@ -39,10 +39,10 @@ PARTS = {"table": {"from", "kind", "rows", "lines", "columns"}, "picture": {"fil
 
 
 def write_document(path: Path) -> bool:
-    """Make the tables and pictures of a Markdown file anew; whether its text has changed.
+    """Regenerate the tables and pictures of a Markdown file; returns whether its text has changed.
 
     Raises:
-        ValueError: a comment asks for something that there is not; the file and the comment are named.
+        ValueError: a comment asks for something that does not exist; the message names the file and the comment.
     """
     old = path.read_text(encoding="utf-8")
     for found in PICTURE.finditer(old):
@@ -55,25 +55,25 @@ def write_document(path: Path) -> bool:
 
 
 def declared(path: Path, comment: str, kind: str) -> dict[str, Any]:
-    """What a comment asks for."""
+    """The declaration in a comment; ValueError if it is not valid."""
     import yaml
 
     try:
         asked = yaml.safe_load(comment)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: a {kind} is declared by no YAML ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{path}: a {kind} must be declared in YAML ({' '.join(str(error).split())})") from None
     needed = {"file", "kind"} if kind == "picture" else set()
     if isinstance(asked, dict) and "lines" in asked and kind == "table":
         needed = {"lines", "columns"}
     if not isinstance(asked, dict) or not needed <= asked.keys() <= PARTS[kind]:
         raise ValueError(
-            f"{path}: a {kind} is declared by {', '.join(sorted(PARTS[kind]))}, not by {comment.strip()!r}"
+            f"{path}: a {kind} must be declared by {', '.join(sorted(PARTS[kind]))}, not by {comment.strip()!r}"
         )
     return asked
 
 
 def rows_of(path: Path, asked: Mapping[str, Any]) -> list[dict]:
-    """The rows that a table or picture is made of.
+    """The rows that a table or picture is made from.
 
     Raises:
         ValueError: there are none.
@@ -95,7 +95,7 @@ def table_of(path: Path, asked: Mapping[str, Any]) -> str:
     kind = asked.get("kind")
     tables = TABLES if kind in TABLES else TABLES | speed_tables()
     if kind not in tables:
-        raise ValueError(f"{path}: kind={kind!r} must be one of {', '.join(tables)}; or give lines and columns")
+        raise ValueError(f"{path}: kind={kind!r} is not one of {', '.join(tables)}; or give lines and columns")
     return tables[kind](rows)
 
 
@@ -109,14 +109,14 @@ def speed_tables() -> dict[str, Callable[[Sequence[dict]], str]]:
 
 
 def pivot(path: Path, rows: Sequence[dict], lines: Mapping[str, Any], columns: Mapping[str, dict]) -> str:
-    """A line for each label or each value, a column for each title; a cell without a row is a dash.
+    """A table with a line for each label or value and a column for each title; a cell without a row is a dash.
 
     Raises:
         ValueError: a line has no rows, or a column shows nothing.
     """
     for title, column in columns.items():
         if "show" not in column:
-            raise ValueError(f"{path}: the column {title!r} must say what it is to show, such as show: sacrebleu")
+            raise ValueError(f"{path}: the column {title!r} must say what to show, such as show: sacrebleu")
     if "each" in lines:
         name = lines["each"]
         lines = {str(value): {name: value} for value in dict.fromkeys(row[name] for row in rows if name in row)}
@@ -124,7 +124,7 @@ def pivot(path: Path, rows: Sequence[dict], lines: Mapping[str, Any], columns: M
     for label, conditions in lines.items():
         of = select(rows, **conditions)
         if not of:
-            raise ValueError(f"{path}: there is no row of the line {label!r}, {conditions}")
+            raise ValueError(f"{path}: there is no row for the line {label!r}, {conditions}")
         shown.append([label, *(column_cell(of, **column) for column in columns.values())])
     return markdown(["", *columns], shown)
 
@@ -132,7 +132,7 @@ def pivot(path: Path, rows: Sequence[dict], lines: Mapping[str, Any], columns: M
 def column_cell(
     rows: Sequence[dict], show: str | list[str], digits: int = 1, percent: bool = False, **conditions
 ) -> str:
-    """The figure `show` of rows with these values, of several the first that is there; `a > b` is part b of a."""
+    """The figure `show` of rows with these values; of a list, the first figure that exists; `a > b` is part b of a."""
     of = select(rows, **conditions)
     for name in [show] if isinstance(show, str) else show:
         values = [value for row in of if (value := part_of(row, name.split(" > "))) is not None]

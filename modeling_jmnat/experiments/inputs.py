@@ -26,7 +26,7 @@ def held_out_text(data: Path) -> dict[str, list[str]]:
     """Validation and test text of prepared data by the names of its files: validation.src, validation.tgt, ...
 
     Raises:
-        ValueError: no finished preparation, or one without one of the two.
+        ValueError: the preparation is not finished, or lacks one of the two splits.
     """
     text = {}
     for split in ("validation", "test"):
@@ -58,10 +58,10 @@ def preset_contents(name: str) -> dict:
 
 
 def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
-    """Refuse to resume a run with other data, presets or another teacher than it was begun with.
+    """Refuse to resume a run with other data, presets or another teacher than it was started with.
 
     Raises:
-        ValueError: naming what differs.
+        ValueError: something differs; the message names it.
     """
     path = settings.output / BEGUN_WITH
     if not path.is_file() or not any((settings.output / "logs").glob("*")):  # no stage has begun
@@ -76,13 +76,13 @@ def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
         if changed:
             given = getattr(settings, name) or (settings.preset if name == "teacher_preset" else None)
             raise ValueError(
-                f"{name}={given} is not what the run in output={settings.output} was begun with ({', '.join(changed)} "
-                "differ): give that again or choose another --output"
+                f"{name}={given} is not that of the run in output={settings.output} ({', '.join(changed)} differ): "
+                "give the same again or choose another --output"
             )
 
 
 def begin_run(settings: SuiteSettings, inputs: Mapping[str, dict], text: Mapping[str, Sequence[str]]) -> None:
-    """Record what identifies the run and write the text that its stages read."""
+    """Record what identifies the run, and write the text that its stages read."""
     write_json(settings.output / BEGUN_WITH, inputs)
     export_held_out_text(text, settings.output)
 

@@ -50,7 +50,7 @@ class Recipe:
         return training["max_tokens"] * training.get("gradient_accumulation_steps", 1)
 
     def describe(self) -> str:
-        """How to go on with the prepared data, for a person."""
+        """The next steps with the prepared data, for a person to read."""
         return (
             f"{self.title}: train and evaluate with\n"
             f"    python run_scripts/reproduce.py --suite table2 --preset {self.preset} "
@@ -85,9 +85,9 @@ RECIPES = {
     ),
 }
 
-# BLEU of other systems in their own papers, decoded once without a teacher's choice (NAT-IR: k = 10): WMT14 En-De and
-# De-En, WMT16 En-Ro and Ro-En, IWSLT14 De-En, None where there is none. Behind them the repeated words per sentence of
-# IWSLT14's validation text, by Table 3 of the paper.
+# BLEU of other systems in their own papers, one pass without reranking by a teacher (NAT-IR: k = 10): WMT14 En-De and
+# De-En, WMT16 En-Ro and Ro-En, IWSLT14 De-En; None if not reported. The last value is the repeated words per sentence
+# on IWSLT14's validation text, from Table 3 of the paper.
 CITED = {
     "nat_ft": (17.69, 21.47, 27.29, 29.06, None, 2.30),
     "nat_ir": (21.61, 25.48, 29.32, 30.19, None, None),

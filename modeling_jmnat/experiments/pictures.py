@@ -1,4 +1,4 @@
-"""Pictures of a suite, drawn from the rows of results that are there so far."""
+"""Pictures of a suite, drawn from the rows of results so far."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,14 +13,14 @@ Points = tuple[list[float], list[float]]
 
 
 def noise_line(rows: Sequence[dict], factor: float = 1.0, **conditions) -> Points:
-    """BLEU by noise level (times `factor`) of one system, of its first seed."""
+    """BLEU by noise level (times `factor`) of the first seed of one system."""
     of = select(chosen_on(rows), **conditions)
     of = sorted(select(of, seed=of[0]["seed"]) if of else [], key=lambda row: row["noise_level"])
     return [factor * row["noise_level"] for row in of], [row["sacrebleu"] for row in of]
 
 
 def curve(rows: Sequence[dict], name: str = "eval_bleu", **conditions) -> Points:
-    """A logged figure by step of one training, the first that fits."""
+    """A logged figure by step, from the first training that matches."""
     logs = [row["log"] for row in select(rows, variant=TRAINING, **conditions)]
     points = logs[0].get(name, []) if logs else []
     return [step for step, _ in points], [value for _, value in points]

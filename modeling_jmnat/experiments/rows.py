@@ -48,10 +48,10 @@ def select(rows: Sequence[dict], **conditions) -> list[dict]:
 
 
 def collect(source: Path, run: str = "", what_to_do: str = NAME_RESULTS) -> list[dict]:
-    """All rows of a file of `evaluate` or `tune`, of an output folder of `reproduce`, or of one of a benchmark.
+    """All rows of a file of `evaluate` or `tune`, or of an output folder of `reproduce` or of a benchmark.
 
     Args:
-        what_to_do: end of the error message of a damaged file.
+        what_to_do: ending of the error message about a damaged file.
 
     Raises:
         ValueError: there is nothing of that kind, or a file is damaged.
@@ -76,7 +76,7 @@ def run_rows(output: Path) -> list[dict]:
 
 
 def named(stem: str) -> dict:
-    """System, seed (None of a teacher) and variant by the name of a file, such as `jm-1.reranked.tuned`."""
+    """System, seed (None for a teacher) and variant from the name of a file, such as `jm-1.reranked.tuned`."""
     if match := NAME.fullmatch(stem):
         return {"system": match["system"], "seed": int(match["seed"]), "variant": match["variant"] or ""}
     system, _, variant = stem.partition(".")
@@ -84,9 +84,9 @@ def named(stem: str) -> dict:
 
 
 def evaluation_rows(path: Path, run: str, what_to_do: str = NAME_RESULTS) -> Iterator[dict]:
-    """Rows of one file; its folder names the split, and "test" is the one of files that lie elsewhere.
+    """Rows of one file; its folder names the split, which is "test" for files elsewhere.
 
-    `translations` is the path of the file with this row's translations, None where there is none.
+    `translations` is the path of the file with this row's translations, None if there is none.
     """
     if path.name == COMPARISONS:
         yield from comparison_rows(read_json(path, ("comparisons",), what_to_do), run)
@@ -144,7 +144,7 @@ def comparison_rows(report: dict, run: str) -> Iterator[dict]:
 
 
 def settings_of(report: dict) -> dict:
-    """What a score depends on beside the model: options, other models and the machine."""
+    """What a score depends on besides the model: options, other models and the machine."""
     settings, device, versions = (report.get(name, {}) for name in ("settings", "device", "versions"))
     found = {name: settings[name] for name in ("sentences", "noise", "reranker") if settings.get(name) is not None}
     if settings.get("backend", "torch") != "torch":

@@ -1,4 +1,4 @@
-"""Named stages of an experiment, each a command: skipped when done, resumed when cut off, run side by side.
+"""Named stages of an experiment, each a command: skipped when done, resumed when interrupted, run in parallel.
 
 A stage is done when its command ended with exit code 0 and its last line of JSON did not say `"finished": false`. Its
 mark, a file in `OUTPUT/stages/`, then holds the command, its options and its figures. A stage without a mark is run
@@ -31,7 +31,7 @@ from ..utils.signals import received
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 90  # for a stage to write its checkpoint after it was asked to stop
 LOG_TAIL_LINES = 5
-ATTEMPTS = 2  # a failed stage is started once more, behind the others: by then a GPU may have free memory again
+ATTEMPTS = 2  # a failed stage is started once more, after the others: by then a GPU may have free memory again
 MEMORY_SHARE = 0.9  # of a GPU's memory, divided among the stages that share it
 DELETE_MARK = "delete it, and its stage is run again"
 LAST_STAGES = 3  # how many finished stages are listed with their times
@@ -48,12 +48,12 @@ class Stage:
     """One command with its options.
 
     Args:
-        name: also of its log and its mark; unique within a run.
+        name: name of the stage, its log and its mark; unique within a run.
         command: name of its module in `modeling_jmnat.commands`, such as "train".
         options: values by name, as JSON holds them; a list or tuple gives several values to one option.
         needs: names of the stages that must be done first.
         trains: the command takes `--time_budget MINUTES` and then stops by itself with a checkpoint.
-        alone: it measures time, so it runs when nothing else does.
+        alone: the command measures time, so it runs only when nothing else does.
     """
 
     name: str
@@ -80,14 +80,14 @@ def chosen_stages(stages: Sequence[Stage], pattern: str) -> list[Stage]:
     """The stages whose names match a regular expression, and all stages that these need, in the given order.
 
     Raises:
-        ValueError: no such stage, or no such expression.
+        ValueError: no stage matches, or the expression is invalid.
     """
     try:
         wanted = [stage.name for stage in stages if re.search(pattern, stage.name)]
     except re.error as error:
         raise ValueError(f"only={pattern!r} is not a regular expression: {error}") from None
     if not wanted:
-        raise ValueError(f"only={pattern!r} is found in no stage, such as {', '.join(s.name for s in stages[:5])}")
+        raise ValueError(f"only={pattern!r} matches no stage; the first are {', '.join(s.name for s in stages[:5])}")
     by_name, chosen = {stage.name: stage for stage in stages}, set()
     while wanted:
         name = wanted.pop()
@@ -106,13 +106,13 @@ class Running:
 
 @dataclass
 class StageRunner:
-    """Runs stages in order, up to `jobs` at a time, until all are done or the time is over.
+    """Runs stages in order, up to `jobs` at a time, until all are done or the time is up.
 
     Args:
-        output_dir: holds `stages/` (marks) and `logs/`.
-        jobs: commands at a time.
+        output_dir: folder with `stages/` (marks) and `logs/`.
+        jobs: number of commands at a time.
         time_budget: minutes, None for no limit. At the end running stages are asked to stop (SIGTERM).
-        threads: of each command; None leaves them to it.
+        threads: number of threads of each command; None leaves the number to the command.
         pass_fds: file descriptors that the commands inherit, such as that of `exclusive`.
     """
 
@@ -126,7 +126,7 @@ class StageRunner:
     def run(self, stages: Sequence[Stage]) -> dict[str, str]:
         """Run the stages that are not done and return the state of each: done, stopped, failed or waiting.
 
-        SIGTERM and SIGINT stop all stages as the end of the time budget does, and then raise `KeyboardInterrupt`.
+        SIGTERM and SIGINT stop all stages, as the end of the time budget does, and then raise `KeyboardInterrupt`.
 
         Raises:
             ValueError: a stage was done with other options, or needs a stage that does not exist.
@@ -208,7 +208,7 @@ class StageRunner:
         return self.output_dir / "logs" / f"{stage.name}.log"
 
     def last_times(self, stages: Sequence[Stage]) -> str:
-        """How long the stages took that finished last, for a person; empty before the first one."""
+        """How long the most recent stages took, for a person to read; empty before the first one."""
         marks = sorted(
             (path for path in map(self.mark, stages) if path.is_file()), key=lambda path: path.stat().st_mtime
         )
@@ -291,7 +291,7 @@ class StageRunner:
 
 
 def progress(states: Mapping[str, str]) -> str:
-    """How many stages are in which state, for a person."""
+    """How many stages are in each state, for a person to read."""
     count = Counter(states.values())
     others = [f"{count[state]} {state}" for state in ("running", "waiting", "stopped", "failed") if count[state]]
     return ", ".join([f"{count['done']} of {len(states)} stages are done", *others])
@@ -310,9 +310,9 @@ def words_of_mark(mark: dict) -> list[str]:
 
 
 def changed_parts(done_by: Sequence[str], words: Sequence[str], before: str, now: str) -> list[str]:
-    """What differs between two commands, of which the first was given when the run folder was `before`.
+    """What differs between two commands; the first was given when the run folder was `before`.
 
-    How a path is spelled makes no difference.
+    Different spellings of the same path are no difference.
     """
     then = [moved(word, before, now) for word in done_by]
     if len(then) == len(words) and all(map(same_path, then, words)):
@@ -325,7 +325,7 @@ def changed_parts(done_by: Sequence[str], words: Sequence[str], before: str, now
 
 
 def moved(part: str, before: str, now: str) -> str:
-    """A path inside a folder that has moved, as it is now; any other word of a command stays as it is."""
+    """The present path of a file in a folder that has moved; any other word of a command stays as it is."""
     inside = part == before or part.startswith(before + os.sep)
     return now + part[len(before) :] if inside else part
 
@@ -341,20 +341,20 @@ def end_with_parent(parent: int) -> None:
 
 @contextmanager
 def exclusive(output_dir: Path) -> Iterator[int]:
-    """Hold a run folder for this process; gives the file descriptor that its stages are to inherit.
+    """Lock a run folder for this process; yields the file descriptor that its stages inherit.
 
-    Locks end with those who hold them: the first with this process, the second with its last stage, so that the next
-    call waits until the stages of a killed one have written their checkpoints.
+    One lock ends with this process, the other with its last stage, so that the next call waits until the stages of a
+    killed process have written their checkpoints.
 
     Raises:
-        ValueError: another call has the folder, or stages of one have it even after `GRACE_SECONDS`.
+        ValueError: another call has the lock, or its stages still have it after `GRACE_SECONDS`.
     """
     with folder_lock(output_dir, "output"), open(output_dir / STAGES_LOCK, "a") as stages:
         if not try_lock(stages.fileno()):
-            print("waiting for stages of an earlier call to end", file=sys.stderr, flush=True)
+            print("waiting for the stages of an earlier call to end", file=sys.stderr, flush=True)
             if not try_lock(stages.fileno(), GRACE_SECONDS):
                 raise ValueError(
-                    f"output={output_dir} is in use by stages of an earlier call: wait for their end or choose another"
+                    f"output={output_dir} is in use by stages of an earlier call: wait until they end, or name another"
                 )
         yield stages.fileno()
 

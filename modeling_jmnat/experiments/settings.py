@@ -16,16 +16,16 @@ class SuiteSettings:
         preset: name or file for the training commands.
         data: folder that prepare_data.py wrote.
         output: folder of the whole run.
-        teacher_steps, student_steps: updates; None leaves them to the preset.
+        teacher_steps, student_steps: updates; None takes the preset's.
         training_options: further options of all trainings, such as {"bf16": True}.
         teacher: folder or name on the Hub of the teacher that translates the training set; None trains one.
-        teacher_preset: for the one that is trained; None takes `preset`.
-        from_teacher: students start with a teacher's weights (one of their own size).
-        seeds: trainings of each student and autoregressive baseline, which differ in their seed alone.
+        teacher_preset: preset of the teacher, if one is trained; None takes `preset`.
+        from_teacher: students start with the weights of a teacher of their own size.
+        seeds: number of trainings of each student and autoregressive baseline; only their seeds differ.
         num_length_candidates: C.
-        latency_sentences: test sentences that are timed one by one.
-        batch_tokens: of evaluations; None leaves them to the commands.
-        bleu_tokenize: sacreBLEU's tokenizer; None leaves it to the language.
+        latency_sentences: number of test sentences that are timed one by one.
+        batch_tokens: batch size of evaluations; None takes the default of the commands.
+        bleu_tokenize: sacreBLEU's tokenizer; None chooses it by the target language.
     """
 
     preset: str
@@ -65,6 +65,6 @@ class SuiteSettings:
 
 
 def layers_of(preset: str) -> dict[str, int]:
-    """Layers of each half of a preset's models."""
+    """Number of layers of each half (encoder, decoder) of a preset's models."""
     model = load_preset(preset).model
     return {name: model.get(name, getattr(JMNatConfig(), name)) for name in ("encoder_layers", "decoder_layers")}

@@ -1,4 +1,4 @@
-"""Rows of results made of what the benchmarks wrote: one for each system, or for each setting of a training."""
+"""Rows of results made from what the benchmarks wrote: one for each system, or for each setting of a training."""
 
 import json
 from pathlib import Path
@@ -44,7 +44,7 @@ def machine_of(surroundings: dict) -> dict:
 
 
 def profile_of(path: Path) -> dict[str, dict[str, float]]:
-    """The figures of each system by the titles of the columns, shares in percent; none if there is no such file."""
+    """The figures of each system by column title, with shares in percent; empty if there is no such file."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     if not lines:

@@ -1,7 +1,7 @@
-"""A folder of results: `results.jsonl` and the translations that its scores are made of.
+"""A folder of results: `results.jsonl` and the translations that its scores are computed from.
 
 The translations of one run and split are one file, `translations/RUN-SPLIT.tsv.gz`: a line for each sentence, a column
-for each row of results that names it. `zcat FILE | cut -f COLUMN | sacrebleu REFERENCE` gives a score again.
+for each row of results that names it. `zcat FILE | cut -f COLUMN | sacrebleu REFERENCE` recomputes a score.
 """
 
 import json
@@ -20,7 +20,7 @@ def read_rows(path: Path) -> list[dict]:
     """Rows of a file with one JSON object in each line.
 
     Raises:
-        ValueError: a line is something else; it is named.
+        ValueError: a line is something else; the message names it.
         OSError: the file cannot be read.
     """
     rows = []
@@ -48,16 +48,16 @@ def add_results(
     Args:
         sources: see `rows.collect`.
         run: name of the run, such as "multi30k_tiny/teacher_3600/updates_9600".
-        only: regular expression; of systems like "jm-1.independent" those in which it is found.
-        with_translations: copy them. Not for text whose licence forbids it.
+        only: regular expression; takes the systems, such as "jm-1.independent", in whose names it is found.
+        with_translations: copy the translations, too; False for text whose licence forbids it.
 
     Returns:
-        The numbers of new rows and of rows replaced.
+        The numbers of new rows and of replaced rows.
     """
     found = [row for source in sources for row in collect(source, run)]
     new = {key_of(row): row for row in found if re.search(only, name_of(row))}
     if not new:
-        raise ValueError(f"only={only!r} is found in none of {', '.join(sorted({name_of(row) for row in found}))}")
+        raise ValueError(f"only={only!r} matches none of {', '.join(sorted({name_of(row) for row in found}))}")
     path = folder / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
     old = {key_of(row): row for row in read_rows(path)} if path.is_file() else {}
@@ -72,7 +72,7 @@ def add_results(
 
 
 def name_of(row: dict) -> str:
-    """`jm-1.independent`, as the file was called that a row comes from; `jm against cm`; the title of a benchmark."""
+    """The name of the file a row comes from (`jm-1.independent`), `jm against cm`, or the title of a benchmark."""
     against = f" against {row['baseline_system']}" if row.get("baseline_system") else ""
     seed = "" if row.get("seed") is None else f"-{row['seed']}"
     variant = f".{row['variant']}" if row.get("variant") else ""
@@ -80,7 +80,7 @@ def name_of(row: dict) -> str:
 
 
 def store_translations(folder: Path, rows: dict[tuple, dict], texts: dict[tuple, Path]) -> None:
-    """Copy the files `texts` into columns, and write into their rows which; `rows` are all of the folder, by key."""
+    """Copy the files `texts` into columns, and note the column in their rows; `rows` are all of the folder, by key."""
     by_file: dict[str, dict[tuple, list[str]]] = {}
     for key, source in texts.items():
         row = rows[key]
@@ -99,11 +99,11 @@ def store_translations(folder: Path, rows: dict[tuple, dict], texts: dict[tuple,
 
 
 def translations_of(folder: Path, row: dict) -> list[str]:
-    """The translations that a row's scores are made of.
+    """The translations that a row's scores are computed from.
 
     Raises:
         ValueError: none are stored.
     """
     if row.get("translations") is None:
-        raise ValueError(f"no translations are stored of {name_of(row)} in {row.get('run')}")
+        raise ValueError(f"there are no stored translations of {name_of(row)} in {row.get('run')}")
     return [line.split("\t")[row["column"] - 1] for line in read_lines(folder / row["translations"])]

@@ -44,7 +44,7 @@ TUNED_OPTIONS = {"remask_adjacent": [True, False]}
 
 
 class SuiteBuilder:
-    """Collects the stages of one or more suites; a stage that two suites share is there once."""
+    """Collects the stages of one or more suites; a stage that two suites share is added once."""
 
     def __init__(self, settings: SuiteSettings):
         self.settings = settings
@@ -77,7 +77,7 @@ class SuiteBuilder:
     def add_table2(self) -> None:
         self.add_strong_teacher(FINAL)
         first, *others = AUTOREGRESSIVE
-        for student in MAIN_STUDENTS[:2]:  # what the verdict stands on comes first: a run may end before the last
+        for student in MAIN_STUDENTS[:2]:  # the main comparison comes first: a run may end before the last
             self.add_final_student(student)
         self.add_autoregressive(first)
         for student in MAIN_STUDENTS[2:]:
@@ -106,7 +106,7 @@ class SuiteBuilder:
             self.add_evaluation(name, f"{name}.latency", timed | self.decoding(student), alone=True)
 
     def add_others(self, splits: Sequence[str] = ("validation",)) -> None:
-        """The paper's other systems, with the teacher's choice among candidates where the test text is read, too."""
+        """The paper's other systems, also reranked by the teacher where the test text is scored."""
         for student in OTHERS:
             self.add_student(student, splits)
             for name in self.names_of(student) if splits == FINAL else ():
@@ -143,7 +143,7 @@ class SuiteBuilder:
                 self.add_decodings(student)
 
     def add_decodings(self, student: Student, splits: Sequence[str] = ("validation",)) -> None:
-        """Evaluations that show whether a training also pays with another decoding than its own."""
+        """Evaluations that show whether a training setting also helps with another decoding than its own."""
         for name in self.names_of(student):
             for remasking, options in REMASKING.items():
                 if remasking != remasking_of(student):
@@ -201,7 +201,7 @@ class SuiteBuilder:
         self.add_distillation("teacher", "distilled")
 
     def teacher_to_start_with(self) -> str:
-        """The teacher whose weights students start with: a small one of their own size if the other's do not fit."""
+        """The teacher that students start from: a small one of their own size if the strong one does not fit."""
         settings = self.settings
         if settings.teacher is None:
             return "small_teacher" if settings.teacher_preset else "teacher"
@@ -224,7 +224,7 @@ class SuiteBuilder:
         return self.settings.output / system
 
     def training_set(self, data: str) -> tuple[Path, tuple[str, ...]]:
-        """As `data_folder`, for data whose stage another system may not have added."""
+        """As `data_folder`, and adds the stage that makes the data if no other system has."""
         if data == "both":
             self.add_preparation("both", self.settings.output / "distilled", {"append_train_of": self.settings.data})
         return self.data_folder(data)
@@ -370,7 +370,7 @@ class SuiteBuilder:
         return {"guide": self.model_of(teacher)}, (teacher,)
 
     def add_tuned(self, system: str, name: str, more: dict | None = None, autoregressive: bool = False) -> None:
-        """The best decoding of the validation text, and an evaluation with it; `more` are options of both."""
+        """The best decoding on the validation text, and an evaluation with it; `more` are options of both."""
         text, chosen = self.settings.output / "text", self.result("validation", f"{name}.tuning")
         candidates = {
             "num_length_candidates": self.settings.num_length_candidates,

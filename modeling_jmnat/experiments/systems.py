@@ -26,7 +26,7 @@ CM_NAT = {
 }
 # Decoding options of a system; all others keep their defaults.
 INDEPENDENT_REMASKING = {"remask_adjacent": False}
-# The two ways to re-mask, by the name that a result has when it is not the system's own.
+# The two ways to re-mask; the name is that of a result whose way is not the system's own.
 REMASKING = {"adjacent": {"remask_adjacent": True}, "independent": INDEPENDENT_REMASKING}
 
 
@@ -40,13 +40,13 @@ class Student:
         settings: training options that differ from the preset.
         data: "distilled", "weak_distilled", "raw", or "both" (distilled and raw together, equal updates).
         decoding: options of `generate`.
-        more_layers: layers beyond the preset's, by the name of the option.
+        more_layers: layers added to the preset's, by the name of the option.
         more_steps: updates, as a multiple of those of the other students.
         from_teacher: start with the teacher's weights, unless the run turns that off for all students.
         start: name of the student whose weights this one starts with instead.
-        guide: "same", the teacher that it starts with, or "backward", for a system that learns from another model.
-        passes: numbers of decoder passes to score, where they are not the usual ones.
-        reranked: numbers of candidates from which the teacher chooses in further evaluations.
+        guide: the model that such a system learns from: "same" (the teacher that it starts with) or "backward".
+        passes: numbers of decoder passes to score, if not the usual ones.
+        reranked: numbers of candidates for further evaluations, in which the teacher chooses one.
     """
 
     name: str
@@ -76,8 +76,8 @@ def remasking_of(student: Student) -> str:
 class Autoregressive:
     """A left-to-right baseline, trained from random weights on the text of the students.
 
-    It has as many updates as a student and the teacher that the student began with have together, and as many target
-    tokens in each as the student.
+    It is trained for the updates of a student and of the teacher that the student started from together, with as many
+    target tokens per update as the student.
 
     Args:
         name, label, data: see `Student`.
@@ -116,7 +116,7 @@ WEAK_STUDENTS = (
 
 
 def cm_with(name: str, label: str, settings: dict, **fields) -> Student:
-    """CM-NAT with something changed, decoded as CM-NAT."""
+    """A variant of CM-NAT, decoded as CM-NAT is."""
     return Student(f"cm_{name}", f"CM-NAT, {label}", CM_NAT | settings, decoding=INDEPENDENT_REMASKING, **fields)
 
 
@@ -128,7 +128,7 @@ FULL_WEIGHT = {"encoder_loss_weight": 1.0}
 JM_BOTH = jm_with("both", "distilled and raw text", {}, data="both")
 CM_BOTH = cm_with("both", "distilled and raw text", {}, data="both")
 JM_BOTH_FULL_WEIGHT = jm_with("both_encoder_weight_1", "distilled and raw text, a1 = 1", FULL_WEIGHT, data="both")
-# CM-NAT with the source side of JM-NAT alone: what it gains is masking the source, the rest is masking the target.
+# CM-NAT with only the source side of JM-NAT: its gain comes from masking the source, the rest from masking the target.
 CM_BOTH_ENCODER_MASK = cm_with(
     "both_encoder_mask",
     "encoder mask and L_enc with a1 = 1, distilled and raw text",

@@ -52,7 +52,7 @@ CASE_STUDY = "case_study"
 
 
 def cell(values: Sequence[float], digits: int = 2) -> str:
-    """The mean of the seeds, followed by the lowest and the highest of several; a dash without values."""
+    """The mean of the seeds, with the lowest and the highest if there are several; a dash without values."""
     if not values:
         return "-"
     mean, low, high = (f"{value:.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
@@ -60,18 +60,18 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
 
 
 def figures(rows: Sequence[dict], name: str, **conditions) -> list[float]:
-    """One figure of all rows with these values, which differ in their seed."""
+    """One figure from every row with these values; the rows differ in their seeds."""
     return [row[name] for row in select(rows, **conditions) if row.get(name) is not None]
 
 
 def splits_of(rows: Sequence[dict]) -> list[str]:
-    """The splits that systems were scored on, "validation" first, on which choices are made."""
+    """The splits that systems were scored on; "validation", on which choices are made, comes first."""
     scored = {row["split"] for row in rows if row["variant"].split(".")[-1] not in (TUNING, TRAINING, LATENCY)}
     return [split for split in SPLITS if split in scored]
 
 
 def chosen_on(rows: Sequence[dict]) -> list[dict]:
-    """The rows of one split: of the validation text where there are any."""
+    """The rows of the split that choices are made on: "validation" if there are any."""
     return select(rows, split=splits_of(rows)[:1])
 
 
@@ -143,7 +143,7 @@ def scores_table(rows: Sequence[dict]) -> str:
 
 
 def others_table(rows: Sequence[dict]) -> str:
-    """The paper's other systems below the basic NAT, each beside the figures of its own paper; empty without one."""
+    """The paper's other systems below the basic NAT, each with the figures of its own paper; empty without any."""
     lines = []
     for student in (NAT, *OTHERS):
         cited = ["-" if value is None else f"{value:.2f}" for value in CITED.get(student.name, [None] * 6)]
@@ -311,7 +311,7 @@ def signatures(rows: Sequence[dict]) -> str:
 
 
 def write_tables(output: Path, suites: Sequence[str]) -> dict[str, str]:
-    """`results/SUITE.md` for each suite, with the metric's signature beneath; returns the texts."""
+    """Write `results/SUITE.md` for each suite, with the metric's signature below; returns the texts."""
     rows, texts = run_rows(output), {}
     for suite in suites:
         texts[suite] = case_study(output) if suite == CASE_STUDY else f"{TABLES[suite](rows)}\n{signatures(rows)}"

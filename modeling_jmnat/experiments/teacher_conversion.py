@@ -3,7 +3,7 @@
 OUTPUT/start       the student before it is trained: the teacher's tokenizer and weights
 OUTPUT/distilled   the teacher's translations of the training text
 OUTPUT/model       the student
-OUTPUT/results     scores and times of student and teacher; logs and marks of the stages stand beside it
+OUTPUT/results     scores and times of student and teacher; logs and marks of the stages are beside it
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,25 +18,25 @@ from .runner import Stage
 
 BEGUN_WITH = "begun_with.json"
 LARGEST_HELD_OUT = 1000  # sentences
-HELD_OUT_SHARE = 20  # at most one of so many training sentences
+HELD_OUT_SHARE = 20  # at most one in this many training sentences is held out
 SIDES = ("src", "tgt")
 PASSES = (1, 4, 10)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to convert with which text.
+    """A teacher to convert, and the text to do it with.
 
     Args:
         teacher: a folder, or a name on the Hub.
         output: folder of the run.
-        train, validation, test: a source and a target file each. Without a target the teacher makes it; without
-            validation text, sentences of the training text are held out; without test text, validation text is scored.
+        train, validation, test: a source and a target file each. The teacher translates where the target is missing.
+            Without validation text, training sentences are held out; without test text, validation text is scored.
         start, decoding, distillation, training: further options of the commands `init`, `evaluate` of the teacher,
             `distill` and `train`.
-        target_language: chooses sacreBLEU's tokenizer.
-        num_length_candidates: of the student.
-        latency_sentences: sentences timed one by one.
+        target_language: language that chooses sacreBLEU's tokenizer.
+        num_length_candidates: C of the student.
+        latency_sentences: number of sentences that are timed one by one.
     """
 
     teacher: str
@@ -53,7 +53,7 @@ class Conversion:
     latency_sentences: int = 100
 
     def check(self) -> None:
-        """Refuse what would fail after hours.
+        """Refuse at the start what would otherwise fail after hours.
 
         Raises:
             ValueError: targets without sources, or held-out sources without targets where training text has them.
@@ -68,7 +68,7 @@ class Conversion:
 
     @property
     def references_are_the_teachers(self) -> bool:
-        """Whether the text that is scored has no other translation than the teacher's."""
+        """Whether the references of the scored text are the teacher's own translations."""
         return self.train[1] is None and self.validation[0] is None and self.test[0] is None
 
     def path(self, *parts: str) -> str:
@@ -92,8 +92,8 @@ class Conversion:
             changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             if changed:
                 raise ValueError(
-                    f"output={self.output} was begun with another {' and '.join(changed)}: give that again or choose "
-                    "another --output"
+                    f"output={self.output} was begun with another {' and '.join(changed)}: give the same again or "
+                    "choose another --output"
                 )
             return
         if self.validation[0] is None:
@@ -102,12 +102,12 @@ class Conversion:
         write_json(begun, now)
 
     def hold_out(self) -> None:
-        """Write text/train.* and text/validation.*: held out are sentences at equal distances."""
+        """Write text/train.* and text/validation.*; the sentences held out are spread evenly over the text."""
         sides = read_parallel(*self.train) if self.train[1] else (read_lines(self.train[0]),)
         count = min(LARGEST_HELD_OUT, len(sides[0]) // HELD_OUT_SHARE)
         if not count:
             raise ValueError(
-                f"{self.train[0]} has {len(sides[0])} lines: give --validation_source, or {HELD_OUT_SHARE} and more"
+                f"{self.train[0]} has {len(sides[0])} lines: give at least {HELD_OUT_SHARE}, or --validation_source"
             )
         held_out = {place * len(sides[0]) // count for place in range(count)}
         (self.output / "text").mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ class Conversion:
             write_lines(self.output / "text" / f"validation.{side}", (lines[row] for row in sorted(held_out)))
 
     def training_text(self) -> tuple[str, str]:
-        """Source and target of the text to distil; the source stands for a target that is not there."""
+        """Source and target of the text to distil; the source takes the place of a missing target."""
         source, target = self.train
         if self.validation[0] is None:
             source, target = self.path("text", "train.src"), target and self.path("text", "train.tgt")
@@ -236,7 +236,7 @@ def comparison(output: Path) -> list[dict]:
 
 
 def comparison_table(rows: list[dict]) -> str:
-    """The rows for a person."""
+    """The rows as a table for a person to read."""
     lines = ["model    decoding  sacreBLEU   (95%)        chrF++  ms per sentence"]
     for row in rows:
         time = "" if row["ms_per_sentence"] is None else f"{row['ms_per_sentence']:.0f}"

@@ -1,7 +1,7 @@
-"""Checkpoints of two fairseq releases as folders that `from_pretrained` loads.
+"""Converts checkpoints of two fairseq releases to folders that `from_pretrained` loads.
 
-JM-NAT (architecture `transformer_nat_ymask_pred_len`) and Mask-Predict (`bert_transformer_seq2seq`) are one network up
-to switches of `JMNatConfig`, so that converting is renaming: read -> average -> configure -> rename -> save.
+JM-NAT (architecture `transformer_nat_ymask_pred_len`) and Mask-Predict (`bert_transformer_seq2seq`) are the same
+network up to switches of `JMNatConfig`, so converting is renaming: read -> average -> configure -> rename -> save.
 """
 
 import pickle
@@ -41,15 +41,15 @@ class _Meter(Namespace):
 
 @dataclass(frozen=True)
 class Release:
-    """What tells one release from the other.
+    """The differences between the releases.
 
     Args:
-        name: as messages call it.
-        architecture: how its fairseq architectures begin.
-        norm_weight: last part of a layer norm's weight, by which its tensors are recognised.
-        renamed: patterns of our parameter names and what stands there in the checkpoint.
+        name: name in messages.
+        architecture: prefix of its fairseq architectures.
+        norm_weight: last part of the name of a layer norm's weight, by which its tensors are recognised.
+        renamed: patterns of our parameter names, with their replacements in the checkpoint.
         config: fields of `JMNatConfig` that its code fixes.
-        generation: how its documented command decodes.
+        generation: decoding options of its documented command.
     """
 
     name: str
@@ -96,42 +96,42 @@ RELEASES = (JMNAT, MASK_PREDICT)
 
 
 def read_checkpoint(path: str | Path) -> tuple[Namespace, dict[str, torch.Tensor]]:
-    """The settings and the tensors of a fairseq checkpoint, read without running anything that stands in the file.
+    """The settings and tensors of a fairseq checkpoint, read without running code from the file.
 
     Raises:
-        ValueError: the file holds objects other than tensors, plain values, an `argparse.Namespace` and fairseq's
-            meters, or is no checkpoint at all.
+        ValueError: the file has objects other than tensors, plain values, an `argparse.Namespace` and fairseq's
+            meters, or is not a checkpoint at all.
         OSError: the file cannot be read.
     """
     meters = [(_Meter, f"fairseq.meters.{name}") for name in METERS]
     try:
         with torch.serialization.safe_globals([Namespace, *meters]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken or hostile file makes the reader raise
+    except Exception as error:  # a broken or hostile file can make the reader raise anything
         if isinstance(error, OSError) and error.filename is not None:
             raise
         forbidden = re.search(r"(?:GLOBAL|[Uu]nsupported class|function|class) '?([\w.]*\w)", str(error))
         if isinstance(error, pickle.UnpicklingError) and forbidden:
             raise ValueError(
-                f"{path} is refused: it holds {forbidden[1]}, only tensors, plain values and an argparse.Namespace "
-                "are read"
+                f"{path} is refused: it holds {forbidden[1]}, but only tensors, plain values and an "
+                "argparse.Namespace are read"
             ) from None
         raise ValueError(f"{path} is not a complete checkpoint of PyTorch ({type(error).__name__})") from None
     if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} is no fairseq checkpoint: it holds a {type(checkpoint).__name__}, not a dictionary")
+        raise ValueError(f"{path} is not a fairseq checkpoint: it is a {type(checkpoint).__name__}, not a dictionary")
     settings, state = checkpoint.get("args"), checkpoint.get("model")
     if not isinstance(settings, Namespace):
-        raise ValueError(f"{path} is no checkpoint of these releases: its 'args' is no argparse.Namespace")
+        raise ValueError(f"{path} is not a checkpoint of these releases: its 'args' is not an argparse.Namespace")
     if not isinstance(state, dict) or not state:
-        raise ValueError(f"{path} is no fairseq checkpoint: its 'model' is no dictionary of tensors")
+        raise ValueError(f"{path} is not a fairseq checkpoint: its 'model' is not a dictionary of tensors")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise ValueError(f"{path}: {key!r} in 'model' is no tensor")
+            raise ValueError(f"{path} is not a fairseq checkpoint: {key!r} in 'model' is not a tensor")
     return settings, dict(state)
 
 
 def detect_release(settings: Namespace, state: dict[str, torch.Tensor]) -> Release:
-    """The release whose names the tensors have; the architecture that the checkpoint names must agree."""
+    """The release, from the names of the tensors; the architecture that the checkpoint names must agree."""
     architecture = getattr(settings, "arch", None)
     for release in RELEASES:
         tensors_fit = LENGTHS in state and any(key.endswith(release.norm_weight) for key in state)
@@ -139,19 +139,19 @@ def detect_release(settings: Namespace, state: dict[str, torch.Tensor]) -> Relea
             return release
     known = " nor ".join(f"of {release.name} ({release.architecture})" for release in RELEASES)
     lacking = f" and lacks the tensor {LENGTHS}" if LENGTHS not in state else ""
-    raise ValueError(f"the checkpoint has the architecture {architecture!r}{lacking}: it is neither {known}")
+    raise ValueError(f"the checkpoint has the architecture {architecture!r}{lacking}, so it is neither {known}")
 
 
 def build_config(settings: Namespace, state: dict[str, torch.Tensor], release: Release) -> JMNatConfig:
     """Our configuration: switches and sizes from the settings, table sizes from the tables themselves.
 
     Raises:
-        ValueError: a setting is missing, or is one that the network does not have.
+        ValueError: a setting is missing, or the network does not support it.
     """
 
     def setting(name: str, *default):
         if not hasattr(settings, name) and not default:
-            raise ValueError(f"the checkpoint's settings lack {name}")
+            raise ValueError(f"the checkpoint's settings lack {name}: give one that fairseq wrote for these releases")
         return getattr(settings, name, *default)
 
     def of_both(name: str, *default):
@@ -165,7 +165,7 @@ def build_config(settings: Namespace, state: dict[str, torch.Tensor], release: R
     for name in ("", "_enc", "_dec"):
         if setting(f"no{name}_token_positional_embeddings", False):
             raise ValueError(
-                f"no{name}_token_positional_embeddings=True: models without positions have no counterpart"
+                f"no{name}_token_positional_embeddings=True: models without positions cannot be converted"
             )
     activation = setting("activation_fn", "relu")
     if activation not in ACTIVATIONS:
@@ -200,12 +200,12 @@ def table(state: dict[str, torch.Tensor], key: str) -> torch.Tensor:
     if key not in state:
         raise ValueError(f"the checkpoint lacks the tensor {key}")
     if state[key].dim() != 2:
-        raise ValueError(f"tensor {key} has shape {tuple(state[key].shape)}, a matrix is needed")
+        raise ValueError(f"tensor {key} has shape {tuple(state[key].shape)} but must be a matrix")
     return state[key]
 
 
 def checkpoint_name(parameter: str, release: Release) -> tuple[str, int | None]:
-    """Where a parameter of ours stands in a checkpoint: its key, and which third of it where three are one tensor."""
+    """Where a checkpoint has a parameter: the key, and which third of that tensor if it holds three parameters."""
     if parameter == "model.shared.weight":
         return EMBEDDING, None
     key, third = parameter.removeprefix("model."), None
@@ -218,7 +218,7 @@ def checkpoint_name(parameter: str, release: Release) -> tuple[str, int | None]:
 
 
 def check_shared_embeddings(state: dict[str, torch.Tensor]) -> None:
-    """Reject checkpoints that do not share one matrix for source, target and output."""
+    """Raise ValueError unless the checkpoint shares one matrix for source, target and output."""
     source, target = table(state, EMBEDDING), table(state, DECODER_EMBEDDING)
     for key, matrix in ((DECODER_EMBEDDING, target), (OUTPUT, state.get(OUTPUT, target))):
         if not torch.equal(source, matrix):
@@ -226,10 +226,10 @@ def check_shared_embeddings(state: dict[str, torch.Tensor]) -> None:
 
 
 def copy_weights(model: JMNatForConditionalGeneration, state: dict[str, torch.Tensor], release: Release) -> None:
-    """Fill the model with the tensors of a checkpoint; each must be used and have its shape.
+    """Copy the tensors of a checkpoint into the model; all must be used and have the right shape.
 
     Raises:
-        ValueError: a tensor is missing, superfluous or of another shape; it is named.
+        ValueError: a tensor is missing, unexpected or of another shape; the message names it.
     """
     places = {name: checkpoint_name(name, release) for name, _ in model.named_parameters()}
     for key, _ in places.values():
@@ -238,26 +238,26 @@ def copy_weights(model: JMNatForConditionalGeneration, state: dict[str, torch.Te
     known = {key for key, _ in places.values()} | {DECODER_EMBEDDING, OUTPUT}
     surplus = [key for key in state if key not in known and not NO_PARAMETERS.fullmatch(key)]
     if surplus:
-        raise ValueError(f"the checkpoint holds the tensor {surplus[0]}, which its settings do not call for")
+        raise ValueError(f"the checkpoint holds the tensor {surplus[0]}, which does not fit its settings")
     check_shared_embeddings(state)
     for name, parameter in model.named_parameters():
         key, third = places[name]
         tensor = state[key]
         if key == DECODER_POSITIONS:
-            # A decoder shorter than the length table gets rows of zeros that `max_length` keeps out of reach.
+            # A decoder shorter than the length table gets rows of zeros, which `max_length` never reaches.
             tensor = F.pad(table(state, key), (0, 0, 0, parameter.shape[0] - table(state, key).shape[0]))
         expected = list(parameter.shape)
         if third is not None:
             expected[0] *= 3
         if list(tensor.shape) != expected:
-            raise ValueError(f"tensor {key} has shape {list(tensor.shape)}, its settings call for {expected}")
+            raise ValueError(f"tensor {key} has shape {list(tensor.shape)}, but its settings require {expected}")
         with torch.no_grad():
             parameter.copy_(tensor if third is None else tensor.chunk(3)[third])
 
 
 def generation_config(config: JMNatConfig, state: dict[str, torch.Tensor], release: Release) -> JMNatGenerationConfig:
-    """How the release decodes: 10 passes, tokens masked again one by one, nothing suppressed, its number and score of
-    candidates."""
+    """How the release decodes: 10 passes, independent re-masking, no suppressed tokens, and its number of candidates
+    with their score."""
     options = JMNatGenerationConfig.from_model_config(config)
     longest = config.max_target_length
     if DECODER_POSITIONS in state:
@@ -273,8 +273,8 @@ def load_fairseq_model(checkpoints: Sequence[str | Path]) -> tuple[JMNatForCondi
     """The model of a fairseq checkpoint, or of the mean of several, in float32 and evaluation mode.
 
     Raises:
-        ValueError: see `read_checkpoint`, `detect_release`, `build_config`, `copy_weights`; checkpoints that differ in
-            more than their numbers.
+        ValueError: see `read_checkpoint`, `detect_release`, `build_config`, `copy_weights`; or the checkpoints
+            differ in more than the values of their weights.
     """
     checkpoints = [Path(path) for path in checkpoints]
     if not checkpoints:
@@ -314,7 +314,7 @@ def add_checkpoint(state: dict, config: JMNatConfig, release: Release, path: Pat
 
 
 def check_new_or_empty(output_dir: Path) -> None:
-    """Refuse to replace anything."""
+    """Raise ValueError unless `output_dir` is new or empty."""
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise ValueError(f"output_dir={output_dir} exists and is not an empty folder: choose a new one")
 
@@ -329,16 +329,16 @@ def convert_fairseq_checkpoint(
     moses_target_lang: str | None = None,
     lowercase: bool = False,
 ) -> dict[str, Any]:
-    """Write a folder with model, generation configuration and tokenizer; returns what was converted, for people.
+    """Write a folder with model, generation configuration and tokenizer; returns a summary of the conversion.
 
     Args:
-        checkpoints: files of one model; of several the mean is taken.
-        source_dict, target_dict: the fairseq dictionaries, equal ones.
-        output_dir: a folder that does not exist or is empty. It appears when everything is written.
-        bpe_codes, moses_source_lang, moses_target_lang, lowercase: how text becomes pieces, see `build_tokenizer`.
+        checkpoints: files of one model; several are averaged.
+        source_dict, target_dict: the fairseq dictionaries, which must be equal.
+        output_dir: a folder that does not exist or is empty; it is written all at once.
+        bpe_codes, moses_source_lang, moses_target_lang, lowercase: see `build_tokenizer`.
 
     Raises:
-        ValueError: anything that does not fit, in one sentence; nothing is written then.
+        ValueError: the files do not fit each other or cannot be converted; nothing is written.
         OSError: a file cannot be read or written.
     """
     output_dir = Path(output_dir)
@@ -349,8 +349,8 @@ def convert_fairseq_checkpoint(
     config = model.config
     if len(symbols) != config.vocab_size:
         raise ValueError(
-            f"{source_dict} gives {len(symbols)} symbols (5 special ones and its lines), but {EMBEDDING} has "
-            f"{config.vocab_size} rows"
+            f"{source_dict} has {len(symbols)} symbols (5 special ones and its lines), but {EMBEDDING} has "
+            f"{config.vocab_size} rows: give the dictionaries with which the model was trained"
         )
     longest = min(config.max_position_embeddings, model.generation_config.max_length)
     tokenizer = build_tokenizer(symbols, merges, moses_source_lang, moses_target_lang, lowercase, longest)

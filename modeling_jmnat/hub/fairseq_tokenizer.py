@@ -1,4 +1,4 @@
-"""A tokenizer with the ids of a fairseq dictionary, and with byte-pair codes where there are any."""
+"""A tokenizer with the ids of a fairseq dictionary, and optionally with byte-pair codes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ def read_dictionary(path: str | Path) -> list[str]:
     """The symbols of a fairseq dictionary in the order of their ids, the five special ones first.
 
     Raises:
-        ValueError: a line is not `symbol count`, or a symbol is there twice; the line is named.
+        ValueError: a line is not `symbol count`, or repeats a symbol; the message names the line.
     """
     symbols = dict.fromkeys(SPECIAL_TOKENS)
     for number, line in enumerate(iterate_lines(path), 1):
         symbol, space, count = line.rpartition(" ")
         if not symbol or not space or not count.isdecimal():
-            raise ValueError(f"{path}: line {number} is not a symbol and its count: {line!r}")
+            raise ValueError(f"{path}: line {number} must be a symbol and its count, not {line!r}")
         if symbol in symbols:
             raise ValueError(f"{path}: line {number} repeats the symbol {symbol!r}")
         symbols[symbol] = None
@@ -31,7 +31,7 @@ def read_dictionary(path: str | Path) -> list[str]:
 
 
 def read_joint_dictionary(source_dict: str | Path, target_dict: str | Path) -> list[str]:
-    """The one dictionary of both languages; two that differ are refused: the model has one embedding matrix."""
+    """The joint dictionary; raises ValueError if the two differ, because the model has one embedding matrix."""
     source, target = read_dictionary(source_dict), read_dictionary(target_dict)
     if source == target:
         return source
@@ -47,10 +47,10 @@ def read_joint_dictionary(source_dict: str | Path, target_dict: str | Path) -> l
 
 
 def read_bpe_codes(path: str | Path) -> list[str]:
-    """The merges of a file of codes, `"a b"` each: subword-nmt (`#version: 0.2`, `a b`) or fastBPE (`a b count`).
+    """The merges, such as `"a b"`, in a file of subword-nmt (`#version: 0.2`, `a b`) or fastBPE (`a b count`).
 
     Raises:
-        ValueError: the file is empty, or a line is neither; the line is named.
+        ValueError: the file is empty, or a line is neither; the message names the line.
     """
     merges = []
     for number, line in enumerate(read_lines(path), 1):
@@ -60,10 +60,10 @@ def read_bpe_codes(path: str | Path) -> list[str]:
         if len(fields) == 3 and fields[2].isdecimal():
             fields.pop()
         if len(fields) != 2 or not all(fields):
-            raise ValueError(f"{path}: line {number} is no merge of byte-pair codes (two pieces): {line!r}")
+            raise ValueError(f"{path}: line {number} must be a merge of byte-pair codes (two pieces), not {line!r}")
         merges.append(" ".join(fields))
     if not merges:
-        raise ValueError(f"{path}: there are no byte-pair codes in it")
+        raise ValueError(f"{path} has no byte-pair codes: give the file of codes with which the data was split")
     return merges
 
 
@@ -75,18 +75,18 @@ def build_tokenizer(
     lowercase: bool = False,
     model_max_length: int = 512,
 ) -> JMNatTokenizer:
-    """A tokenizer whose ids are places in `symbols`.
+    """A tokenizer whose ids are indices into `symbols`.
 
-    With `merges` it takes text. Without, it takes the pieces as fairseq's training data holds them, with spaces
-    between (`wor@@ d`). Both ways decoding joins the pieces to words. Where the symbols hold what Moses writes for `'`
-    and for dashes between words, Moses tokenisation does the same here.
+    With `merges` it reads text. Without, it reads pieces separated by spaces, as in fairseq's training data
+    (`wor@@ d`). Either way, decoding joins the pieces to words. If the symbols include the escapes that Moses writes
+    for `'` and for dashes between words, Moses tokenisation writes them here, too.
 
     Args:
-        symbols: special symbols, then the dictionary.
+        symbols: the special symbols, then those of the dictionary.
         merges: see `read_bpe_codes`.
         moses_source_lang, moses_target_lang: see `JMNatTokenizer`; both or neither.
         lowercase: the model was trained on lower-cased text.
-        model_max_length: longest text in tokens, `</s>` included, before the tokenizer warns.
+        model_max_length: longest text in tokens, `</s>` included; the tokenizer warns of longer ones.
 
     Raises:
         ValueError: one Moses language without the other, or an unknown one.

@@ -1,7 +1,7 @@
-"""The card of a published model: figures from the result files of `evaluate.py`, words from a file of facts.
+"""The card of a published model, with figures from result files of `evaluate.py` and text from a file of facts.
 
-The card's metadata is what the Hub reads (languages, licence, scores as a `model-index`); its snippets show what the
-model really answered when the card was made.
+Its metadata are for the Hub (languages, licence, scores as a `model-index`); its snippets show the model's answers
+when the card was made.
 """
 
 import json
@@ -27,14 +27,14 @@ class TestSet:
     """A test set of the card.
 
     Args:
-        name: for people, such as "Tatoeba German-English (2,000 held-out pairs)".
+        name: name for people, such as "Tatoeba German-English (2,000 held-out pairs)".
         dataset: identifier in the metadata.
-        results: JSON file of `evaluate.py` with the model that is published.
-        latency: another such file with `latency_ms`, where `results` has none.
-        teacher: such a file of an autoregressive model, to stand beside.
+        results: JSON file of `evaluate.py` for the published model.
+        latency: another such file with `latency_ms`, if `results` has none.
+        teacher: such a file of an autoregressive model, for comparison.
     """
 
-    __test__ = False  # no class of tests, whatever pytest thinks of its name
+    __test__ = False  # pytest would collect it by its name
 
     name: str
     dataset: str
@@ -48,16 +48,16 @@ class CardFacts:
     """Facts for a card that no result file holds, read from YAML; its paths are relative to that file.
 
     Args:
-        name: of the model.
-        languages: source and target, two letters each.
-        language_names: the same for people.
-        license: of the weights, as the Hub calls it.
-        domain: what kind of text the model knows.
-        training_text: sources with name, license, license_name, url, pairs and by (whom to name).
-        training: how it was trained, a paragraph.
+        name: name of the model.
+        languages: codes of source and target language, two letters each.
+        language_names: their names for people.
+        license: the Hub's identifier for the license of the weights.
+        domain: the kind of text that the model was trained on.
+        training_text: sources with name, license, license_name, url, pairs and by (whom to credit).
+        training: how the model was trained, one or more paragraphs.
         tests: see `TestSet`.
-        examples: sentences for the snippets, the first for the shortest one.
-        limits: sentences on what it does badly, beside those that the figures tell.
+        examples: sentences for the snippets; the shortest snippet has the first.
+        limits: sentences about what it does badly, besides those made from the figures.
     """
 
     name: str
@@ -76,7 +76,7 @@ def read_facts(path: str | Path) -> CardFacts:
     """The facts in a YAML file.
 
     Raises:
-        ValueError: what is missing or unknown there, by name.
+        ValueError: something is missing or unknown; the message names it.
     """
     path = Path(path)
     try:
@@ -89,14 +89,14 @@ def read_facts(path: str | Path) -> CardFacts:
         if missing:
             raise ValueError(f"{path}: training_text {number} lacks {', '.join(sorted(missing))}")
     if len(facts.languages) != 2 or len(facts.language_names) != 2 or len(facts.examples) < 2 or not facts.tests:
-        raise ValueError(f"{path} needs two languages, two language_names, at least two examples and one of tests")
+        raise ValueError(f"{path} needs two languages, two language_names, two or more examples, and tests")
     tests = [_checked(TestSet, test, f"{path}, tests {number}") for number, test in enumerate(facts.tests, start=1)]
     return CardFacts(**{**vars(facts), "tests": tests})
 
 
 def _checked(cls, content, where: str):
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where} must hold names and values")
+        raise ValueError(f"{where} must be a mapping of names to values, not {type(content).__name__}")
     unknown = set(content) - {option.name for option in fields(cls)}
     needed = {option.name for option in fields(cls) if option.default is MISSING and option.default_factory is MISSING}
     for problem, names in (("does not know", unknown), ("lacks", needed - set(content))):
@@ -107,7 +107,7 @@ def _checked(cls, content, where: str):
 
 @dataclass(frozen=True)
 class Scores:
-    """The rows of a test set: by number of passes, and of the teacher by number of beams."""
+    """The rows of a test set by number of passes, and those of the teacher by number of beams."""
 
     test: TestSet
     settings: dict
@@ -121,7 +121,7 @@ class Scores:
 
 
 def read_scores(test: TestSet, folder: Path) -> Scores:
-    """All figures of a test set; ValueError for a file that `evaluate.py` has not written."""
+    """All figures of a test set; raises ValueError for a file that `evaluate.py` has not written."""
     report, rows = _read_report(folder / test.results, "num_iterations")
     if test.latency:
         _, timed = _read_report(folder / test.latency, "num_iterations")
@@ -141,10 +141,10 @@ def _read_report(path: Path, key: str) -> tuple[dict, dict[int, dict]]:
         report["settings"]["sentences"], report["settings"]["generation"], report["device"]["name"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"{path} is no result file of evaluate.py with {key}, sacreBLEU and chrF in each row"
+            f"{path} is not a result file of evaluate.py with {key}, sacreBLEU and chrF in each row"
         ) from None
     if not rows:
-        raise ValueError(f"{path} holds no results")
+        raise ValueError(f"{path} has no results: run evaluate.py again")
     return report, rows
 
 
@@ -156,8 +156,8 @@ def score_table(scores: Scores) -> str:
         for beams, row in sorted(scores.teacher.items())
     ]
     figures = (
-        ("sacreBLEU", lambda row: f"{row['sacrebleu']:.1f}"),
-        ("chrF", lambda row: f"{row['chrf']:.1f}"),
+        ("sacreBLEU", lambda row: with_interval(row, "sacrebleu")),
+        ("chrF", lambda row: with_interval(row, "chrf")),
         ("repeated words per sentence", lambda row: f"{row['repeated_tokens_per_sentence']:.2f}"),
         ("milliseconds per sentence, one at a time", lambda row: f"{row['latency_ms']['mean']:.0f}"),
     )
@@ -174,8 +174,17 @@ def score_table(scores: Scores) -> str:
     return markdown([scores.test.name, *(title for title, _ in columns)], lines).rstrip("\n")
 
 
+def with_interval(row: dict, metric: str) -> str:
+    """A score, with its 95% interval in parentheses if the row has one."""
+    score = f"{row[metric]:.1f}"
+    if metric not in row.get("intervals", {}):
+        return score
+    low, high = row["intervals"][metric]
+    return f"{score} ({low:.1f} to {high:.1f})"
+
+
 def card_metadata(facts: CardFacts, all_scores: Sequence[Scores]) -> ModelCardData:
-    """What the Hub reads: the scores with most passes of each test set."""
+    """Metadata for the Hub: of each test set the scores with the most passes."""
     results = []
     for scores in all_scores:
         for metric, title in (("sacrebleu", "sacreBLEU"), ("chrf", "chrF")):
@@ -204,7 +213,7 @@ def card_metadata(facts: CardFacts, all_scores: Sequence[Scores]) -> ModelCardDa
 
 
 def latency_rows(all_scores: Sequence[Scores]) -> list[dict]:
-    """Rows for `plot_bleu_against_latency`: those that were timed one sentence at a time."""
+    """Rows for `plot_bleu_against_latency`: those timed one sentence at a time."""
     rows = []
     for scores in all_scores:
         for system, by_setting, label in (
@@ -219,22 +228,22 @@ def latency_rows(all_scores: Sequence[Scores]) -> list[dict]:
 
 
 def quoted(text: str) -> str:
-    """A string as it stands in a snippet."""
+    """A string as Python source for a snippet."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def write_card(
     facts_file: str | Path, folder: str | Path, model_id: str, model, tokenizer, template: str | Path = TEMPLATE
 ) -> None:
-    """Write `README.md` and, where latencies were measured, their picture into `folder`.
+    """Write `README.md` and, if latencies were measured, their picture into `folder`.
 
     Args:
-        model_id: what the snippets load: a folder, or a name on the Hub.
-        model, tokenizer: what is published; they answer the examples of the snippets.
+        model_id: the model that the snippets load: a folder, or a name on the Hub.
+        model, tokenizer: the published model and tokenizer, which translate the examples of the snippets.
 
     Raises:
-        ValueError: a file of facts or results that lacks something.
-        OSError: a file that is not there.
+        ValueError: a file of facts or results lacks something.
+        OSError: a file is missing.
     """
     facts = read_facts(facts_file)
     all_scores = [read_scores(test, Path(facts_file).parent) for test in facts.tests]
@@ -255,6 +264,7 @@ def write_card(
         picture=PICTURE if rows else None,
         scores=all_scores,
         tables=[score_table(scores) for scores in all_scores],
+        intervals=any("intervals" in row for scores in all_scores for row in scores.by_passes.values()),
         first=quoted(first),
         first_answer=translate(first),
         texts=[quoted(text) for text in others],

@@ -1,7 +1,7 @@
 """Build a folder that loads with Transformers and PyTorch alone, and push it to the Hub.
 
-Beside weights and tokenizer it holds the files of this package that the model needs (`auto_map`), the pipeline
-(`custom_pipelines`), a card, and what an Inference Endpoint loads.
+Besides weights and tokenizer, it has the files of this package that the model needs (`auto_map`), the pipeline
+(`custom_pipelines`), a card, and the files of an Inference Endpoint.
 """
 
 import contextlib
@@ -35,27 +35,27 @@ AUTO_CLASSES = {
     JMNatTokenizer: "AutoTokenizer",
 }
 AUTO_MAP = {"AutoModel": "modeling_jmnat.JMNatModel"}  # a save enters its own class alone
-# Files of an earlier build or push that must not stay beside new ones.
+# Files of an earlier build or push, which must not stay beside new ones.
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 GRAPH_FILES = tuple(f"{GRAPHS_FOLDER}/{name}" for name in ("*.onnx", "output_weight*.safetensors", POSITIONS_FILE))
 CODE_FILES = ("*_jmnat.py", *(Path(module.__file__).name for module in (plain_text, segmenters, pipeline_module)))
 REPLACED_FILES = (*WEIGHT_FILES, *CODE_FILES, *GRAPH_FILES)
-# Of an Inference Endpoint, copied from beside this module. Their first line tells them from files of the user's own.
+# Files of an Inference Endpoint, copied from this package. Their first line distinguishes them from the user's own.
 ENDPOINT_FILES = ("handler.py", "requirements.txt")
-# All that a published model is made of; a training leaves more in its folder.
+# All files of a published model; a training leaves more in its folder.
 PUBLISHED_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *(*WEIGHT_FILES, *CODE_FILES),
     *("README.md", "[!.]*.png", f"{GRAPHS_FOLDER}/[!.]*"),
     *ENDPOINT_FILES,
 )
-# What loading leaves among a tokenizer's options and would be saved with it.
+# Loading adds these to a tokenizer's options, with which they would be saved.
 LOADING_OPTIONS = ("is_local", "local_files_only", "name_or_path")
 
 
 @contextlib.contextmanager
 def carrying_code() -> Iterator[None]:
-    """What is saved inside takes its code along; `register_for_auto_class` would make every later save do so."""
+    """Saves inside this context include the code; `register_for_auto_class` would make every later save do so."""
     before = {cls: cls._auto_class for cls in AUTO_CLASSES}
     try:
         for cls, auto_class in AUTO_CLASSES.items():
@@ -70,11 +70,11 @@ def load_for_publishing(source: str | Path) -> tuple[JMNatForConditionalGenerati
     """Model (single precision, on the CPU) and tokenizer of a training's output folder, or of a published one.
 
     Raises:
-        ValueError: nothing to load there, or no JM-NAT.
+        ValueError: there is no model, or it is not a JM-NAT.
     """
     model, tokenizer = load_translator(source, device="cpu", dtype="float32")
     if not is_jmnat_itself(model.config):
-        raise ValueError(f"{source} holds a {model.config.model_type} model: only JM-NAT can be published")
+        raise ValueError(f"{source} is a {model.config.model_type} model: only JM-NAT can be published")
     return model, tokenizer
 
 
@@ -90,13 +90,13 @@ def save_for_everyone(
     """Write weights, tokenizer, generation options and code into the new folder `folder`.
 
     Args:
-        languages: source and target language; the pipeline asks the configuration for the first.
-        fp16: store weights in half precision; they are loaded in single precision unless `dtype` says otherwise. The
-            model given is left with rounded weights.
-        onnx: write ONNX graphs as well, float32 and int8, into the folder `onnx` inside.
+        languages: source and target language; the pipeline reads the first from the configuration.
+        fp16: store weights in half precision; they load in single precision unless `dtype` says otherwise. This rounds
+            the weights of the given model in place.
+        onnx: also write ONNX graphs, float32 and int8, to the subfolder `onnx`.
 
     Raises:
-        ValueError: weights beyond the range of half precision; graphs that cannot be written.
+        ValueError: weights exceed the range of half precision, or graphs cannot be written.
     """
     folder = Path(folder)
     export_onnx = exporter() if onnx else None
@@ -134,7 +134,7 @@ def write_endpoint_files(folder: str | Path, output: str | Path) -> None:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file by the name of one of `ENDPOINT_FILES` is there that was not written here."""
+    """Whether a file with the name of one of `ENDPOINT_FILES` exists that this module did not write."""
     if not path.is_file():
         return False
     with open(path, "rb") as file, open(Path(__file__).parent / path.name, "rb") as ours:
@@ -142,12 +142,12 @@ def is_own(path: Path) -> bool:
 
 
 def round_weights(model: JMNatForConditionalGeneration) -> None:
-    """Turn the weights into half precision; ValueError where one is too large for it."""
+    """Convert the weights to half precision; raises ValueError if one is too large for it."""
     limit = torch.finfo(torch.float16).max
     for name, parameter in model.named_parameters():
         largest = float(parameter.detach().abs().max())
         if not math.isfinite(largest) or largest > limit:
-            raise ValueError(f"{name} has a weight of {largest:g}: half precision ends at {limit:g}, leave fp16 out")
+            raise ValueError(f"{name} has a weight of {largest:g}, above {limit:g} of half precision: leave fp16 out")
     model.half()
 
 
@@ -161,32 +161,32 @@ def published_files(folder: str | Path) -> dict[str, int]:
 
 
 def check_no_links(folder: str | Path) -> None:
-    """Refuse links among what would be published: their targets would be, wherever they lie.
+    """Refuse links among the files to publish, because their targets would be published instead.
 
     Raises:
-        ValueError: naming the link and its target.
+        ValueError: there is a link; the message names it and its target.
     """
     folder = Path(folder)
     candidates = [folder / GRAPHS_FOLDER, *(path for pattern in PUBLISHED_FILES for path in folder.glob(pattern))]
     for path in sorted(candidates):
         if path.is_symlink():
             raise ValueError(
-                f"{path} is a link to {path.readlink()}, which would be published in its place: put a copy there, or "
-                "build in another folder"
+                f"{path} is a link to {path.readlink()}, which would be published: replace it by a copy, or build in "
+                "another folder"
             )
 
 
 def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
-    """Create the repository `repo_id` if need be and bring `published_files` there in one commit; its address.
+    """Push `published_files` in one commit to the repository `repo_id`, created if needed; returns its URL.
 
     Raises:
-        ValueError: a link in the folder, no token, one that the Hub refuses, a name that it does not accept, or no way
-            to it. The folder is left as it is.
+        ValueError: the folder has a link, there is no token, or the Hub cannot be reached or refuses the token or the
+            name. The folder stays unchanged.
     """
     check_no_links(folder)
     token = get_token()
     if token is None:
-        raise ValueError(f"there is no token for the Hub: 'hf auth login' or HF_TOKEN gives one; {folder} is complete")
+        raise ValueError(f"there is no token for the Hub: run 'hf auth login' or set HF_TOKEN; {folder} is complete")
     api = HfApi(token=token)
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -204,7 +204,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
 
 
 def own_endpoint_files(api: HfApi, repo_id: str) -> tuple[str, ...]:
-    """`ENDPOINT_FILES` if a repository of the Hub holds one that was not written here, which stays, or else none."""
+    """`ENDPOINT_FILES` if the repository has one that this module did not write, to keep it; otherwise none."""
     for name in ENDPOINT_FILES:
         if api.file_exists(repo_id, name) and is_own(Path(api.hf_hub_download(repo_id, name))):
             return ENDPOINT_FILES
@@ -212,7 +212,7 @@ def own_endpoint_files(api: HfApi, repo_id: str) -> tuple[str, ...]:
 
 
 def explain(error: BaseException, endpoint: str, repo_id: str) -> str:
-    """One sentence on what went wrong on the way to the Hub; an upload wraps its reason in other errors."""
+    """One sentence about an error of the Hub; uploads wrap the reason in other errors."""
     while error.__cause__ is not None and not isinstance(error, HfHubHTTPError):
         error = error.__cause__
     reason = getattr(error, "server_message", None) or str(error).strip() or type(error).__name__

@@ -12,17 +12,17 @@ MAX_LENGTH_MARGIN = 10
 
 
 def target_limit(source_length: int) -> int:
-    """Tokens that a source of so many tokens may become, rounded up."""
+    """Most tokens in the translation of a source of so many tokens, rounded up."""
     return math.ceil(MAX_LENGTH_FACTOR * source_length) + MAX_LENGTH_MARGIN
 
 
 def max_source_length(config: PreTrainedConfig) -> int:
-    """Tokens that a model has positions for (1,024 if its configuration sets no bound)."""
+    """Longest source in tokens (1,024 if the configuration sets no limit)."""
     return getattr(config, "max_position_embeddings", None) or 1024
 
 
 def max_target_length(config: PreTrainedConfig, source_length: int) -> int:
-    """Tokens that a translation may have before `</s>`; depends on its own source alone, never on its batch."""
+    """Most tokens in a translation before `</s>`; depends only on its own source, never on the batch."""
     return min(target_limit(source_length), max_source_length(config) - 2)
 
 
@@ -33,7 +33,7 @@ def length_penalty(generation_config: GenerationConfig) -> float:
 
 
 def search_options(generation_config: GenerationConfig) -> dict[str, float | int]:
-    """A generation configuration as options of CTranslate2, which does not read it by itself."""
+    """A generation configuration as options of CTranslate2, which does not read the file itself."""
     return {
         "length_penalty": length_penalty(generation_config),
         "repetition_penalty": generation_config.repetition_penalty or 1.0,
@@ -42,12 +42,12 @@ def search_options(generation_config: GenerationConfig) -> dict[str, float | int
 
 
 def beam_search_batch_tokens(device: torch.device | str) -> int:
-    """Padded source tokens times beams that a batch of beam search holds by default."""
+    """Default size of a batch of beam search: padded source tokens times beams."""
     return 131_072 if torch.device(device).type == "cuda" else 16_384
 
 
 class LengthLimit(LogitsProcessor):
-    """Allows only `</s>` once a row has its own number of tokens, so that rows do not lengthen each other.
+    """Allows only `</s>` once a row has reached its own limit, so that a row's result does not depend on the others.
 
     Args:
         limits: (B,) tokens before `</s>`.

@@ -1,8 +1,8 @@
 """Blocks of text translated by a pool of actors on Ray Data, on one machine or a cluster.
 
-Each actor loads the model once. A block is read, translated and written as a whole; Ray Data notes it as finished when
-its file is complete, and a later run translates the others. Actors and nodes that are lost are replaced, and what they
-were at is done again by others.
+Each actor loads the model once. A block is read, translated and written as a whole; Ray Data records it as finished
+when its file is complete, and a later run translates the others. Lost actors and nodes are replaced, and their
+unfinished blocks are translated again.
 """
 
 import logging
@@ -27,21 +27,21 @@ from ray.data.datasource import Datasource, ReadTask
 from ..utils.atomic_files import atomic_text_file
 from ..utils.workers import has_room_for_sockets
 
-# A function that loads a model and returns one that gives for each text its translation and score.
+# A function that loads a model and returns a function from texts to their translations and scores.
 Loader = Callable[[], Callable[[list[str]], Sequence[tuple[str, float | None]]]]
-OBJECT_STORE_BYTES = 256 * 2**20  # on one machine: it holds a few blocks of text
-BEYOND_THE_ACTORS = 1  # CPUs by Ray's count, so that no other task waits for one
-SOCKET_CHARACTERS = 77  # of the paths of Ray's sockets, below the folder for temporary files
+OBJECT_STORE_BYTES = 256 * 2**20  # on one machine: enough for a few blocks of text
+BEYOND_THE_ACTORS = 1  # further CPUs that Ray may count on, so that other tasks do not wait for one
+SOCKET_CHARACTERS = 77  # added by Ray to the path of the temporary folder, for its sockets
 
 
 @dataclass(frozen=True)
 class Pool:
-    """How many actors translate, and with what.
+    """The number of actors that translate, and their resources.
 
     Args:
-        address: of a cluster, or "auto"; None starts Ray on this machine, for the time of the work.
-        num_actors: None for as many as there is room for.
-        cpus_per_actor, gpus_per_actor: for each of them; gpus_per_actor may be a part of a GPU.
+        address: address of a cluster, or "auto"; None starts Ray on this machine until the work is done.
+        num_actors: None: as many as the resources allow.
+        cpus_per_actor, gpus_per_actor: resources of each actor; gpus_per_actor may be a fraction.
     """
 
     address: str | None = None
@@ -51,7 +51,7 @@ class Pool:
 
 
 class Blocks(Datasource):
-    """Parquet files, each of which is read as one block."""
+    """Parquet files, each read as one block."""
 
     def __init__(self, files: Sequence[Path]):
         super().__init__()
@@ -69,7 +69,7 @@ class Blocks(Datasource):
 
 
 class Finished(IdColumnCheckpointManager):
-    """Removes what an interrupted run wrote in part. What is finished is not read at all, so nothing is filtered."""
+    """Removes partial output of an interrupted run. Finished blocks are never read, so no rows need filtering."""
 
     def load_checkpoint(self, data_file_dir=None, data_file_filesystem=None):
         if data_file_dir is not None:
@@ -84,7 +84,7 @@ class BlockTranslator:
         self.translate = load()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Columns id and source to id, source, translation and score."""
+        """Columns id and source -> columns id, source, translation and score."""
         translated = self.translate(block["source"].to_pylist())
         texts, scores = zip(*translated, strict=True) if translated else ((), ())
         columns = {"translation": pa.array(texts, pa.string()), "score": pa.array(scores, pa.float64())}
@@ -95,13 +95,13 @@ def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, p
     """Translate the blocks that are not finished. Call it within `connected(pool)`.
 
     Args:
-        blocks: folder of `write_blocks`; as the others, all nodes of a cluster must see it under this path.
+        blocks: folder of `write_blocks`. All nodes of a cluster must see it, and the other folders, under this path.
         output: folder for Parquet files with the columns id, source, translation, score.
-        finished: folder in which Ray Data notes the ids that are done.
-        load: is called by each actor.
+        finished: folder in which Ray Data records the finished ids.
+        load: called by each actor.
 
     Raises:
-        ValueError, OSError: as `load` and the translation raise them.
+        ValueError, OSError: raised by `load` or by the translation.
     """
     files = unfinished(blocks, finished)
     if not files:
@@ -116,7 +116,7 @@ def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, p
     translations = ray.data.read_datasource(Blocks(files), override_num_blocks=len(files)).map_batches(
         BlockTranslator,
         fn_constructor_args=(load,),
-        batch_size=None,  # a block
+        batch_size=None,  # a whole block
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(
             min_size=1, max_size=num_actors, initial_size=num_actors, max_tasks_in_flight_per_actor=2
@@ -133,7 +133,7 @@ def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, p
 
 
 def unfinished(blocks: Path, finished: Path) -> list[Path]:
-    """The blocks whose first id is not among those that are finished."""
+    """The blocks whose first id is not finished."""
     first_ids = {_ids(file)[0]: file for file in sorted(blocks.glob("*.parquet"))}
     for file in finished.glob("*.parquet"):
         if not file.name.endswith(".pending.parquet"):
@@ -147,18 +147,20 @@ def _ids(file: Path) -> list:
 
 
 def _room(pool: Pool) -> int:
-    """Actors for which the cluster has CPUs and GPUs."""
+    """Number of actors for which the cluster has CPUs and GPUs; ValueError for less than one."""
     resources = ray.cluster_resources()
     rooms = [(resources.get("CPU", 1) - BEYOND_THE_ACTORS) / pool.cpus_per_actor]
     if pool.gpus_per_actor:
         rooms.append(resources.get("GPU", 0) / pool.gpus_per_actor)
         if rooms[-1] < 1:
-            raise ValueError(f"gpus_per_actor={pool.gpus_per_actor}, but there are {resources.get('GPU', 0)} GPUs")
+            raise ValueError(
+                f"gpus_per_actor={pool.gpus_per_actor} must be at most the number of GPUs, {resources.get('GPU', 0)}"
+            )
     return max(1, int(min(rooms)))
 
 
 def _cause(error: ray.exceptions.RayTaskError) -> Exception:
-    """What a worker raised, if a user can mend it, without what Ray appends; else Ray's account of it."""
+    """The error that a worker raised, without Ray's additions, if a user can fix it; otherwise Ray's own error."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, OSError) and cause.errno is not None:
         return OSError(cause.errno, cause.strerror)
@@ -169,12 +171,12 @@ def _cause(error: ray.exceptions.RayTaskError) -> Exception:
 
 
 def _socket_folder() -> str:
-    """For Ray's own files: the folder for temporary files, or /tmp where that has too long a name."""
+    """A folder for Ray's own files: the temporary folder, or /tmp if its path is too long."""
     folders = (tempfile.gettempdir(), "/tmp")
     for folder in folders:
         if has_room_for_sockets(folder, SOCKET_CHARACTERS) and os.access(folder, os.W_OK):
             return folder
-    raise ValueError(f"TMPDIR={folders[0]} is too long for Ray's sockets, and /tmp cannot be written to: set another")
+    raise ValueError(f"TMPDIR={folders[0]} is too long for Ray's sockets, and /tmp is not writable: set a shorter one")
 
 
 @contextmanager
@@ -182,7 +184,7 @@ def connected(pool: Pool) -> Iterator[None]:
     """Connect to Ray within this context: to the cluster at an address, or to a new one on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger("ray").setLevel(logging.WARNING)
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised, too, and told in a sentence
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its errors are raised as well, and reported then
     own: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="ray-", dir=_socket_folder(), ignore_cleanup_errors=True) as folder:
         if pool.address is None:
@@ -197,7 +199,7 @@ def connected(pool: Pool) -> Iterator[None]:
         try:
             ray.init(address=pool.address or "local", log_to_driver=False, logging_level=logging.WARNING, **own)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ValueError(f"address={pool.address}: there is no Ray cluster ({error})") from None
+            raise ValueError(f"address={pool.address} is not the address of a running Ray cluster ({error})") from None
         signal.signal(signal.SIGTERM, on_signal)
         try:
             yield
@@ -206,7 +208,7 @@ def connected(pool: Pool) -> Iterator[None]:
 
 
 def write_texts(translations: Path, source: str, target: str) -> int:
-    """Line-aligned files in the order of the ids, without pairs with an empty side; returns their number."""
+    """Write line-aligned files in the order of ids, without pairs with an empty side; returns the number of pairs."""
     count = 0
     data = ray.data.read_parquet(str(translations), columns=["id", "source", "translation"]).sort("id")
     with atomic_text_file(source) as sources, atomic_text_file(target) as targets:

@@ -1,4 +1,4 @@
-"""Running autoregressive models of Transformers in CTranslate2: what it supports here, and the conversion."""
+"""Autoregressive models of Transformers in CTranslate2: which ones it can run here, and their conversion."""
 
 import importlib.util
 from typing import Any
@@ -9,16 +9,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 SEARCH_BACKENDS = ("auto", "ctranslate2", "transformers")
 NUMBER_TYPES = ("float32", "float16", "bfloat16")
 CONVERTIBLE = ("m2m_100", "marian")  # model types
-NEVER = -1e9  # a logit
+NEVER = -1e9  # logit of a token that must not be predicted
 
 
 def number_type(model: PreTrainedModel) -> str:
-    """The model's number type by its name, such as "float32"."""
+    """The name of the model's number type, such as "float32"."""
     return str(model.dtype).removeprefix("torch.")
 
 
 def ctranslate2_number_types(device: torch.device | str) -> list[str]:
-    """Number types that an installed CTranslate2 computes in on this device."""
+    """Number types in which the installed CTranslate2 can compute on this device."""
     import ctranslate2
 
     device = torch.device(device)
@@ -32,7 +32,7 @@ def choose_backend(name: str, model: PreTrainedModel, device: torch.device | str
     CTranslate2 computes in the number type of `model`, as Transformers does.
 
     Raises:
-        ValueError: an unknown name, or CTranslate2 asked for where it cannot run.
+        ValueError: the name is unknown, or CTranslate2 was chosen and cannot run.
     """
     if name not in SEARCH_BACKENDS:
         raise ValueError(f"backend={name!r} is not one of {', '.join(SEARCH_BACKENDS)}")
@@ -41,15 +41,15 @@ def choose_backend(name: str, model: PreTrainedModel, device: torch.device | str
     multilingual = model.generation_config.forced_bos_token_id is not None  # the target language as a first token
     if name == "ctranslate2":
         if not installed:
-            raise ValueError("backend='ctranslate2' is not installed: pip install ctranslate2, or take 'transformers'")
+            raise ValueError("backend='ctranslate2' is not installed: pip install ctranslate2, or use 'transformers'")
         if not known or multilingual:
             kind = f"{'multilingual ' if multilingual else ''}{model.config.model_type}"
-            raise ValueError(f"backend='ctranslate2' cannot take a {kind} model here: take 'transformers'")
+            raise ValueError(f"backend='ctranslate2' cannot run a {kind} model here: use 'transformers'")
         allowed = ctranslate2_number_types(device)
         if number_type(model) not in allowed:
             raise ValueError(
                 f"backend='ctranslate2' cannot compute in dtype={number_type(model)!r} on this "
-                f"{torch.device(device).type}: choose {' or '.join(allowed)}, or take 'transformers'"
+                f"{torch.device(device).type}: choose {' or '.join(allowed)}, or use backend='transformers'"
             )
         return name
     suitable = installed and known and not multilingual and torch.device(device).type == "cpu"
@@ -59,7 +59,7 @@ def choose_backend(name: str, model: PreTrainedModel, device: torch.device | str
 
 
 def starts_from_zero(model: PreTrainedModel) -> bool:
-    """Whether a Marian model decodes from `<pad>` with an embedding of zeros, as all do that Marian has trained."""
+    """Whether a Marian model decodes from `<pad>` with a zero embedding, as all models trained by Marian do."""
     start = model.config.decoder_start_token_id
     return start == model.config.pad_token_id and not model.get_input_embeddings().weight[start].any()
 
@@ -67,9 +67,9 @@ def starts_from_zero(model: PreTrainedModel) -> bool:
 def ctranslate2_converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
     """A converter of CTranslate2 (`.convert(folder)`) that reads a model in memory, on the CPU and in float32.
 
-    CTranslate2's own rule for Marian drops the last row of the vocabulary and starts from a zero embedding, as opus-mt
-    does with `<pad>`. A Marian model that starts from another token, such as `build_teacher`'s from `</s>`, or whose
-    `<pad>` has been trained, is read like BART.
+    CTranslate2's own loader for Marian drops the last row of the vocabulary and starts from a zero embedding, as
+    opus-mt does with `<pad>`. A Marian model that starts from another token (`build_teacher`'s start from `</s>`), or
+    whose `<pad>` has been trained, is converted like BART.
     """
     from ctranslate2.converters.converter import Converter
     from ctranslate2.converters.transformers import BartLoader, M2M100Loader, MarianMTLoader
@@ -87,7 +87,7 @@ def ctranslate2_converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 
         def set_config(self, config, model, tokenizer):
             super().set_config(config, model, tokenizer)
-            config.bos_token = config.bos_token or config.eos_token  # of which CTranslate2 needs one
+            config.bos_token = config.bos_token or config.eos_token  # required by CTranslate2
 
     if model.config.model_type == "m2m_100":
         loader = M2M100Loader()
@@ -102,7 +102,7 @@ def ctranslate2_converter(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
             try:
                 with torch.no_grad():
                     return loader(model, tokenizer)
-            finally:  # loaders leave fields of their own in the configuration
+            finally:  # loaders add fields to the configuration
                 for name in set(vars(model.config)) - set(attributes):
                     delattr(model.config, name)
 

@@ -1,9 +1,9 @@
 """`generate` on a GPU as a few graph launches: batches are padded to fixed shapes, each captured as a CUDA graph.
 
-A decoder pass is hundreds of small kernels, and a GPU finishes them sooner than Python launches them. Here the encoder
-is one graph and all passes together with the choice of the best candidate are another. Graphs are captured when a
-shape first occurs and kept in a bounded cache. On a CPU, or where capturing fails, the same padded shapes run without
-graphs. B sentences, C candidates, S source and T target tokens.
+A decoder pass is hundreds of small kernels, which a GPU finishes faster than Python launches them. Here the encoder is
+one graph, and all passes with the choice of the best candidate are another. Graphs are captured when a shape first
+occurs and kept in a bounded cache. On a CPU, or where capturing fails, the same padded shapes run without graphs.
+Shapes: B sentences, C candidates, S source and T target tokens.
 """
 
 import warnings
@@ -22,10 +22,10 @@ from ..modeling_jmnat import JMNatEncoderOutput, JMNatForConditionalGeneration, 
 from ..passes_jmnat import Canvas, MaskPredict, Positions
 
 MAX_GRAPHS = 256
-WARM_UP_CALLS = 2  # before capturing: libraries set themselves up in their first calls
-LENGTH_STEP = 8  # attention with a mask wants multiples of it
-FINE_LENGTHS = 64
-SHORTEST_TARGET = 2  # length of the rows that fill up a batch
+WARM_UP_CALLS = 2  # before capturing, because libraries initialise themselves in their first calls
+LENGTH_STEP = 8  # attention with a mask is faster for multiples of it
+FINE_LENGTHS = 64  # up to this length, buckets are multiples of LENGTH_STEP
+SHORTEST_TARGET = 2  # length of the rows that pad a batch
 
 
 def coarse_bucket(size: int) -> int:
@@ -35,13 +35,13 @@ def coarse_bucket(size: int) -> int:
 
 
 def length_bucket(size: int, most: int) -> int:
-    """A multiple of 8 up to 64, then as `coarse_bucket`; at most `most`, unless `size` itself is more."""
+    """`size` rounded up to a multiple of 8 up to 64, then as `coarse_bucket`; at most `most`, or `size` if larger."""
     bucket = -(-size // LENGTH_STEP) * LENGTH_STEP if size <= FINE_LENGTHS else coarse_bucket(size)
     return max(size, min(bucket, most))
 
 
 def pad_to(tensor: torch.Tensor, shape: Sequence[int], value=0) -> torch.Tensor:
-    """Fill up the leading dimensions of `tensor` to `shape`, on the right."""
+    """Pad the leading dimensions of `tensor` to `shape`, on the right."""
     missing = [size - have for size, have in zip(shape, tensor.shape, strict=False)]
     if not any(missing):
         return tensor
@@ -54,7 +54,7 @@ def pad_to(tensor: torch.Tensor, shape: Sequence[int], value=0) -> torch.Tensor:
 class CapturedGraph:
     """`function` of tensors of fixed shapes, recorded once on the device of `stream`.
 
-    What a call returns is overwritten by the next call of any graph with the same `pool`.
+    The result of a call is overwritten by the next call of any graph with the same `pool`.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class CapturedGraph:
         warm_up_calls: int = WARM_UP_CALLS,
     ):
         self.inputs = [tensor.clone() for tensor in inputs]
-        with torch.cuda.device(stream.device):  # it need not be the current one
+        with torch.cuda.device(stream.device):  # which need not be the current one
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(warm_up_calls):
@@ -86,8 +86,8 @@ class CapturedGraph:
 class FixedRows(MaskPredict):
     """Passes in which rows that stop keep their places and their tokens, so that all passes have the same shapes.
 
-    `stopped` (R,) is True at these rows, from the beginning at those of the sentences that are `unused` (B,) because
-    they fill up a batch. What the end needs is written in place, so that passes may be left out.
+    `stopped` (R,) is True at these rows; from the beginning at those of `unused` (B,) sentences, which pad the batch.
+    Results are written in place, so that later passes can be skipped.
     """
 
     def __init__(self, *args, unused: torch.Tensor):
@@ -115,15 +115,15 @@ class FixedRows(MaskPredict):
 
 
 class CapturedPasses:
-    """A decoding in one graph for each pass and one for its end; no pass follows when all rows have stopped.
+    """Decoding with one graph per pass and one for its end; passes are skipped once all rows have stopped.
 
     Args:
         start: tensors of fixed shapes -> `FixedRows` before its first pass.
-        finish: `FixedRows` -> results, overwritten as those of `CapturedGraph`.
+        finish: `FixedRows` -> results, which are overwritten like those of `CapturedGraph`.
     """
 
     def __init__(self, start: Callable, finish: Callable, inputs: Sequence[torch.Tensor], pool, stream):
-        run_passes(start(*inputs), finish)  # what runs for the first time must not be recorded
+        run_passes(start(*inputs), finish)  # first calls must not be recorded
 
         def first(*tensors):
             self.decoding = start(*tensors)
@@ -147,7 +147,7 @@ class CapturedPasses:
 
 
 def run_passes(decoding: FixedRows, finish: Callable):
-    """What `CapturedPasses` does, without graphs."""
+    """The same as `CapturedPasses` without graphs."""
     for iteration in range(decoding.options.num_iterations):
         decoding.one_pass(iteration)
         if bool(decoding.stopped.all()):
@@ -156,11 +156,11 @@ def run_passes(decoding: FixedRows, finish: Callable):
 
 
 class GraphCache:
-    """Functions by key, as CUDA graphs where that is possible; the least recently used are dropped.
+    """Functions by key, as CUDA graphs where possible; the least recently used graphs are dropped.
 
     Args:
-        device: graphs are captured on CUDA devices; elsewhere functions are called as they are.
-        max_graphs: how many are kept.
+        device: graphs are captured on CUDA devices; on others, functions are called directly.
+        max_graphs: number of graphs to keep.
     """
 
     def __init__(self, device: torch.device, max_graphs: int = MAX_GRAPHS):
@@ -174,9 +174,9 @@ class GraphCache:
             self.stream = torch.cuda.Stream(device)
 
     def __call__(self, key: Hashable, function: Callable, *inputs: torch.Tensor, capture: Callable | None = None):
-        """`function(*inputs)`, from the graph of `key`; the result holds until the next call.
+        """`function(*inputs)`, from the graph of `key`; the result is valid until the next call.
 
-        `capture` makes the graph of inputs, memory pool and stream; None: one of `function`.
+        `capture(inputs, pool, stream)` makes the graph. Default: a `CapturedGraph` of `function`.
         """
         if not self.captures:
             return function(*inputs)
@@ -186,7 +186,7 @@ class GraphCache:
                 graph = (capture or partial(CapturedGraph, function))(inputs, self.pool, self.stream)
             except RuntimeError as error:
                 reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"CUDA graphs cannot be used, decoding goes on without them: {reason}", stacklevel=2)
+                warnings.warn(f"CUDA graphs cannot be used, decoding continues without them: {reason}", stacklevel=2)
                 self.captures = False
                 self.graphs.clear()
                 return function(*inputs)
@@ -200,22 +200,25 @@ class GraphCache:
 class StaticShapeJMNat(JMNatGenerationMixin):
     """A JM-NAT model with the same `generate`, in fixed shapes and CUDA graphs.
 
-    Decoding waits for the GPU twice: for the longest candidate length and for the longest text; and with `early_stop`
-    or `confidence_threshold` before each pass. `output_history`, a reranker, a canvas to begin with, drafts
-    for a streamer and decoders that copy the source run as the model runs them.
+    Decoding waits for the GPU twice, for the longest candidate length and for the longest text; with `early_stop` or
+    `confidence_threshold` also before each pass. `output_history`, a reranker, an initial canvas, drafts for a
+    streamer and decoders that copy the source run without graphs.
 
     Args:
         model: on its final device and in its final dtype; its weights may change in place, but must not be moved.
-        max_graphs: how many shapes are kept.
+        max_graphs: number of shapes to keep.
+
+    Raises:
+        ValueError: the model is not a JM-NAT or is in training mode, or `max_graphs` is below 1.
     """
 
     main_input_name = "input_ids"
 
     def __init__(self, model: JMNatForConditionalGeneration, max_graphs: int = MAX_GRAPHS):
         if not isinstance(model, JMNatForConditionalGeneration) or model.config.model_type != JMNatConfig.model_type:
-            raise ValueError(f"model is a {type(model).__name__}, it must be a JMNatForConditionalGeneration")
+            raise ValueError(f"model is a {type(model).__name__} but must be a JMNatForConditionalGeneration")
         if model.training:
-            raise ValueError("model is in training mode: call eval() first, graphs would record its dropout")
+            raise ValueError("model is in training mode: call eval() first, because graphs would record its dropout")
         self.model = model
         self.config = model.config
         self.generation_config_class = model.generation_config_class
@@ -262,7 +265,7 @@ class StaticShapeJMNat(JMNatGenerationMixin):
         return output.last_hidden_state, output.length_logits
 
     def encode_for_generation(self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None):
-        """As the model's; the source mask is as wide as the states."""
+        """As the model's method; the source mask is padded to the width of the states."""
         if encoder_outputs is None and input_ids is not None:
             encoder_outputs = self.encode(input_ids, attention_mask)
         if input_ids is None and attention_mask is not None and encoder_outputs is not None:
@@ -274,7 +277,7 @@ class StaticShapeJMNat(JMNatGenerationMixin):
         )
         if len(mask) != len(states) or mask.shape[1] > states.shape[1]:
             shapes = tuple(mask.shape), tuple(states.shape)
-            raise ValueError(f"input_ids has the shape {shapes[0]}, which does not fit the states' {shapes[1]}")
+            raise ValueError(f"input_ids has shape {shapes[0]}, which does not fit {shapes[1]} of encoder_outputs")
         return states, pad_to(mask, states.shape[:2], False), length_log_probs
 
     def _decode(  # type: ignore[override]
@@ -288,7 +291,7 @@ class StaticShapeJMNat(JMNatGenerationMixin):
         canvas: torch.Tensor | None = None,
         after_pass=None,
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
-        """As the model's, in graphs for each (B, S, T) rounded up and each set of options."""
+        """As the model's method, with a graph for each (B, S, T), rounded up, and each set of options."""
         others = reranker is not None or canvas is not None or after_pass is not None
         if others or self.config.decoder_input != "mask" or options.output_history:
             source_mask = source_mask if input_ids is None else source_mask[:, : input_ids.shape[1]]
@@ -308,7 +311,7 @@ class StaticShapeJMNat(JMNatGenerationMixin):
             inputs.append(pad_to(rightful, (num_rows,), False))
         if rows_may_stop(options):
             unused = torch.zeros(rows, dtype=torch.bool, device=lengths.device)
-            inputs.insert(0, pad_to(unused, (num_rows,), True))  # nobody waits for rows that fill up a batch
+            inputs.insert(0, pad_to(unused, (num_rows,), True))  # rows that pad the batch count as stopped
         key = ("decode", sources, num_positions, repr(options))
         with torch.inference_mode(False), torch.no_grad():
             output, ends = self._run(key, options, num_positions, inputs)
@@ -318,7 +321,7 @@ class StaticShapeJMNat(JMNatGenerationMixin):
             return JMNatGenerateOutput(**kept), ends[:returned].clone()
 
     def _run(self, key: Hashable, options: JMNatOptions, num_positions: int, inputs: Sequence[torch.Tensor]):
-        """All passes: in one graph, or in one for each where a rule may make some of them needless."""
+        """All passes, in one graph; or in one graph each if a rule may make some of them unnecessary."""
 
         def start(unused, lengths, states, source_mask, rightful=None):
             suppressed = self.model._suppressed_tokens(options, lengths.device)
@@ -326,7 +329,7 @@ class StaticShapeJMNat(JMNatGenerationMixin):
             return FixedRows(self.model, options, *shared, unused=unused)
 
         def finish(decoding):
-            decoding.finish(0)  # gives nothing up that was not given up before, unless all rows had stopped by then
+            decoding.finish(0)  # prunes candidates only if all rows had stopped before that was due
             return choose_candidates(decoding)
 
         def decode(lengths, states, source_mask, rightful=None):
@@ -340,5 +343,5 @@ class StaticShapeJMNat(JMNatGenerationMixin):
 
 
 def rows_may_stop(options: JMNatOptions) -> bool:
-    """Whether a rule may make the last passes needless; candidates that are merely given up go along to the end."""
+    """Whether a rule may make the last passes unnecessary; pruned candidates alone stay in the batch to the end."""
     return options.early_stop or options.confidence_threshold is not None

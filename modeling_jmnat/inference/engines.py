@@ -1,8 +1,8 @@
 """Translation engines behind one interface, from token ids to token ids.
 
 An engine has `prepare(sources) -> batch`, `translate(batch, options) -> output`, which returns when the device is
-done, and `read(output) -> lists of ids`. The benchmark's clock runs during `translate` alone; `decode` takes an engine
-of beam search through any number of sentences.
+done, and `read(output) -> lists of ids`. The benchmark times only `translate`; `decode` translates any number of
+sentences with an engine of beam search.
 """
 
 import copy
@@ -39,16 +39,16 @@ from .ctranslate2_models import ctranslate2_converter, number_type
 from .cuda_graphs import StaticShapeJMNat
 from .onnx_runtime import ORTJMNatForConditionalGeneration
 
-WORKER_TOKENS = 2048  # of a batch that one worker of CTranslate2 gets: smaller ones would be slower
+WORKER_TOKENS = 2048  # least tokens in a batch of one worker of CTranslate2; smaller batches would be slower
 
 
 class Engine(ABC):
     """One model, ready to translate.
 
     Attributes:
-        config: of the model.
+        config: the model's configuration.
         device: where it runs.
-        max_waiting: batches that `decode` may begin before it reads the first.
+        max_waiting: number of batches that `decode` may start before it reads the first.
     """
 
     config: PreTrainedConfig
@@ -57,7 +57,7 @@ class Engine(ABC):
 
     @abstractmethod
     def prepare(self, sources: Sequence[Sequence[int]]) -> Any:
-        """A batch as `translate` wants it."""
+        """A batch in the form that `translate` takes."""
 
     @abstractmethod
     def translate(self, batch: Any, options: dict) -> Any:
@@ -65,19 +65,19 @@ class Engine(ABC):
 
     @abstractmethod
     def read(self, output: Any) -> list[list[int]]:
-        """The ids of each translation in what `translate` returned."""
+        """The ids of each translation in a result of `translate`."""
 
     def scores(self, output: Any) -> list[float] | None:
-        """The score of each translation in what `translate` returned; None where that does not tell."""
+        """The score of each translation in a result of `translate`; None if it has no scores."""
         return None
 
     def begin(self, batch: Any, options: dict) -> Callable[[], Any]:
-        """Start translating; the result is a function that waits for what `translate` returns."""
+        """Start translating; returns a function that waits for the result of `translate`."""
         output = self.translate(batch, options)
         return lambda: output
 
     def tokens_per_batch(self, batch_tokens: int) -> int:
-        """Tokens that one batch may hold if those in progress together may hold `batch_tokens`."""
+        """Most tokens in one batch if all batches in progress may have `batch_tokens`."""
         return batch_tokens
 
 
@@ -86,10 +86,9 @@ class TransformersEngine(Engine):
 
     Options:
         num_beams: 1 is greedy search.
-        limits: tokens before `</s>` that each translation may have at most. Translations then do not depend on their
-            batch.
-        length: instead of limits, exactly so many tokens (for timing).
-        All others go to `model.generate`. With neither limits nor length, the longest source sets the limit.
+        limits: most tokens before `</s>` in each translation. With them, translations do not depend on their batch.
+        length: instead of limits, the exact number of tokens (for timing).
+        All others are passed to `model.generate`. With neither limits nor length, the longest source sets the limit.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -119,9 +118,9 @@ class TransformersEngine(Engine):
     ) -> dict[str, Any]:
         """Arguments of `model.generate`, which counts the start token."""
         search: dict[str, Any] = {"num_beams": num_beams, "do_sample": False, "early_stopping": num_beams > 1}
-        search["max_new_tokens"] = search["min_new_tokens"] = None  # a saved one would take precedence
+        search["max_new_tokens"] = search["min_new_tokens"] = None  # saved ones would take precedence
         if num_beams == 1:
-            search["length_penalty"] = 1.0  # belongs to beam search: another value would be warned about
+            search["length_penalty"] = 1.0  # in greedy search, Transformers warns of any other value
         if limits is not None:
             processor = LengthLimit(limits, num_beams, self.end_ids, self.device)
             search |= {"max_length": max(limits) + 2, "logits_processor": LogitsProcessorList([processor])}
@@ -132,22 +131,22 @@ class TransformersEngine(Engine):
         return search | others
 
     def read(self, output: torch.Tensor) -> list[list[int]]:
-        """Without the start token, up to `</s>` or padding."""
+        """The ids after the start token up to `</s>` or padding."""
         stop = {*self.end_ids, self.pad_token_id}
         return [list(itertools.takewhile(lambda token: token not in stop, row)) for row in output[:, 1:].tolist()]
 
 
 class CTranslate2Engine(Engine):
-    """Beam search of CTranslate2. Options: `num_beams`, `limits` and `length` as `TransformersEngine`'s.
+    """Beam search of CTranslate2. Options: `num_beams`, `limits` and `length` as in `TransformersEngine`.
 
-    On a CPU each of `num_threads` workers is one thread with batches of its own, because two threads sharing a batch
-    are slower than one. Without limits a batch is divided among the workers, and a single sentence takes one of them.
+    On a CPU, each of `num_threads` workers is a single thread with its own batches, because two threads sharing a
+    batch are slower. Without limits a batch is divided among the workers, and a single sentence uses one of them.
 
     Args:
-        folder: what `ctranslate2_converter` wrote.
-        tokenizer, config, generation_config: of the model that was converted.
+        folder: a model written by `ctranslate2_converter`.
+        tokenizer, config, generation_config: of the converted model.
         compute_type: a number type, or int8.
-        num_threads: None for as many as PyTorch uses.
+        num_threads: None: as many as PyTorch uses.
     """
 
     def __init__(
@@ -176,11 +175,11 @@ class CTranslate2Engine(Engine):
             inter_threads=self.num_workers,
             intra_threads=1,
         )
-        torch.set_num_threads(threads_of_torch)  # CTranslate2 has set it to a worker's
+        torch.set_num_threads(threads_of_torch)  # CTranslate2 has set it to the threads of one worker
 
     @classmethod
     def from_model(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "CTranslate2Engine":
-        """Convert a copy of `model` in a temporary folder; runs on the model's device in its number type."""
+        """Convert a copy of `model` in a temporary folder, to run on the model's device in its number type."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"
             on_cpu: Any = copy.deepcopy(model)
@@ -197,12 +196,12 @@ class CTranslate2Engine(Engine):
         return self._translate_together(batch, **options)
 
     def begin(self, batch: list, options: dict) -> Callable[[], list]:
-        """Needs `limits` among the options."""
+        """As `Engine.begin`; the options must contain `limits`."""
         started = self._start(batch, **options)
         return lambda: [result.result() for result in started]
 
     def _start(self, batch: list, num_beams: int, limits: Sequence[int]) -> list:
-        """Hand sources to the workers, those with the same limit together: CTranslate2 has one for a whole batch."""
+        """Pass sources to the workers, grouped by limit, because CTranslate2 has one limit for a whole batch."""
         started: list = []
         for limit, group in itertools.groupby(zip(limits, batch, strict=True), key=lambda pair: pair[0]):
             sources = [tokens for _, tokens in group]
@@ -215,7 +214,7 @@ class CTranslate2Engine(Engine):
         return self._translate_batch(batch, num_beams, lengths, max_batch_size=share)
 
     def _translate_batch(self, sources: list, num_beams: int, lengths: tuple[int, int], **how) -> list:
-        """`lengths` are the least and the most tokens of a translation."""
+        """`lengths` are the least and the greatest number of tokens in a translation."""
         return self.translator.translate_batch(
             sources,
             beam_size=num_beams,
@@ -230,18 +229,18 @@ class CTranslate2Engine(Engine):
         return [self.tokenizer.convert_tokens_to_ids(result.hypotheses[0]) for result in output]
 
     def scores(self, output: list) -> list[float] | None:
-        """Log-probabilities / length**length_penalty, if there were limits."""
+        """Log-probabilities / length**length_penalty; None without limits."""
         return [result.scores[0] for result in output] if output[0].scores else None
 
     def tokens_per_batch(self, batch_tokens: int) -> int:
-        """Each worker has a batch in memory."""
+        """A share of `batch_tokens`, because each worker has a batch in memory."""
         return min(batch_tokens, max(batch_tokens // self.num_workers, WORKER_TOKENS))
 
 
 class JMNatEngine(Engine):
     """JM-NAT in PyTorch, with CUDA graphs or in ONNX Runtime.
 
-    Options: those of `generate`, and `length`, tokens of every canvas.
+    Options: those of `generate`, and `length`, the number of tokens of every canvas.
     """
 
     def __init__(self, model: JMNatForConditionalGeneration | StaticShapeJMNat | ORTJMNatForConditionalGeneration):
@@ -263,18 +262,18 @@ class JMNatEngine(Engine):
         return output
 
     def read(self, output: Any) -> list[list[int]]:
-        """With `</s>` and padding."""
+        """The ids with `</s>` and padding."""
         return output.sequences.tolist()
 
 
 def special_id(model: PreTrainedModel, name: str) -> Any:
-    """An id, or several, of the generation configuration, which need not have it, or else of the model's."""
+    """An id, or a list of ids, from the generation configuration, or from the model's if that has none."""
     value = getattr(model.generation_config, name)
     return getattr(model.config, name, None) if value is None else value
 
 
 def wait_for(device: torch.device | str) -> None:
-    """Return once all work given to `device` is done."""
+    """Wait until all work on `device` is done."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -302,21 +301,21 @@ def decode(
 ) -> list[list[int]]:
     """Translate `sources` (lists of ids that end in `</s>`) and return the ids of the translations, in their order.
 
-    Sentences are sorted by length into batches. But for rounding, no translation depends on the others of its batch.
+    Sentences are sorted by length into batches. Except for rounding, no translation depends on the rest of its batch.
 
     Args:
-        engine: of beam search, which knows the option `limits`.
-        num_beams: 1 is greedy search.
-        batch_tokens: sentences * beams * longest source of the batches in progress is at most this; by default 131,072
-            on a GPU and 16,384 on a CPU.
-        advance: called with the number of sentences after each batch.
-        options: more options of the engine.
+        engine: an engine of beam search with the option `limits`.
+        num_beams: beam size; 1 is greedy search.
+        batch_tokens: limit of sentences * beams * longest source for all batches in progress. Default: 131,072 on a
+            GPU and 16,384 on a CPU.
+        advance: called after each batch with its number of sentences.
+        options: further options of the engine.
 
     Returns:
         Ids without start token, `</s>` and padding.
 
     Raises:
-        ValueError: `num_beams` or `batch_tokens` below 1, or a source that is empty or too long for the model.
+        ValueError: `num_beams` or `batch_tokens` is below 1, or a source is empty or too long for the model.
     """
     for name, value in (("num_beams", num_beams), ("batch_tokens", batch_tokens)):
         if value is not None and value < 1:
@@ -345,9 +344,9 @@ def decode(
 
 
 def check_sources(sources: Sequence[Sequence[int]], longest: int) -> None:
-    """ValueError for a source without tokens or with more than `longest`, by its number."""
+    """ValueError for a source without tokens or with more than `longest`, naming its number."""
     for number, source in enumerate(sources, start=1):
         if not len(source):
             raise ValueError(f"source {number} has no tokens: even an empty line has its </s>")
         if len(source) > longest:
-            raise ValueError(f"source {number} has {len(source)} tokens, the model allows {longest}: split it")
+            raise ValueError(f"source {number} has {len(source)} tokens, more than the model's {longest}: split it")

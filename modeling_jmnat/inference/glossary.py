@@ -1,8 +1,8 @@
-"""Glossaries: target terms that stand in the translation of every sentence that holds their source terms.
+"""Glossaries: target terms that must occur in the translation of every sentence with their source terms.
 
-Where a translation lacks a term, the word that depends most on the source term gives way to it: the one that becomes
-least probable when the source term is masked. The word before it, often an article, is predicted anew; the rest stays.
-L tokens of a translation, W words of it, S source tokens.
+Where a translation lacks a term, the term replaces the word that depends most on the source term: the one whose
+probability falls most when the source term is masked. The word before it, often an article, is predicted again; the
+rest is kept. Shapes: L tokens of a translation, W words of it, S source tokens.
 """
 
 import re
@@ -18,26 +18,29 @@ from ..utils.id_batches import pad_batch
 from ..utils.text_files import iterate_lines
 from .cuda_graphs import StaticShapeJMNat
 
-# A word goes with the one that depends most on a source term where it depends on it by this share as much.
+# Neighbours of the most dependent word are replaced as well if they depend on the term by at least this share as much.
 SHARE_OF_DEPENDENCE = 0.8
-ROWS_AT_ONCE = 16  # of a sentence's words, each masked in a canvas of its own
-# Options that decide about several candidates of a sentence: a translation with terms is one.
+ROWS_AT_ONCE = 16  # canvases decoded together, each with another word masked
+# Options for several candidates of a sentence; a translation with terms has only one.
 OF_CANDIDATES = ("num_length_candidates", "num_beams", "num_return_sequences", "reranker", "streamer")
 
 
 def whole(term: str) -> str:
-    """A pattern of `term` with no letter, digit or `_` beside it, and any white space between its words."""
+    """A pattern for `term` without a letter, digit or `_` next to it, with any white space between its words."""
     return r"(?<!\w)" + r"\s+".join(re.escape(word) for word in term.split()) + r"(?!\w)"
 
 
 class Glossary:
-    """What source terms must become.
+    """The required translations of source terms.
 
-    A source term counts where it stands whole, in any case; of those that overlap the first and longest. Its target
-    term then stands in the translation once at least, as it is written here.
+    Source terms are matched as whole words, ignoring case; of overlapping ones, the first and longest counts. Their
+    target terms then occur at least once in the translation, spelled as given here.
 
     Args:
         terms: target terms by source terms.
+
+    Raises:
+        ValueError: there are no terms, or one is empty.
     """
 
     def __init__(self, terms: Mapping[str, str]):
@@ -45,13 +48,13 @@ class Glossary:
             " ".join(source.split()).casefold(): " ".join(target.split()) for source, target in terms.items()
         }
         if not self.terms or not all((*self.terms, *self.terms.values())):
-            raise ValueError("a glossary needs at least one term, and no empty ones")
+            raise ValueError("a glossary needs at least one term, and none may be empty")
         longest_first = sorted((" ".join(source.split()) for source in terms), key=len, reverse=True)
         self.pattern = re.compile("|".join(map(whole, longest_first)), re.IGNORECASE)
 
     @classmethod
     def read(cls, path: str | Path) -> "Glossary":
-        """From lines of a source term, a tab and a target term; ValueError for others, by the line's number."""
+        """Read lines of a source term, a tab and a target term; ValueError naming any other line."""
         terms: dict[str, str] = {}
         for number, line in enumerate(iterate_lines(path), start=1):
             columns = [column.strip() for column in line.split("\t")]
@@ -61,13 +64,15 @@ class Glossary:
                 raise ValueError(f"{path}: line {number} must be a source term, a tab and a target term")
             source, target = columns
             if terms.setdefault(source.casefold(), target) != target:
-                raise ValueError(f"{path}: line {number} gives {source!r} another target term than a line before")
+                raise ValueError(
+                    f"{path}: line {number} gives {source!r} another target term than an earlier line: keep one"
+                )
         if not terms:
-            raise ValueError(f"{path}: the glossary is empty, at least one line is needed")
+            raise ValueError(f"{path}: the glossary is empty: at least one line is needed")
         return cls(terms)
 
     def found(self, sentence: str) -> dict[str, re.Match]:
-        """The target terms that its translation must hold, with the first of their source terms."""
+        """The target terms required in the translation of a sentence, with the match of their first source term."""
         found: dict[str, re.Match] = {}
         for match in self.pattern.finditer(sentence):
             target = self.terms.get(" ".join(match[0].split()).casefold())
@@ -76,18 +81,20 @@ class Glossary:
         return found
 
     def missing(self, sentence: str, translation: str) -> dict[str, re.Match]:
-        """Those of `found` that a translation lacks."""
+        """The terms of `found` that the translation lacks."""
         terms = self.found(sentence).items()
         return {term: match for term, match in terms if not re.search(whole(term), translation)}
 
     def check(self, model: Any, tokenizer: Any) -> None:
-        """ValueError for a backend that gives no probabilities, and for a term that the tokenizer cannot write."""
+        """ValueError for a backend without probabilities, or a term that the tokenizer cannot represent."""
         if not isinstance(network_of(model), JMNatForConditionalGeneration):
             raise ValueError("a glossary needs a JM-NAT model and the backend torch or cuda_graphs")
         for term in self.terms.values():
             written = tokenizer.decode(ids_of(tokenizer, term), skip_special_tokens=True).strip()
             if written != term:
-                raise ValueError(f"the model cannot write the target term {term!r}, it would become {written!r}")
+                raise ValueError(
+                    f"the model cannot write the target term {term!r}, which would become {written!r}: leave it out"
+                )
 
 
 def network_of(model: Any) -> Any:
@@ -99,7 +106,7 @@ def ids_of(tokenizer: Any, term: str) -> list[int]:
 
 
 def words_of(tokenizer: Any, ids: Sequence[int]) -> list[list[int]]:
-    """Ids of each word (W); signs without a letter or digit are words of their own."""
+    """The ids of each of the W words; punctuation marks are separate words."""
     keys, number, before = [], 0, ""
     for index, token in enumerate(ids):
         text = tokenizer.decode(ids[: index + 1])
@@ -117,7 +124,7 @@ def words_of(tokenizer: Any, ids: Sequence[int]) -> list[list[int]]:
 def word_log_probs(
     network: JMNatForConditionalGeneration, source: Sequence[int], words: list[list[int]]
 ) -> torch.Tensor:
-    """Mean log-probability (W,) of each word's tokens where it alone is masked, of a source of ids (S,)."""
+    """Mean log-probability (W,) of the tokens of each word when only that word is masked, given source ids (S,)."""
     config, device = network.config, network.device
     flat = [token for word in words for token in word] + [config.eos_token_id]
     positions = torch.arange(len(flat), device=device)
@@ -140,11 +147,14 @@ def place_term(
     fixed: list[bool],
     term: list[int],
 ) -> tuple[list[list[int]], list[bool]]:
-    """Words with `term` in place of what depends most on its source term, and whether each is a term of the glossary.
+    """Replace the words that depend most on a source term by `term`.
 
     Args:
-        source, without: ids of the source as it is, and with its term masked.
-        fixed: whether each of the words is such a term already.
+        source, without: ids of the source as it is, and with the source term masked.
+        fixed: for each word, whether it is a term of the glossary already.
+
+    Returns:
+        The new words, and the same flags for them.
     """
     if all(fixed):
         return [*words, term], [*fixed, True]
@@ -160,7 +170,7 @@ def place_term(
 
 
 def shorten(words: list[list[int]], fixed: list[bool], most: int) -> None:
-    """Drop the last words that are no terms until at most `most` tokens are left."""
+    """Drop words that are not terms, from the end, until at most `most` tokens are left."""
     while sum(map(len, words)) > most and not all(fixed):
         last = len(fixed) - 1 - fixed[::-1].index(False)
         del words[last], fixed[last]
@@ -174,11 +184,14 @@ def translate_with_terms(
     glossary: Glossary,
     **options,
 ) -> Any:
-    """A `JMNatGenerateOutput` of one sentence whose text holds every term; None where the translation does already.
+    """Translate a sentence again so that its translation has every term.
 
     Args:
-        token_ids: of the translation as it came out without a glossary, without special tokens.
-        options: of `generate`.
+        token_ids: ids of the translation without a glossary, without special tokens.
+        options: options of `generate`.
+
+    Returns:
+        A `JMNatGenerateOutput` of one sentence; None if the translation has all terms already.
     """
     missing, network, config = glossary.missing(sentence, tokenizer.decode(token_ids)), network_of(model), model.config
     if not missing:
@@ -196,7 +209,7 @@ def translate_with_terms(
     input_ids, attention_mask = pad_batch([source], config.pad_token_id, model.device)
     options = {name: value for name, value in options.items() if name not in OF_CANDIDATES}
     options |= {"return_dict_in_generate": True, "num_return_sequences": 1}
-    for anew in (True, False):  # not the word before a term, if it runs into the term
+    for anew in (True, False):  # the second time, keep the word before a term, if its new tokens joined the term
         canvas: list[int] = []
         for word, stands, before_term in zip(words, fixed, [*fixed[1:], False], strict=True):
             canvas += [config.mask_token_id] * len(word) if anew and before_term and not stands else word

@@ -1,4 +1,4 @@
-"""Lines of text as a model can read them, in sentences and pieces, and what comes out as lines again."""
+"""Lines of text to sentences and pieces that a model can read, and their translations back to lines."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -30,8 +30,8 @@ class Line:
     """A line in pieces that the model can read.
 
     Args:
-        pieces: for each the white space around it (`before`, `after`, as `pipeline.join` wants them).
-        ids: those of each piece, ending in `</s>`; none for one that needs no model.
+        pieces: for each piece, the white space around it (`before`, `after`, as `pipeline.join` takes them).
+        ids: the ids of each piece, ending in `</s>`; empty for a piece that needs no model.
         sentences: each piece as the model reads it.
         too_long: whether a sentence was longer than the model can read.
     """
@@ -42,7 +42,7 @@ class Line:
     too_long: bool = False
 
     def add(self, text: str, sentence: Sentence, ids: list[int]) -> None:
-        """A piece of the line, the sentence in it, and its ids, `</s>` alone for a blank one."""
+        """Add a piece of the line with its sentence and ids (only `</s>` for a blank piece)."""
         core = text.strip()
         before, after = text.split(core, 1) if core else (text, "")
         self.pieces.append({"before": before, "after": after})
@@ -52,7 +52,7 @@ class Line:
     def join(self, results: list[dict[str, Any]]) -> dict[str, Any]:
         """Join the results of the pieces into the fields of `Translation` for the line; blank pieces have no `ids`.
 
-        The score is the mean of the pieces' scores; the number of passes is the largest one. The lengths of a line in
+        The score is the mean of the pieces' scores, and the number of passes their maximum. The lengths of a line with
         several pieces are None.
         """
         if len(results) == 1:
@@ -82,13 +82,13 @@ class LineReader:
     """Turns lines into ids.
 
     Args:
-        split_sentences: whether a line is translated sentence by sentence; the abbreviations are those of
-            `source_language` in the model's configuration.
-        long_lines: what is done with a sentence that is longer than the model can read, one of `LONG_LINES`.
-        glossary: sentences that hold one of its terms are read as they are.
+        split_sentences: whether to split lines into sentences, with the abbreviations of `source_language` in the
+            model's configuration.
+        long_lines: what to do with a sentence that is longer than the model can read, one of `LONG_LINES`.
+        glossary: sentences with one of its terms are read unchanged.
 
     Raises:
-        ValueError: another `long_lines`.
+        ValueError: `long_lines` is not one of `LONG_LINES`.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class LineReader:
             first_number: number of the first text, for error messages.
 
         Raises:
-            ValueError: a text that is not Unicode or, with `long_lines="error"`, too long for the model.
+            ValueError: a text is not Unicode or, with `long_lines="error"`, too long for the model.
         """
         for number, text in enumerate(texts, first_number):
             check_text(text, f"line {number}")
@@ -122,7 +122,7 @@ class LineReader:
         return [self._line(of_line, encoded, number) for number, of_line in enumerate(sentences, first_number)]
 
     def check(self, lines: Iterable[str]) -> None:
-        """Read lines to their end, for the errors of `read` alone, before any work is done."""
+        """Read all lines only for the errors of `read`, before any work is done."""
         window: list[str] = []
         number = 1
         for line in lines:
@@ -133,7 +133,7 @@ class LineReader:
         self.read(window, number)
 
     def _read(self, text: str) -> Sentence:
-        """A piece of a line as the model reads it, of a huge one the beginning, which is already too long."""
+        """A piece of a line as the model reads it; of a huge piece only the start, which is too long already."""
         core = text.strip()[: self.most_characters]
         as_it_is = self.glossary is not None and self.glossary.found(core)
         return Sentence(core) if as_it_is else Sentence.read(core, self.tokenizer)
@@ -148,7 +148,7 @@ class LineReader:
 
     def _line(self, texts: list[str], encoded: Iterator[tuple[Sentence, list[int]]], number: int) -> Line:
         line = Line()
-        for text, (sentence, ids) in zip(texts, encoded, strict=False):  # the next ones of as many as there are texts
+        for text, (sentence, ids) in zip(texts, encoded, strict=False):  # takes as many as there are texts
             if len(ids) <= self.longest and len(text.strip()) <= self.most_characters:
                 line.add(text, sentence, ids)
                 continue
@@ -176,7 +176,7 @@ class LineReader:
 
 
 def describe_long_lines(count: int, model: Translator, long_lines: str) -> str:
-    """A warning of one line."""
+    """A one-line warning."""
     done = {"split": "split at clauses and spaces", "truncate": "truncated", "skip": "skipped"}[long_lines]
-    lines = "1 line holds a sentence" if count == 1 else f"{count} lines hold a sentence"
+    lines = "1 line has a sentence" if count == 1 else f"{count} lines have a sentence"
     return f"warning: {lines} longer than the {max_source_length(model.config)} tokens that the model can read: {done}"

@@ -1,7 +1,7 @@
 """Saved models with their tokenizers, ready to translate: JM-NAT on any backend, and autoregressive models.
 
-What cannot work is refused here, before any text is read: another model's tokenizer, a device that is not there, a
-multilingual model that does not know its target language.
+Impossible combinations are refused here, before any text is read: another model's tokenizer, a missing device, a
+multilingual model without a target language.
 """
 
 import json
@@ -30,11 +30,11 @@ from ..utils.hub_folders import check_folder
 from .cuda_graphs import StaticShapeJMNat
 from .onnx_runtime import ORTJMNatForConditionalGeneration, find_graphs
 
-# Code that lies in a folder is never run. Unless told so, Transformers asks on standard input, which may be the text.
+# Never run code from a model folder. Without this, Transformers would ask on standard input, which may be the text.
 NO_FOREIGN_CODE = {"trust_remote_code": False}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
-# What Transformers raises for missing, damaged and forbidden files; for a PyTorch archive cut short a RuntimeError.
+# Errors of Transformers for missing, damaged and forbidden files; RuntimeError is for a truncated PyTorch archive.
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError)
 LOAD_ITS_OWN = "load the tokenizer that was saved with this model"
 
@@ -47,12 +47,12 @@ def is_jmnat(model: Translator) -> bool:
 
 
 def is_jmnat_config(config: PreTrainedConfig) -> bool:
-    # Told by its name where a repository on the Hub has brought the class along.
+    # By its model type if the class comes from a repository on the Hub.
     return isinstance(config, JMNatConfig) or is_jmnat_itself(config)
 
 
 def is_jmnat_itself(config: PreTrainedConfig) -> bool:
-    """Whether a model is a JM-NAT and not another system: what is exported, published and recorded in CUDA graphs."""
+    """Whether a model is a JM-NAT and not another system; only a JM-NAT can be exported, published and captured."""
     return config.model_type == JMNatConfig.model_type
 
 
@@ -79,12 +79,12 @@ def load_translator(
         directory: a folder written by `save_pretrained`, JM-NAT or autoregressive, or a name on the Hub.
         device: `auto`, `cpu`, `cuda` or another device name of PyTorch.
         dtype: `auto` (as saved), `float32`, `bfloat16` or `float16`.
-        backend: `torch`; `cuda_graphs`, which saves JM-NAT on a GPU the time that Python takes to launch kernels;
+        backend: `torch`; `cuda_graphs`, which saves the time of launching kernels from Python for a JM-NAT on a GPU;
             `onnx` or `onnx_int8` for an exported JM-NAT model on a CPU.
 
     Raises:
-        ValueError: the folder does not exist or lacks a model or tokenizer that can be loaded, the tokenizer is
-            another model's, or an argument is not one of those above.
+        ValueError: the folder does not exist, its model or tokenizer cannot be loaded, the tokenizer is another
+            model's, or an argument is not one of those above.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
@@ -113,7 +113,7 @@ def _load_exported(
 ) -> tuple[ORTJMNatForConditionalGeneration, PreTrainedTokenizerBase]:
     for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
         if value not in ("auto", only):
-            raise ValueError(f"{name}={value!r} cannot be chosen: exported graphs take auto or {only}")
+            raise ValueError(f"{name}={value!r} is not possible with exported graphs: choose auto or {only}")
     folder = find_graphs(directory, int8)
     model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
     tokenizer = AutoTokenizer.from_pretrained(folder, **NO_FOREIGN_CODE)
@@ -124,16 +124,16 @@ def _load_exported(
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
-        return "pytorch_model.bin holds more than tensors and plain values, and is not read"
+        return "pytorch_model.bin holds more than tensors and plain values, which is refused"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def check_vocabulary(model: Translator, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer that is not the model's: translations would be nonsense, without any error.
+    """Refuse a tokenizer that is not the model's, with which translations would silently be nonsense.
 
     Raises:
-        ValueError: the model has fewer embedding rows than the tokenizer has tokens, a JM-NAT model has more than
-            padding to a multiple of 8 explains (others may have any number), or special tokens have different ids.
+        ValueError: the model has fewer embedding rows than the tokenizer has tokens, a JM-NAT has more than padding to
+            a multiple of 8 explains (others may have any number), or special tokens have different ids.
     """
     size = model.config.vocab_size
     unused = size - len(tokenizer)
@@ -158,7 +158,7 @@ def load_teacher(
 
     Args:
         directory: a saved model with its tokenizer, or a name on the Hub.
-        dtype: None keeps the type of the checkpoint.
+        dtype: None: as saved.
 
     Raises:
         ValueError: the folder does not exist, the vocabulary is smaller than the tokenizer's, or the model is not
@@ -176,17 +176,17 @@ def load_teacher(
             f"{directory}: the tokenizer has {len(tokenizer)} tokens and the model {model.config.vocab_size}: save "
             "the tokenizer that the model was trained with in this folder"
         )
-    for name in ("pad_token_id", "eos_token_id"):  # a generation configuration need not have them
+    for name in ("pad_token_id", "eos_token_id"):  # the generation configuration may lack them
         if getattr(model.generation_config, name) is None:
             setattr(model.generation_config, name, getattr(tokenizer, name))
     return model.to(device).eval(), tokenizer
 
 
 def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer saved with an autoregressive model: ours, or any other that Transformers knows.
+    """Load the tokenizer saved with an autoregressive model: ours, or any other of Transformers.
 
     Raises:
-        ValueError: the folder does not exist, it holds no tokenizer, or the tokenizer needs a package that is missing.
+        ValueError: the folder does not exist or has no tokenizer, or the tokenizer needs a package that is missing.
     """
     check_folder(directory)
     config_path = Path(directory) / "tokenizer_config.json"
@@ -210,31 +210,34 @@ def refuse_student(directory: str | Path, config: PreTrainedConfig) -> None:
     """ValueError for a JM-NAT model where an autoregressive one is needed."""
     if is_jmnat_config(config):
         raise ValueError(
-            f"{directory} is a non-autoregressive model: give an autoregressive one, such as train_teacher.py writes"
+            f"{directory} is a non-autoregressive model: give an autoregressive one, such as `jmnat train-teacher` "
+            "writes"
         )
 
 
 def is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer must be told the languages, as for NLLB, M2M100 and mBART."""
+    """Whether a tokenizer needs the languages to be set, like those of NLLB, M2M100 and mBART."""
     return hasattr(tokenizer, "set_src_lang_special_tokens")
 
 
 def check_languages(
     directory: str | Path, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig
 ) -> None:
-    """ValueError for a multilingual model without a target language: it would choose one itself."""
+    """ValueError for a multilingual model without a target language, which would choose one itself."""
     if is_multilingual(tokenizer) and generation_config.forced_bos_token_id is None:
-        raise ValueError(f"{directory} is multilingual: tell it its languages, as distill.py --teacher_languages does")
+        raise ValueError(
+            f"{directory} is multilingual: give its source and target language, for example with --teacher_languages"
+        )
 
 
 def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> None:
-    """Tell a multilingual model from which language it translates and into which one.
+    """Set the source and target language of a multilingual model.
 
     Args:
         languages: see `language_tokens`.
 
     Raises:
-        ValueError: not two codes, or codes that the tokenizer does not know.
+        ValueError: there are not two codes, or the tokenizer does not know them.
     """
     _, target = language_tokens(tokenizer, languages)
     tokenizer.src_lang = languages[0].strip("_")
@@ -249,7 +252,7 @@ def language_tokens(tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]
             de_DE en_XX for mBART.
 
     Raises:
-        ValueError: not two codes, or codes that the tokenizer does not know.
+        ValueError: there are not two codes, or the tokenizer does not know them.
     """
     if len(languages) != 2:
         raise ValueError(f"teacher_languages={' '.join(languages)!r} must be two codes, of source and target")

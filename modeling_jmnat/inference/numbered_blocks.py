@@ -1,6 +1,6 @@
 """Text of any length as numbered blocks: Parquet files with the columns id and source, each a unit of work.
 
-Line-aligned text has no places at which to divide it, and its lines no names. So it is copied once, a block at a time.
+Line-aligned text cannot be divided without reading it, and its lines have no ids, so it is copied once in blocks.
 """
 
 import itertools
@@ -26,10 +26,13 @@ class CorpusInput:
     """Where text comes from: files, or a data set of the Hub.
 
     Args:
-        files: text files (a line each, .gz is read as is), or Parquet files and folders of them.
+        files: text files with one text per line (.gz is decompressed), or Parquet files and folders of them.
         dataset_name, dataset_config, dataset_revision, dataset_split: as for `datasets.load_dataset`.
-        text_column: of Parquet and data sets; or a key of the column `translation`.
-        id_column: of Parquet and data sets, unique; None numbers the texts from 0.
+        text_column: column of Parquet files and data sets, or a key of their column `translation`.
+        id_column: column of Parquet files and data sets with unique ids; None numbers the texts from 0.
+
+    Raises:
+        ValueError: no input or two kinds of input, or ids for text files.
     """
 
     files: tuple[str, ...] = ()
@@ -45,7 +48,7 @@ class CorpusInput:
             raise ValueError("give either input files or dataset_name")
         kinds = {is_parquet(Path(file)) for file in self.files}
         if len(kinds) > 1:
-            raise ValueError("input holds text and Parquet: give files of one kind")
+            raise ValueError("input has both text and Parquet files: give files of one kind")
         if self.id_column is not None and kinds == {False}:
             raise ValueError(f"id_column={self.id_column!r} does not apply to text files: their lines are numbered")
 
@@ -53,7 +56,7 @@ class CorpusInput:
         """The id and the text of each row, in order.
 
         Raises:
-            ValueError: a column that is not there, a file that cannot be read, or an id that comes twice.
+            ValueError: a column is missing, a file cannot be read, or an id occurs twice.
         """
         if self.files and not is_parquet(Path(self.files[0])):
             return enumerate(itertools.chain.from_iterable(map(iterate_lines, self.files)))
@@ -72,7 +75,7 @@ class CorpusInput:
             try:
                 opened = pq.ParquetFile(file)
             except (pa.ArrowInvalid, OSError) as error:
-                raise ValueError(f"{file} is no complete Parquet file ({error})") from None
+                raise ValueError(f"{file} is not a complete Parquet file ({error})") from None
             with opened:
                 columns = self._columns(opened.schema_arrow.names, str(file))
                 for batch in opened.iter_batches(CHUNK, columns=columns):
@@ -100,7 +103,7 @@ class CorpusInput:
         return wanted
 
     def _unique(self, rows: Iterator[tuple]) -> Iterator[tuple]:
-        """The rows; at their end ValueError if two have the same id."""
+        """The rows; after the last one, ValueError if two have the same id."""
         seen = array("Q")
         for number, text in rows:
             if number is None:
@@ -108,7 +111,7 @@ class CorpusInput:
             seen.append(number_of_text(str(number)))
             yield number, text
         if len(np.unique(np.frombuffer(seen, np.uint64))) < len(seen):
-            raise ValueError(f"id_column={self.id_column!r} holds an id more than once: choose another, or none")
+            raise ValueError(f"id_column={self.id_column!r} has an id more than once: choose another, or none")
 
     def parquet_files(self) -> list[Path]:
         folders = [Path(file) for file in self.files]
@@ -124,10 +127,10 @@ def is_parquet(path: Path) -> bool:
 
 
 def write_blocks(rows: Iterator[tuple[int | str, str]], folder: Path, block_lines: int) -> int:
-    """Write rows as blocks of so many lines; returns how many rows there were.
+    """Write rows in blocks of `block_lines`; returns the number of rows.
 
     Raises:
-        ValueError: no row, or a text that is not Unicode.
+        ValueError: there are no rows, or a text is not Unicode.
     """
     count = 0
     for block in itertools.count():
@@ -141,5 +144,5 @@ def write_blocks(rows: Iterator[tuple[int | str, str]], folder: Path, block_line
         pq.write_table(table, folder / f"{block:08d}{SUFFIX}")
         count += len(chunk)
     if not count:
-        raise ValueError("the input is empty, at least one line is needed")
+        raise ValueError("the input is empty: at least one line is needed")
     return count

@@ -1,4 +1,4 @@
-"""JM-NAT on ONNX Runtime: the graphs of `onnx_export/export.py` under the same `generate` as the PyTorch model."""
+"""JM-NAT on ONNX Runtime: the graphs of `onnx_export/export.py` with the same `generate` as the PyTorch model."""
 
 import functools
 from collections.abc import Callable
@@ -19,21 +19,21 @@ from ..utils.hub_folders import fetch_folder
 
 LOWEST = torch.finfo(torch.float32).min
 GRAPHS = ("encoder", "decoder")
-GRAPHS_FOLDER = "onnx"  # inside a model's
-TRANSLATOR = "translator"  # all in one graph, see `onnx_export/whole_translation.py`
-PASS = "pass"  # how the names of its nodes inside the passes begin
-SLOWER_FUSION = "SkipLayerNormFusion"  # Add and LayerNormalization as one operator take longer, and lose their names
+GRAPHS_FOLDER = "onnx"  # inside a model's folder
+TRANSLATOR = "translator"  # the whole translation in one graph, see `onnx_export/whole_translation.py`
+PASS = "pass"  # prefix of the names of its nodes inside the passes
+SLOWER_FUSION = "SkipLayerNormFusion"  # Add and LayerNormalization are slower when fused, and lose their names
 POSITIONS_FILE = "positions.safetensors"  # see `PositionalAttention`
-DIGEST = "weights_sha256"  # metadata of every exported file: of which model it is
-VOCABULARY_BLOCK = 128  # the best token is looked for among the best of each block: faster than in one go
-CACHED_LENGTH = 64  # positional probabilities of targets up to this length are kept
+DIGEST = "weights_sha256"  # metadata of every exported file, which identifies its model
+VOCABULARY_BLOCK = 128  # taking the best token of each block and then the best of those is faster than one search
+CACHED_LENGTH = 64  # positional probabilities of targets up to this length are cached
 
 
 def graph_file(part: str, int8: bool) -> str:
     return f"{part}_int8.onnx" if int8 else f"{part}.onnx"
 
 
-TRANSLATORS = tuple(graph_file(TRANSLATOR, int8) for int8 in (False, True))  # a folder's export is found by them
+TRANSLATORS = tuple(graph_file(TRANSLATOR, int8) for int8 in (False, True))  # files by which an export is found
 
 
 def translators_in(folder: Path) -> list[Path]:
@@ -41,7 +41,7 @@ def translators_in(folder: Path) -> list[Path]:
 
 
 def padded_vocabulary_size(vocab_size: int) -> int:
-    """Rounded up to whole blocks; ids beyond the vocabulary are never predicted."""
+    """The vocabulary size rounded up to whole blocks; ids beyond the vocabulary are never predicted."""
     return -(-vocab_size // VOCABULARY_BLOCK) * VOCABULARY_BLOCK
 
 
@@ -59,8 +59,9 @@ class TranslatorInput(NamedTuple):
 
     Args:
         rank: 0 for a scalar, 1 for a vector.
-        option: the generation option that it follows; None for an argument of `generate`.
-        value: its value for a model and options, by default the option's; None says that the model's graph lacks it.
+        option: the generation option of this input; None for an argument of `generate`.
+        value: computes its value from a model and options, which is None if the model's graph lacks the input.
+            Default: the option's value.
     """
 
     name: str
@@ -79,17 +80,17 @@ def bias_of_suppressed(model, options: JMNatOptions) -> torch.Tensor:
 
 
 def adjacent_remasking(model, options: JMNatOptions) -> bool | None:
-    """None where sets of neighbours have a single token."""
+    """The option; None if sets of neighbours have a single token, where it has no effect."""
     return options.remask_adjacent if model.config.ngram_size > 1 else None
 
 
 def table_of_repeatable(model, options: JMNatOptions) -> torch.Tensor:
-    """(V,), V rounded up to whole blocks."""
+    """(V,) bool, V rounded up to whole blocks, True at tokens that may occur twice in a row."""
     size = padded_vocabulary_size(model.config.vocab_size)
     return F.pad(model._repeatable_tokens(options, torch.device("cpu")), (0, size - model.config.vocab_size))
 
 
-# The export makes the graph's inputs and their defaults from this table, and `generate` what the graph is fed with.
+# From this table, the export makes the graph's inputs and their defaults, and `generate` the values to feed.
 TRANSLATOR_INPUTS = (
     *(TranslatorInput(x, np.int64, 0, x) for x in ("num_iterations", "length_shift", "consensus_min_length")),
     *(TranslatorInput(x, np.int64, 1, x) for x in ("num_length_candidates", "num_return_sequences", "prune_to")),
@@ -102,31 +103,31 @@ TRANSLATOR_INPUTS = (
     TranslatorInput("token_bias", np.float32, 1, "suppress_tokens", bias_of_suppressed),
     TranslatorInput("target_lengths", np.int64, 1, None, lambda *_: ()),  # as many as sources, or none
 )
-# With any option beyond these at another value than its default, passes are run one by one.
+# If any other option differs from its default, passes are run one by one.
 TRANSLATOR_OPTIONS = (*(each.option for each in TRANSLATOR_INPUTS if each.option), "return_dict_in_generate")
 OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
 ADDED_LATER = (
     *REPEAT_RULES,
     "length_shift",
     "consensus_min_length",
-)  # graphs of earlier exports lack these inputs, and `repeatable`
+)  # graphs of earlier exports lack these inputs and `repeatable`
 
 
 def translator_inputs(model: JMNatGenerationMixin, options: JMNatOptions) -> dict[str, np.ndarray]:
-    """Every optional input of the model's graph, by name, as the options have it."""
+    """The values of all optional inputs of the model's graph, by name, for these options."""
     arrays = {each.name: each.array(model, options) for each in TRANSLATOR_INPUTS}
     return {name: array for name, array in arrays.items() if array is not None}
 
 
 def other_options(options: JMNatOptions) -> list[str]:
-    """Those that are on and that the graph of a whole translation does not know."""
+    """The names of options that are on and that the graph of a whole translation does not support."""
     return [name for name, off in OFF.items() if getattr(options, name) != off]
 
 
 def find_graphs(directory: str | Path, int8: bool, **hub_options) -> Path:
-    """`directory` or its folder `onnx`, whichever holds the graphs; ValueError where neither does.
+    """`directory` or its folder `onnx`, whichever has the graphs; ValueError if neither has.
 
-    Of a repository on the Hub the files that these graphs need are fetched, see `fetch_folder`.
+    From a repository on the Hub, the files that these graphs need are fetched (see `fetch_folder`).
     """
     name = graph_file(TRANSLATOR, int8)
     patterns = ("*.json", "*_int8.onnx" if int8 else "*[!8].onnx", f"*{POSITIONS_FILE}")
@@ -134,15 +135,15 @@ def find_graphs(directory: str | Path, int8: bool, **hub_options) -> Path:
     for folder in (top, top / GRAPHS_FOLDER):
         if (folder / name).is_file():
             return folder
-    how = "run_scripts/export_onnx.py --int8" if int8 else "run_scripts/export_onnx.py"
-    raise ValueError(f"{directory} holds no {name}, neither itself nor in its folder {GRAPHS_FOLDER}: {how} writes it")
+    how = "jmnat export-onnx --int8" if int8 else "jmnat export-onnx"
+    raise ValueError(f"{directory} holds no {name}, nor does its folder {GRAPHS_FOLDER}: export it with `{how}`")
 
 
 def load_session(path: Path, num_threads: int | None, record: Path | None = None):
-    """An ONNX Runtime session on the CPU; ValueError for a damaged file, or where ONNX Runtime is not installed.
+    """An ONNX Runtime session on the CPU; ValueError for a damaged file, or if ONNX Runtime is not installed.
 
     Args:
-        record: how the name of a file begins into which `end_profiling` writes the time of every operator.
+        record: prefix of the file into which `end_profiling` writes the time of every operator.
     """
     try:
         import onnxruntime
@@ -151,19 +152,19 @@ def load_session(path: Path, num_threads: int | None, record: Path | None = None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads or torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads leave the core to others
-    options.log_severity_level = 3  # errors: it warns of every input that has a default
+    options.log_severity_level = 3  # only errors, because it warns of every input that has a default
     if record is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(record)
     try:
         return onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"], disabled_optimizers=[SLOWER_FUSION]
         )
-    except Exception as error:  # those of ONNX Runtime share no other class
+    except Exception as error:  # the errors of ONNX Runtime have no narrower common class
         raise cannot_be_loaded(path, error) from None
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
-    """The tensors of a file and the digest that it names; ValueError for a damaged file."""
+    """The tensors of a file and the digest in its metadata; ValueError for a damaged file."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get(DIGEST)  # noqa: SIM118
@@ -173,20 +174,20 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], str | None]:
 
 def cannot_be_loaded(path: Path, error: Exception) -> ValueError:
     reason = str(error).strip().splitlines()[0]
-    return ValueError(f"{path} cannot be loaded, run_scripts/export_onnx.py writes it anew: {reason}")
+    return ValueError(f"{path} cannot be loaded, export it again with `jmnat export-onnx`: {reason}")
 
 
 def session_digest(session) -> str | None:
-    """None for a graph that names none."""
+    """The digest in a graph's metadata; None if it has none."""
     return session.get_modelmeta().custom_metadata_map.get(DIGEST)
 
 
 class ExportedGraphs:
-    """The files of one export, loaded as they are asked for.
+    """The files of one export, loaded when they are needed.
 
     Raises:
-        ValueError: a file that is missing, damaged, or of another model than the first one, which would translate into
-            nonsense without any error; ONNX Runtime is not installed.
+        ValueError: a file is missing, damaged, or of another model than the first one, which would silently give
+            nonsense; or ONNX Runtime is not installed.
     """
 
     def __init__(self, folder: Path, int8: bool, num_threads: int | None):
@@ -212,13 +213,13 @@ class ExportedGraphs:
         if digest != self.first[1]:
             raise ValueError(
                 f"{path} and {self.first[0].name} do not belong to the same model: "
-                "run_scripts/export_onnx.py writes them anew"
+                "export them again with `jmnat export-onnx`"
             )
 
 
 @dataclass
 class ORTEncoderOutput(ModelOutput):
-    """What the encoder graph returns: length logits, and mask, keys and values of cross-attention."""
+    """Output of the encoder graph: length logits, and mask, keys and values of cross-attention."""
 
     length_logits: torch.Tensor | None = None  # (B, L)
     source_bias: torch.Tensor | None = None  # (B, 1, 1, S), added to attention scores
@@ -231,7 +232,7 @@ class ORTDecodingState:
     """Inputs of the decoder graph that all passes share, by name.
 
     Args:
-        of_rows: tensors with a row per canvas row.
+        of_rows: tensors with one row for each row of the canvas.
         token_bias: (V,) -inf at tokens that are never predicted, V rounded up to whole blocks.
     """
 
@@ -242,13 +243,13 @@ class ORTDecodingState:
         self.feeds = {name: value.contiguous().numpy() for name, value in self.of_rows.items()}
 
     def select(self, rows: torch.Tensor) -> "ORTDecodingState":
-        """As `JMNatDecodingState.select`; every row has its source with it."""
+        """As `JMNatDecodingState.select`; every row has its own copy of the source."""
         of_rows = {name: value[rows] for name, value in self.of_rows.items()}
         return ORTDecodingState(of_rows, self.token_bias)
 
 
 class PositionalAttention:
-    """Probabilities of positional attention, which depend on the target length alone, for all layers.
+    """Probabilities of positional attention, which depend only on the target length, for all layers.
 
     Args:
         query, key: (layers, H, longest target, D/H), queries scaled.
@@ -259,7 +260,7 @@ class PositionalAttention:
         self.known: dict[int, torch.Tensor] = {}
 
     def of_length(self, length: int) -> torch.Tensor:
-        """(layers, H, length, length)."""
+        """Probabilities (layers, H, length, length) for one target length."""
         if length in self.known:
             return self.known[length]
         scores = self.query[:, :, :length] @ self.key[:, :, :length].transpose(2, 3)
@@ -270,7 +271,7 @@ class PositionalAttention:
         return probs
 
     def of_lengths(self, lengths: list[int], num_positions: int) -> torch.Tensor:
-        """(layers, R, H, T, T); rows and columns beyond a length are 0."""
+        """Probabilities (layers, R, H, T, T) for R target lengths; rows and columns beyond a length are 0."""
         tables = {length: self.of_length(length) for length in set(lengths)}
         if tables.keys() == {num_positions}:
             return tables[num_positions][:, None].expand(-1, len(lengths), -1, -1, -1)
@@ -282,7 +283,7 @@ class PositionalAttention:
 
 
 class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
-    """`generate` on a CPU by ONNX Runtime, from a folder that `run_scripts/export_onnx.py` wrote."""
+    """`generate` on a CPU with ONNX Runtime, from a folder that `jmnat export-onnx` wrote."""
 
     main_input_name = "input_ids"
     input_modalities = ("text",)  # pipelines show them
@@ -302,24 +303,23 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
     ) -> "ORTJMNatForConditionalGeneration":
         """Load exported graphs from `directory`, or from its folder `onnx`; it may be a name on the Hub.
 
-        A whole translation is one call of ONNX Runtime where the options allow it; with those that let rows stop or
-        leave and with a reranker each pass is one, by graphs that are loaded when they are needed.
+        A whole translation is one call of ONNX Runtime if the options allow it. With options that let rows stop or
+        leave, and with a reranker, each pass is one call, and further graphs are loaded when they are needed.
 
         Args:
-            int8: the quantised graphs. They scale activations by the batch, so that a translation may depend on the
+            int8: load the quantised graphs. They scale activations per batch, so that a translation may depend on the
                 other sentences of its batch and on padding.
-            num_threads: of ONNX Runtime; None: as many as PyTorch uses.
+            num_threads: threads of ONNX Runtime. Default: as many as PyTorch uses.
             hub_options: `revision`, `token`, `cache_dir` and others of `huggingface_hub.snapshot_download`.
 
         Raises:
-            ValueError: no such graphs in the folder, damaged ones or those of two models, or ONNX Runtime is not
-                installed.
+            ValueError: the graphs are missing, damaged or of two models, or ONNX Runtime is not installed.
         """
         folder = find_graphs(directory, int8, **hub_options)
         config, generation_config = JMNatConfig.from_pretrained(folder), JMNatGenerationConfig.from_pretrained(folder)
         graphs = ExportedGraphs(folder, int8, num_threads)
         model = cls(config, cast(JMNatGenerationConfig, generation_config), graphs)
-        model.translator  # noqa: B018 what is damaged shows now
+        model.translator  # noqa: B018 load it now, so that errors are raised here
         return model
 
     @functools.cached_property
@@ -350,14 +350,14 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
 
     def to(self, device) -> "ORTJMNatForConditionalGeneration":
         if torch.device(device).type != "cpu":
-            raise ValueError(f"device={str(device)!r} is not supported: these graphs run on a CPU")
+            raise ValueError(f"device={str(device)!r} is not supported: exported graphs run on a CPU, choose 'cpu'")
         return self
 
     def get_encoder(self):
         return self.encode
 
     def encode(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> ORTEncoderOutput:
-        """Source ids and mask (B, S) -> length logits and all that cross-attention needs."""
+        """Source ids and mask (B, S) -> length logits, and the inputs of cross-attention."""
         outputs = self.encoder.run(None, self.source_feeds(input_ids, attention_mask))
         length_logits, source_bias, *states = map(torch.from_numpy, outputs)
         return ORTEncoderOutput(length_logits, source_bias, tuple(states[0::2]), tuple(states[1::2]))
@@ -366,17 +366,17 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         vocab_size, ids = self.config.vocab_size, input_ids.long().contiguous().numpy()
         unknown = ids[(ids < 0) | (ids >= vocab_size)]
         if len(unknown):
-            raise ValueError(f"input_ids holds {unknown[0]}, ids must lie in [0, {vocab_size})")
+            raise ValueError(f"input_ids holds {unknown[0]}, but ids must lie in [0, {vocab_size})")
         mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id).long()
         most = self.config.max_position_embeddings
         if input_ids.shape[1] > most and (count := int(mask.sum(dim=1).max())) > most:
-            raise ValueError(f"input_ids has {count} tokens, max_position_embeddings={most} is the most")
+            raise ValueError(f"input_ids has {count} tokens, more than max_position_embeddings={most}: split them")
         return {"input_ids": ids, "attention_mask": mask.contiguous().numpy()}
 
     def option_feeds(self, options: JMNatOptions) -> dict[str, np.ndarray] | None:
-        """`translator_inputs`, kept for the next call: it mostly has the same options.
+        """`translator_inputs`, cached because the next call mostly has the same options.
 
-        None where a graph that was exported before does not know one of the options that are on.
+        None if the graph, from an earlier export, does not support one of the options that are on.
         """
         key = repr(options)
         if self.last_feeds[0] != key:
@@ -411,16 +411,16 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         )
 
     def encode_for_generation(self, input_ids=None, attention_mask=None, inputs_embeds=None, encoder_outputs=None):
-        """As in the PyTorch model, with the output of `encode` in place of encoder states."""
+        """As in the PyTorch model, with the output of `encode` instead of encoder states."""
         if inputs_embeds is not None or input_ids is None:
-            raise ValueError("input_ids are needed: the exported encoder reads nothing else")
+            raise ValueError("input_ids is missing: exported graphs do not take inputs_embeds")
         if encoder_outputs is None:
             encoder_outputs = self.encode(input_ids, attention_mask)
         source_mask = token_mask(attention_mask, input_ids, None, self.config.pad_token_id)
         return encoder_outputs, source_mask, encoder_outputs.length_logits.log_softmax(dim=-1)
 
     def prepare_decoding(self, encoder_outputs: Any, source_mask, target_mask) -> ORTDecodingState:
-        """Inputs of the decoder graph, from an `ORTEncoderOutput` of B sentences and masks (B, S) and (R, T)."""
+        """Inputs of the decoder graph from an `ORTEncoderOutput` of B sentences and masks (B, S) and (R, T)."""
         attend = decoder_attend_mask(target_mask, self.config.exclude_self_attention)
         rows, length = target_mask.shape
         attend = attend.expand(rows, 1, length, length)
@@ -439,7 +439,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
     def predict_tokens(
         self, canvas: torch.Tensor, positions: torch.Tensor, state: ORTDecodingState, suppressed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the PyTorch model's."""
+        """As the PyTorch model's method."""
         feeds = {"canvas": canvas.contiguous().numpy(), "positions": positions.contiguous().numpy(), **state.feeds}
         if suppressed is not None:
             state.token_bias[: self.config.vocab_size].masked_fill_(suppressed, -torch.inf)

@@ -1,4 +1,4 @@
-"""Beam search of an engine in the place of an autoregressive model that `translate_lines` takes."""
+"""An engine's beam search with the interface of an autoregressive model, for `translate_lines`."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ SAVED_OPTIONS = ("length_penalty", "repetition_penalty", "no_repeat_ngram_size")
 
 
 class SearchModel:
-    """Translates as `engines.decode` does: but for rounding, no translation depends on the others of its batch.
+    """Translates as `engines.decode` does: except for rounding, no translation depends on the rest of its batch.
 
     Args:
         num_beams: 1 is greedy search.
@@ -27,10 +27,10 @@ class SearchModel:
         self.generation_config = GenerationConfig(num_beams=num_beams)
 
     def generate(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **others) -> ModelOutput:
-        """Sequences (B, T), padded on the right, and their scores (B,) where the engine reports them.
+        """Sequences (B, T), padded on the right, and their scores (B,) if the engine reports them.
 
         Args:
-            others: what `translate_lines` tells Transformers; the limits of this search take its place.
+            others: options that `translate_lines` sets for Transformers; ignored, because this search sets its limits.
         """
         rows = zip(input_ids.tolist(), attention_mask.sum(dim=1).tolist(), strict=True)
         sources = [ids[:length] for ids, length in rows]
@@ -47,14 +47,14 @@ class SearchModel:
 def search_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, backend: str, options: dict[str, Any]
 ) -> SearchModel:
-    """An autoregressive model behind an engine.
+    """An autoregressive model as a `SearchModel`.
 
     Args:
         backend: "transformers" or "ctranslate2".
-        options: `num_beams` and `SAVED_OPTIONS`; what is left out is as saved with the model.
+        options: `num_beams` and `SAVED_OPTIONS`. Default: as saved with the model.
 
     Raises:
-        ValueError: another option, or CTranslate2 cannot run the model.
+        ValueError: an unknown option, or CTranslate2 cannot run the model.
     """
     for name in options:
         if name not in ("num_beams", *SAVED_OPTIONS):

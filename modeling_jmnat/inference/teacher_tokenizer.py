@@ -1,6 +1,6 @@
-"""The tokenizer of a student that starts from an autoregressive model of the Hub: the same ids for the same text.
+"""The tokenizer of a student that starts from an autoregressive model of the Hub, with the same ids for any text.
 
-`<mask>`, and `<s>` where it is missing, are appended behind the ids of the teacher.
+`<mask>`, and `<s>` if it is missing, are appended to the ids of the teacher.
 """
 
 import copy
@@ -19,32 +19,32 @@ from .loading import language_tokens, load_teacher_tokenizer
 MARIAN_FILES = ("source.spm", "target.spm", "vocab.json")
 NAMED_TOKENS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 APPENDED = {"bos_token": "<s>", "mask_token": "<mask>"}
-BYTE = "<0x00>"  # in vocabularies that write unknown characters in bytes
+BYTE = "<0x00>"  # in vocabularies that represent unknown characters by bytes
 # Kinds of pieces in a SentencePiece model, and of models.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 UNIGRAM, BYTE_PAIRS = 1, 2
-UNMATCHABLE = "\0"  # stands for the unknown piece, which no text may spell
+UNMATCHABLE = "\0"  # replaces the unknown piece, so that no text can spell it
 
 
 def tokenizer_of_teacher(
     folder: Path, languages: Sequence[str] | None = None, language_code: str | None = None
 ) -> tuple[JMNatTokenizer, int]:
-    """The `JMNatTokenizer` with a teacher's ids, text in and out, and the number of ids that both have.
+    """A `JMNatTokenizer` with a teacher's ids, and the number of ids that both have in common.
 
     Args:
-        folder: of the teacher: Marian's `source.spm`, `target.spm` and `vocab.json`; M2M100's `vocab.json` and
-            `.model` file; or a tokenizer.json, as NLLB, mBART and Bart have it.
-        languages: codes of source and target of a multilingual model, whose tokens then begin every text.
-        language_code: of a Marian model with several target languages, such as `">>eng<<"`, which then begins every
-            source. Left out, texts begin with one themselves.
+        folder: the teacher's folder, with Marian's `source.spm`, `target.spm` and `vocab.json`; M2M100's `vocab.json`
+            and `.model` file; or a tokenizer.json, as for NLLB, mBART and Bart.
+        languages: source and target codes of a multilingual model, whose tokens then begin every text.
+        language_code: code of a Marian model with several target languages, such as `">>eng<<"`, which then begins
+            every source. Without it, texts must begin with a code themselves.
 
     Raises:
-        ValueError: files that are missing, damaged or do not fit each other, or a tokenizer of another kind.
+        ValueError: files are missing, damaged or do not fit each other, or the tokenizer is of another kind.
     """
     if (folder / "source.spm").exists() or (folder / "target.spm").exists():
         for name in MARIAN_FILES:
             if not (folder / name).is_file():
-                raise ValueError(f"{folder} holds no complete Marian tokenizer ({name} is missing)")
+                raise ValueError(f"{folder} has no complete Marian tokenizer ({name} is missing): download it again")
     theirs = load_teacher_tokenizer(folder)
     if isinstance(theirs, JMNatTokenizer):
         return theirs, len(theirs)
@@ -63,21 +63,23 @@ def tokenizer_of_teacher(
     kind = type(theirs).__name__
     if kind == "MarianTokenizer":
         if theirs.separate_vocabs:
-            raise ValueError(f"{folder} has a vocabulary for each language: a JM-NAT has one for both")
+            raise ValueError(
+                f"{folder} has a vocabulary for each language, but a JM-NAT has one for both: choose another model"
+            )
         return _with_segmenters(theirs, theirs.encoder, theirs.spm_files, options), len(theirs.encoder)
     if kind == "M2M100Tokenizer":
         vocabulary = {**theirs.encoder, **theirs.lang_token_to_id}
         return _with_segmenters(theirs, vocabulary, [theirs.spm_file] * 2, options), len(vocabulary)
     if not theirs.is_fast:
         raise ValueError(
-            f"{folder} has a {kind}, which is written in Python: tokenizers of Marian, of M2M100 and those with a "
-            "tokenizer.json can be taken over"
+            f"{folder} has a {kind}, which is written in Python: only tokenizers of Marian, of M2M100 and those with "
+            "a tokenizer.json can be converted"
         )
     return _of_backend(theirs, options), len(theirs)
 
 
 def _of_backend(theirs: PreTrainedTokenizerBase, options: Mapping[str, str | None]) -> JMNatTokenizer:
-    """One that has its text in and out in a tokenizer.json already."""
+    """Convert a tokenizer that is defined by its tokenizer.json."""
     backend = copy.deepcopy(theirs.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
@@ -93,7 +95,7 @@ def _with_segmenters(
     segmenters: Sequence[str],
     options: Mapping[str, str | None],
 ) -> JMNatTokenizer:
-    """One whose pieces are made by SentencePiece models of source and target, and looked up in `vocabulary`."""
+    """Convert a tokenizer with SentencePiece models of source and target, and their pieces' ids in `vocabulary`."""
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
     for index, piece in enumerate(pieces):
         if vocabulary[piece] != index:
@@ -119,13 +121,13 @@ def _with_segmenters(
 def _wrapped(
     backend: Tokenizer, theirs: PreTrainedTokenizerBase, languages: Sequence[str], options: Mapping[str, str | None]
 ) -> JMNatTokenizer:
-    """With the teacher's names of special tokens and its longest text; `languages` are special tokens as well."""
+    """Wrap with the teacher's special tokens and maximum length; `languages` are special tokens as well."""
     extra = {"extra_special_tokens": languages} if languages else {}
     return wrap_tokenizer(backend, model_max_length=theirs.model_max_length, **_names(theirs), **extra, **options)
 
 
 def _names(theirs: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Of the special tokens; those to append have ours."""
+    """The names of the special tokens: the teacher's, or ours for those to append."""
     return {name: str(getattr(theirs, name) or APPENDED[name]) for name in NAMED_TOKENS}
 
 
@@ -133,18 +135,18 @@ def segmenter_of(path: Path) -> str:
     """A SentencePiece model as JSON for `SentencePieceSegmenter`.
 
     Raises:
-        ValueError: the file is damaged, or a model of another kind.
+        ValueError: the file is damaged, or the model is of another kind.
     """
     model = import_protobuf().ModelProto()
     try:
         model.ParseFromString(path.read_bytes())
-    except Exception:  # of a class that depends on the version of protobuf
-        raise ValueError(f"{path} is no SentencePiece model, or damaged") from None
+    except Exception:  # its class depends on the version of protobuf
+        raise ValueError(f"{path} is damaged or not a SentencePiece model: download it again") from None
     training, cleaning = model.trainer_spec, model.normalizer_spec
     if training.model_type not in (UNIGRAM, BYTE_PAIRS) or training.treat_whitespace_as_suffix:
-        raise ValueError(f"{path} must be a unigram or byte-pair model with its spaces before the words")
+        raise ValueError(f"{path} must be a unigram or byte-pair model with spaces before words: choose another model")
     if not (cleaning.add_dummy_prefix and cleaning.escape_whitespaces and cleaning.remove_extra_whitespaces):
-        raise ValueError(f"{path} keeps white space as it is: only models that read it as one space can be taken over")
+        raise ValueError(f"{path} keeps repeated spaces: only models that merge them can be converted, choose another")
     tokenizer = Tokenizer(_unigram(model) if training.model_type == UNIGRAM else _byte_pairs(model))
     precompiled = cleaning.precompiled_charsmap
     tokenizer.normalizer = normalizers.Sequence(
@@ -160,11 +162,11 @@ def segmenter_of(path: Path) -> str:
 
 
 def _matchable(model) -> dict[str, float]:
-    """The pieces that text may be cut into, with their scores."""
+    """The pieces into which text can be cut, with their scores."""
     highest = max((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
     pieces = {piece.piece: piece.score for piece in model.pieces if piece.type not in (UNKNOWN, CONTROL, UNUSED)}
     for piece in model.pieces:
-        if piece.type == USER_DEFINED:  # SentencePiece's bonus, so that they are always chosen
+        if piece.type == USER_DEFINED:  # SentencePiece's bonus, by which they are always chosen
             pieces[piece.piece] = len(piece.piece.encode()) * highest - 0.1
     return pieces
 
@@ -175,7 +177,7 @@ def _unigram(model) -> models.Unigram:
 
 
 def _byte_pairs(model) -> models.BPE:
-    """The merges of neighbours to a piece in the order of its score."""
+    """The merges of two pieces into a third, in the order of its score."""
     scores = _matchable(model)
     merges = [
         (-score, (piece[:cut], piece[cut:]))

@@ -1,4 +1,4 @@
-"""Translate lines of text in token-budget batches: they come back in their order, and memory stays bounded.
+"""Translate lines of text in batches with a token budget, in order and with bounded memory.
 
 Works for JM-NAT and for autoregressive models of Transformers, so that teacher and student are measured alike.
 """
@@ -25,7 +25,7 @@ from .glossary import Glossary, translate_with_terms
 from .lines import Line, LineReader
 from .loading import Translator, is_jmnat
 
-# Options of beam search that count something, with the least value allowed.
+# Options of beam search that are integers, with their least value.
 COUNTS = {
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -45,8 +45,8 @@ AUTOREGRESSIVE_OPTIONS = (
     "repetition_penalty",
 )
 WINDOW_LINES = 4096
-ARGUMENTS = ("reranker", "streamer")  # of `generate` that are no options
-# The budget counts source tokens. A batch whose targets need more than this multiple of it is decoded in pieces.
+ARGUMENTS = ("reranker", "streamer")  # arguments of `generate` that are not options
+# The budget counts source tokens. A batch whose targets need more than this multiple of it is decoded in parts.
 LONGER_TARGETS = 2
 
 
@@ -63,13 +63,13 @@ class Translation:
         token_ids: ids of the best candidate, without special tokens.
         num_passes: decoder passes. This and the next four are None for autoregressive models.
         candidate_lengths: the target lengths that were tried, `</s>` included, most probable first.
-        lengths: the target lengths of `candidates`, without repeats that were deleted or collapsed.
-        candidate_indices: of which of `candidate_lengths` each of `candidates` was made.
-        canvases: with `output_history=True`, what the decoder read in each pass, as text.
+        lengths: the target lengths of `candidates`, without deleted or collapsed repeats.
+        candidate_indices: for each of `candidates`, the index of its length in `candidate_lengths`.
+        canvases: with `output_history=True`, the decoder's input in each pass, as text.
         candidate_ids: ids of all `candidates`, with special tokens, without padding.
-        too_long: whether the line held a sentence longer than the model can read, which was cut or skipped.
+        too_long: whether the line had a sentence longer than the model can read, which was cut or skipped.
 
-    A line in several sentences: see `Line.join`.
+    For lines with several sentences, see `Line.join`.
     """
 
     source: str
@@ -89,10 +89,10 @@ class Translation:
 
 
 def parse_generation_options(text: str | None, argument: str = "generation_options") -> dict:
-    """Read options of `generate` from a JSON object on the command line; None gives no options.
+    """Parse options of `generate` given as a JSON object on the command line; None means no options.
 
     Raises:
-        ValueError: the text is not a JSON object, or an option is not known.
+        ValueError: the text is not a JSON object, or an option is unknown.
     """
     if text is None:
         return {}
@@ -132,12 +132,12 @@ def check_options(model: Translator, generation: dict) -> None:
 
 
 def default_batch_tokens(device: torch.device) -> int:
-    """Source tokens of a batch: on a CPU its logits take about 0.1 GB with 6,000 tokens of vocabulary; fills a GPU."""
+    """Default source tokens in a batch. They fill a GPU; on a CPU, logits take 0.1 GB with a vocabulary of 6,000."""
     return 32_768 if device.type == "cuda" else 4_096
 
 
 def candidates_per_sentence(model: Translator, generation: dict) -> int:
-    """Decoder rows per sentence: length candidates, or beams of an autoregressive model."""
+    """Decoder rows per sentence: length candidates, or beams for an autoregressive model."""
     names = ("num_length_candidates", "num_beams") if is_jmnat(model) else ("num_beams",)
     given = [generation.get(name) for name in names] + [getattr(model.generation_config, names[0], None)]
     return next((value for value in given if value is not None), 1)
@@ -164,18 +164,18 @@ def translate_lines(
     empty.
 
     Args:
-        max_batch_tokens: padded source tokens of a batch times candidates; by default 4,096 on a CPU and 32,768 on a
+        max_batch_tokens: padded source tokens of a batch times candidates. Default: 4,096 on a CPU and 32,768 on a
             GPU.
-        progress: whether to draw a progress bar on standard error; `total` is the number of lines, if known.
-        split_sentences: whether a line is translated sentence by sentence.
-        long_lines: what is done with a sentence that is longer than the model can read: "split" at the ends of clauses
+        progress: whether to show a progress bar on standard error; `total` is the number of lines, if known.
+        split_sentences: whether to translate lines sentence by sentence.
+        long_lines: what to do with a sentence that is longer than the model can read: "split" at the ends of clauses
             and at spaces, "truncate", "skip" (the line's translation is empty) or "error".
-        glossary: terms that must stand in the translations; a sentence that is translated again has one candidate.
+        glossary: terms that translations must contain; a sentence that is translated again has one candidate.
         generation: options of `model.generate`, such as `num_iterations=4, num_length_candidates=4`.
 
     Raises:
         ValueError: a line is not Unicode or, with `long_lines="error"`, longer than the model allows (the message
-            gives its number), a count is below 1, or `generate` does not accept an option.
+            gives its number), a number is below 1, or `generate` does not accept an option.
     """
     for name, value in (("max_batch_tokens", max_batch_tokens), ("window_lines", window_lines)):
         if value is not None and value < 1:
@@ -206,7 +206,7 @@ def _translate_pieces(
     advance: Callable[[int], object],
     glossary: Glossary | None,
 ) -> list[dict]:
-    """The fields of `Translation` for each piece of each line; `advance` is told how many lines more are done."""
+    """The fields of `Translation` for each piece of each line; `advance` is called with the number of lines done."""
     pieces = [
         (number, *piece) for number, line in enumerate(lines) for piece in zip(line.ids, line.sentences, strict=True)
     ]
@@ -215,7 +215,7 @@ def _translate_pieces(
         for _, _, sentence in pieces
     ]
     translatable = [index for index, (_, ids, _) in enumerate(pieces) if ids]
-    missing = Counter(pieces[index][0] for index in translatable)  # pieces of each line
+    missing = Counter(pieces[index][0] for index in translatable)  # pieces of each line still to translate
     advance(len(lines) - len(missing))
     lengths = [len(pieces[index][1]) for index in translatable]
     for batch in length_sorted_batches(lengths, budget, candidates_per_sentence(model, generation)):
@@ -232,7 +232,7 @@ def _translate_pieces(
 
 
 def _written(sentence: Sentence, fields: dict) -> dict:
-    """The fields of a translation that hold text, as that of its sentence."""
+    """The text fields of a translation, turned from the model's output into text for the sentence."""
     candidates = [(one_line(sentence.write(text)), score) for text, score in fields["candidates"]]
     if "canvases" not in fields:
         return {"candidates": candidates}
@@ -253,10 +253,10 @@ def _generate(
     options = {**generation, "return_dict_in_generate": True}
     if not is_jmnat(model):
         options = {**_autoregressive_options(model, input_ids.shape[1], generation), **options}
-    if not is_jmnat(model) or len(sources) == 1:  # cannot be cut into pieces
+    if not is_jmnat(model) or len(sources) == 1:  # cannot be decoded in parts
         output = model.generate(input_ids=input_ids, attention_mask=attention_mask, **options)
         return _read_output(tokenizer, output, len(sources))
-    # Targets may be much longer than sources: the predicted lengths decide how many sentences are decoded together.
+    # Targets may be much longer than sources, so the predicted lengths decide how many sentences to decode together.
     candidates = candidates_per_sentence(model, generation)
     with torch.inference_mode():
         encoder_outputs = model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask)
@@ -277,7 +277,7 @@ def _generate(
 
 
 def _with_terms(model: Any, tokenizer, sentence: str, fields: dict, glossary: Glossary, generation: dict) -> dict:
-    """Fields of a further translation, if one is needed, that holds the terms of the glossary."""
+    """Fields of another translation with the terms of the glossary, if they are missing."""
     output = translate_with_terms(model, tokenizer, sentence, fields["token_ids"], glossary, **generation)
     if output is None:
         return {}
@@ -285,7 +285,7 @@ def _with_terms(model: Any, tokenizer, sentence: str, fields: dict, glossary: Gl
 
 
 def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutput:
-    """The output of an encoder for some of its sentences, in the order of `rows`."""
+    """The encoder's output for the sentences `rows`, in that order."""
     return type(encoder_outputs)(
         **{
             name: value[rows] if torch.is_tensor(value) else tuple(layer[rows] for layer in value)
@@ -295,18 +295,18 @@ def _select_rows(encoder_outputs: ModelOutput, rows: torch.Tensor) -> ModelOutpu
 
 
 def _autoregressive_options(model: Translator, source_length: int, generation: dict) -> dict[str, Any]:
-    """Search without sampling, for at most 1.5 times as many tokens as the longest source has, plus 10."""
+    """Search without sampling, for at most 1.5 times the tokens of the longest source, plus 10."""
     limit = max_target_length(model.config, source_length)
-    options: dict[str, Any] = {"max_length": limit + 1, "do_sample": False}  # the start token counts
-    if candidates_per_sentence(model, generation) == 1:  # saved options of beam search would be warned about
+    options: dict[str, Any] = {"max_length": limit + 1, "do_sample": False}  # including the start token
+    if candidates_per_sentence(model, generation) == 1:  # Transformers warns of saved options of beam search
         options.update(early_stopping=False, length_penalty=1.0)
-    elif generation.get("num_return_sequences") is not None:  # costs time: all words' scores are copied in each step
+    elif generation.get("num_return_sequences") is not None:  # slow: it copies the scores of all tokens in each step
         options.update(output_scores=True)
     return options
 
 
 def _read_output(tokenizer: PreTrainedTokenizerBase, output: Any, num_sentences: int) -> list[dict]:
-    """The fields of `Translation` in what `generate` returned, a dict per sentence."""
+    """The fields of `Translation` from the output of `generate`, a dict per sentence."""
     returned = len(output.sequences) // num_sentences
     special = set(tokenizer.all_special_ids)
     ids = [[token for token in row if token != tokenizer.pad_token_id] for row in output.sequences.tolist()]

@@ -1,10 +1,10 @@
-"""The options of a whole translation as inputs that must all be fed, with their defaults in a JSON file.
+"""The options of a whole translation as required inputs, with their defaults in a JSON file.
 
-`export_onnx.py --for_browsers True` writes both, `browser_translator.onnx` and `browser_translator.json`, for programs
-that know no optional inputs. NumPy is all that feeding them needs; `hub_card/browser/translator.js` does the same.
+`jmnat export-onnx --for_browsers True` writes `browser_translator.onnx` and `browser_translator.json`, for runtimes
+without optional inputs. Feeding them needs only NumPy; `hub_card/browser/translator.js` does the same.
 
-The file has an object for each input: its `type`, and its `value`, or for a vector its `runs`, pairs of a value and
-how often it comes in a row. Minus infinity, which JSON does not know, is the string "-Infinity".
+The file has an object for each input with its `type`, and its `value`, or for a vector its `runs`: pairs of a value
+and its number of repetitions. Minus infinity, which JSON lacks, is the string "-Infinity".
 """
 
 import itertools
@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 OPTIONS_FILE = "browser_translator.json"
-KINDS = {"int64": "iu", "float32": "iuf", "bool": "b"}  # kinds of NumPy's types that an input takes
+KINDS = {"int64": "iu", "float32": "iuf", "bool": "b"}  # NumPy's kinds of types that an input accepts
 
 
 def described(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """What the file holds of `translator_inputs`: a scalar for each vector of one number."""
+    """The content of the file for `translator_inputs`; a vector with one number becomes a scalar."""
     return {name: {"type": str(array.dtype), **_values(array)} for name, array in arrays.items()}
 
 
@@ -37,13 +37,13 @@ def translator_feeds(
     """All inputs of `browser_translator.onnx`.
 
     Args:
-        defaults: `browser_translator.json`, or what it holds.
+        defaults: the path of `browser_translator.json`, or its content.
         input_ids: (B, S), `</s>` included.
-        attention_mask: (B, S); by default all ids are read.
-        options: inputs of the graph that are to differ from the defaults, such as `num_iterations=2`.
+        attention_mask: (B, S). Default: 1 everywhere.
+        options: inputs of the graph that differ from the defaults, such as `num_iterations=2`.
 
     Raises:
-        ValueError: an option that the graph does not have, or a value that is not of its type and rank.
+        ValueError: the graph has no such option, or a value has the wrong type or rank.
     """
     inputs = defaults if isinstance(defaults, Mapping) else json.loads(Path(defaults).read_text(encoding="utf-8"))
     for name in options:
@@ -56,7 +56,7 @@ def translator_feeds(
 
 
 def _array(name: str, default: Mapping[str, Any], given: Any) -> np.ndarray:
-    """An input as its default has it, or as `given`."""
+    """An input as `given`, or else its default."""
     dtype, is_vector = default["type"], "runs" in default
     if given is None:
         runs = default["runs"] if is_vector else [[default["value"], 1]]

@@ -1,10 +1,10 @@
 """Writing a model as ONNX graphs; this file can be imported without the packages that writing needs."""
 
-PACKAGES = ("onnx", "onnxscript")  # that writing graphs needs, and running them does not
+PACKAGES = ("onnx", "onnxscript")  # needed for writing graphs, not for running them
 
 
 def exporter():
-    """The function `export_onnx`; ValueError where a package that it needs is not installed."""
+    """The function `export_onnx`; raises ValueError if a package that it needs is not installed."""
     try:
         from .export import export_onnx
     except ImportError as error:

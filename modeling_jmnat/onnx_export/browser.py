@@ -37,7 +37,7 @@ def browser_graph(
 
 
 def write_options(model: JMNatForConditionalGeneration, folder: Path) -> None:
-    """The options that `model` has now, for `translator_feeds`, with an input a line."""
+    """Write the model's current options for `translator_feeds`, one input per line."""
     inputs = described(translator_inputs(model, resolve_options(model.generation_config)))
     lines = [f"  {json.dumps(name)}: {json.dumps(value, allow_nan=False)}" for name, value in inputs.items()]
     with atomic_text_file(folder / OPTIONS_FILE) as file:
@@ -45,7 +45,7 @@ def write_options(model: JMNatForConditionalGeneration, folder: Path) -> None:
 
 
 def require_options(model: onnx.ModelProto) -> None:
-    """Make every option of a translator, in place, an input that must be fed; those of a single number have rank 0."""
+    """Turn every option of a translator, in place, into an input that must be fed; single numbers have rank 0."""
     graph = model.graph
     inputs = {value.name for value in graph.input}
     defaults = [tensor for tensor in graph.initializer if tensor.name in inputs]
@@ -64,7 +64,7 @@ def require_options(model: onnx.ModelProto) -> None:
 
 
 def rename_inputs(graph: onnx.GraphProto, names: dict[str, str]) -> None:
-    """Let the nodes of a graph, and of the bodies of its loops and branches, read values under other names."""
+    """Rename the inputs of the nodes of a graph, including the bodies of its loops and branches."""
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         for attribute in node.attribute:

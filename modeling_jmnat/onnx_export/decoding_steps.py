@@ -1,12 +1,12 @@
 """The steps of decoding around the network, as onnxscript functions that `GraphWriter.call` inserts into a graph.
 
-Each function is the twin of its namesake in `passes_jmnat.py` or `generation_jmnat.py`, or of what its docstring
-names. Two things differ: log-probabilities are infinite at padding, so that padding comes last in every order, and
-what depends on the number of the pass alone is a table with an entry per pass, computed before the loop over passes.
+Each function mirrors its namesake in `passes_jmnat.py` or `generation_jmnat.py`, or what its docstring names. Two
+things differ: log-probabilities are infinite at padding, so that padding sorts last, and what depends only on the
+number of the pass is a table with an entry per pass, computed before the loop over passes.
 
-B sources, C length candidates, P of them that go on, R = B C or B P rows, N candidates returned, k passes, T target
+B sources, C length candidates, P of them that remain, R = B C or B P rows, N candidates returned, k passes, T target
 tokens, M positions to predict, n the size of a set of neighbours, H heads. `tokens` and `log_probs` are (R, T),
-`lengths` (R,), `positions` 0, 1, .. (T,); sizes of results are (1,), as `TopK` and `Slice` want them.
+`lengths` (R,), `positions` 0, 1, .. (T,); sizes of results are (1,), as `TopK` and `Slice` require.
 """
 
 import math

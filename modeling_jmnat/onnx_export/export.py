@@ -1,7 +1,7 @@
-"""JM-NAT as ONNX files: an encoder and one decoder pass, and both with all that lies between them as one graph.
+"""JM-NAT as ONNX files: an encoder, one decoder pass, and a whole translation as one graph.
 
 B sources, C length candidates, R = B C canvas rows, S source tokens, T target tokens, M positions to predict, V
-vocabulary, D width, H heads. The graphs leave all but the last three open.
+vocabulary, D width, H heads. All of these axes are dynamic except the last three.
 """
 
 import copy
@@ -100,7 +100,7 @@ def positional_projections(model: JMNatForConditionalGeneration) -> dict[str, to
 
 
 def pad_vocabulary(model: JMNatForConditionalGeneration) -> None:
-    """Round the vocabulary's tables up to whole blocks, in place; those that are one go on being one."""
+    """Pad the vocabulary's tables to whole blocks, in place; tied tables stay tied."""
     padded: dict[int, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {}
     for module in (model.lm_head, model.model.encoder.embed_tokens, model.model.decoder.embed_tokens):
         weight = module.weight
@@ -126,18 +126,18 @@ def export_onnx(
     An earlier export there is removed, other files stay.
 
     Args:
-        int8: write the int8 graphs beside the float32 ones.
-        tokenizer: is saved beside them.
-        for_browsers: write the graphs of whole translations once more, as `browser_translator.onnx`, with options that
-            are inputs of rank 0 and must all be fed, with their defaults (`browser_translator.json`, which
-            `translator_feeds` reads), and with the passes as further outputs, see `HISTORY`.
+        int8: write the int8 graphs besides the float32 ones.
+        tokenizer: tokenizer to save beside them.
+        for_browsers: also write the graphs of whole translations as `browser_translator.onnx`. Their options are
+            inputs of rank 0 that must all be fed; `browser_translator.json` has the defaults, which `translator_feeds`
+            reads. The passes are further outputs, see `HISTORY`.
 
     Returns:
         Size in bytes of each file of weights.
 
     Raises:
-        ValueError: an architecture or activation that the graphs do not know, weights that are not all in plain
-            layers, or another process writes to `output`.
+        ValueError: the graphs do not support the architecture or activation, some weights are not in plain layers, or
+            another process is writing to `output`.
     """
     if model.config.decoder_input != "mask":
         raise ValueError(f"decoder_input={model.config.decoder_input!r} cannot be exported, only 'mask'")
@@ -154,26 +154,26 @@ def export_onnx(
 
 
 def check_weights(model: JMNatForConditionalGeneration) -> None:
-    """Reject adapters, quantised layers and offloaded weights: graphs are written from the weights themselves."""
+    """Raise ValueError for adapters, quantised layers and offloaded weights, which cannot be exported."""
     for name, module in model.named_modules():
         if hasattr(module, "base_layer"):
-            raise ValueError(f"{name} has an adapter: merge it into the model first, by merge_and_unload() of PEFT")
+            raise ValueError(f"{name} has an adapter: merge it into the model first, with PEFT's merge_and_unload()")
         weight = getattr(module, "weight", None)
         if weight is not None and not torch.is_tensor(weight):
-            raise ValueError(f"{name} is a {type(module).__name__}: export the model that is not quantised, with int8")
+            raise ValueError(f"{name} is a {type(module).__name__}: export the unquantised model with int8 instead")
         if weight is not None and weight.device.type == "meta":
             raise ValueError(f"the weights of {name} are offloaded: load the model without a device_map")
 
 
 def warn_of_other_options(model: JMNatForConditionalGeneration) -> None:
-    """Whoever runs the graph of a whole translation by itself should know which options it does not follow."""
+    """Warn about options of the model that the graph of a whole translation ignores when run by itself."""
     names = other_options(resolve_options(model.generation_config))
     if names:
-        logger.warning("%s by itself does not know options of this model: %s", TRANSLATORS[0], ", ".join(names))
+        logger.warning("%s, run by itself, ignores options of this model: %s", TRANSLATORS[0], ", ".join(names))
 
 
 def write_defaults(model: JMNatForConditionalGeneration, folder: Path) -> None:
-    """Give the graphs of a whole translation in `folder` the options that `model` has now, each file at once."""
+    """Store the model's current options in the graphs of a whole translation in `folder`, file by file, atomically."""
     warn_of_other_options(model)
     if (folder / OPTIONS_FILE).is_file():
         write_options(model, folder)

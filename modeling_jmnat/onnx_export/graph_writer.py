@@ -1,7 +1,7 @@
 """A small writer of ONNX graphs: nodes, constants, and linear layers in float32 or with dynamic int8 quantisation.
 
-Graphs are written by hand rather than traced, so that what runs is exactly what is meant to: one projection for query,
-key and value, no vocabulary logits but those asked for. Tests compare them with the network of `modeling_jmnat.py`.
+Graphs are written by hand rather than traced, so that nothing unintended runs: one projection for query, key and
+value, and vocabulary logits only where needed. Tests compare them with the network of `modeling_jmnat.py`.
 """
 
 import functools
@@ -26,9 +26,9 @@ GATED = ("swish", "silu")  # one function: x sigmoid(x)
 def quantise_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """weight (N, K) -> int8 (N, K) and a scale (N,) per row, symmetric: weight is about int8 * scale.
 
-    Processors without VNNI instructions add the products of two neighbours with an activation of up to 255 each in 16
-    bits, and cut off what does not fit. So no two neighbours, (0, 1), (2, 3) and so on, sum up to more than 128: a
-    product is the same on every processor.
+    Processors without VNNI instructions add two neighbouring products with activations of up to 255 in 16 bits, with
+    saturation. Therefore no pair of neighbours, (0, 1), (2, 3) and so on, sums to more than 128, so that a product is
+    the same on every processor.
     """
     pairs = torch.nn.functional.pad(weight, (0, weight.shape[1] % 2)).unflatten(1, (-1, 2))
     largest = torch.maximum(weight.abs().amax(dim=1), pairs.sum(dim=2).abs().amax(dim=1))
@@ -48,9 +48,9 @@ class GraphWriter:
 
     Args:
         int8: `linear` and `embedding` store int8 weights, with a scale per output column and per row; activations are
-            quantised as they come, with one scale per tensor.
+            quantised dynamically, with one scale per tensor.
         outside: the writer of the graph around this body of a `Loop`. What depends on nothing in the body is computed
-            there, once; but not an `If` or `Loop`, whose graphs need not name what they depend on.
+            there, once; except an `If` or `Loop`, whose graphs need not name what they depend on.
     """
 
     def __init__(self, name: str, int8: bool = False, outside: "GraphWriter | None" = None):
@@ -75,7 +75,7 @@ class GraphWriter:
         return name
 
     def option(self, name: str, default: np.ndarray) -> str:
-        """An input that may be left out; it has the default's type and shape, but an axis of size 0 is open."""
+        """An optional input; it has the default's type and shape, but an axis of size 0 is dynamic."""
         self.initializers[name] = numpy_helper.from_array(default, name)
         return self.input(name, [size or f"{name}_size" for size in default.shape], self.initializers[name].data_type)
 
@@ -132,7 +132,7 @@ class GraphWriter:
         return self.known[key]
 
     def shaped(self, value: str, shape: Sequence[int | str], dtype: int) -> str:
-        """A result of this graph with a shape that cannot be inferred; what it has the size of may take its memory."""
+        """Declare the shape of a result, if it cannot be inferred; results of the same size can then share memory."""
         self.shapes.append(helper.make_tensor_value_info(value, dtype, shape))
         return value
 
@@ -159,7 +159,7 @@ class GraphWriter:
     def call(self, function: OnnxFunction, *inputs: str | bool | int | float) -> str | list[str]:
         """Append the nodes of an onnxscript function; its result's name, or a list of names when there are several.
 
-        A literal in the function is int64 or float32 as it is written: no operator adapts it to what it meets.
+        A literal in the function is int64 or float32 as written: it is not cast to the type of the other operand.
         """
         graph, called = nodes_of(function)
         given = (x if isinstance(x, str) else self.literal(torch.tensor(x).numpy()) for x in inputs)

@@ -1,7 +1,7 @@
 """The network of JM-NAT as nodes of an ONNX graph: the encoder, keys and values of cross-attention, a decoder pass.
 
-B sources, R canvas rows, S source tokens, T target tokens, M positions to predict, V vocabulary, D width, H heads. B,
-R, S, T and M stay open.
+B sources, R canvas rows, S source tokens, T target tokens, M positions to predict, V vocabulary, D width, H heads. The
+axes B, R, S, T and M are dynamic.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ class StackWriter:
         return states if self.graph.int8 else self.graph.reshape(states, self.rows, self.length, self.d_model)
 
     def residual(self, states: str, norm: torch.nn.LayerNorm, block, pick=None) -> str:
-        """As `JMNatLayer.residual`; `pick` takes out those of the states that the block returns."""
+        """As `JMNatLayer.residual`; `pick` selects the states that the block returns."""
         graph, before = self.graph, self.config.normalize_before
         output = block(graph.layer_norm(states, norm) if before else states)
         # Not SkipLayerNormalization, whose kernel for CPUs takes three times as long as these two.
@@ -223,7 +223,7 @@ class DecoderWriter(StackWriter):
         return self.flat(graph.add("GatherND", self.by_rows(states), index, batch_dims=1))
 
     def write_layer(self, states: str, layer, index: int, pick=None) -> str:
-        """With `pick`, from the last mixing of positions on only the states that it takes out."""
+        """With `pick`, only the states it selects are computed after the last mixing of positions."""
 
         def self_attention(states, pick):
             context = self.self_attention(states, layer.self_attn, self.self_bias)
@@ -257,7 +257,7 @@ class DecoderWriter(StackWriter):
         return self.hidden(context)
 
     def cross_attention(self, states: str, attention: JMNatAttention, index: int, length: str) -> str:
-        """With `length` states a row."""
+        """With `length` states per row."""
         graph = self.graph
         query = graph.linear(states, *merge_linears([attention.q_proj], [attention.scaling]))
         if not graph.int8:

@@ -1,11 +1,12 @@
 """A whole translation as one ONNX graph: source ids in, the best candidates out, every pass inside.
 
-Nothing but ONNX Runtime is needed to run it, in any language that it knows. It decodes as `passes_jmnat.py` does, with
-the options of `TRANSLATOR_INPUTS`; rerankers and rules that let single rows stop need the graphs of single passes.
+It runs with nothing but ONNX Runtime, in any programming language with bindings for it. It decodes as
+`passes_jmnat.py` does, with the options of `TRANSLATOR_INPUTS`; rerankers and rules that stop single rows need the
+graphs of single passes.
 
-What stands here connects the steps of `decoding_steps.py` with the network of `network.py`. Attributes and arguments
-are names of the graph's results. B sources, C length candidates, P of them that go on, R = B C or B P rows, N
-candidates returned, S source and T target tokens, L tokens of the longest returned.
+This module connects the steps of `decoding_steps.py` with the network of `network.py`. Attributes and arguments are
+names of the graph's results. B sources, C length candidates, P of them that remain, R = B C or B P rows, N candidates
+returned, S source and T target tokens, L tokens of the longest returned.
 """
 
 from collections.abc import Sequence
@@ -29,11 +30,11 @@ HISTORY = {"history_canvas": INT64, "history_tokens": INT64, "history_log_probs"
 
 
 class TranslatorWriter:
-    """The graph `translator` of a model: what all passes over all candidates start from, and their stages.
+    """The graph `translator` of a model: the inputs of all passes over all candidates, and their stages.
 
     Args:
-        position_tables: as `positional_projections`, empty for a model without positional attention.
-        with_history: the passes are outputs as well, see `HISTORY`.
+        position_tables: from `positional_projections`; empty for a model without positional attention.
+        with_history: the passes are outputs, too, see `HISTORY`.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class TranslatorWriter:
         _: str,
         *history: str,
     ) -> list[str]:
-        """Passes over the same rows, then the choice of those that go on, and their scores."""
+        """Passes over the same rows, then the choice of the rows that remain, and their scores."""
         options = self.options
         is_last, deletes, begin, num_passes, num_kept = graph.call(
             steps.plan_stage,
@@ -132,11 +133,11 @@ def as_states(history: Sequence[str]) -> list[State]:
 
 
 class Passes:
-    """Passes over the same rows, the first with the number `begin`: what they share, computed once, and one of them.
+    """Passes over the same rows, beginning with number `begin`: what they share, computed once, and one pass.
 
     Args:
-        graph: around the loop over the passes.
-        rows: (R,) numbers among all B C candidates.
+        graph: the graph around the loop over the passes.
+        rows: (R,) indices among all B C candidates.
         lengths: (R,).
         pairs: (R, S - 1), see `source_pairs`.
     """

@@ -34,9 +34,9 @@ class Limits:
     """What a client may ask for.
 
     Args:
-        max_characters: of the texts of a request together.
-        max_body_bytes: of the body of a request.
-        max_waiting: requests that wait.
+        max_characters: characters in all texts of a request together.
+        max_body_bytes: bytes in the body of a request.
+        max_waiting: requests that may wait at the same time.
         wait_seconds: how long a batch waits for more requests.
     """
 
@@ -50,7 +50,7 @@ class TranslationServer:
     """Answers requests with the translations of a `Batcher`.
 
     Args:
-        languages: source and target of the model.
+        languages: source and target language of the model.
     """
 
     def __init__(self, translator: BatchTranslator, languages: Sequence[str], limits: Limits):
@@ -59,7 +59,7 @@ class TranslationServer:
         self.batcher = Batcher(translator, limits.max_waiting, limits.wait_seconds, self.metrics.observe_batch)
 
     def app(self) -> Starlette:
-        """The ASGI application; its end waits for what the batcher has accepted."""
+        """The ASGI application; its shutdown waits for what the batcher has accepted."""
 
         @contextlib.asynccontextmanager
         async def lifespan(app):
@@ -93,13 +93,13 @@ class TranslationServer:
             raise
         except ClientDisconnect:
             status = 400
-            raise bad_request("it breaks off") from None  # nobody reads the answer
+            raise bad_request("it is incomplete") from None  # nobody reads the answer
         finally:
             self.metrics.requests.labels(status).inc()
             self.metrics.seconds.observe(time.perf_counter() - start)
 
     async def _translations(self, request: TranslationRequest) -> list[list[str]]:
-        """For each text its translations, best first; one where it is HTML."""
+        """For each text, its translations, best first; only one for HTML."""
         if not request.is_html:
             return await self._wait_for(Job(request.texts, 1 + request.num_alternatives))
         documents = [read_html(text) for text in request.texts]
@@ -111,11 +111,11 @@ class TranslationServer:
         try:
             future = self.batcher.submit(job)
         except QueueFull:
-            sentence = f"{self.limits.max_waiting} requests wait already: try again in {RETRY_SECONDS} s"
+            sentence = f"{self.limits.max_waiting} requests are waiting already: try again in {RETRY_SECONDS} s"
             raise HTTPException(503, sentence, {"Retry-After": str(RETRY_SECONDS)}) from None
         try:
             return await asyncio.wrap_future(future)
-        except ValueError as error:  # a text that is no Unicode
+        except ValueError as error:  # a text that is not Unicode
             raise HTTPException(400, f"Invalid request: {error}") from None
 
     async def health(self, request: Request) -> Response:

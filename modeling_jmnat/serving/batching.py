@@ -1,4 +1,4 @@
-"""Requests that wait are translated together: one thread takes them from a queue, in batches of tokens."""
+"""Dynamic batching: one thread takes waiting requests from a queue and translates them together in token batches."""
 
 import queue
 import threading
@@ -13,7 +13,7 @@ from ..utils.id_batches import length_sorted_batches, pad_batch
 
 
 class QueueFull(Exception):
-    """As many requests wait as may."""
+    """The queue already holds the largest number of waiting requests."""
 
 
 @dataclass
@@ -21,9 +21,9 @@ class Job:
     """The texts of one request.
 
     Args:
-        num_translations: how many translations each text gets at most.
-        pieces: of each text, as `JMNatTranslationPipeline.preprocess` gives them, once they are read.
-        future: for each text its translations, best first, without repeats.
+        num_translations: the most translations that each text gets.
+        pieces: pieces of each text, as `JMNatTranslationPipeline.preprocess` gives them, once they are read.
+        future: the translations of each text, best first, without repeats.
     """
 
     texts: list[str]
@@ -40,7 +40,7 @@ class BatchTranslator:
     """A pipeline for the texts of several jobs at once: its sentences share batches of similar length.
 
     Args:
-        max_batch_tokens: sentences * candidates * longest source of a batch; 1 translates each sentence by itself.
+        max_batch_tokens: limit of sentences * candidates * longest source; 1 translates each sentence by itself.
     """
 
     def __init__(self, pipeline: JMNatTranslationPipeline, max_batch_tokens: int):
@@ -60,7 +60,7 @@ class BatchTranslator:
         job.pieces = [list(self.pipeline.preprocess(text, **self.reading)) for text in job.texts]
 
     def translate(self, jobs: list[Job]) -> list[list[list[str]]]:
-        """For each job, that has been read, and each of its texts the translations, best first, without repeats."""
+        """The translations of each text of each job, best first, without repeats; the jobs must have been read."""
         wanted = min(max(job.num_translations for job in jobs), self.num_candidates)
         pieces = [piece for job in jobs for of_text in job.pieces for piece in of_text]
         done: list[dict] = [{}] * len(pieces)
@@ -94,11 +94,11 @@ def _distinct(records: list[dict]) -> list[str]:
 class Batcher:
     """A queue of jobs and the thread that translates them.
 
-    A batch begins with the job that has waited longest. While it has room for more tokens, jobs are added that wait
-    or come within `wait_seconds`. A job that cannot be translated gets its error and takes no other with it.
+    A batch begins with the job that has waited longest. While it has room for more tokens, it takes jobs that wait or
+    arrive within `wait_seconds`. A job that cannot be translated gets its own error; the others are unaffected.
 
     Args:
-        max_waiting: jobs that may wait.
+        max_waiting: number of jobs that may wait.
         observe: called with the jobs of each batch before it is translated.
     """
 
@@ -116,7 +116,7 @@ class Batcher:
         self.thread.start()
 
     def submit(self, job: Job) -> "Future[list[list[str]]]":
-        """Let a job wait for its translation; QueueFull if as many wait as may."""
+        """Queue a job for translation; raises QueueFull if the queue is full."""
         try:
             self.waiting.put_nowait(job)
         except queue.Full:
@@ -124,7 +124,7 @@ class Batcher:
         return job.future
 
     def close(self) -> None:
-        """Translate what waits, and end the thread."""
+        """Translate the waiting jobs, and end the thread."""
         self.waiting.put(None)
         self.thread.join()
 

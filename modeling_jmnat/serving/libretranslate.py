@@ -1,7 +1,7 @@
-"""Requests and answers of LibreTranslate's API, which its clients speak.
+"""Requests and answers of LibreTranslate's API, for its clients.
 
-A request has `q`, a text or a list of texts, `source` and `target`, and perhaps `format`, `alternatives` and
-`api_key`, as JSON, as a form or in the address.
+A request has `q` (a text or a list of texts), `source` and `target`, and optionally `format`, `alternatives` and
+`api_key`, as JSON, as a form or as query parameters.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ class TranslationRequest:
     """A request that has been checked.
 
     Args:
-        is_list: whether `q` was a list, so that the answer holds lists.
-        num_alternatives: translations wanted beside the best one.
-        is_auto: whether the source language was left to the server.
+        is_list: whether `q` was a list, so that the answer has lists.
+        num_alternatives: number of translations wanted besides the best one.
+        is_auto: whether the source language was `auto`.
     """
 
     texts: list[str]
@@ -95,10 +95,10 @@ def check_fields(fields: dict[str, Any], languages: Sequence[str], max_character
 
     Args:
         languages: source and target of the model.
-        max_characters: of all texts together.
+        max_characters: limit of characters in all texts together.
 
     Raises:
-        HTTPException: 400, with a sentence about the first field that cannot be used.
+        HTTPException: status 400, with a sentence about the first invalid field.
     """
     for name in ("q", "source", "target"):
         if not fields.get(name):
@@ -131,14 +131,14 @@ def _alternatives(value: Any) -> int:
     try:
         return max(0, int(value or 0))
     except (TypeError, ValueError, OverflowError):
-        raise bad_request("alternatives parameter is not a number") from None
+        raise bad_request("alternatives must be an integer") from None
 
 
 def answer(request: TranslationRequest, translations: list[list[str]], source: str) -> dict[str, Any]:
-    """What `POST /translate` answers.
+    """The response to `POST /translate`.
 
     Args:
-        translations: of each text, best first.
+        translations: translations of each text, best first.
     """
     fields: dict[str, Any] = {"translatedText": [of_text[0] for of_text in translations]}
     if request.num_alternatives:
@@ -149,7 +149,7 @@ def answer(request: TranslationRequest, translations: list[list[str]], source: s
 
 
 def describe_languages(languages: Sequence[str]) -> list[dict[str, Any]]:
-    """What `GET /languages` answers."""
+    """The response to `GET /languages`."""
     source, target = languages
     return [{**describe_language(source), "targets": [target]}, {**describe_language(target), "targets": []}]
 
@@ -159,7 +159,7 @@ def describe_language(code: str) -> dict[str, str]:
 
 
 def frontend_settings(languages: Sequence[str], max_characters: int) -> dict[str, Any]:
-    """What `GET /frontend/settings` answers."""
+    """The response to `GET /frontend/settings`."""
     return {
         "apiKeys": False,
         "charLimit": max_characters,

@@ -1,4 +1,4 @@
-"""What `GET /metrics` tells Prometheus."""
+"""The metrics that `GET /metrics` reports to Prometheus."""
 
 from collections.abc import Callable
 
@@ -11,10 +11,10 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class Metrics:
-    """Figures of one server.
+    """The metrics of one server.
 
     Args:
-        num_waiting: gives the number of requests that wait.
+        num_waiting: returns the number of waiting requests.
     """
 
     content_type = CONTENT_TYPE_LATEST

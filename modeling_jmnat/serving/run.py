@@ -50,12 +50,13 @@ def load_server(
 
     Args:
         backend: `auto` or one of `load_translator`.
-        languages: source and target; by default those of the model's configuration.
-        batch_tokens: sentences * candidates * longest source of a batch, by default of `choose_batch_tokens`.
+        languages: source and target language; by default those of the model's configuration.
+        batch_tokens: limit of sentences * candidates * longest source; by default that of `choose_batch_tokens`.
         generation: options of `generate` for every translation.
 
     Raises:
-        ValueError: a model that cannot be loaded or is no JM-NAT, options that it does not take, unknown languages.
+        ValueError: the model cannot be loaded or is not a JM-NAT, does not accept an option, or its languages are
+            unknown.
     """
     backend = choose_backend(model) if backend == "auto" else backend
     translator, tokenizer = load_translator(model, device, backend=backend)
@@ -78,18 +79,18 @@ def serve(server: TranslationServer, host: str, port: int) -> None:
     """Answer requests until SIGTERM or SIGINT, then finish those already accepted.
 
     Raises:
-        ValueError: nothing can listen at that host and port.
+        ValueError: it is not possible to listen on that host and port.
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
-        raise ValueError(f"host={host} port={port} cannot be listened at: {error}") from None
-    # asyncio would set it only for a socket that was made with its protocol; without it an answer takes 40 ms more.
+        raise ValueError(f"cannot listen on host={host} port={port}, choose others: {error}") from None
+    # asyncio sets it only for sockets that it creates itself; without it, an answer takes 40 ms longer.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    say(f"listening at http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
+    say(f"listening on http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}")
     config = uvicorn.Config(server.app(), log_level="warning", access_log=False, server_header=False)
-    # uvicorn stops in order at these signals and raises them again afterwards, when they are to do nothing.
+    # uvicorn stops cleanly at these signals and raises them again afterwards, when they must have no effect.
     with handling(lambda number, frame: None, signal.SIGTERM, signal.SIGINT):
         uvicorn.Server(config).run(sockets=[listener])
     say("stopped")

@@ -1,4 +1,4 @@
-"""What the command line of a teacher's training may say, read over the defaults of a preset.
+"""Command line of a teacher's training, parsed over the defaults of a preset.
 
 Importing this module loads neither PyTorch nor Transformers; parsing does.
 """
@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 class TeacherArguments:
     """What to train on, and what differs from the preset's model."""
 
-    preset: str = field(metadata={"help": f"{PRESET_HELP} Its section teacher adds to its section training."})
+    preset: str = field(metadata={"help": f"{PRESET_HELP} Its section teacher overrides its section training."})
     data: str = field(metadata={"help": "Folder that prepare_data.py wrote."})
     encoder_layers: int | None = field(
-        default=None, metadata={"help": "Instead of the preset's; 10 with --decoder_layers 2 decodes fast."}
+        default=None,
+        metadata={"help": "Encoder layers. Default: the preset's. 10 with --decoder_layers 2 decodes fast."},
     )
-    decoder_layers: int | None = field(default=None, metadata={"help": "Instead of the preset's."})
-    dropout: float | None = field(default=None, metadata={"help": "Instead of the preset's."})
+    decoder_layers: int | None = field(default=None, metadata={"help": "Decoder layers. Default: the preset's."})
+    dropout: float | None = field(default=None, metadata={"help": "Dropout after each block. Default: the preset's."})
     num_beams: int = field(
-        default=5, metadata={"help": "Beam size of the final score, and the saved model's default for decoding."}
+        default=5, metadata={"help": "Beam size of the final score, and default beam size of the saved model."}
     )
 
     def __post_init__(self):
@@ -46,7 +47,7 @@ class TeacherCommand:
 
 
 def parse_teacher_command(argv: Sequence[str] | None, description: str) -> TeacherCommand:
-    """Read the command line over the defaults of its `--preset`, from the sections training and teacher.
+    """Parse the command line over the defaults of its `--preset`, from the sections training and teacher.
 
     Raises:
         ValueError: an unknown preset, a value out of range, or no output folder.

@@ -1,8 +1,8 @@
 """Sequence-level distillation: the training set translated by a teacher, as plain parallel text.
 
-The training split is cut into shards of consecutive sentences. A shard is decoded as a whole and its file appears by
-an atomic rename, so a run that is killed at any moment goes on with the shards that are missing, and the merged text
-is that of an uninterrupted run. The length filter works at merging: another ratio needs no new decoding.
+The training split is cut into shards of consecutive sentences. The file of a shard appears by an atomic rename once it
+is decoded, so a run that is killed at any moment resumes with the missing shards, and the merged text is that of an
+uninterrupted run. The length filter is applied when merging, so that another ratio needs no new decoding.
 """
 
 import json
@@ -34,12 +34,12 @@ from .text_decoder import TextDecoder
 
 PLAN_NAME = "distillation_plan.json"
 SUMMARY_NAME = "distillation.json"
-LONGEST_WAIT = timedelta(days=7)  # of the processes for the one with most to do, instead of 10 or 30 minutes
+LONGEST_WAIT = timedelta(days=7)  # for the slowest process, instead of 10 or 30 minutes
 
 
 @dataclass(frozen=True)
 class DistillationPlan:
-    """What determines the decoded text. Shards of another plan are never mixed in.
+    """All settings that determine the decoded text; shards of another plan are never mixed in.
 
     Attributes:
         teacher: digest of the teacher's weights and configuration.
@@ -48,9 +48,9 @@ class DistillationPlan:
         num_beams: beam size.
         shards: number of shards.
         sentences: number of training sentences.
-        dtype: number type that the teacher computes in.
+        dtype: number type of the teacher's computations.
         length_penalty: of the teacher's beam search; 1.0 for greedy search, which has none.
-        teacher_languages, teacher_prefix: as `DistillationArguments` has them.
+        teacher_languages, teacher_prefix: as in `DistillationArguments`.
     """
 
     teacher: str
@@ -65,7 +65,7 @@ class DistillationPlan:
     teacher_prefix: str | None
 
     def shard_range(self, shard: int) -> range:
-        """The consecutive sentence numbers of a shard; sizes differ by one at most."""
+        """The consecutive sentence numbers of a shard; sizes differ by at most one."""
         return range(self.sentences * shard // self.shards, self.sentences * (shard + 1) // self.shards)
 
 
@@ -77,7 +77,7 @@ def settle_plan(output_dir: Path, plan: DistillationPlan, legacy_data: Callable[
     """Write the plan of a new folder, or check that an earlier run in this folder had the same one.
 
     Args:
-        legacy_data: gives what was written for `plan.data` when fingerprints had no version.
+        legacy_data: returns `plan.data` in the format of earlier versions.
 
     Raises:
         ValueError: the folder belongs to another plan, or holds other files.
@@ -90,13 +90,13 @@ def settle_plan(output_dir: Path, plan: DistillationPlan, legacy_data: Callable[
         for name, now in asdict(plan).items():
             if earlier.get(name) != now:
                 raise ValueError(
-                    f"output_dir {output_dir} holds a distillation with {name}={earlier.get(name)}, now {name} is "
+                    f"output_dir {output_dir} holds a distillation with {name}={earlier.get(name)}, and now {name} is "
                     f"{now}: choose another folder or delete this one"
                 )
         return
     if output_dir.is_dir() and any(not name.name.startswith(".") for name in output_dir.iterdir()):
         raise ValueError(
-            f"output_dir {output_dir} exists and is no earlier distillation: choose a new or empty folder"
+            f"output_dir {output_dir} exists and does not hold an earlier distillation: choose a new or empty folder"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
     write_json(path, asdict(plan))
@@ -105,7 +105,7 @@ def settle_plan(output_dir: Path, plan: DistillationPlan, legacy_data: Callable[
 class ShardStore:
     """The shard files of one plan: JSON lines `[source, hypothesis, source tokens, hypothesis tokens]` in data order.
 
-    A hypothesis is null where the source was too long for the teacher.
+    A hypothesis is null if the source was too long for the teacher.
     """
 
     def __init__(self, output_dir: Path, plan: DistillationPlan):
@@ -127,7 +127,7 @@ class ShardStore:
         """Rows of all shards in data order.
 
         Raises:
-            ValueError: a shard is damaged or holds another number of rows than the plan says.
+            ValueError: a shard is damaged or does not have as many rows as planned.
         """
         for shard in range(self.plan.shards):
             count, expected = 0, len(self.plan.shard_range(shard))
@@ -147,15 +147,15 @@ class ShardStore:
 
 
 def decode_shards(store: ShardStore, dataset, decoder, tokenizer, state: PartialState) -> dict:
-    """Decode the missing shards, this process every `num_processes`-th of them, and return the throughput.
+    """Decode this process's share of the missing shards, and return the throughput of all processes.
 
     Args:
         dataset: the training split with columns `source` and `input_ids`.
         decoder: a `TextDecoder`.
-        tokenizer: of the prepared data; counts the hypotheses' tokens for the length filter.
+        tokenizer: the data's tokenizer, which counts the tokens of hypotheses for the length filter.
     """
     missing = store.missing()
-    state.wait_for_everyone()  # each process sees the same list before the first new shard appears
+    state.wait_for_everyone()  # so that all processes see the same list before the first new shard appears
     mine = missing[state.process_index :: state.num_processes]
     start = time.perf_counter()
     own_sentences = sum(len(store.plan.shard_range(shard)) for shard in mine)
@@ -182,7 +182,7 @@ def _shard_rows(part: dict, texts: Sequence[str | None], tokenizer) -> Iterator[
 
 
 def keep_pair(text: str | None, source_tokens: int, target_tokens: int, max_length_ratio: float | None) -> str:
-    """The word "kept", or why a pair is left out: "too_long", "empty" or "length_ratio"."""
+    """The reason for leaving a pair out ("too_long", "empty" or "length_ratio"), or else "kept"."""
     if text is None:
         return "too_long"
     if not text:
@@ -204,9 +204,9 @@ def merge(
     """Write `distilled.SRC` and `distilled.TGT` from the complete shards and return the filter's counts.
 
     Args:
-        max_length_ratio: pairs whose longer side has more than this many times the tokens of the shorter one are left
-            out; None keeps them. Tokens of the data's vocabulary, `</s>` included.
-        raw_pairs: appended behind the distilled ones.
+        max_length_ratio: leave out pairs whose longer side has more than this many times the tokens of the shorter
+            one; None keeps them. Tokens are those of the data's vocabulary, `</s>` included.
+        raw_pairs: pairs to append to the distilled ones.
     """
     counts = {"kept": 0, "length_ratio": 0, "empty": 0, "too_long": 0, "raw": 0}
     pairs: list[tuple[str, str]] = []
@@ -226,18 +226,18 @@ def merge(
 def distill(arguments: DistillationArguments) -> dict:
     """Decode the missing shards and merge; returns the filter's counts and the throughput.
 
-    Under `accelerate launch` the processes share the shards and the first one merges.
+    Under `accelerate launch` the processes share the shards, and the first one merges.
 
     Raises:
-        ValueError: bad arguments, a teacher whose tokenizer is not the data's, or a folder of another distillation or
-            of one that is under way.
+        ValueError: an argument is out of range, the teacher does not fit the data, or the folder holds another
+            distillation or is in use.
     """
     languages = languages_of(arguments)
     state = PartialState(cpu=choose_device(arguments.device).type == "cpu", timeout=LONGEST_WAIT)
     device = state.device if arguments.device == "auto" else choose_device(arguments.device)
     splits, tokenizer = load_prepared(arguments.data)
     if "train" not in splits:
-        raise ValueError(f"{arguments.data} has no training split: other splits are never distilled")
+        raise ValueError(f"{arguments.data} has no training split, the only one to distil: prepare the data again")
     dataset, sources = splits["train"], splits["train"]["source"]
     model, teacher_tokenizer, shares_vocabulary = teacher_of(arguments, tokenizer, device)
     backend = choose_backend(arguments.backend, model, device)
@@ -254,7 +254,7 @@ def distill(arguments: DistillationArguments) -> dict:
         teacher_prefix=arguments.teacher_prefix,
     )
     output_dir = Path(arguments.output_dir)
-    # One process of several holds the lock.
+    # Only one of several processes holds the lock.
     with folder_lock(output_dir, "output_dir") if state.is_main_process else nullcontext():
         if state.is_main_process:
             settle_plan(output_dir, plan, lambda: legacy_sources_digest(tokenizer, sources))
@@ -280,10 +280,10 @@ def distill(arguments: DistillationArguments) -> dict:
 def teacher_of(
     arguments: DistillationArguments, tokenizer: PreTrainedTokenizerBase, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, bool]:
-    """The teacher, its tokenizer, and whether that is the data's.
+    """The teacher, its tokenizer, and whether that is the data's tokenizer.
 
     Raises:
-        ValueError: the teacher belongs to other data, or cannot be told what the arguments tell it.
+        ValueError: the teacher was trained on other data, or the arguments do not apply to it.
     """
     usual = "float16" if device.type == "cuda" else "float32"
     dtype = getattr(torch, usual if arguments.dtype == "auto" else arguments.dtype)
@@ -291,8 +291,8 @@ def teacher_of(
     shares_vocabulary = same_tokenizer(teacher_tokenizer, tokenizer)
     if shares_vocabulary and arguments.teacher_prefix:
         raise ValueError(
-            f"teacher_prefix={arguments.teacher_prefix!r} is for teachers with a tokenizer of their own; this one has "
-            "the data's"
+            f"teacher_prefix={arguments.teacher_prefix!r} is for teachers with another tokenizer than the data's: "
+            "leave it out"
         )
     if arguments.teacher_languages is not None:
         set_languages(model, teacher_tokenizer, arguments.teacher_languages)
@@ -301,7 +301,11 @@ def teacher_of(
 
 
 def languages_of(arguments: DistillationArguments) -> tuple[str, str]:
-    """Endings of the two files: as given, else as the preparation was told, else src and tgt."""
+    """Endings of the two files: as given, otherwise the languages of the preparation, otherwise src and tgt.
+
+    Raises:
+        ValueError: both are the same.
+    """
     path = Path(arguments.data) / "preparation.json"
     written = read_json(path, what_to_do="prepare the data again") if path.is_file() else {}
     source = arguments.source_lang or written.get("source_lang") or written.get("moses_source_lang") or "src"

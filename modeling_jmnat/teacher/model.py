@@ -1,8 +1,8 @@
 """The autoregressive teacher: a stock Transformers encoder-decoder of a preset's widths.
 
-The student learns from the teacher's translations (sequence-level distillation, section 5 of the paper), so the
-teacher is deliberately ordinary: `M2M100ForConditionalGeneration` where the preset puts layer norm before each block
-(its sinusoidal positions equal the student's), `MarianMTModel` where it comes after.
+The student learns from the teacher's translations (sequence-level distillation, section 5 of the paper). The teacher
+is a standard model: `M2M100ForConditionalGeneration` for presets with layer norm before each block (its sinusoidal
+positions equal the student's), `MarianMTModel` for those with layer norm after it.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ SHARED_FIELDS = (
     "eos_token_id",
 )
 
-FREE_FIELDS = ("dropout", "attention_dropout", "activation_dropout")  # in which student and teacher may differ
+FREE_FIELDS = ("dropout", "attention_dropout", "activation_dropout")  # student and teacher may differ in these
 
 
 def build_teacher(
@@ -52,16 +52,16 @@ def build_teacher(
 ) -> PreTrainedModel:
     """A randomly initialised autoregressive model with the widths of a preset's model section.
 
-    Fields that only the student has (positional attention, loss weights, ...) have no meaning here and are left out.
+    Fields that only the student has (positional attention, loss weights, ...) are ignored.
     The embedding matrix is shared by encoder, decoder and output projection; decoding starts from `</s>`.
 
     Args:
         model_section: fields of `JMNatConfig`, as a mapping or as the configuration itself.
-        tokenizer: gives the vocabulary size and the special tokens' ids.
-        num_beams: written to the generation configuration.
+        tokenizer: provides the vocabulary size and the ids of special tokens.
+        num_beams: default beam size, saved in the generation configuration.
 
     Raises:
-        ValueError: the configuration has special ids of its own, and the tokenizer's differ.
+        ValueError: the configuration has special ids that differ from the tokenizer's.
     """
     if isinstance(model_section, JMNatConfig):
         config = model_section
@@ -71,7 +71,8 @@ def build_teacher(
     for name in ("pad_token_id", "eos_token_id"):
         if getattr(tokenizer, name) != getattr(config, name):
             raise ValueError(
-                f"{name} is {getattr(tokenizer, name)} in the tokenizer and {getattr(config, name)} in the model"
+                f"{name} is {getattr(tokenizer, name)} in the tokenizer and {getattr(config, name)} in the model: "
+                "they must be the same"
             )
     fields = {name: getattr(config, name) for name in SHARED_FIELDS}
     fields.update(
@@ -91,7 +92,7 @@ def build_teacher(
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
-        max_length=config.max_target_length + 1,  # the start token is counted
+        max_length=config.max_target_length + 1,  # including the start token
         num_beams=num_beams,
         early_stopping=num_beams > 1,
     )
@@ -99,25 +100,25 @@ def build_teacher(
 
 
 def num_positions(config: JMNatConfig) -> int:
-    """Positions of the teacher of a student with this configuration; its targets begin with a start token."""
+    """Number of positions of a teacher for a student with this configuration; targets have a start token as well."""
     return max(config.max_position_embeddings, config.max_target_length) + 2
 
 
 def can_start(directory: str | Path, model_section: Mapping, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a teacher is one that `build_teacher` makes for a preset and a tokenizer: its weights fit a student.
+    """Whether a student can start from a teacher's weights: it is as `build_teacher` makes it for this preset.
 
     Args:
         directory: a saved teacher, or its name on the Hub.
 
     Raises:
-        ValueError: no such folder, a model that is not autoregressive, one that was trained on other data with a
-            tokenizer of this package, or a multilingual one without languages.
+        ValueError: there is no such model, it is not autoregressive, it is multilingual without languages, or it has
+            another tokenizer of this package, because it was trained on other data.
     """
     theirs, config = load_teacher_tokenizer(directory), AutoConfig.from_pretrained(directory, **NO_FOREIGN_CODE)
     refuse_student(directory, config)
     try:
         generation_config = GenerationConfig.from_pretrained(directory)
-    except OSError:  # it has none
+    except OSError:  # the teacher has none
         generation_config = GenerationConfig.from_model_config(config)
     check_languages(directory, theirs, generation_config)
     if not same_tokenizer(theirs, tokenizer):
@@ -137,10 +138,10 @@ def _xavier_init(model: PreTrainedModel) -> None:
 
 
 def same_tokenizer(teacher: PreTrainedTokenizerBase, data: PreTrainedTokenizerBase) -> bool:
-    """True where teacher and data share their token ids, False where the teacher must be talked to in text.
+    """Whether teacher and data share their token ids; otherwise the teacher must be given text.
 
     Raises:
-        ValueError: both are `JMNatTokenizer`s and differ: the teacher belongs to other data.
+        ValueError: both are `JMNatTokenizer`s and differ, so the teacher was trained on other data.
     """
     theirs, ours = tokenizer_fingerprint(teacher), tokenizer_fingerprint(data)
     if theirs == ours:
@@ -148,6 +149,6 @@ def same_tokenizer(teacher: PreTrainedTokenizerBase, data: PreTrainedTokenizerBa
     if isinstance(teacher, JMNatTokenizer) and isinstance(data, JMNatTokenizer):
         raise ValueError(
             f"the teacher's tokenizer (hash {shown(theirs)}) is not the data's (hash {shown(ours)}): prepare the data "
-            "with --tokenizer and the teacher's folder"
+            "with the teacher's folder as --tokenizer"
         )
     return False

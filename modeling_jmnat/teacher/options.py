@@ -24,58 +24,59 @@ class DistillationArguments:
     teacher_languages: list[str] | None = field(
         default=None,
         metadata={
-            "help": "For a multilingual teacher: its codes of source and target language, such as deu_Latn eng_Latn "
+            "help": "Source and target language in the codes of a multilingual teacher, such as deu_Latn eng_Latn "
             "(NLLB), de en (M2M100) or de_DE en_XX (mBART)."
         },
     )
     teacher_prefix: str | None = field(
         default=None,
         metadata={
-            "help": "Text before each source, where the teacher wants one, such as 'translate German to English: ' "
-            "(T5), '<2en> ' (MADLAD-400) or '>>eng<< ' (opus-mt of several target languages)."
+            "help": "Text to put before each source if the teacher expects one, such as 'translate German to "
+            "English: ' (T5), '<2en> ' (MADLAD-400) or '>>eng<< ' (opus-mt with several target languages)."
         },
     )
     num_beams: int = field(default=5, metadata={"help": "Beam size; 5 as in the paper, 1 is greedy and fastest."})
     shards: int | None = field(
         default=None,
         metadata={
-            "help": "Parts that are saved one by one, at most one for each sentence; by default one for "
+            "help": "Number of parts, which are saved one by one, at most one per sentence. Default: one per "
             f"{SENTENCES_PER_SHARD} sentences."
         },
     )
     backend: str = field(
         default="auto",
         metadata={
-            "help": "ctranslate2 (faster on a CPU), transformers, or auto: the former on a CPU where installed."
+            "help": "ctranslate2 (faster on a CPU), transformers, or auto: ctranslate2 on a CPU if it is installed."
         },
     )
     batch_tokens: int | None = field(
         default=None,
-        metadata={"help": "Padded source tokens times beams in a batch; by default 131072 on a GPU, 16384 on a CPU."},
+        metadata={"help": "Padded source tokens times beams in a batch. Default: 131072 on a GPU, 16384 on a CPU."},
     )
     dtype: str = field(
         default="auto",
         metadata={
-            "help": "Number type of the teacher: float32, float16 or bfloat16; auto is float16 on a GPU, else float32."
+            "help": "Number type of the teacher: float32, float16, bfloat16, or auto: float16 on a GPU, else float32."
         },
     )
     device: str = field(default="auto", metadata={"help": "auto (the GPU if there is one), cpu or cuda."})
     max_length_ratio: float | None = field(
         default=3.0,
         metadata={
-            "help": "Leave out pairs with a side of more than this many times the tokens of the other; 0 keeps all."
+            "help": "Leave out pairs of which one side has more than this many times the tokens of the other; 0 keeps "
+            "all."
         },
     )
     append_raw: bool = field(
-        default=False, metadata={"help": "Append the original pairs behind the distilled ones (twice the data)."}
+        default=False, metadata={"help": "Append the original pairs to the distilled ones (twice the data)."}
     )
     source_lang: str | None = field(
         default=None,
-        metadata={"help": "Ending of the source file; by default the --source_lang of `jmnat prepare`, or src."},
+        metadata={"help": "Ending of the source file. Default: the --source_lang of `jmnat prepare`, or src."},
     )
     target_lang: str | None = field(
         default=None,
-        metadata={"help": "Ending of the target file; by default the --target_lang of `jmnat prepare`, or tgt."},
+        metadata={"help": "Ending of the target file. Default: the --target_lang of `jmnat prepare`, or tgt."},
     )
 
     def __post_init__(self):

@@ -1,7 +1,7 @@
 """Noisy parallel decoding: an autoregressive model scores the candidates of the student (section 4.4).
 
-`generate(..., reranker=model)` takes an autoregressive model that shares the student's vocabulary. A model with a
-tokenizer of its own is wrapped in a `TextReranker`, which passes the candidates on as text.
+`generate(..., reranker=model)` takes an autoregressive model that shares the student's vocabulary. A model with
+another tokenizer is wrapped in a `TextReranker`, which passes the candidates on as text.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from ..utils.id_batches import pad_batch
 
 
 class TextReranker:
-    """Scores the student's candidates by a sequence-to-sequence model that has a tokenizer of its own.
+    """Scores the student's candidates by a sequence-to-sequence model with another tokenizer.
 
     Args:
         model: any autoregressive Transformers seq2seq model.
@@ -36,7 +36,7 @@ class TextReranker:
     ) -> torch.Tensor:
         """Mean log-probability (N,) of `candidate_ids` (N, T) given `input_ids` (B, S), N = B * C.
 
-        Both are ids of the student. They are decoded and encoded again, so the mean is over the tokens of `model`.
+        Both hold ids of the student, which are decoded and encoded again, so the mean is over the tokens of `model`.
         The result is on the device of `candidate_ids`.
         """
         sources = self.student_tokenizer.batch_decode(input_ids.tolist(), skip_special_tokens=True)
@@ -50,7 +50,7 @@ class TextReranker:
 def load_reranker(
     directory: str | Path, student_tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu"
 ) -> PreTrainedModel | TextReranker:
-    """Load a model for `generate(reranker=...)`: as it is if it shares the student's tokenizer, else wrapped.
+    """Load a model for `generate(reranker=...)`, wrapped in a `TextReranker` unless it shares the student's tokenizer.
 
     Args:
         directory: a saved seq2seq model with its tokenizer, or a name on the Hub.

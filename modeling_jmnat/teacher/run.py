@@ -1,4 +1,4 @@
-"""One training run of a teacher, from prepared data and a preset to a saved model."""
+"""A training run of a teacher, from prepared data and a preset to a saved model."""
 
 from ..configuration_jmnat import JMNatConfig
 from ..inference.translation import translate_lines
@@ -35,7 +35,7 @@ def train_teacher(command: TeacherCommand) -> dict:
 def validation_scores(
     model, tokenizer, validation, num_beams: int, bleu_tokenize: str | None = None
 ) -> dict[str, float]:
-    """sacreBLEU of the whole validation set, by greedy and by beam search."""
+    """sacreBLEU on the whole validation set, with greedy and with beam search."""
     sources, references = list(validation["source"]), list(validation["target"])
     scores = {}
     for name, beams in (("validation_bleu_greedy", 1), (f"validation_bleu_beam{num_beams}", num_beams)):

@@ -1,4 +1,4 @@
-"""Sentences in, translations out, by a teacher that may or may not share the vocabulary of the data."""
+"""Translation of sentences by a teacher that may or may not share the vocabulary of the data."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,13 +10,13 @@ from ..plain_text import Sentence
 
 
 class TextDecoder:
-    """Beam search from sentence to translation.
+    """Translates sentences by beam search.
 
     Args:
-        tokenizer: of the teacher.
-        shares_vocabulary: whether the teacher reads the ids of the data. Otherwise it gets the text.
+        tokenizer: the teacher's tokenizer.
+        shares_vocabulary: whether the teacher reads the ids of the data; otherwise it is given the text.
         num_beams, batch_tokens: see `inference.engines.decode`.
-        prefix: put before each source that the teacher gets as text.
+        prefix: put before each source that is given as text.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class TextDecoder:
         input_ids: Sequence[Sequence[int]],
         advance: Callable[[int], object] | None = None,
     ) -> list[str | None]:
-        """Translate `sources`, whose ids in the data's vocabulary are `input_ids`; None for one that is too long.
+        """Translate `sources`, whose ids in the data's vocabulary are `input_ids`; None for a source that is too long.
 
         Args:
-            advance: called with the number of sentences after each batch.
+            advance: called after each batch with its number of sentences.
         """
         read = [Sentence(source) for source in sources]
-        if self.shares_vocabulary and self.tokenizer.has_marks:  # those of the ids stand for what both sides hold
+        if self.shares_vocabulary and self.tokenizer.has_marks:  # the marks in `input_ids` depend on the reference
             read = [Sentence.read(source, self.tokenizer) for source in sources]
             input_ids = self.tokenizer([sentence.text for sentence in read])["input_ids"]
         elif not self.shares_vocabulary:

@@ -25,7 +25,7 @@ class DataCollatorForTeacher:
         self.start_token_id = tokenizer.eos_token_id
 
     def evaluation(self) -> "DataCollatorForTeacher":
-        return self  # nothing is drawn at random
+        return self  # it draws nothing at random
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         input_ids, attention_mask = pad_batch([feature["input_ids"] for feature in features], self.pad_token_id)
@@ -65,7 +65,7 @@ def teacher_losses(model, batch: dict, smoothing: float, denominators: torch.Ten
 class TeacherTrainer(TranslationTrainer):
     """Trains an autoregressive model by label-smoothed cross-entropy.
 
-    The loss of a step is divided by its target tokens, accumulation steps and processes included. Evaluation reports
+    The loss of a step is divided by its target tokens over all accumulation steps and processes. Evaluation reports
     the loss without smoothing, and sacreBLEU for each of `eval_num_beams`.
     """
 

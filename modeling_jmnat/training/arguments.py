@@ -12,26 +12,26 @@ from ..utils.command_line import check_counts
 from ..utils.workers import has_room_for_sockets
 from .options import StudentOptions, TeacherOptions, TranslationOptions
 
-# One of them is there where several processes have been started.
+# Launchers that start several processes set one of these variables.
 WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-SOCKET_CHARACTERS = 32  # of the paths through which processes of Python hand over tensors, below the temporary files
+SOCKET_CHARACTERS = 32  # added by Python to the path of the temporary folder, for sockets between processes
 
 
 def check_launcher() -> None:
     """Refuse to be the only process where several were asked for.
 
-    `accelerate launch --cpu --num_processes 2` starts one, unless there is MPI, and says nothing. All that tells is
-    the address at which the others would be waited for.
+    `accelerate launch --cpu --num_processes 2` without MPI silently starts one process. The only trace is the address
+    at which it would wait for the others.
 
     Raises:
-        ValueError: it has been started so.
+        ValueError: this process was started in that way.
     """
     names = os.environ.keys()
     if {"ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= names and names.isdisjoint(WORLD_SIZES):
         raise ValueError(
             "accelerate launch has started one process where several were asked for: on a CPU it needs MPI for them. "
-            "Take `torchrun --nproc_per_node 2` in its place, or `accelerate launch --config_file cpu.yaml` with the "
-            "file that `python -m modeling_jmnat.training.presets cpu` names (for a single process: unset MASTER_ADDR)"
+            "Use `torchrun --nproc_per_node 2` instead, or `accelerate launch --config_file cpu.yaml` with the file "
+            "that `python -m modeling_jmnat.training.presets cpu` names (for a single process: unset MASTER_ADDR)"
         )
 
 
@@ -46,31 +46,31 @@ class TranslationTrainingArguments(TranslationOptions, Seq2SeqTrainingArguments)
                 raise ValueError(f"{item.name}={value} must be a finite number")
         chosen = self.accelerator_config is not None
         check_launcher()
-        if not (self.bf16 or self.fp16):  # `accelerate launch` may say it instead, and the run's settings must tell
+        if not (self.bf16 or self.fp16):  # `accelerate launch` may set the precision, which the run must record
             launched = os.environ.get("ACCELERATE_MIXED_PRECISION")
             self.bf16, self.fp16 = launched == "bf16", launched == "fp16"
-        # Without a GPU it must be said, or processes that torchrun starts would not find each other.
+        # Without a GPU this must be set, or processes started by torchrun would not find each other.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.fp16 and self.use_cpu:
-            raise ValueError("fp16=True is not possible on a CPU, where Accelerate would go on in float32: take bf16")
+            raise ValueError("fp16=True is not possible on a CPU, where Accelerate would use float32: choose bf16")
         if self.dataloader_num_workers and not has_room_for_sockets(tempfile.gettempdir(), SOCKET_CHARACTERS):
             raise ValueError(
-                f"dataloader_num_workers={self.dataloader_num_workers}: the training would wait for these processes "
-                f"forever, because the path of {tempfile.gettempdir()} is too long for their sockets. Set TMPDIR to a "
-                "shorter one, such as /tmp, or dataloader_num_workers=0"
+                f"dataloader_num_workers={self.dataloader_num_workers}: training would wait for its workers forever, "
+                f"because the path {tempfile.gettempdir()} is too long for their sockets. Set TMPDIR to a shorter "
+                "one, such as /tmp, or set dataloader_num_workers=0"
             )
         super().__post_init__()
-        if not chosen:  # batches go to a GPU while it still computes the last step
+        if not chosen:  # copy batches to the GPU while it still computes the last step
             self.accelerator_config.non_blocking = self.dataloader_pin_memory
         check_counts(self, ("gradient_accumulation_steps",))
         if self.max_steps < 1 and self.max_steps != -1:
-            raise ValueError(f"max_steps={self.max_steps} must be at least 1, or -1 to go by num_train_epochs")
+            raise ValueError(f"max_steps={self.max_steps} must be at least 1, or -1 to use num_train_epochs")
         if self.load_best_model_at_end and self.keep_best:
             raise ValueError(
                 f"load_best_model_at_end=True and keep_best={self.keep_best} both choose the final weights: set one"
             )
         if self.save_only_model:
-            raise ValueError("save_only_model=True is not possible: checkpoints must hold what a run resumes from")
+            raise ValueError("save_only_model=True is not possible: a run resumes from the optimizer's state as well")
         self.check_options()
 
 
@@ -82,8 +82,8 @@ class JMNatTrainingArguments(StudentOptions, TranslationTrainingArguments):
         super().__post_init__()
         if self.label_smoothing_factor:
             raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} must be 0: the model's own loss has the option "
-                "label_smoothing"
+                f"label_smoothing_factor={self.label_smoothing_factor} must be 0: set label_smoothing of the model "
+                "instead"
             )
 
 

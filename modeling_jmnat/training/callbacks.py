@@ -1,4 +1,4 @@
-"""Callbacks of our trainers: the masks learn the epoch, the moving average is updated, runs stop cleanly."""
+"""Callbacks of our trainers: tell masks the epoch, update the moving average, stop a run cleanly."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ class StopCallback(TrainerCallback):
 
     Args:
         time_budget: minutes from the creation of this object; None: unlimited.
-        agree: with several processes, a function that tells whether any of them wants to stop.
+        agree: with several processes, a function from this process's wish to stop to whether any of them wants to.
     """
 
     def __init__(self, time_budget: float | None, agree: Callable[[bool], bool] | None = None):
@@ -31,7 +31,7 @@ class StopCallback(TrainerCallback):
         if state.global_step >= state.max_steps:
             return control
         wants_to_stop = self.signal_received or (self.deadline is not None and time.monotonic() >= self.deadline)
-        if self.agree is not None:  # all processes must leave the loop at the same step; asking costs time
+        if self.agree is not None:  # all processes must stop at the same step; asking them takes time
             wants_to_stop = state.global_step % 10 == 0 and self.agree(wants_to_stop)
         if wants_to_stop:
             self.stopped = True
@@ -56,12 +56,12 @@ class StopCallback(TrainerCallback):
 
 
 class EpochCallback(TrainerCallback):
-    """Calls `set_epoch` of its listeners (masks, batches) at the start of each epoch, also in a resumed run.
+    """Calls `set_epoch` of its listeners (masks, batches) at the start of each epoch.
 
-    Trainer's own call does not reach a batch sampler behind the wrappers of a resumed run with several processes.
+    Trainer's own call does not reach a batch sampler that is wrapped, as in a resumed run with several processes.
 
     Args:
-        listeners: collators, samplers or anything else; those without `set_epoch` are ignored.
+        listeners: collators, samplers or other objects; those without `set_epoch` are ignored.
     """
 
     def __init__(self, *listeners):
@@ -84,9 +84,9 @@ class EMACallback(TrainerCallback):
 
 
 def leave_process_group(worker_id: int) -> None:
-    """Let Ctrl-C and signals to the group reach only the main process, not the data loader's workers.
+    """Keep Ctrl-C and other signals to the process group from the data loader's workers.
 
-    Workers still obey SIGTERM, which the main process sends them when it exits, and then waits for them.
+    Workers still obey SIGTERM, which the main process sends them when it exits.
     """
     os.setpgrp()
     for number in STOP_SIGNALS:

@@ -1,6 +1,6 @@
-"""The mean of several checkpoints of one run, tensor by tensor, as one ordinary model folder.
+"""The mean of several checkpoints of one run, tensor by tensor, as an ordinary model folder.
 
-The tensors of the files are averaged, not a loaded model's `state_dict`: a tied matrix is stored once and stays so.
+It averages the tensors of the files, not the `state_dict` of loaded models, so that a tied matrix is stored once.
 """
 
 import shutil
@@ -31,7 +31,7 @@ COPIED_PATTERNS = (
     "*.model",
     "*.py",
 )
-# What may differ between the configurations of two checkpoints of one model.
+# Fields in which the configurations of two checkpoints of one model may differ.
 FREE_CONFIG_FIELDS = {"transformers_version", "dtype", "torch_dtype", "_name_or_path"}
 
 
@@ -72,14 +72,14 @@ class _Weights:
 def average_checkpoints(directories: Sequence[str | Path], output_dir: str | Path) -> Path:
     """Write the mean of the checkpoints in `directories` to `output_dir` and return its path.
 
-    Sums are kept in float64, the mean is stored in the type that the first checkpoint has. Configuration, generation
-    configuration and tokenizer come from the first checkpoint. The folder is written under another name and renamed
-    when complete, so that a full disk or a kill never leaves half a model. An earlier average at `output_dir` is
-    replaced; any other folder with content is refused.
+    Sums are computed in float64; the mean is stored in the dtype of the first checkpoint, from which configuration,
+    generation configuration and tokenizer are copied. The folder is written under another name and renamed when
+    complete, so that a full disk or a kill never leaves half a model. An earlier average in `output_dir` is replaced;
+    any other folder with content is refused.
 
     Raises:
-        ValueError: no checkpoints, one given twice, keys, shapes, configurations or tokenizers that differ, or an
-            `output_dir` that must not be replaced.
+        ValueError: there are no checkpoints, one is given twice, their tensors, configurations or tokenizers do not
+            match, or `output_dir` has other content.
         OSError: a file cannot be read or written.
     """
     directories = [Path(directory) for directory in directories]
@@ -108,11 +108,11 @@ def _check_arguments(directories: list[Path], output_dir: Path) -> None:
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"output_dir {output_dir} is a file: choose a folder")
     if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / AVERAGING_NAME).is_file():
-        raise ValueError(f"output_dir {output_dir} exists and is no earlier average: choose a new or empty folder")
+        raise ValueError(f"output_dir {output_dir} exists and does not hold an earlier average: name a new folder")
 
 
 def _check_same_model(first: _Weights, other: _Weights) -> None:
-    """Refuse two checkpoints that cannot be of one model; the sentence names what differs."""
+    """ValueError for two checkpoints of different models, naming what differs."""
     for here, there in ((first, other), (other, first)):
         missing = sorted(here.keys() - there.keys())
         if missing:

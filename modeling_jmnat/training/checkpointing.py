@@ -1,4 +1,4 @@
-"""`CheckpointingTrainer`: runs that may be killed at any moment, resume exactly, and end with their best weights."""
+"""`CheckpointingTrainer`: runs that can be killed at any moment, resume exactly, and end with their best weights."""
 
 import logging
 import pickle
@@ -34,7 +34,7 @@ from .sharding import (
 from .weight_ema import WeightEMA
 
 logger = logging.getLogger(__name__)
-BLEU = "eval_bleu"  # chooses checkpoints
+BLEU = "eval_bleu"  # the metric that chooses checkpoints
 STATES = ("optimizer.pt", "scheduler.pt")
 
 
@@ -46,7 +46,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
     - SIGTERM, SIGINT and the end of `time_budget` stop training after the current step, with a checkpoint.
     - With `ema_decay`, everything but the training step itself uses the averaged weights.
     - `keep_best` keeps the checkpoints with the highest BLEU, from which `choose_final_weights` chooses.
-    - A loss, gradient or weight that is NaN or infinite ends training by FloatingPointError; nothing of it is saved.
+    - A NaN or infinite loss, gradient or weight ends training with a FloatingPointError; it is never saved.
 
     Subclasses define `final_bleu`.
     """
@@ -56,15 +56,15 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if args.keep_best > 1 and hasattr(self.model, "peft_config"):
             raise ValueError(f"keep_best={args.keep_best} must be 0 or 1 here: adapters are not averaged")
         if self.is_deepspeed_enabled and args.ema_decay is not None:
-            raise ValueError(f"ema_decay={args.ema_decay} is not possible with DeepSpeed: take gpus or fsdp2")
+            raise ValueError(f"ema_decay={args.ema_decay} is not possible with DeepSpeed: launch with gpus or fsdp2")
         self.ema: WeightEMA | None = None
         if args.ema_decay is not None:
             self.ema = WeightEMA(self.model, args.ema_decay)
             self.add_callback(EMACallback(self))
         self.stopper = StopCallback(args.time_budget, self._any_process if args.world_size > 1 else None)
-        self.add_callback(self.stopper)  # after those that ask for evaluations and checkpoints: it overrules them
+        self.add_callback(self.stopper)  # last, because it overrules the callbacks that ask for evaluations
         self._saving_folder: Path | None = None
-        self._finite_until: torch.Tensor | None = None  # the last step of this call that was finite
+        self._finite_until: torch.Tensor | None = None  # the last step of this call with a finite loss and gradient
         self._checkpoints_kept = args.save_total_limit
         self._is_evaluating = False
 
@@ -75,7 +75,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
     def create_optimizer(self, model=None):
         if self.is_fsdp_enabled:
             if hasattr(self.model, "peft_config"):
-                raise ValueError("adapters are small enough to be trained without FSDP: take another launcher setting")
+                raise ValueError("adapters are small enough to be trained without FSDP: launch with gpus instead")
             shard_model(self.model, self.accelerator)
             if self.ema is not None:
                 self.ema = WeightEMA(self.model, self.args.ema_decay)
@@ -92,6 +92,11 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         """Train as `Trainer.train` does; True resumes from the newest whole checkpoint, or starts if there is none.
 
         Afterwards `self.stopper.stopped` tells whether training stopped before its last step.
+
+        Raises:
+            ValueError: the checkpoint is refused, or the processes see different ones.
+            FloatingPointError: a loss, gradient or weight is no longer finite.
+            MemoryError: a batch does not fit; the message says which setting to lower.
         """
         if resume_from_checkpoint is False:
             resume_from_checkpoint = None
@@ -110,7 +115,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if resume_from_checkpoint is not None:
             check_step(self.args, resume_from_checkpoint)
         self._finite_until = None
-        # At the end `Trainer` would delete the only checkpoint to go on from, where another is the best.
+        # At the end, `Trainer` would delete the only checkpoint to resume from if another one is the best.
         self._checkpoints_kept, self.args.save_total_limit = self.args.save_total_limit, None
         try:
             with self.stopper.listening():
@@ -129,23 +134,23 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             self.args.save_total_limit = self._checkpoints_kept
 
     def _check_all_see(self, newest: Path | None) -> None:
-        """All processes must begin with the same checkpoint, or some would train other weights than others."""
+        """ValueError unless all processes start from the same checkpoint; otherwise their weights would differ."""
         if self.args.world_size == 1:
             return
         step = 0 if newest is None else checkpoints.checkpoint_step(newest)
         steps = self.accelerator.gather(torch.tensor([step], device=self.args.device)).tolist()
         if len(set(steps)) > 1:
             raise ValueError(
-                f"output_dir {self.args.output_dir} holds checkpoints of the steps {steps} for the processes of this "
-                "run (0: none): it must be one folder that all machines share"
+                f"the processes see different checkpoints in output_dir {self.args.output_dir}, of the steps {steps} "
+                "(0: none): it must be one folder that all machines share"
             )
 
     def _needed_files(self) -> list[str]:
-        """What a checkpoint must have beside what every one has."""
+        """Files that a checkpoint of this run needs in addition to the usual ones."""
         return [] if self.ema is None else [checkpoints.TRAINING_WEIGHTS]
 
     def _is_last(self, checkpoint: str) -> bool:
-        """Whether the checkpoint is of the last step; if so, its weights and state are loaded."""
+        """Whether the checkpoint is of the last step; if so, load its weights and state."""
         state = TrainerState.load_from_json(str(Path(checkpoint) / checkpoints.TRAINER_STATE))
         all_steps = self.args.max_steps if self.args.max_steps > 0 else state.max_steps
         grown = self.args.max_steps <= 0 and self.args.num_train_epochs > state.num_train_epochs
@@ -188,7 +193,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 torch.save(state, Path(output_dir) / name)
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        """Tied weights are in a checkpoint once, under one of their names: the others are not missing."""
+        """Do not report tied weights as missing: a checkpoint stores them once, under one of their names."""
         tied = set(getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", None) or ())
         missing = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(type(load_result)(missing, load_result.unexpected_keys))
@@ -196,12 +201,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
     def _maybe_log_save_evaluate(self, tr_loss, grad_norm, *args, **kwargs) -> None:
         control = self.control
         at_rest = control.should_log or control.should_evaluate or control.should_save or control.should_training_stop
-        # With fp16 an infinite gradient is routine: the scaler skips the update. A sum of losses keeps its NaN.
+        # With fp16, an infinite gradient is routine and the scaler skips the update, so check the summed loss instead.
         norm = tr_loss if grad_norm is None or self.accelerator.scaler is not None else torch.as_tensor(grad_norm)
         step = self.state.global_step
         finite = tr_loss.isfinite().all() & norm.isfinite().all()
         self._finite_until = torch.where(finite, step, step - 1 if self._finite_until is None else self._finite_until)
-        if at_rest or self.args.device.type == "cpu":  # reading a number off a GPU in every step would cost time
+        if at_rest or self.args.device.type == "cpu":  # on a GPU, waiting for this value in every step takes time
             what = None if finite else "the loss" if not is_finite(tr_loss) else "the norm of the gradients"
             if what is not None:
                 raise self._diverged(what, int(self._finite_until) + 1)
@@ -213,8 +218,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
         kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
         return FloatingPointError(
-            f"{what} is no longer finite at {where} and nothing of it was saved; {kept}. Train in another output_dir "
-            "with a lower learning_rate, more warmup_steps or a max_grad_norm such as 1"
+            f"{what} is no longer finite at {where} and was not saved; {kept}. Train in another output_dir with a "
+            "lower learning_rate, more warmup_steps or a max_grad_norm such as 1"
         )
 
     # Saving ----------------------------------------------------------------------------------------------------------
@@ -223,7 +228,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         return super()._get_output_dir(trial) if self._saving_folder is None else str(self._saving_folder)
 
     def _save_checkpoint(self, model, trial=None) -> None:
-        """Write the checkpoint aside, then give it its name; a full disk leaves the earlier ones as they were."""
+        """Write the checkpoint under another name, then rename it; a full disk does not affect earlier ones."""
         name = not_finite(self.model)
         if self._any_process(name is not None):
             what = f"the weight {name}" if name else "a weight of another process"
@@ -238,7 +243,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 if training_weights and self.args.should_save:
                     save_file(training_weights, staged / checkpoints.TRAINING_WEIGHTS)
             self.accelerator.wait_for_everyone()
-            if self.state.best_model_checkpoint == str(staged):  # where it is about to be
+            if self.state.best_model_checkpoint == str(staged):  # record its final path
                 self.state.best_model_checkpoint = str(run_dir / staged.name)
                 if self.args.should_save:
                     self.state.save_to_json(str(staged / checkpoints.TRAINER_STATE))
@@ -251,13 +256,13 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             shutil.rmtree(staged, ignore_errors=True)
             if is_lost_process(error):
                 raise
-            raise OSError(f"{staged.name} cannot be saved in {run_dir} ({error}); earlier ones are whole") from error
+            raise OSError(f"{staged.name} cannot be saved in {run_dir} ({error}); earlier ones are intact") from error
         finally:
             self._saving_folder = None
         self.accelerator.wait_for_everyone()
 
     def _determine_best_metric(self, metrics, trial) -> bool:
-        """Save what `load_best_model_at_end` will load, also between the steps that save by themselves."""
+        """Save the checkpoint that `load_best_model_at_end` will load, even if none is due at this step."""
         is_best = super()._determine_best_metric(metrics, trial)
         if is_best and self.args.load_best_model_at_end:
             self.control.should_save = True
@@ -269,8 +274,8 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         damage = checkpoints.changed_file(folder, weights.name) if weights.is_file() else f"{weights.name} is missing"
         if damage is not None:
             raise ValueError(
-                f"the best checkpoint {folder} cannot be loaded: {damage}. The newest one has the last weights, which "
-                "load_best_model_at_end=False makes the final ones"
+                f"the best checkpoint {folder} cannot be loaded: {damage}. To end with the last weights instead, set "
+                "load_best_model_at_end=False"
             )
         self.state.best_model_checkpoint = str(folder)
         if self.is_fsdp_enabled:
@@ -281,12 +286,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             self.ema = WeightEMA(self.model, self.args.ema_decay)
 
     def save_model(self, output_dir=None, _internal_call: bool = False) -> None:
-        """Save as `Trainer.save_model` does, with `ema_decay` the averaged weights."""
+        """Save as `Trainer.save_model` does; with `ema_decay`, the averaged weights."""
         with self._final_model():
             super().save_model(output_dir, _internal_call)
 
     def predict(self, *args, **kwargs) -> PredictionOutput:
-        """Predict as `Trainer.predict` does, with `ema_decay` by the averaged weights."""
+        """Predict as `Trainer.predict` does; with `ema_decay`, by the averaged weights."""
         with self._final_model():
             return super().predict(*args, **kwargs)
 
@@ -295,7 +300,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
 
     @contextmanager
     def _final_model(self) -> Iterator[None]:
-        """A context in which `model` is what would be saved: averaged, and whole on each process."""
+        """A context in which `model` has the weights to save: averaged, and whole on each process."""
         with self._averaged_weights():
             if not self.is_fsdp_enabled:
                 yield
@@ -310,28 +315,32 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 (self.model, self.model_wrapped), self.is_fsdp_enabled = trained, True
 
     def _training_weights(self) -> dict[str, torch.Tensor]:
-        """The weights that the averages have displaced from the model."""
+        """The trained weights while the averages are in the model."""
         names = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         return dict(zip(names, map(whole_tensor, self.ema.averages), strict=True))
 
     def best_steps(self) -> list[int]:
         """Steps of the `keep_best` checkpoints with the highest BLEU so far, best first.
 
-        The step that is being made counts, too: its checkpoint follows.
+        The current step counts as well, because its checkpoint is about to be saved.
         """
         steps = {checkpoints.checkpoint_step(path) for path in checkpoints.list_checkpoints(self.args.output_dir)}
-        if self.is_in_train and self.state.global_step > 0:  # before the first step nothing is saved
+        if self.is_in_train and self.state.global_step > 0:  # nothing is saved before the first step
             steps.add(self.state.global_step)
         return checkpoints.best_steps(self.state.log_history, BLEU, self.args.keep_best, steps)
 
     # Final weights ---------------------------------------------------------------------------------------------------
 
     def choose_final_weights(self) -> dict:
-        """Load the weights that become the final model and report which they are.
+        """Load the weights of the final model and report which they are.
 
-        With `keep_best`, these are the average of the best checkpoints if its BLEU is at least that of the best one,
-        which they are otherwise. Without it they are those that `load_best_model_at_end` has loaded, or the last ones
-        (with `ema_decay` their moving average).
+        With `keep_best`, these are the average of the best checkpoints, or the best one if its BLEU is higher.
+        Without it, they are those that `load_best_model_at_end` has loaded, or else the last ones (with `ema_decay`,
+        their moving average).
+
+        Returns:
+            `final_model`, a description; with `keep_best` also `best_step`, `best_bleu` and, of an average,
+            `average_of_steps` and `average_bleu`.
         """
         if is_sharded(self.model):
             with self._final_model():
@@ -352,12 +361,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         report = {"best_step": steps[0], "best_bleu": scores[steps[0]]}
         if len(scores) > 1 and len(set(scores.values())) == 1:
             logger.warning(
-                "BLEU was %s at every evaluation, so that keep_best=%s chose by nothing but age: evaluate more "
-                "sentences, or name sacreBLEU's tokenizer for the language by bleu_tokenize",
+                "BLEU was %s at every evaluation, so keep_best=%s kept the earliest checkpoints, not the best: "
+                "evaluate more sentences, or set bleu_tokenize to sacreBLEU's tokenizer for the language",
                 report["best_bleu"],
                 self.args.keep_best,
             )
-        self.ema = None  # training is over: the saved weights are averages already
+        self.ema = None  # the saved weights are averages already
         chosen, name = folders[0], f"step {steps[0]}"
         if len(folders) > 1:
             average = checkpoints.staging_folder(run_dir) / "average"
@@ -386,5 +395,5 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             self.model.load_state_dict(load_file(folder / checkpoints.WEIGHTS), strict=False)
 
     def final_bleu(self) -> float:
-        """BLEU of the weights in the model, by the same setting as `eval_bleu` during training."""
+        """BLEU of the model's current weights, by the same setting as `eval_bleu` during training."""
         raise NotImplementedError

@@ -1,11 +1,11 @@
 """Checkpoints of a training run: written whole or not at all, found again after a crash, thinned out.
 
-    RUN/checkpoint-1200/model.safetensors              the weights that are evaluated: the average, if one is kept
-    RUN/checkpoint-1200/training_weights.safetensors   then also the weights that training goes on from
+    RUN/checkpoint-1200/model.safetensors              the weights to evaluate: the moving average, if there is one
+    RUN/checkpoint-1200/training_weights.safetensors   with a moving average, the weights to resume from
     RUN/checkpoint-1200/{optimizer,scheduler,rng_state}.pt*, trainer_state.json
-    RUN/checkpoint-1200/manifest.json                  sizes and checksums of all these, and what a step is
+    RUN/checkpoint-1200/manifest.json                  sizes and checksums of these files, and the size of a step
 
-A checkpoint appears under its name by one rename. What is found under another name is left over from a crash.
+A checkpoint gets its name by a single rename when it is complete; folders under other names are left from a crash.
 """
 
 import logging
@@ -24,18 +24,18 @@ from ..utils.json_files import read_json
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"  # in their place where LoRA is trained
+ADAPTER_WEIGHTS = "adapter_model.safetensors"  # instead, if LoRA is trained
 TRAINING_WEIGHTS = "training_weights.safetensors"
 TRAINER_STATE = "trainer_state.json"
 MANIFEST = "manifest.json"
-DEEPSPEED = "latest"  # the file in which it names the folder that holds the optimizer, each process's part a file
+DEEPSPEED = "latest"  # DeepSpeed's file with the name of the folder of optimizer states, one file per process
 RESUMED_FROM = (
     "*.safetensors",
     "*.pt",
     "*.pth",
     TRAINER_STATE,
     DEEPSPEED,
-)  # what a manifest lists; others may be edited
+)  # files listed in a manifest; others may be edited
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -44,7 +44,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 
 def list_checkpoints(run_dir: str | Path) -> list[Path]:
-    """All checkpoint folders of a run, oldest first, whole or not."""
+    """All checkpoint folders of a run, whole or not, oldest first."""
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         return []
@@ -52,13 +52,13 @@ def list_checkpoints(run_dir: str | Path) -> list[Path]:
 
 
 def weights_of(checkpoint: Path) -> Path:
-    """The file of weights, whether it is there or not; that of an adapter if there is one."""
+    """Path of the weights, which need not exist; of the adapter's weights if there are any."""
     adapter = checkpoint / ADAPTER_WEIGHTS
     return adapter if adapter.exists() else checkpoint / WEIGHTS
 
 
 def write_manifest(checkpoint: Path, step: dict[str, int]) -> None:
-    """Record size and SHA-256 of each file that training goes on from.
+    """Record size and SHA-256 of each file that training resumes from.
 
     Args:
         step: `elastic.step_fields` of the run.
@@ -72,15 +72,15 @@ def write_manifest(checkpoint: Path, step: dict[str, int]) -> None:
 
 
 def changed_file(checkpoint: Path, name: str | None = None) -> str | None:
-    """What does not agree with the manifest, for a message; None where all does or there is no manifest.
+    """A description of the first file that differs from the manifest; None if none does or there is no manifest.
 
     Args:
-        name: the only file to look at.
+        name: check only this file.
     """
     try:
         files = read_json(checkpoint / MANIFEST, keys=("files",))["files"]
         recorded = {file: (entry["bytes"], entry["sha256"]) for file, entry in files.items()}
-    except FileNotFoundError:  # of an earlier version
+    except FileNotFoundError:  # a checkpoint of an earlier version
         return None
     except (OSError, ValueError, AttributeError, TypeError, KeyError):
         return f"{MANIFEST} cannot be read"
@@ -96,10 +96,10 @@ def changed_file(checkpoint: Path, name: str | None = None) -> str | None:
 
 
 def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
-    """Why training cannot go on from here, for a message; None if it can.
+    """Why training cannot resume from a checkpoint, for a message; None if it can.
 
     Args:
-        needed: further files that must be there, such as `TRAINING_WEIGHTS` where an average is kept.
+        needed: further files that must exist, such as `TRAINING_WEIGHTS` with a moving average.
     """
     checkpoint = Path(checkpoint)
     weights = [weights_of(checkpoint), *checkpoint.glob(TRAINING_WEIGHTS)]
@@ -128,12 +128,12 @@ def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
 
 
 def is_whole(checkpoint: str | Path, needed: Iterable[str] = ()) -> bool:
-    """True if training can go on from here: every file is present and as it was written."""
+    """Whether training can resume from a checkpoint: every file is present and unchanged."""
     return damage_of(checkpoint, needed) is None
 
 
 def newest_whole(run_dir: str | Path, needed: Iterable[str] = ()) -> Path | None:
-    """The newest checkpoint that training can go on from; damaged newer ones are skipped with a warning.
+    """The newest checkpoint that training can resume from; damaged newer ones are skipped with a warning.
 
     Args:
         needed: as in `damage_of`.
@@ -148,7 +148,7 @@ def newest_whole(run_dir: str | Path, needed: Iterable[str] = ()) -> Path | None
 
 
 def staging_folder(run_dir: str | Path) -> Path:
-    """The folder in which files are written before they get their name; on the run's own file system."""
+    """The folder for unfinished files, on the same file system as the run, so that they can be renamed."""
     folder = Path(run_dir) / UNFINISHED
     folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -160,16 +160,16 @@ def remove_leftovers(run_dir: str | Path) -> None:
 
 
 def remove_after(run_dir: str | Path, checkpoint: Path | None) -> None:
-    """Delete the checkpoints that are newer than the one from which training goes on (None: all of them)."""
+    """Delete the checkpoints that are newer than `checkpoint` (None: all), from which training resumes."""
     for other in list_checkpoints(run_dir):
         if checkpoint is None or checkpoint_step(other) > checkpoint_step(checkpoint):
             remove_folder(other)
 
 
 def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int]) -> None:
-    """Keep the `newest` checkpoints whole (None or below 1: all), the weights of `best_steps`, delete the others.
+    """Keep the `newest` checkpoints whole (None or below 1: all), and of `best_steps` the weights; delete the others.
 
-    A checkpoint that is not as it was written does not count among the newest, so that it costs no good one.
+    A damaged checkpoint does not count among the newest, so that it does not displace a good one.
     """
     if newest is None or newest < 1:
         return
@@ -189,6 +189,6 @@ def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int])
 
 
 def best_steps(log_history: list[dict], metric: str, count: int, steps: Container[int]) -> list[int]:
-    """Of `steps`, those with the `count` highest values of `metric` in a trainer's log, best first; ties: earlier."""
+    """The `count` of `steps` with the highest `metric` in a trainer's log, best first; in a tie, the earlier step."""
     scores = {entry["step"]: entry[metric] for entry in log_history if metric in entry and entry["step"] in steps}
     return sorted(scores, key=lambda step: (-scores[step], step))[:count]

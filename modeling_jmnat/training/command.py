@@ -1,4 +1,4 @@
-"""What the command line of a training may say: a preset gives the defaults, an option overrides any field of it.
+"""Command line of a training: a preset gives the defaults, and options override its fields.
 
 Importing this module loads neither PyTorch nor Transformers; parsing does.
 """
@@ -36,8 +36,8 @@ class RunArguments:
     system: str | None = field(
         default=None,
         metadata={
-            "help": "Train another system of the paper in place of JM-NAT: nat_ft, nat_ir, nat_reg, fcl_nat, nat_dcrf "
-            "or imitate_nat; --system NAME --help lists its options, too."
+            "help": "Train another system of the paper instead of JM-NAT: nat_ft, nat_ir, nat_reg, fcl_nat, nat_dcrf "
+            "or imitate_nat; --system NAME --help also lists its options."
         },
     )
     init_from: str | None = field(
@@ -47,13 +47,13 @@ class RunArguments:
     init_from_teacher: str | None = field(
         default=None,
         metadata={
-            "help": "Copy what fits from this autoregressive model (train_teacher.py; same tokenizer): embeddings, "
-            "encoder, decoder self- and cross-attention, feed-forward. Worth more than anything else in short runs."
+            "help": "Copy the weights that fit from this autoregressive model (train_teacher.py; same tokenizer): "
+            "embeddings, encoder, decoder self- and cross-attention, feed-forward. The best start for short runs."
         },
     )
     freeze: str | None = field(
         default=None,
-        metadata={"help": "encoder or decoder: do not train this half, nor the embeddings that both halves share."},
+        metadata={"help": "encoder or decoder: train neither this half nor the embeddings that both halves share."},
     )
     restart: str | None = field(
         default=None,
@@ -62,11 +62,11 @@ class RunArguments:
 
     def __post_init__(self):
         if self.init_from is not None and self.init_from_teacher is not None:
-            raise ValueError("init_from and init_from_teacher both name a start: give one of them")
+            raise ValueError("init_from and init_from_teacher both give initial weights: set only one of them")
         for name in ("freeze", "restart"):
             check_half(name, getattr(self, name))
         if self.restart is not None and self.init_from is None:
-            raise ValueError(f"restart={self.restart} needs init_from: every other start has random weights there")
+            raise ValueError(f"restart={self.restart} needs init_from: without it, that half is random anyway")
 
 
 @dataclass
@@ -86,11 +86,11 @@ def parse_command(
     model_class: type[ModelOptions] = ModelOptions,
     settings: Mapping[str, Any] | None = None,
 ) -> TrainingCommand:
-    """Read the command line over the defaults of its `--preset`; with `--init_from`, sizes are those of that model.
+    """Parse the command line over the defaults of its `--preset`; with `--init_from`, sizes are those of that model.
 
     Args:
-        run_class, model_class: with further options, for another system than JM-NAT.
-        settings: values of options that define such a system; they stand above the preset's.
+        run_class, model_class: dataclasses with further options, for another system than JM-NAT.
+        settings: values of options that define such a system; they override the preset's.
 
     Raises:
         ValueError: an unknown preset, a value out of range, or no output folder.
@@ -105,7 +105,7 @@ def parse_command(
 
     if given.init_from is not None:
         config = config_of_start(given.init_from)
-        # Sizes come with the weights, whatever the preset says; the rest is the preset's to choose.
+        # The weights determine the sizes, whatever the preset says; the preset chooses the rest.
         names = [item.name for item in fields(ModelOptions)]
         kept = [name for name in names if name not in FREE_MODEL_FIELDS or name not in preset.model]
         defaults.update({name: getattr(config, name) for name in kept})
@@ -123,7 +123,7 @@ def config_of_start(name: str):
     """The `JMNatConfig` of a model to start from, given by its folder or its name on the Hub.
 
     Raises:
-        ValueError: there is no saved model, or it is of another kind.
+        ValueError: there is no saved model, or it is not a JM-NAT.
     """
     from ..configuration_jmnat import JMNatConfig
     from ..utils.hub_folders import fetch_folder
@@ -134,8 +134,8 @@ def config_of_start(name: str):
     kind = JMNatConfig.get_config_dict(folder)[0].get("model_type")
     if kind != JMNatConfig.model_type:
         raise ValueError(
-            f"init_from {name} is a model of the kind {kind}, it must be a JM-NAT: --init_from_teacher copies what "
-            "fits from an autoregressive one"
+            f"init_from {name} is a {kind} model but must be a JM-NAT: use --init_from_teacher to copy the weights "
+            "that fit from an autoregressive model"
         )
     return JMNatConfig.from_pretrained(folder)
 
@@ -144,7 +144,7 @@ def config_of_start(name: str):
 
 
 def preset_for(argv: Sequence[str] | None, name: str | None) -> Preset:
-    """The preset of that name, an empty one for None; for `--help` as it is read, without Transformers."""
+    """The preset of that name; an empty one for None. For `--help` it is not checked, which needs Transformers."""
     if name is None:
         return Preset("none")
     return read_preset(name) if wants_help(argv) else load_preset(name)
@@ -153,7 +153,7 @@ def preset_for(argv: Sequence[str] | None, name: str | None) -> Preset:
 def parse_over_defaults(
     groups: Sequence[type], argv: Sequence[str] | None, description: str, defaults: Mapping[str, Any]
 ) -> tuple:
-    """Parse the command line into objects of the dataclasses `groups`, the last of them training arguments.
+    """Parse the command line into objects of the dataclasses `groups`, of which the last has training arguments.
 
     Raises:
         ValueError: a value out of range, or no output folder.

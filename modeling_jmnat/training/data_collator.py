@@ -1,4 +1,4 @@
-"""`DataCollatorForJMNat`: makes padded and masked batches of examples."""
+"""`DataCollatorForJMNat`: padded and masked batches of examples."""
 
 import copy
 import hashlib
@@ -19,47 +19,47 @@ from .masking import (
 )
 
 TARGET_MASKS = ("consecutive", "random", "all")
-# Arguments of the collator that are shares, some of which may be None.
+# Arguments of the collator that are shares in [0, 1]; some may be None.
 SHARES = (
     *("source_mask_ratio", "source_mask_ratio_full", "mask_token_prob", "random_token_prob", "full_mask_ratio"),
     *("correction_ratio", "glancing_ratio", "glancing_ratio_end", "second_mask_ratio", "length_noise"),
 )
 
-EVALUATION_SEED = 2020  # evaluation masks are the same for every run, whatever its own seed
-# Mixed with the seed for what was added later: the draws of the paper's masks stay what they are.
+EVALUATION_SEED = 2020  # evaluation masks are the same in every run, whatever its seed
+# Mixed with the seed for the draws of later additions, so that the masks of the paper do not change.
 SECOND_MASK_DRAW, LENGTH_DRAW = 1, 2
 
 
 class DataCollatorForJMNat:
-    """Pads examples and draws the masks of sections 4.1 and 4.2, anew in each epoch.
+    """Pads examples and draws the masks of sections 4.1 and 4.2, new ones in each epoch.
 
     The masks of an example depend only on (`seed`, epoch, `id`). Without an `id` (plain `Trainer` drops the column
-    unless `remove_unused_columns=False`), a hash of its token ids takes its place. Call `set_epoch` at the start of
-    each epoch; worker processes that are already running see it, too. Evaluate with `collator.evaluation()`, which
-    leaves the source unmasked and always draws the same target masks.
+    unless `remove_unused_columns=False`), a hash of its token ids is used. Call `set_epoch` at the start of each
+    epoch; worker processes that are already running see it. Evaluate with `collator.evaluation()`, which leaves the
+    source unmasked and always draws the same target masks.
 
     Args:
-        tokenizer: gives the ids of `<pad>` and `<mask>`, and the special tokens, which are never drawn at random.
+        tokenizer: provides the ids of `<pad>` and `<mask>`, and the special tokens, which are never drawn at random.
         source_mask_ratio: share of source tokens to mask and predict; 0: none.
         target_mask: "consecutive" (the paper), "random" (independent positions; CMLM with `mask_token_prob=1` and
             `random_token_prob=0`) or "all" (the whole target is `<mask>`: training for one decoding pass).
         ngram_size: n of "consecutive".
         mask_token_prob: share of chosen tokens, on both sides, that become `<mask>`.
-        random_token_prob: share of chosen tokens that become a random token; the rest stay as they are.
-        source_mask_ratio_full: the source's ratio where the whole target is masked. The ratio goes there linearly from
-            `source_mask_ratio`, with the share of the target that is masked: adaptive masking of the source in the
-            manner of AMOM (Xiao et al. 2023). None: `source_mask_ratio` everywhere, as in the paper.
-        full_mask_ratio: share of sentences whose whole target is `<mask>`, as in the first decoding pass. Beyond the
+        random_token_prob: share of chosen tokens that become a random token; the rest are left unchanged.
+        source_mask_ratio_full: the source's mask ratio where the whole target is masked. The ratio changes linearly
+            from `source_mask_ratio` to this with the masked share of the target, which is adaptive masking of the
+            source as in AMOM (Xiao et al. 2023). None: always `source_mask_ratio`, as in the paper.
+        full_mask_ratio: share of sentences whose whole target is `<mask>`, as in the first decoding pass. Not in the
             paper, where it is 0.
         correction_ratio: share of the visible target tokens that `JMNatTrainer` replaces by the model's own
-            predictions and that it learns to correct (see `own_predictions.py`). Beyond the paper, where it is 0.
-        glancing_ratio: in sentences whose whole target is `<mask>`, `JMNatTrainer` shows this many reference tokens
-            for each one that the model gets wrong (see `own_predictions.py`). Beyond the paper, where it is 0.
-        glancing_ratio_end: the glancing ratio of the last step; `JMNatTrainer` goes there linearly. None: no change.
+            predictions, which it learns to correct (see `own_predictions.py`). Not in the paper, where it is 0.
+        glancing_ratio: in sentences whose whole target is `<mask>`, `JMNatTrainer` reveals this many reference tokens
+            for each token that the model gets wrong (see `own_predictions.py`). Not in the paper, where it is 0.
+        glancing_ratio_end: glancing ratio of the last step, to which it changes linearly. None: no change.
         second_mask_ratio: share of sentences in which `JMNatTrainer` masks the model's own predictions a second time
-            (AMOM; see `own_predictions.py`). Beyond the paper, where it is 0.
-        length_noise: share of sentences whose target gets a second `</s>`, as on a canvas that is one too long. The
-            model's length loss does not count it. Beyond the paper, where it is 0.
+            (AMOM; see `own_predictions.py`). Not in the paper, where it is 0.
+        length_noise: share of sentences whose target gets a second `</s>`, as on a canvas that is one token too long.
+            The model's length loss ignores it. Not in the paper, where it is 0.
         seed: seed of the masks.
         pad_to_multiple_of: pad S and T to a multiple of this, for tensor cores.
 
@@ -104,53 +104,55 @@ class DataCollatorForJMNat:
         self.length_noise = length_noise
         self.seed = seed
         self.pad_to_multiple_of = pad_to_multiple_of
-        # In shared memory, so that `set_epoch` in the main process is seen by persistent workers.
+        # In shared memory, so that persistent workers see `set_epoch` of the main process.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._check()
 
     def _check(self) -> None:
-        """Reject arguments out of range or against each other, and tokenizers that lack a token."""
+        """Reject arguments that are out of range or contradict each other, and tokenizers that lack a token."""
         shares = {name: getattr(self, name) for name in SHARES}
         shares["mask_token_prob + random_token_prob"] = self.mask_token_prob + self.random_token_prob
         for name, share in shares.items():
             if share is not None and not 0.0 <= share <= 1.0 + 1e-9:
-                raise ValueError(f"{name} is {share}, it must be between 0 and 1")
+                raise ValueError(f"{name}={share} must be between 0 and 1")
         if self.target_mask not in TARGET_MASKS:
-            raise ValueError(f"target_mask is {self.target_mask!r}, it must be one of {', '.join(TARGET_MASKS)}")
+            raise ValueError(f"target_mask={self.target_mask!r} is not one of {', '.join(TARGET_MASKS)}")
         if self.glancing_ratio and self.target_mask != "all" and not self.full_mask_ratio:
             raise ValueError(
-                f"glancing_ratio is {self.glancing_ratio} and no target is wholly masked: full_mask_ratio must be "
-                "above 0 or target_mask 'all'"
+                f"glancing_ratio={self.glancing_ratio} needs fully masked targets: set full_mask_ratio above 0 or "
+                "target_mask='all'"
             )
         if self.glancing_ratio_end is not None and not self.glancing_ratio:
             raise ValueError(
-                f"glancing_ratio_end is {self.glancing_ratio_end} and glancing_ratio is 0: set where glancing begins"
+                f"glancing_ratio_end={self.glancing_ratio_end} needs a glancing_ratio above 0, where the ratio begins"
             )
         if self.second_mask_ratio and self.correction_ratio:
             raise ValueError(
-                f"second_mask_ratio is {self.second_mask_ratio} and correction_ratio {self.correction_ratio}: both "
-                "replace tokens by the model's own predictions, set one of them"
+                f"second_mask_ratio={self.second_mask_ratio} and correction_ratio={self.correction_ratio} both "
+                "replace tokens by the model's own predictions: set only one of them"
             )
         for name in ("ngram_size", "pad_to_multiple_of"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, it must be at least 1")
+                raise ValueError(f"{name}={value} must be at least 1")
         for name in ("pad_token_id", "mask_token_id"):
             if getattr(self, name) is None:
                 raise ValueError(f"tokenizer has no {name}: it needs a <pad> and a <mask> token")
         if self.length_noise and self.eos_token_id is None:
             raise ValueError(
-                f"length_noise is {self.length_noise} and the tokenizer has no eos_token_id to lengthen by"
+                f"length_noise={self.length_noise} needs a tokenizer with an eos_token_id, which is added to targets"
             )
         if self.random_token_prob > 0.0 and not len(self.random_token_ids):
-            raise ValueError("tokenizer has special tokens only: random_token_prob must be 0")
+            raise ValueError(
+                f"random_token_prob={self.random_token_prob} must be 0: the tokenizer has only special tokens"
+            )
 
     @property
     def epoch(self) -> int:
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the masks of the next batches, here and in the workers of a running `DataLoader`."""
+        """Choose the masks of the next batches, also in the workers of a running `DataLoader`."""
         self._epoch.fill_(int(epoch))
 
     def evaluation(self) -> "DataCollatorForJMNat":
@@ -163,28 +165,28 @@ class DataCollatorForJMNat:
         twin.correction_ratio = 0.0
         twin.glancing_ratio = 0.0
         twin.seed = EVALUATION_SEED
-        twin._epoch = torch.zeros((), dtype=torch.int64)  # its own: `set_epoch` here does not reach the twin
+        twin._epoch = torch.zeros((), dtype=torch.int64)  # not shared, so that `set_epoch` does not affect the twin
         return twin
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Collate `features`: dicts with `input_ids`, `labels` and preferably an integer `id`; other keys are ignored.
 
-        Padding that they have already (`<pad>`, or -100 in labels) is removed first.
+        Existing padding (`<pad>`, or -100 in labels) is removed first.
 
         Returns:
-            - `input_ids`, `attention_mask` (B, S), and with a masked source `encoder_targets` (B, S), -100 where
+            - `input_ids`, `attention_mask` (B, S), and if the source is masked, `encoder_targets` (B, S), -100 where
               nothing is to be predicted;
-            - `labels` (B, T), the whole target, -100 at padding, with `length_noise` some with a second `</s>`;
+            - `labels` (B, T), the whole target, -100 at padding; with `length_noise`, some have a second `</s>`;
             - `decoder_input_ids`, `decoder_attention_mask`, `masked_positions` (B, T);
             - with `correction_ratio`, `correction_positions` (B, T): the part of `masked_positions` where
               `decoder_input_ids` still hold the reference;
-            - with `glancing_ratio`, `glancing_order` (B, T): a random order of the tokens of each fully masked target,
-              counted from 0, and -1 elsewhere;
-            - with `second_mask_ratio`, `second_mask_order` (B, T): the same of each target that is masked twice. Where
-              there is glancing, fully masked targets are not.
+            - with `glancing_ratio`, `glancing_order` (B, T): ranks from 0 of the tokens of each fully masked target in
+              a random order, and -1 elsewhere;
+            - with `second_mask_ratio`, `second_mask_order` (B, T): such ranks for each target that is masked twice.
+              With glancing, these do not include fully masked targets.
 
         Raises:
-            ValueError: a feature lacks a column or holds no token.
+            ValueError: a feature lacks a column or has no token in it.
         """
         sources = self._token_rows(features, "input_ids")
         targets = self._token_rows(features, "labels")
@@ -196,12 +198,12 @@ class DataCollatorForJMNat:
             targets = self._lengthened(targets, example_ids)
         input_ids, source_lengths = _pad(sources, self.pad_token_id, self.pad_to_multiple_of)
         target_ids, target_lengths = _pad(targets, self.pad_token_id, self.pad_to_multiple_of)
-        # Per example 2 numbers, then 6 per position; nothing depends on how long the others are.
+        # 2 numbers for each example, then 6 for each position, whatever the lengths of the other examples.
         sizes = (2 + 6 * torch.maximum(source_lengths, target_lengths)).tolist()
         uniforms = draw_uniforms(self.seed, self.epoch, example_ids, sizes)
         of_sentence, of_position = uniforms[:, :2], uniforms[:, 2:].view(len(features), -1, 6)
 
-        # A fully masked target is the canvas of the first decoding pass and shows nothing of the reference.
+        # A fully masked target is the canvas of the first decoding pass; no token of it is random or left unchanged.
         is_full = of_sentence[:, 1] < (1.0 if self.target_mask == "all" else self.full_mask_ratio)
         num_masked = draw_num_masked(target_lengths, of_sentence[:, 0]).where(~is_full, target_lengths)
         source_ratio = self._source_ratio(num_masked / target_lengths.double())
@@ -213,7 +215,7 @@ class DataCollatorForJMNat:
         return batch
 
     def _lengthened(self, targets: list[np.ndarray], example_ids: list[int]) -> list[np.ndarray]:
-        """The targets, those that are drawn with a second `</s>`; one that ends otherwise stays."""
+        """The targets, with a second `</s>` for those that are drawn and end in `</s>`."""
         seed, end = mix_seed(self.seed, LENGTH_DRAW), self.eos_token_id
         draws = draw_uniforms(seed, self.epoch, example_ids, [1] * len(targets))[:, 0] < self.length_noise
         drawn = zip(targets, draws.tolist(), strict=True)
@@ -225,7 +227,11 @@ class DataCollatorForJMNat:
         return start if end is None else start + (end - start) * target_shares
 
     def _token_rows(self, features: Sequence[dict[str, Any]], column: str) -> list[np.ndarray]:
-        """The ids of each feature without padding, which would otherwise be masked and learned."""
+        """The ids of each feature without padding, which would otherwise be masked and learned.
+
+        Raises:
+            ValueError: a feature lacks the column or has no token in it.
+        """
         rows = []
         for feature in features:
             if feature.get(column) is None:
@@ -235,7 +241,7 @@ class DataCollatorForJMNat:
             row = np.asarray(feature[column], dtype=np.int64)
             row = row[(row != self.pad_token_id) & (row != -100)]
             if not row.size:
-                raise ValueError(f"a feature (id {feature.get('id')}) has empty {column!r}, at least </s> is needed")
+                raise ValueError(f"a feature (id {feature.get('id')}) has empty {column!r}: at least </s> is needed")
             rows.append(row)
         return rows
 
@@ -268,17 +274,17 @@ class DataCollatorForJMNat:
             "masked_positions": masked_positions,
         }
         if self.correction_ratio:
-            # At visible tokens, the number that chooses how a masked token is shown is unused.
+            # Visible tokens do not use the number that chooses between <mask>, a random token and no change.
             visible = is_token & ~batch["masked_positions"]
             batch["correction_positions"] = visible & (uniforms[..., 1] < self.correction_ratio)
             batch["masked_positions"] = batch["masked_positions"] | batch["correction_positions"]
         if self.glancing_ratio:
-            # In fully masked targets it is unused, too.
+            # Nor do fully masked targets.
             batch["glancing_order"] = _order(uniforms[..., 1], is_full)
         return batch
 
     def _second_mask_order(self, example_ids, is_token: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """`second_mask_order` (B, T) of the targets among `rows` (B,) that are drawn."""
+        """`second_mask_order` (B, T) for the targets that are drawn among `rows` (B,)."""
         seed, sizes = mix_seed(self.seed, SECOND_MASK_DRAW), 1 + is_token.sum(dim=1)
         uniforms = _fit(draw_uniforms(seed, self.epoch, example_ids, sizes.tolist())[..., None], 1 + is_token.shape[1])
         takes_part = rows & (uniforms[:, 0, 0] < self.second_mask_ratio)
@@ -297,13 +303,17 @@ class DataCollatorForJMNat:
 
 
 def example_id(feature: dict[str, Any]) -> int:
-    """What the masks of an example are drawn from: its `id`, else a hash of its `input_ids` and `labels`."""
+    """The number that seeds the masks of an example: its `id`, or else a hash of its `input_ids` and `labels`.
+
+    Raises:
+        ValueError: `id` is not an integer.
+    """
     number = feature.get("id")
     if number is not None:
         try:
             return int(number)
         except (TypeError, ValueError):
-            raise ValueError(f"id is {number!r}, it must be an integer (or left out)") from None
+            raise ValueError(f"id={number!r} must be an integer (or left out)") from None
     source, target = (np.asarray(feature[name], dtype=np.int64) for name in ("input_ids", "labels"))
     digest = hashlib.blake2b(source.tobytes() + b"|" + target.tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
@@ -321,12 +331,12 @@ def _pad(rows: list[np.ndarray], pad_token_id: int, multiple: int | None) -> tup
 
 
 def _order(uniforms: torch.Tensor, takes_part: torch.Tensor) -> torch.Tensor:
-    """The rank of each number (B, T) among those of its row that take part (B, T), from 0; -1 for the others."""
+    """Ranks from 0 of the numbers (B, T) that take part (B, T) within their row; -1 for the others."""
     ranks = uniforms.masked_fill(~takes_part, 2.0).argsort(dim=1, stable=True).argsort(dim=1)
     return ranks.masked_fill(~takes_part, -1)
 
 
 def _fit(uniforms: torch.Tensor, length: int) -> torch.Tensor:
-    """Cut (B, L, K) to `length` positions, or fill it up with zeros, which are at padding and not read."""
+    """Cut (B, L, K) to `length` positions, or append zeros, which are at padding and never read."""
     missing = length - uniforms.shape[1]
     return torch.nn.functional.pad(uniforms, (0, 0, 0, missing)) if missing > 0 else uniforms[:, :length]

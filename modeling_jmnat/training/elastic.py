@@ -1,4 +1,4 @@
-"""A run that goes on with another number of processes, each of its steps with the sentences it would have had."""
+"""Resume a run with another number of processes, with the same sentences in each step."""
 
 import math
 import sys
@@ -8,7 +8,7 @@ from ..utils.json_files import read_json
 from .arguments import TranslationTrainingArguments
 from .checkpoints import MANIFEST
 
-# What a step is divided by; together they say how many whole batches it has.
+# Settings that determine the number of batches of a step.
 STEP_FIELDS = ("world_size", "gradient_accumulation_steps", "batch_parts")
 
 
@@ -17,9 +17,9 @@ def step_fields(training: TranslationTrainingArguments) -> dict[str, int]:
 
 
 def keep_steps(training: TranslationTrainingArguments, begun: dict[str, int]) -> None:
-    """Set `batch_parts` and `gradient_accumulation_steps` so that a step stays what it was when the run began.
+    """Set `batch_parts` and `gradient_accumulation_steps` so that steps have the same sentences as when the run began.
 
-    Batches are cut further where a step has too few of them for the processes, or where `batch_parts` asks for it.
+    Batches are cut further if a step has too few of them for the processes, or if `batch_parts` asks for it.
 
     Args:
         begun: `step_fields` of the run's first call.
@@ -32,30 +32,30 @@ def keep_steps(training: TranslationTrainingArguments, begun: dict[str, int]) ->
     training.gradient_accumulation_steps = parts_of_step * cut // training.world_size
     now = step_fields(training)
     if now != begun and training.process_index == 0:
-        print(f"a step that began as {_sentence(begun)} is now {_sentence(now)}", file=sys.stderr)
+        print(f"each step keeps its sentences: {_sentence(begun)} is now {_sentence(now)}", file=sys.stderr)
 
 
 def check_step(training: TranslationTrainingArguments, checkpoint: str | Path) -> None:
-    """Refuse to resume where a step would have other sentences than in the run so far.
+    """Refuse to resume if a step would have other sentences than in the run so far.
 
     Raises:
-        ValueError: another number of processes without `elastic`, or with it other steps.
+        ValueError: the number of processes differs, and `elastic` is off or steps would differ in size.
     """
     path = Path(checkpoint) / MANIFEST
     begun = read_json(path).get("step") if path.is_file() else None
-    if begun is None or begun["world_size"] == training.world_size:  # no other number, or of an earlier version
+    if begun is None or begun["world_size"] == training.world_size:  # earlier versions did not record it
         return
     now = step_fields(training)
     if not training.elastic:
         raise ValueError(
-            f"{checkpoint} is of {begun['world_size']} processes and now there are {training.world_size}: start as "
-            "many, or go on by elastic=True"
+            f"{checkpoint} was written by {begun['world_size']} processes and now there are {training.world_size}: "
+            "start as many, or resume with elastic=True"
         )
     before, after = (s["world_size"] * s["gradient_accumulation_steps"] / s["batch_parts"] for s in (begun, now))
     if before != after:
         raise ValueError(
-            f"a step of {checkpoint} is {_sentence(begun)}, and now it would be {_sentence(now)}: keep world_size * "
-            "gradient_accumulation_steps / batch_parts as it was"
+            f"a step of {checkpoint} has {_sentence(begun)}, and now it would have {_sentence(now)}: keep world_size "
+            "* gradient_accumulation_steps / batch_parts as it was"
         )
 
 

@@ -1,4 +1,4 @@
-"""Batches for several processes: each gets as many as the others, and no sentence counts twice."""
+"""Batches for several processes: all processes get equally many, and no sentence counts twice."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -6,20 +6,20 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
-FILLER = "is_filler"  # in a batch that counts for nothing
+FILLER = "is_filler"  # key of a batch that counts for nothing
 
 
 class EvenBatches(Sampler[list[int]]):
-    """The batches of another sampler, then empty ones until their number is a multiple of `num_processes`.
+    """The batches of another sampler, followed by empty ones until their number is a multiple of `num_processes`.
 
-    `accelerator.prepare` gives each process every n-th batch of this common order. An empty batch, which
-    `FillerCollator` turns into one that counts for nothing, keeps a process in step with those that have one more.
+    `accelerator.prepare` gives each process every n-th batch of this common order. `FillerCollator` turns an empty
+    batch into one that counts for nothing, which keeps a process in step with those that have one more batch.
 
     Args:
-        batches: lists of example indices; `set_epoch` reaches it, or its `sampler`.
-        num_processes: how many processes divide the batches.
-        parts: cut each batch into this many, each in its place a batch of its own; some may be empty. Twice as many
-            cut each of these in two.
+        batches: lists of example indices; `set_epoch` is passed on to it and to its `sampler`.
+        num_processes: number of processes that share the batches.
+        parts: cut each batch into this many consecutive batches, some of which may be empty. Doubling the number
+            cuts each of them in two.
     """
 
     def __init__(self, batches: Sampler[list[int]], num_processes: int, parts: int = 1):
@@ -43,7 +43,7 @@ class EvenBatches(Sampler[list[int]]):
 
 
 class FillerCollator:
-    """Collates with another collator; no features at all give a batch of `example` that is marked by `FILLER`."""
+    """Collates with another collator; an empty list becomes a batch of `example` marked by `FILLER`."""
 
     def __init__(self, collator: Callable[[Sequence[dict]], dict], example: dict[str, Any]):
         self.collator, self.example = collator, example

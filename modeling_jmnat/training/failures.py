@@ -1,4 +1,4 @@
-"""What a training that must stop tells: the place in the data, and which setting to lower."""
+"""Messages of a training that must stop: the place in the data, and which setting to lower."""
 
 import itertools
 
@@ -12,12 +12,12 @@ NAMED_SENTENCES = 20
 
 
 def place_of_step(step: int, loader: DataLoader, accumulation: int) -> str:
-    """Where in the data an optimizer step is, with the ids of this process's sentences; a stream has no such place.
+    """Where in the data an optimizer step is, with the ids of this process's sentences; for a stream, only the step.
 
     Args:
         step: counted from 1.
-        loader: of the training; its order is the same whenever it is asked for an epoch.
-        accumulation: batches in a step.
+        loader: the training data loader, whose order depends only on the epoch.
+        accumulation: number of batches in a step.
     """
     if not has_length(loader):
         return f"step {step}"
@@ -32,11 +32,11 @@ def place_of_step(step: int, loader: DataLoader, accumulation: int) -> str:
     indices = list(itertools.chain.from_iterable(itertools.islice(sampler, first, last)))
     ids = [str(loader.dataset[index].get("id", index)) for index in indices[:NAMED_SENTENCES]]
     others = f" and {len(indices) - len(ids)} more" if len(indices) > len(ids) else ""
-    return f"step {step} (batch {last} of epoch {epoch + 1}), with the sentences of the ids {', '.join(ids)}{others},"
+    return f"step {step} (batch {last} of epoch {epoch + 1}, sentences with the ids {', '.join(ids)}{others})"
 
 
 def memory_sentence(args: TranslationTrainingArguments, error: BaseException, step: int, evaluating: bool) -> str:
-    """Which setting to lower where memory did not suffice."""
+    """The message for a step or evaluation that ran out of memory, with the setting to lower."""
     start = f"{OUT_OF_MEMORY}{asked_memory(error)} in "
     if evaluating:
         given = args.eval_batch_tokens or args.per_device_eval_batch_size
@@ -45,7 +45,7 @@ def memory_sentence(args: TranslationTrainingArguments, error: BaseException, st
     size = "per_device_train_batch_size" if args.max_tokens is None else "max_tokens"
     parts, accumulation = 2 * args.batch_parts, 2 * args.gradient_accumulation_steps
     return (
-        f"{start}step {step + 1}: {size}={getattr(args, size)} is too much for a batch. The steps stay the same with "
-        f"batch_parts={parts} and gradient_accumulation_steps={accumulation}; a run of a command goes on so by "
+        f"{start}step {step + 1}: a batch of {size}={getattr(args, size)} is too large. Steps stay the same with "
+        f"batch_parts={parts} and gradient_accumulation_steps={accumulation}; on the command line, resume with "
         f"--elastic True --batch_parts {parts}. Or lower {size} in another output_dir"
     )

@@ -10,7 +10,7 @@ def half_of(model: JMNatForConditionalGeneration, half: str) -> JMNatStack:
 
 
 def freeze_half(model: JMNatForConditionalGeneration, half: str) -> None:
-    """Train only the other half. The token embeddings, which both halves share, are frozen, too."""
+    """Train only the other half. The token embeddings, which both halves share, are frozen as well."""
     half_of(model, half).requires_grad_(False)
 
 

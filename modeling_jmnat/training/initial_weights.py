@@ -1,4 +1,4 @@
-"""The weights that training starts from: random, another JM-NAT's, or an autoregressive teacher's where they fit."""
+"""The initial weights of a training: random, another JM-NAT's, or an autoregressive teacher's where they fit."""
 
 import sys
 from dataclasses import dataclass, field, fields
@@ -17,7 +17,7 @@ from .command import RunArguments
 from .halves import freeze_half, restart_half
 from .options import FREE_MODEL_FIELDS, ModelOptions
 
-# Fields that change what the same weights compute, where the teacher's configuration has them.
+# Fields in which the teacher's configuration, where it has them, must agree for its weights to compute the same.
 SAME_COMPUTATION = ("activation_function", "scale_embedding", "encoder_attention_heads", "decoder_attention_heads")
 COUNT_FROM_0 = ("marian", "pegasus")  # model types whose sinusoids begin at position 0
 
@@ -28,13 +28,13 @@ def initial_model(
     tokenizer: PreTrainedTokenizerBase,
     model_class: type[JMNatForConditionalGeneration] = JMNatForConditionalGeneration,
 ) -> JMNatForConditionalGeneration:
-    """The model to train, in float32: new, with another model's weights, or with what a teacher can give.
+    """The model to train, in float32: new, with another model's weights, or with the fitting weights of a teacher.
 
     Args:
-        model_fields: all fields of `ModelOptions`, and those that the configuration of `model_class` has beside them.
+        model_fields: all fields of `ModelOptions`, and further ones of the configuration of `model_class`.
 
     Raises:
-        ValueError: the model to start from is of another kind, or its tokenizer or sizes are not those of this run.
+        ValueError: the model to start from is of another kind, or its tokenizer or sizes differ from this run's.
     """
     teacher = None
     if run.init_from_teacher is not None:
@@ -68,25 +68,25 @@ def trained_model(
     for item in fields(ModelOptions):
         if getattr(config, item.name) != model_fields[item.name]:
             raise ValueError(
-                f"{item.name} is {getattr(config, item.name)} in {folder} and {model_fields[item.name]} here: weights "
-                "fit a model of their own sizes only"
+                f"{item.name} is {getattr(config, item.name)} in {folder} and {model_fields[item.name]} here: leave "
+                f"{item.name} out, because the weights fit only a model of their own sizes"
             )
     check_same_tokenizer(JMNatTokenizer.from_pretrained(folder), tokenizer, folder)
-    # Changes given to the model's from_pretrained would end up in its generation config as well.
+    # Passed as a config because from_pretrained would also put changes into the generation config.
     model = JMNatForConditionalGeneration.from_pretrained(folder, config=config, dtype=torch.float32)
     check_finite(model, folder)
     return model
 
 
 def check_same_tokenizer(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokenizerBase, folder: str) -> None:
-    """Refuse weights that were trained on other token ids: they would be noise without any error."""
+    """ValueError for weights that were trained on other token ids, where they would silently be noise."""
     fingerprints = [tokenizer_fingerprint(tokenizer) for tokenizer in (theirs, ours)]
     if fingerprints[0] != fingerprints[1]:
         if not isinstance(theirs, JMNatTokenizer):
             raise ValueError(
-                f"{folder} has a {type(theirs).__name__}, which is not that of the data: make a start with "
-                f"`jmnat init --from {folder} --output DIR`, prepare the data with --tokenizer DIR and train with "
-                "--init_from DIR"
+                f"{folder} has a {type(theirs).__name__}, which is not the data's tokenizer: make an initial model "
+                f"with `jmnat init --from {folder} --output DIR`, prepare the data with --tokenizer DIR and train "
+                "with --init_from DIR"
             )
         raise ValueError(
             f"the tokenizer of {folder} (hash {shown(fingerprints[0])}) is not that of the data (hash "
@@ -96,7 +96,7 @@ def check_same_tokenizer(theirs: PreTrainedTokenizerBase, ours: PreTrainedTokeni
 
 @dataclass
 class CopiedWeights:
-    """Names of the student's tensors that were copied, and of the others with the reason."""
+    """Names of the student's tensors that were copied, and of those that were not, with the reason."""
 
     copied: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
@@ -120,19 +120,19 @@ def copy_teacher_weights(
     """Copy embeddings, encoder, decoder self- and cross-attention, feed-forward and layer norms where they fit.
 
     Both models have the same blocks under the same names. Positional attention, which the teacher lacks, gets a zero
-    output projection: it adds nothing at first, so that the first step sees the teacher's own layers. Layers are
-    matched by their index; one model may have more of them than the other. The student's `position_offset` becomes
-    the teacher's: with all layers copied, and `[LEN]` masked out, the student's encoder gives the teacher's states.
+    output projection, so that the student starts with the teacher's own layers. Layers are matched by their index;
+    one model may have more of them than the other. The student takes over the teacher's `position_offset`: if all
+    layers are copied and `[LEN]` is masked out, its encoder computes the teacher's states.
 
     Args:
         teacher: `MarianMTModel`, `M2M100ForConditionalGeneration` or another model with Bart's layer names.
-        shared_tokens: ids below this are the same tokens in both models, the student's others begin at the mean of
-            those. None: all are the same.
+        shared_tokens: ids below this are the same tokens in both models; the student's other embeddings start at
+            their mean. None: all tokens are the same.
 
     Raises:
-        ValueError: the vocabularies differ in size without `shared_tokens`, hardly anything fits, or the student
-            computes something else with the same weights (another activation, number of heads, order of layer norm or
-            numbering of positions).
+        ValueError: the vocabularies differ in size without `shared_tokens`, less than half of the weights fit, or the
+            student would compute something else with the same weights (another activation function, number of heads,
+            position of layer norms or numbering of positions).
     """
     if shared_tokens is None and teacher.config.vocab_size != student.config.vocab_size:
         raise ValueError(
@@ -162,7 +162,8 @@ def copy_teacher_weights(
     in_both = sum(parameter.numel() for name, parameter in student.named_parameters() if name in theirs)
     if report.num_copied == 0 or report.num_copied < 0.5 * in_both:
         raise ValueError(
-            f"only {report.num_copied} of {report.num_parameters} parameters fit this teacher ({report.describe()})"
+            f"only {report.num_copied} of {report.num_parameters} parameters fit this teacher: choose its sizes "
+            f"({report.describe()})"
         )
     for layer in student.get_decoder().layers:
         if layer.position_attn is not None:
@@ -175,38 +176,45 @@ def copy_teacher_weights(
 
 
 def rows_for(table: torch.Tensor, shared: int, size: int) -> torch.Tensor:
-    """A table (V, ..) with its first `shared` rows and `size` in all, further ones at the mean of those."""
+    """The first `shared` rows of a table (V, ..), followed by their mean up to `size` rows."""
     table = table[:shared]
     return torch.cat([table, table.mean(dim=0, keepdim=True).expand(size - shared, *table.shape[1:])])
 
 
 def output_bias_of(teacher: PreTrainedModel) -> torch.Tensor | None:
-    """Marian's bias (V,) of the output projection; None where it is zero everywhere."""
+    """Marian's bias (V,) of the output projection; None if it is zero everywhere."""
     bias = getattr(teacher, "final_logits_bias", None)
     return None if bias is None or not bias.any() else bias.flatten()
 
 
 def check_same_layers(config: JMNatConfig, teacher: PreTrainedModel) -> None:
-    """Reject a student whose layers make something else of the teacher's weights, which their shapes do not tell."""
+    """ValueError for a student whose layers would compute something else with the teacher's weights.
+
+    The shapes of the weights do not show this.
+    """
     theirs = {name: getattr(teacher.config, name, None) for name in SAME_COMPUTATION}
     theirs["normalize_before"] = getattr(teacher.get_encoder(), "layer_norm", None) is not None
     for name, value in theirs.items():
         if value is not None and value != getattr(config, name):
             raise ValueError(
-                f"{name} is {value} in the teacher and {getattr(config, name)} here: its weights fit no other, set "
-                f"{name}={value}"
+                f"{name} is {value} in the teacher and {getattr(config, name)} here: set {name}={value}, for which "
+                "its weights were trained"
             )
 
 
 def number_positions_alike(student: JMNatForConditionalGeneration, teacher: PreTrainedModel) -> None:
-    """Let a student with sinusoids count positions as its teacher does: Marian's from 0, others as fairseq."""
+    """Let a student with sinusoids number positions as its teacher does: Marian from 0, others as fairseq.
+
+    Raises:
+        ValueError: the student has a `position_offset` of its own.
+    """
     if student.config.position_embedding_type != "sinusoidal":
         return
     offset = 0 if teacher.config.model_type in COUNT_FROM_0 else teacher.config.pad_token_id + 1
     if student.config.position_offset not in (None, offset):
         raise ValueError(
-            f"position_offset={student.config.position_offset} is not the teacher's, {offset}: its weights fit no "
-            "other positions, leave position_offset out"
+            f"position_offset={student.config.position_offset} is not the teacher's, {offset}: leave position_offset "
+            "out, because its weights fit no other positions"
         )
     if offset != student.get_encoder().position_offset:
         student.config.position_offset = offset

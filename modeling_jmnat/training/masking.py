@@ -32,7 +32,7 @@ def mix_seed(*parts: int) -> int:
 def draw_uniforms(seed: int, epoch: int, example_ids: Sequence[int], sizes: Sequence[int]) -> torch.Tensor:
     """(B, max(sizes)) float64: row b holds `sizes[b]` numbers from [0, 1) of example b's generator, then zeros."""
     uniforms = torch.zeros(len(sizes), max(sizes), dtype=torch.float64)
-    generator = torch.Generator()  # seeding it anew for each example takes half the time of a new one
+    generator = torch.Generator()  # reseeding it takes half the time of making a new one for each example
     for row, example_id, size in zip(uniforms, example_ids, sizes, strict=True):
         row[:size].uniform_(generator=generator.manual_seed(mix_seed(seed, epoch, example_id)))
     return uniforms
@@ -89,7 +89,7 @@ def choose_target_positions(
     num_sets = (num_masked + set_size - 1) // set_size
     num_units = num_sets + lengths - num_masked
     # Units 0..num_sets-1 are the sets, the last of them the shorter one; the others are single unmasked tokens.
-    # From num_units on there are no units: these numbers get size 0, so that their places do not matter.
+    # Numbers from num_units on are not units; with size 0, their places do not matter.
     units = uniforms.argsort(dim=1, stable=True)  # (B, T), in text order
     last_set_size = num_masked - (num_sets - 1) * set_size
     is_set = units < num_sets

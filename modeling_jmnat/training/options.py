@@ -20,7 +20,7 @@ def check_half(name: str, value: str | None) -> None:
 
 
 def _option(default: Any, text: str) -> Any:
-    """A dataclass field with its help; a list is a default for every object anew."""
+    """A dataclass field with its help; a list is copied for each object."""
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
@@ -31,38 +31,38 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass
 class TranslationOptions:
-    """What all our trainers add to `transformers.TrainingArguments`, and the fields with another default there."""
+    """Options that all our trainers add to `transformers.TrainingArguments`, and fields with other defaults."""
 
     max_tokens: int | None = _option(
         None,
-        "Tokens of a batch on its longer side, padding included; a step has this times gradient_accumulation_steps "
-        "times processes. Without it, a batch has per_device_train_batch_size sentences.",
+        "Most tokens in a batch on its longer side, padding included; a step has this times "
+        "gradient_accumulation_steps times processes. Without it, a batch has per_device_train_batch_size sentences.",
     )
     max_sentences: int | None = _option(None, "At most this many sentences in such a batch.")
     batch_parts: int = _option(
         1,
-        "Cut each batch into this many, for several processes or one after the other: processes and "
-        "gradient_accumulation_steps then count parts. With as many times more of them a step stays what it was.",
+        "Cut each batch into this many parts, which need less memory. Processes and gradient_accumulation_steps then "
+        "count parts: a step stays the same if their product grows as much.",
     )
     elastic: bool = _option(
         False,
         "Resume with another number of processes than the run began with: batches are cut and accumulated so that "
-        "each step has the sentences it would have had. With --batch_parts also to need less memory from now on.",
+        "each step keeps its sentences. With --batch_parts, also resume with less memory.",
     )
     stream_buffer: int = _option(10_000, "Sentences of a streamed data set that are shuffled and batched together.")
-    eval_sentences: int | None = _option(None, "Translate only this many validation sentences, the first ones.")
+    eval_sentences: int | None = _option(None, "Translate only the first so many validation sentences.")
     eval_batch_tokens: int | None = _option(
         None,
         "Padded source tokens in a batch of these translations, candidates included; fewer need less memory, also for "
-        "the validation losses. Default: 4096; GPU 32768.",
+        "the validation losses. Default: 4096 on a CPU, 32768 on a GPU.",
     )
     bleu_tokenize: str | None = _option(
-        None, "sacreBLEU's tokenizer. Default: zh, ja-mecab, ko-mecab or char by the references' script; else 13a."
+        None, "sacreBLEU's tokenizer. Default: zh, ja-mecab, ko-mecab or char by the script of the references, or 13a."
     )
     keep_best: int = _option(
         0,
         "Keep the weights of this many checkpoints with the best BLEU; the final model is their average, or the best "
-        "one if that scores higher. 0: the final model is the last one.",
+        "one if that scores higher. 0: the final model has the last weights.",
     )
     ema_decay: float | None = _option(
         None, "Evaluate and save a moving average of the weights with this decay, such as 0.999."
@@ -72,21 +72,21 @@ class TranslationOptions:
     )
     learning_rate: float = _option(5e-4, "Highest learning rate.")
     warmup_steps: float = _option(
-        4000, "Steps until the learning rate is at its highest; below 1: this share of all steps."
+        4000, "Steps until the learning rate reaches its maximum; below 1: this share of all steps."
     )
     lr_scheduler_type: str = _option(
-        "inverse_sqrt", "How it falls after that: inverse_sqrt, linear (to 0), cosine, ..."
+        "inverse_sqrt", "How the learning rate falls after that: inverse_sqrt, linear (to 0), cosine or others."
     )
     adam_beta2: float = _option(0.98, "Second beta of Adam.")
     weight_decay: float = _option(0.01, "Decoupled weight decay.")
     save_total_limit: int | None = _option(
-        2, "Checkpoints to resume from that are kept besides the best ones; 0: all."
+        2, "Number of checkpoints to keep for resuming, besides the best ones; 0: all."
     )
     logging_nan_inf_filter: bool = _option(False, "Hide losses that are not finite.")
     ddp_find_unused_parameters: bool | None = _option(
         False, "Search for parameters without a gradient in each step; here all have one."
     )
-    remove_unused_columns: bool = _option(False, "Must stay false: masks are drawn by example id.")
+    remove_unused_columns: bool = _option(False, "Must stay false, because masks are drawn by example id.")
 
     def check_options(self) -> None:
         """Raise ValueError for a value that is out of range."""
@@ -100,10 +100,12 @@ class TranslationOptions:
         if self.keep_best < 0:
             raise ValueError(f"keep_best={self.keep_best} must be at least 0")
         if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns=True would remove the ids by which masks are drawn")
+            raise ValueError(
+                "remove_unused_columns=True would remove the ids by which masks are drawn: leave it False"
+            )
 
     def evaluation_settings(self) -> dict[str, dict]:
-        """Options of `generate` for each translation of the validation set; the last one chooses checkpoints."""
+        """Options of `generate` for each translation of the validation set; the last chooses checkpoints."""
         return {}
 
 
@@ -113,14 +115,14 @@ class StudentOptions(TranslationOptions):
 
     eval_num_iterations: list[int] = _option(
         [],
-        "Decoder passes with which the validation set is translated and scored by BLEU, such as 4 10; the last one "
-        "chooses checkpoints. Left out: losses only.",
+        "Numbers of decoder passes with which to translate the validation set and score it by BLEU, such as 4 10; the "
+        "last one chooses checkpoints. Default: losses only.",
     )
     eval_num_length_candidates: int = _option(4, "Length candidates of these translations.")
     encoder_loss_weight_start: float | None = _option(
         None,
-        "Weight of the loss of masked source tokens (a1) in the first step; it goes linearly to encoder_loss_weight. "
-        "Left out: encoder_loss_weight from the start.",
+        "Weight of the loss of masked source tokens (a1) in the first step, which changes linearly to "
+        "encoder_loss_weight. Default: encoder_loss_weight throughout.",
     )
 
     def check_options(self) -> None:
@@ -146,11 +148,11 @@ class TeacherOptions(TranslationOptions):
     """Training options of an autoregressive teacher."""
 
     label_smoothing_factor: float = _option(
-        0.1, "Share of probability that the training loss spreads over the vocabulary."
+        0.1, "Share of the target probability that the training loss spreads over the vocabulary."
     )
     eval_num_beams: list[int] = _option(
         [1],
-        "Beam sizes with which the validation set is translated and scored by BLEU during training; 1 is greedy "
+        "Beam sizes with which to translate the validation set and score it by BLEU during training; 1 is greedy "
         "search. The last one chooses checkpoints.",
     )
 
@@ -167,23 +169,23 @@ class TeacherOptions(TranslationOptions):
 
 @dataclass
 class InheritedOptions:
-    """The options of `transformers.TrainingArguments` that a newcomer needs; the others work, too."""
+    """The most important options of `transformers.TrainingArguments`; the others work as well."""
 
-    output_dir: str | None = _option(None, "Folder of this run: checkpoints, log and, in the end, the model.")
-    max_steps: int = _option(-1, "Optimizer steps; -1 leaves the end to num_train_epochs.")
-    num_train_epochs: float = _option(3.0, "Passes over the data, where max_steps is -1.")
+    output_dir: str | None = _option(None, "Folder of this run, for checkpoints, the log and the final model.")
+    max_steps: int = _option(-1, "Number of optimizer steps; -1: train for num_train_epochs.")
+    num_train_epochs: float = _option(3.0, "Passes over the data, if max_steps is -1.")
     gradient_accumulation_steps: int = _option(1, "Batches of each process in an optimizer step.")
-    max_grad_norm: float = _option(1.0, "Clip gradients to this norm; 0: do not.")
+    max_grad_norm: float = _option(1.0, "Clip gradients to this norm; 0: no clipping.")
     bf16: bool = _option(False, "Compute in bfloat16: faster on recent GPUs and on CPUs that support it.")
     torch_compile: bool = _option(False, "Compile the model with torch.compile.")
     use_cpu: bool = _option(False, "Train on the CPU even if there is a GPU.")
-    seed: int = _option(42, "Seed of the initial weights, of masks, of dropout and of the order of data.")
-    dataloader_num_workers: int = _option(0, "Processes that prepare batches; 0: the training does it.")
-    logging_steps: float = _option(500, "Steps from log to log; below 1: this share of all steps.")
-    report_to: str = _option("none", "Also log to tensorboard, wandb, ...; all, or none of them.")
+    seed: int = _option(42, "Seed of initial weights, masks, dropout and the order of the data.")
+    dataloader_num_workers: int = _option(0, "Processes that prepare batches; 0: the training process does it.")
+    logging_steps: float = _option(500, "Steps between log entries; below 1: this share of all steps.")
+    report_to: str = _option("none", "Where to log as well: tensorboard, wandb, ..., all or none.")
     eval_strategy: Literal["no", "steps", "epoch"] = _option("no", "Evaluate never, every eval_steps, or every epoch.")
-    eval_steps: float | None = _option(None, "Steps from evaluation to evaluation; left out: logging_steps.")
-    save_steps: float = _option(500, "Steps from checkpoint to checkpoint; below 1: this share of all.")
+    eval_steps: float | None = _option(None, "Steps between evaluations. Default: logging_steps.")
+    save_steps: float = _option(500, "Steps between checkpoints; below 1: this share of all steps.")
 
 
 # Model and masks -----------------------------------------------------------------------------------------------------
@@ -191,7 +193,7 @@ class InheritedOptions:
 
 @dataclass
 class ModelOptions:
-    """Architecture and loss: fields of `JMNatConfig`. The data give its vocabulary size and token ids."""
+    """Architecture and loss: fields of `JMNatConfig`. The data determine its vocabulary size and token ids."""
 
     d_model: int = _option(512, "Width of every layer.")
     encoder_layers: int = _option(6, "Encoder layers.")
@@ -203,11 +205,11 @@ class ModelOptions:
     dropout: float = _option(0.1, "Dropout after each block.")
     attention_dropout: float = _option(0.0, "Dropout of attention probabilities.")
     activation_dropout: float = _option(0.0, "Dropout inside the feed-forward blocks.")
-    activation_function: str = _option("relu", "relu (the paper), gelu, ...")
+    activation_function: str = _option("relu", "Activation function: relu (the paper), gelu, ...")
     normalize_before: bool = _option(
         False, "Layer norm before each block (easier to train) instead of after it (the paper)."
     )
-    position_embedding_type: str = _option("sinusoidal", "sinusoidal or learned.")
+    position_embedding_type: str = _option("sinusoidal", "Position embeddings: sinusoidal or learned.")
     scale_embedding: bool = _option(True, "Multiply token embeddings by the square root of d_model.")
     positional_attention: bool = _option(
         True, "Attention over positions in each decoder layer; false: as in Mask-Predict."
@@ -215,26 +217,30 @@ class ModelOptions:
     exclude_self_attention: bool = _option(
         True, "Decoder positions do not attend to themselves; false: as in Mask-Predict."
     )
-    decoder_input: str = _option("mask", "mask, or source_copy for the basic non-autoregressive model (one pass).")
+    decoder_input: str = _option(
+        "mask", "Decoder input: mask, or source_copy for the basic non-autoregressive model (one pass)."
+    )
     max_position_embeddings: int = _option(512, "Longest source in tokens.")
     max_target_length: int = _option(512, "Longest target in tokens.")
     init_std: float | None = _option(
-        None, "Standard deviation of the initial weights; left out: as in fairseq's Transformer."
+        None, "Standard deviation of the initial weights. Default: initialised as in fairseq's Transformer."
     )
     ngram_size: int = _option(2, "n of the n-gram loss, of consecutive masks and of adjacent re-masking.")
-    ngram_alignment: str = _option("any", "any, or gold (an n-gram counts only at its own place).")
+    ngram_alignment: str = _option(
+        "any", "Where the n-gram loss counts an n-gram: at any masked position, or gold (only its own)."
+    )
     encoder_loss_weight: float = _option(0.01, "Weight of the loss of masked source tokens.")
     ngram_loss_weight: float = _option(0.01, "Weight of the n-gram loss.")
     length_loss_weight: float = _option(0.1, "Weight of the length loss.")
     label_smoothing: float = _option(0.1, "Label smoothing of the target tokens' loss.")
     length_smoothing: float = _option(
         0.0,
-        "Standard deviation, in tokens, of a Gaussian over neighbouring lengths that the length loss learns from; 0: "
-        "only the target's own.",
+        "Standard deviation, in tokens, of a Gaussian around the target length that the length predictor is trained "
+        "on; 0: only the target length.",
     )
 
 
-# Those that may change when a trained model is trained further; the others are its sizes.
+# Fields that may change when a trained model is trained further; the others determine what its weights compute.
 FREE_MODEL_FIELDS = {
     "dropout",
     "attention_dropout",
@@ -256,36 +262,36 @@ class MaskingOptions:
 
     source_mask_ratio: float = _option(0.1, "Share of source tokens that are masked and predicted; 0: none.")
     target_mask: str = _option(
-        "consecutive", "consecutive (the paper), random (as in Mask-Predict), or all (for one-pass models)."
+        "consecutive", "Target masks: consecutive (the paper), random (as in Mask-Predict), or all (one-pass models)."
     )
     mask_token_prob: float = _option(0.8, "Share of the chosen tokens that become <mask>.")
     random_token_prob: float = _option(
-        0.1, "Share of the chosen tokens that become a random token; the rest stay as they are."
+        0.1, "Share of the chosen tokens that become a random token; the rest are left unchanged."
     )
     full_mask_ratio: float = _option(0.0, "Share of sentences whose whole target is masked.")
     correction_ratio: float = _option(
-        0.0, "Share of visible target tokens that the model's own predictions replace, for it to correct."
+        0.0, "Share of visible target tokens to replace by the model's own predictions, which it learns to correct."
     )
     glancing_ratio: float = _option(
-        0.0, "In fully masked targets, show this many reference tokens for each token predicted wrongly."
+        0.0, "In fully masked targets, reveal this many reference tokens for each wrongly predicted token."
     )
     glancing_ratio_end: float | None = _option(
-        None, "Glancing ratio of the last step, to which it goes linearly (GLAT, Qian et al. 2021: from 0.5 to 0.3)."
+        None, "Glancing ratio of the last step, to which it changes linearly (GLAT, Qian et al. 2021: 0.5 to 0.3)."
     )
     source_mask_ratio_full: float | None = _option(
         None,
-        "Share of source tokens that are masked where the whole target is; it goes there linearly, from "
-        "source_mask_ratio on, with the masked share of the target (adaptive masking, AMOM, Xiao et al. 2023). Left "
-        "out: source_mask_ratio everywhere.",
+        "Share of source tokens to mask if the whole target is masked; it changes linearly from source_mask_ratio "
+        "with the masked share of the target (adaptive masking, AMOM, Xiao et al. 2023). Default: always "
+        "source_mask_ratio.",
     )
     second_mask_ratio: float = _option(
         0.0,
-        "Share of targets in which the model's own predictions are masked a second time, as much as it got wrong "
+        "Share of targets in which the model's own predictions are masked a second time, in proportion to its errors "
         "(adaptive masking over masking, AMOM, Xiao et al. 2023).",
     )
     length_noise: float = _option(
         0.0,
-        "Share of targets that get a second </s>: the decoder learns what to do on a canvas that is too long. The "
-        "length loss counts the first one alone.",
+        "Share of targets that get a second </s>, so that the decoder learns to handle a canvas that is too long. The "
+        "length loss ignores it.",
     )
-    pad_to_multiple_of: int | None = _option(None, "Pad batches to a multiple of this length (8 suits tensor cores).")
+    pad_to_multiple_of: int | None = _option(None, "Pad lengths to a multiple of this (8 suits tensor cores).")

@@ -1,19 +1,19 @@
-"""Training from the model's own predictions: glancing, correction and second masks, all beyond the paper.
+"""Training on the model's own predictions: glancing, correction and second masks, none of which is in the paper.
 
-Decoding shows the model its own mistakes as if they were context; ordinary training shows it the reference alone. The
+In decoding, the model's own errors are part of its context; in ordinary training, the context is the reference. These
 methods first let the model predict, in one pass without gradients, a fully masked target (the first two) or the target
 as it was masked (the third):
 
-- Glancing (GLAT; Qian et al. 2021, section 3): a sentence whose whole target is `<mask>` gets some reference tokens
-  back, more of them the more the model got wrong, and the loss covers the rest. The first decoding pass is thus
-  learned from easy cases to hard ones.
-- Correction (in the manner of CMLMC; Huang et al. 2022): a share of the visible target tokens is replaced by the
-  model's predictions, which it learns to correct. Decode such a model with `update_all=True`, which lets every pass
-  change every token.
+- Glancing (GLAT; Qian et al. 2021, section 3): in a sentence whose whole target is `<mask>`, some reference tokens are
+  revealed, the more the model got wrong, and the loss covers the rest. The model thus learns the first decoding pass
+  from easy cases to hard ones.
+- Correction (similar to CMLMC; Huang et al. 2022): a share of the visible target tokens is replaced by the model's
+  predictions, which it learns to correct. Decode such a model with `update_all=True`, which lets every pass change
+  every token.
 - Second masks (adaptive masking over masking, AMOM; Xiao et al. 2023): the masked tokens are replaced by the model's
-  predictions and then part of the whole target is masked again, as much of it as was wrong. The canvas thus looks like
-  one of decoding: few masks among good predictions, many among bad ones. AMOM learns from both masks of a sentence;
-  here a sentence has either, by `second_mask_ratio`, so that an update costs one training pass.
+  predictions, and then a share of the whole target equal to the share of errors is masked again. The canvas thus looks
+  as in decoding: few masks among good predictions, many among bad ones. AMOM learns from both masks of a sentence;
+  here a sentence has one of them, by `second_mask_ratio`, so that an update costs one training pass.
 """
 
 from collections.abc import Callable
@@ -22,18 +22,18 @@ import torch
 
 from ..modeling_jmnat import JMNatForConditionalGeneration
 
-# What `DataCollatorForJMNat` adds to a batch for each of them.
+# Key that `DataCollatorForJMNat` adds to a batch for each method.
 GLANCING_ORDER = "glancing_order"
 CORRECTION_POSITIONS = "correction_positions"
 SECOND_MASK_ORDER = "second_mask_order"
-# Inputs of a pass, in the order in which the model takes them.
+# Inputs of a pass, in the model's order.
 PASS_INPUTS = ("input_ids", "attention_mask", "decoder_input_ids", "decoder_attention_mask")
 
 
 def first_pass_predictions(model: JMNatForConditionalGeneration, batch: dict, positions: torch.Tensor) -> torch.Tensor:
     """Predict the target tokens at `positions` from a fully masked target, as the first decoding pass does.
 
-    Only the shape of `decoder_input_ids` counts; otherwise as `predictions_of`.
+    Arguments and result are those of `predictions_of`; only the shape of `decoder_input_ids` matters.
     """
     config = model.config
     canvas = torch.full_like(batch["decoder_input_ids"], config.mask_token_id)
@@ -68,7 +68,7 @@ def predictions_of(model: JMNatForConditionalGeneration, batch: dict, positions:
 def labels_with_predictions(
     model: JMNatForConditionalGeneration, batch: dict, positions: torch.Tensor, predict: Callable
 ) -> torch.Tensor:
-    """Labels (B, T) with what `predict` predicts at `positions` (B, T); sentences without any are left out of it."""
+    """Labels (B, T) with predictions at `positions` (B, T); sentences without such positions are not predicted."""
     rows = positions.any(dim=1).nonzero().squeeze(1)
     if not len(rows):
         return batch["labels"]
@@ -77,15 +77,15 @@ def labels_with_predictions(
 
 
 def after_glancing(model: JMNatForConditionalGeneration, batch: dict, ratio: float) -> dict:
-    """Show part of the reference in the sentences that take part in glancing.
+    """Reveal part of the reference in the sentences that take part in glancing.
 
-    Of a sentence with d wrong tokens in the first pass, round(ratio * d) tokens are shown (halves round to even):
-    those first in its order, whether the model got them right or not. They leave `masked_positions`.
+    In a sentence with d wrong tokens in the first pass, the first round(ratio * d) tokens of its order are revealed
+    (halves round to even), whether the model got them right or not. They are removed from `masked_positions`.
 
     Args:
         batch: a batch of `DataCollatorForJMNat` with `glancing_order` (B, T), which is -1 at padding and in sentences
-            that are not fully masked; nothing changes there.
-        ratio: tokens to show for each wrong one.
+            that are not fully masked, which do not change.
+        ratio: tokens to reveal for each wrong one.
 
     Returns:
         A new batch without `glancing_order`.
@@ -104,13 +104,13 @@ def after_glancing(model: JMNatForConditionalGeneration, batch: dict, ratio: flo
 def after_second_mask(model: JMNatForConditionalGeneration, batch: dict) -> dict:
     """Mask the model's own predictions a second time in the sentences that take part.
 
-    Of a sentence of T tokens with d wrong ones among M predictions, max(1, round(T d / M)) tokens become `<mask>`:
-    those first in its order, whether they were masked before or not. The others hold the prediction where there is
-    one, else the reference. `masked_positions` then marks the second masks alone.
+    In a sentence of T tokens with d errors among M predictions, the first max(1, round(T d / M)) tokens of its order
+    become `<mask>`, whether they were masked before or not. The others hold the prediction if there is one, else the
+    reference. `masked_positions` then contains only the second masks.
 
     Args:
         batch: a batch of `DataCollatorForJMNat` with `second_mask_order` (B, T), which is -1 at padding and in
-            sentences that take no part; nothing changes there.
+            sentences that do not take part, which do not change.
 
     Returns:
         A new batch without `second_mask_order`.

@@ -1,6 +1,6 @@
 """Recipes as files: `presets/NAME.yaml` with the sections model, masking, training and teacher.
 
-`presets/accelerate/NAME.yaml` are settings of `accelerate launch` for several devices. Their paths:
+`presets/accelerate/NAME.yaml` are settings of `accelerate launch` for several devices. This prints the path of one:
 
     python -m modeling_jmnat.training.presets NAME
 
@@ -40,7 +40,7 @@ class Preset:
     teacher: dict = field(default_factory=dict)
 
     def teacher_training(self) -> dict:
-        """All training fields of the teacher: those of `training` that a teacher has, too, then its own."""
+        """All training fields of the teacher: those of `training` that apply to a teacher, overridden by its own."""
         student, teacher = ({item.name for item in fields(options)} for options in (StudentOptions, TeacherOptions))
         shared = {name: value for name, value in self.training.items() if name not in student - teacher}
         return {**shared, **self.teacher}
@@ -90,7 +90,7 @@ def load_preset(name_or_file: str | Path) -> Preset:
     """Read a recipe as `read_preset` does, and check its fields; those of training need Transformers.
 
     Raises:
-        ValueError: as `read_preset`, or an unknown field, or a value of another type; it is named.
+        ValueError: as `read_preset`, or a field is unknown or has a value of the wrong type.
         OSError: the file cannot be read.
     """
     preset, path = read_preset(name_or_file), preset_path(name_or_file)
@@ -98,7 +98,7 @@ def load_preset(name_or_file: str | Path) -> Preset:
     for section in SECTIONS:
         for name, value in getattr(preset, section).items():
             if name not in types[section]:
-                raise ValueError(f"{path}: {name!r} is no field of section {section}")
+                raise ValueError(f"{path}: {name!r} is not a field of section {section}")
             if not _fits(value, types[section][name]):
                 wanted = inspect.formatannotation(types[section][name])
                 raise ValueError(f"{path}: {section}.{name}={value!r} is not of the type {wanted}")
@@ -124,7 +124,7 @@ def section_types() -> dict[str, dict]:
     types = {}
     for section, owner in zip(SECTIONS, owners, strict=True):
         annotations = [inspect.get_annotations(cls) for cls in reversed(owner.__mro__)]
-        # Not the types in `fields(owner)`, which HfArgumentParser changes.
+        # Not the types of `fields(owner)`, because HfArgumentParser changes them.
         types[section] = {name: kind for annotation in annotations for name, kind in annotation.items()}
     for section in ("training", "teacher"):
         del types[section]["output_dir"]
@@ -132,7 +132,7 @@ def section_types() -> dict[str, dict]:
 
 
 def _fits(value, annotation) -> bool:
-    """Whether a field of this type may hold the value; a field of another than a plain type takes anything."""
+    """Whether the value fits the annotation of its field; only plain types and lists of them are checked."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if any(kind not in PLAIN_TYPES and get_origin(kind) is not list for kind in kinds):
         return True

@@ -1,4 +1,4 @@
-"""One training run from a prepared data set to a model folder; repeating the call resumes it."""
+"""A training run from a prepared data set to a model folder; repeating the call resumes it."""
 
 import json
 import sys
@@ -53,13 +53,13 @@ FIXED_TRAINING_FIELDS = (
     "data_seed",
     *STEP_FIELDS,
 )
-# What runs had that began before there was a choice; those that were None need not be here.
+# Values of fields added later, for runs that began before and did not record them; None need not be listed.
 ADDED_FIELDS = {"batch_parts": 1, "second_mask_ratio": 0.0, "length_noise": 0.0, "length_smoothing": 0.0}
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the runs of a student and of a teacher differ in.
+    """The parts in which the runs of a student and of a teacher differ.
 
     Args:
         training: the training arguments; `output_dir` is the folder of the run.
@@ -67,10 +67,10 @@ class Run:
         settings: sections of `run_settings.json`, to which `train_into_folder` adds that of the data.
         limits: `max_position_embeddings` and `max_target_length` of the model.
         make_trainer: called as make_trainer(processing_class=, train_dataset=, eval_dataset=) after the random seed is
-            set; makes the model, too.
-        pad_to_multiple_of: what batches are padded to a multiple of, if to any.
-        longer_targets: tokens that training may add to a target.
-        final_scores: figures of the final model for `results.json`.
+            set, because it also makes the model.
+        pad_to_multiple_of: lengths of batches are padded to a multiple of this; None: to the longest sentence.
+        longer_targets: number of tokens that training may add to a target.
+        final_scores: computes further figures of the final model for `results.json`.
     """
 
     training: TranslationTrainingArguments
@@ -89,9 +89,7 @@ def run_training(
     collator_class: type[DataCollatorForJMNat] = DataCollatorForJMNat,
     trainer_class: Callable[..., JMNatTrainer] = JMNatTrainer,
 ) -> dict:
-    """Train a JM-NAT, or the system that the classes make; `train_into_folder` tells what is written, how to resume,
-    and the errors.
-    """
+    """Train a JM-NAT, or another system by its classes; see `train_into_folder` for its files, resuming and errors."""
 
     def make_trainer(processing_class, **datasets) -> JMNatTrainer:
         model = initial_model(command.run, command.model, processing_class, model_class)
@@ -113,20 +111,23 @@ def run_training(
 
 
 def train_into_folder(run: Run) -> dict:
-    """Train, or resume, and write the final model; returns the figures, `finished` among them.
+    """Train, or resume, and write the final model.
 
     Writes into `output_dir`: `config.json`, `model.safetensors`, tokenizer, `generation_config.json`,
     `trainer_state.json` (the log), `run_settings.json` and, last, `results.json`. SIGTERM, SIGINT and the time budget
     leave a checkpoint instead, from which the same call resumes.
 
+    Returns:
+        The figures of `results.json`; `finished` is False, and there are few others, if training was stopped.
+
     Raises:
-        ValueError: data, model and settings that do not fit together, or a folder in use or with another run.
+        ValueError: data, model and settings do not fit together, or the folder is in use or holds another run.
         OSError: a file cannot be read or written.
     """
     output_dir = Path(run.training.output_dir)
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        # One process of several holds the lock.
+        # Only one of several processes holds the lock.
         with (
             folder_lock(output_dir, "output_dir") if run.training.process_index == 0 else nullcontext(),
             terminated_as_interrupted(),
@@ -144,13 +145,13 @@ def _train(run: Run, output_dir: Path) -> dict:
         longer = run.longer_targets if split == "train" else 0
         check_data(data[split], tokenizer, run.limits, split, run.pad_to_multiple_of, longer)
     settings = {**run.settings, "data": data_settings(data["train"], tokenizer)}
-    settings = json.loads(json.dumps(settings))  # as it will be read back
+    settings = json.loads(json.dumps(settings))  # in the form in which they are read back
     if run.training.elastic:
         settings["training"] |= go_on_with_other_processes(run.training, output_dir)
     compare_settings(output_dir, settings, tokenizer)
     if (output_dir / RESULTS).is_file():
         print(f"{output_dir} holds the finished run of this command: nothing is left to do", file=sys.stderr)
-        return read_json(output_dir / RESULTS, what_to_do="delete it, and the same command writes it anew")
+        return read_json(output_dir / RESULTS, what_to_do="delete it and repeat the command, which writes it again")
     set_seed(run.training.seed)  # before the weights are drawn
     trainer = run.make_trainer(
         processing_class=tokenizer, train_dataset=data["train"], eval_dataset=data["validation"]
@@ -175,7 +176,7 @@ def finish(
     start: float,
     final_scores: Callable[[TranslationTrainer], dict] | None = None,
 ) -> dict:
-    """Write the final model and then, as the last file, the results, those of `final_scores` included."""
+    """Write the final model and then, as the last file, the results, including those of `final_scores`."""
     report = trainer.choose_final_weights()
     check_finite(trainer.model, output_dir)
     if final_scores is not None:
@@ -216,8 +217,11 @@ def check_data(
 
     Args:
         limits: the model's `max_position_embeddings` and `max_target_length`.
-        multiple: what batches are padded to a multiple of.
-        longer_targets: tokens that may be added to a target before.
+        multiple: lengths of batches are padded to a multiple of this.
+        longer_targets: number of tokens that may be added to a target before padding.
+
+    Raises:
+        ValueError: naming the split, the column and what is allowed.
     """
     for column, limit in (("input_ids", "max_position_embeddings"), ("labels", "max_target_length")):
         longest = int(column_lengths(dataset, column).max())
@@ -226,12 +230,13 @@ def check_data(
         if padded > limits[limit]:
             rounded = f", padded to {padded}," if padded > longest else ""
             raise ValueError(
-                f"{split}: the longest {column} has {longest} tokens{rounded} and {limit} is {limits[limit]}"
+                f"{split}: the longest {column} has {longest} tokens{rounded} and {limit} is {limits[limit]}: raise it"
             )
         highest = max(max(ids) for ids in dataset[column][:1000])
         if highest >= len(tokenizer):
             raise ValueError(
-                f"{split}: token id {highest} in {column} is beyond the {len(tokenizer)} of the tokenizer"
+                f"{split}: token id {highest} in {column} is beyond the {len(tokenizer)} of the tokenizer; prepare "
+                "the data again"
             )
         if any(ids[-1] != tokenizer.eos_token_id for ids in dataset[column][:1000]):
             raise ValueError(
@@ -245,13 +250,13 @@ def fixed_settings(training: TranslationTrainingArguments, names: Sequence[str])
 
 
 def go_on_with_other_processes(training: TranslationTrainingArguments, output_dir: Path) -> dict[str, int]:
-    """Keep the steps of the run in `output_dir`, if one was begun there; its number of processes and of parts."""
+    """Keep the steps of the run in `output_dir`, if there is one; returns its numbers of processes and parts."""
     path = output_dir / SETTINGS
     if not path.is_file():
         return {}
     recorded = read_json(path, ("training",), "restore it or choose another output_dir")["training"]
     begun = {name: recorded.get(name, ADDED_FIELDS.get(name)) for name in STEP_FIELDS}
-    if begun["gradient_accumulation_steps"] == training.gradient_accumulation_steps:  # else it is refused
+    if begun["gradient_accumulation_steps"] == training.gradient_accumulation_steps:  # otherwise it is refused later
         keep_steps(training, begun)
     return {name: begun[name] for name in ("world_size", "batch_parts")}
 
@@ -260,15 +265,18 @@ def compare_settings(output_dir: Path, settings: dict, tokenizer: PreTrainedToke
     """Refuse to resume a run under other settings than it began with.
 
     Args:
-        tokenizer: of the data, for runs that recorded it when fingerprints had no version.
+        tokenizer: the data's tokenizer, for runs that recorded its fingerprint in an earlier format.
+
+    Raises:
+        ValueError: a setting differs, or there is a run without its settings.
     """
     path = output_dir / SETTINGS
     if not path.is_file():
         begun = checkpoints.list_checkpoints(output_dir)
         if begun or (output_dir / RESULTS).is_file():
             raise ValueError(
-                f"output_dir {output_dir} holds {begun[-1].name if begun else RESULTS} and no {SETTINGS}, without "
-                "which its run cannot be told from another: restore that file or choose another folder"
+                f"output_dir {output_dir} holds {begun[-1].name if begun else RESULTS} but no {SETTINGS}, which "
+                "identifies its run: restore that file or choose another folder"
             )
         return
     before = read_json(path, what_to_do="restore it or choose another output_dir")

@@ -1,7 +1,7 @@
-"""FSDP 2: weights, gradients and the optimizer's state divided among the processes of a training.
+"""FSDP 2: weights, gradients and optimizer state sharded across the processes of a training.
 
-Checkpoints are those of other trainings: whole weights in `model.safetensors`, the optimizer's whole state in
-`optimizer.pt`, there by the names of the weights. So another number of processes can go on from them.
+Checkpoints are as in other trainings: full weights in `model.safetensors`, the full optimizer state in `optimizer.pt`,
+keyed by the names of the weights. Another number of processes can therefore resume from them.
 """
 
 import copy
@@ -15,7 +15,7 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
-if torch.distributed.is_available():  # not in every build
+if torch.distributed.is_available():  # some builds lack it
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
         get_optimizer_state_dict,
@@ -28,12 +28,12 @@ if torch.distributed.is_available():  # not in every build
 
 
 def shard_on_cpu(accelerator: Accelerator, training: TrainingArguments) -> bool:
-    """Prepare to divide a model on CPUs as on GPUs; Accelerate forgets there without a word that it was asked to.
+    """Prepare to shard a model on CPUs as on GPUs, if asked to; Accelerate silently ignores FSDP on CPUs.
 
-    The training's arguments or the environment, as `accelerate launch` sets it, may ask.
+    Either the training arguments ask for it, or environment variables that `accelerate launch` sets.
 
     Returns:
-        Whether the model is going to be divided for this reason.
+        Whether the model is to be sharded on CPUs.
     """
     plugin_arguments = getattr(training, "fsdp_plugin_args", None)
     asked = plugin_arguments is not None or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
@@ -46,10 +46,10 @@ def shard_on_cpu(accelerator: Accelerator, training: TrainingArguments) -> bool:
 
 
 def shard_model(model: PreTrainedModel, accelerator: Accelerator) -> None:
-    """Divide the weights, each layer's in a group of its own and all others in one.
+    """Shard the weights, each layer as a group of its own and all others as one group.
 
-    Accelerate leaves a model as it is that comes to it so. It would put the embedding of the source and the output
-    projection into another group than the embedding of the target, though all are one matrix, which PyTorch refuses.
+    Accelerate leaves a sharded model alone. By itself it would put the source embedding and the output projection into
+    another group than the target embedding, which PyTorch refuses because they are one tied matrix.
     """
     if is_sharded(model):
         return
@@ -65,7 +65,7 @@ def shard_model(model: PreTrainedModel, accelerator: Accelerator) -> None:
         if type(module).__name__ in layers:
             fully_shard(module, **options)
     fully_shard(model, **options)
-    plugin.auto_wrap_policy = None  # done
+    plugin.auto_wrap_policy = None  # so that Accelerate does not wrap layers again
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -73,14 +73,14 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """All of a tensor that may be divided among the processes, which must all ask for it."""
+    """The full tensor of one that may be sharded; all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def whole_model(model: PreTrainedModel) -> PreTrainedModel:
-    """An ordinary copy of a divided model, on each process; all must ask for it."""
+    """A full copy of a sharded model on each process; all processes must call this."""
     original = next(cls for cls in type(model).__mro__ if not issubclass(cls, FSDPModule))
-    with torch.random.fork_rng(devices=[]):  # dropout goes on as if there had been no copy
+    with torch.random.fork_rng(devices=[]):  # the copy must not affect the random numbers of dropout
         whole = original(copy.deepcopy(model.config))
     whole.load_state_dict({name: whole_tensor(value) for name, value in model.state_dict().items()})
     whole.generation_config = model.generation_config
@@ -88,7 +88,7 @@ def whole_model(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Load whole weights, which need not be all, into a model that may be divided."""
+    """Load full weights, of all parameters or of some, into a model that may be sharded."""
     if is_sharded(model):
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
     else:
@@ -96,10 +96,10 @@ def load_weights(model: nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 
 def whole_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of the optimizer of a divided model, whole on the first process; all must ask for it."""
+    """The full optimizer state of a sharded model, on the first process; all processes must call this."""
     return get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load what `whole_optimizer_state` gave."""
+    """Load an optimizer state that `whole_optimizer_state` returned."""
     set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(full_state_dict=True))

@@ -11,24 +11,24 @@ from .token_batches import TokenBatchSampler
 
 
 class StreamedTokenBatches(IterableDataset):
-    """Yields lists of examples, batches as of `TokenBatchSampler`, without end: the stream is read again and again.
+    """Yields lists of examples, batched as by `TokenBatchSampler`, without end: the stream is read repeatedly.
 
-    So many examples are read, batched and shuffled at a time as the buffer holds. The order depends on the seed, the
-    round and the stream alone; a stream with `set_epoch`, as a shuffled one of `datasets`, has another in each round,
-    and the masks of an example are drawn anew.
+    Examples are read into a buffer, batched and shuffled there. The order depends only on the seed, the round and the
+    stream. A stream with `set_epoch`, such as a shuffled one of `datasets`, has another order in each round, and the
+    masks of an example are drawn again.
 
-    Several processes read parts of their own: shards of a `datasets.IterableDataset` where it has enough, else every
-    n-th example. Workers of a data loader divide the shards of their process.
+    Each of several processes reads its own part: shards of a `datasets.IterableDataset` if it has enough, otherwise
+    every n-th example. Workers of a data loader share the shards of their process.
 
     Args:
-        examples: `datasets.IterableDataset` or another iterable that may be read again; `input_ids`, `labels`, perhaps
-            an integer `id`.
+        examples: `datasets.IterableDataset` or another iterable that can be read repeatedly, of dictionaries with
+            `input_ids`, `labels` and optionally an integer `id`.
         max_tokens, max_sentences: see `TokenBatchSampler`.
-        buffer_size: examples in the buffer. More give less padding and a better shuffling, and need more memory.
-        process, num_processes: this process and how many there are.
+        buffer_size: examples in the buffer. More mean less padding and better shuffling, and need more memory.
+        process, num_processes: index of this process, and how many there are.
 
     Raises:
-        ValueError: when read, for a stream without examples, or an example that is longer than `max_tokens`.
+        ValueError: while reading, if the stream has no examples or one that is longer than `max_tokens`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StreamedTokenBatches(IterableDataset):
                     f"train_dataset has no example for process {self.process + 1} of {self.num_processes}: it needs "
                     "at least one for each"
                 )
-            if is_empty:  # fewer shards than workers
+            if is_empty:  # there are fewer shards than workers
                 return
 
     def _buffers(self, round_number: int) -> Iterator[list[dict]]:
@@ -68,7 +68,7 @@ class StreamedTokenBatches(IterableDataset):
             yield [{**example, "id": mix_seed(example_id(example), round_number)} for example in buffer]
 
     def _own_part(self) -> Iterable[dict]:
-        """The examples of this process, and of this worker where the stream does not see to that itself."""
+        """The examples of this process, and of this worker unless the stream divides them among workers itself."""
         if hasattr(self.examples, "n_shards"):
             from datasets.distributed import split_dataset_by_node
 

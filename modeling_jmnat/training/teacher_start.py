@@ -1,6 +1,6 @@
-"""A JM-NAT that starts from any autoregressive model of the Hub with Bart's layers: opus-mt, M2M100, NLLB.
+"""A JM-NAT initialised from an autoregressive model of the Hub with Bart's layers: opus-mt, M2M100, NLLB.
 
-It has the teacher's vocabulary, sizes and weights. `[LEN]`, positional attention and `<mask>` are new, so that it
+It has the teacher's vocabulary, sizes and weights. `[LEN]`, positional attention and `<mask>` are new, so it
 translates badly until it is trained.
 """
 
@@ -27,7 +27,7 @@ COPIED_FIELDS = (
     *(f"{half}_{size}" for half in ("encoder", "decoder") for size in ("attention_heads", "ffn_dim")),
     *("d_model", "dropout", "attention_dropout", "activation_dropout", "activation_function", "scale_embedding"),
 )
-LONGEST_SINUSOIDS = 512  # tokens; they are computed, and a length table has a row for each length
+LONGEST_SINUSOIDS = 512  # tokens; sinusoids have no limit of their own, but the length table has a row per length
 
 
 def start_from_teacher(
@@ -44,17 +44,18 @@ def start_from_teacher(
         teacher: a folder, or a name on the Hub.
         output: a new folder.
         languages, language_code: see `tokenizer_of_teacher`.
-        encoder_layers, decoder_layers: other numbers than the teacher's; the first ones are copied.
+        encoder_layers, decoder_layers: numbers of layers, of which the teacher's first ones are copied. None: as the
+            teacher.
 
     Returns:
-        What was copied and what was not.
+        Which weights were copied and which were not.
 
     Raises:
-        ValueError: a model of another kind, files that are missing or do not fit each other, or a folder that exists.
+        ValueError: the model is of another kind, files are missing or do not fit each other, or `output` exists.
     """
     with folder_lock(output, "output", beside=True):
         if Path(output).exists():
-            raise ValueError(f"output={output} exists: name a new folder")
+            raise ValueError(f"output={output} exists already: name a new folder")
         files = fetch_folder(teacher, TOKENIZER_FILES)
         check_kind(teacher, AutoConfig.from_pretrained(files, **NO_FOREIGN_CODE))
         tokenizer, shared = tokenizer_of_teacher(files, languages, language_code)
@@ -75,13 +76,13 @@ def check_kind(teacher: str | Path, config: PreTrainedConfig) -> None:
     refuse_student(teacher, config)
     if config.model_type not in KINDS:
         raise ValueError(
-            f"{teacher} is a model of the kind {config.model_type}, whose layers a JM-NAT does not have: start from "
-            f"one of {', '.join(KINDS)}, or train without its weights on what `jmnat distill` makes of it"
+            f"{teacher} is a {config.model_type} model, whose layers a JM-NAT does not have: start from one of "
+            f"{', '.join(KINDS)}, or distil it with `jmnat distill` and train without its weights"
         )
 
 
 def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **layers: int) -> JMNatConfig:
-    """The configuration in which the teacher's weights compute what they compute there."""
+    """The configuration in which the teacher's weights compute the same as in the teacher."""
     theirs = teacher.config
     positions = teacher.get_encoder().embed_positions
     learned = positions.weight.requires_grad and "Sinusoidal" not in type(positions).__name__
@@ -98,6 +99,6 @@ def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **lay
         max_position_embeddings=longest,
         max_target_length=longest,
         output_bias=output_bias_of(teacher) is not None,
-        # Where the tokenizer does not see to it, the second sentence of a text would have no language.
+        # If texts begin with a language code that the tokenizer does not add, later sentences would have none.
         split_sentences=tokenizer.init_kwargs.get("source_start") is not None or not begin_with_language,
     )

@@ -1,4 +1,4 @@
-"""Batches within a token budget, of examples with similar lengths."""
+"""Batches of examples with similar lengths, within a token budget."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ BATCHES_PER_BUCKET = 2  # at least: more give more variety between epochs, fewer
 
 
 class TokenBatchSampler(Sampler[list[int]]):
-    """Yields lists of example indices whose padded source and padded target both hold at most `max_tokens` tokens.
+    """Yields lists of example indices whose padded sources and padded targets have at most `max_tokens` tokens each.
 
     Examples are divided once into buckets of similar (source, target) lengths. Each epoch shuffles within the buckets,
     cuts every bucket into batches of nearly equal size and shuffles the batches, depending only on (seed, epoch). The
@@ -21,7 +21,7 @@ class TokenBatchSampler(Sampler[list[int]]):
 
     Args:
         source_lengths: tokens of each example's source, `</s>` included.
-        target_lengths: the same for the target.
+        target_lengths: tokens of each example's target, `</s>` included.
         max_tokens: upper bound of sentences * longest source and of sentences * longest target in a batch.
         seed: seed of the order.
         shuffle: False gives the same batches in every epoch, short sentences first.
@@ -44,7 +44,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         target_lengths = np.asarray(target_lengths, dtype=np.int64)
         _check_lengths(source_lengths, target_lengths, max_tokens)
         if max_sentences is not None and max_sentences < 1:
-            raise ValueError(f"max_sentences is {max_sentences}, it must be at least 1")
+            raise ValueError(f"max_sentences={max_sentences} must be at least 1")
         self.max_tokens = max_tokens
         self.max_sentences = max_sentences
         self.seed = seed
@@ -78,8 +78,8 @@ class TokenBatchSampler(Sampler[list[int]]):
 
     def _make_buckets(self, source_lengths: np.ndarray, target_lengths: np.ndarray) -> list[tuple[np.ndarray, int]]:
         """Pairs of example indices and number of batches, one per bucket, short sentences first."""
-        # Examples with the same two lengths are one item of the division, so its cost hardly grows with the corpus.
-        # One number for both: sorting pairs takes 30 times as long.
+        # Examples with the same two lengths are one item to divide, so the cost hardly grows with the corpus. Both
+        # lengths are put into one number, because sorting pairs takes 30 times as long.
         width = int(target_lengths.max()) + 1
         numbers, item_of_example, counts = np.unique(
             source_lengths * width + target_lengths, return_inverse=True, return_counts=True
@@ -108,7 +108,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         return buckets
 
     def _divide(self, pairs: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Cut items (K, 2) by source or target length where that saves most padding; None if nothing is saved."""
+        """Cut items (K, 2) by source or target length where that saves the most padding; None if nothing is saved."""
         total = counts.sum()
         best_cost, best = total * pairs.max(axis=0).sum(), None
         for side in (0, 1):
@@ -131,15 +131,15 @@ class TokenBatchSampler(Sampler[list[int]]):
 def _check_lengths(source_lengths: np.ndarray, target_lengths: np.ndarray, max_tokens: int) -> None:
     if source_lengths.ndim != 1 or source_lengths.shape != target_lengths.shape or not len(source_lengths):
         raise ValueError(
-            f"source_lengths and target_lengths have shapes {source_lengths.shape} and {target_lengths.shape}, "
-            "they must be one-dimensional, equally long and not empty"
+            f"source_lengths and target_lengths have shapes {source_lengths.shape} and {target_lengths.shape} but "
+            "must be one-dimensional, equally long and not empty"
         )
     shortest, longest = (function(source_lengths, target_lengths) for function in (np.minimum, np.maximum))
     if shortest.min() < 1:
-        raise ValueError(f"example {int(shortest.argmin())} has no source or no target token, it must have at least 1")
+        raise ValueError(f"example {int(shortest.argmin())} has no source or no target token: leave it out")
     if longest.max() > max_tokens:
         example = int((longest > max_tokens).argmax())
         raise ValueError(
             f"example {example} has {source_lengths[example]} source and {target_lengths[example]} target tokens, "
-            f"max_tokens is {max_tokens}: leave the example out or raise max_tokens"
+            f"more than max_tokens={max_tokens}: leave the example out or raise max_tokens"
         )

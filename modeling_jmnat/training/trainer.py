@@ -1,4 +1,4 @@
-"""`TranslationTrainer`, what student and teacher share in training, and `JMNatTrainer`, the student's."""
+"""`TranslationTrainer`, which student and teacher share, and `JMNatTrainer` for the student."""
 
 import time
 from contextlib import contextmanager
@@ -21,36 +21,36 @@ from .validation import corpus_losses, translation_scores
 
 
 def choose_cpu_attention(model: PreTrainedModel, device: str, bf16: bool) -> None:
-    """Train in bf16 on a CPU with plain matrix products: fused attention's backward pass takes half of a step."""
+    """Use eager attention for bf16 training on a CPU: the backward pass of SDPA would take half of a step."""
     if bf16 and device == "cpu":
         model.set_attn_implementation("eager")
 
 
 class TranslationTrainer(CheckpointingTrainer):
-    """Trains a translation model; a subclass says what its loss is.
+    """Trains a translation model; subclasses define its loss.
 
-    - The loss of a step is divided by the predicted tokens and by the sentences of the whole step, accumulation steps
-      and processes included.
+    - The loss of a step is divided by the predicted tokens and by the sentences of the whole step, over all
+      accumulation steps and processes.
     - Each part of the loss is logged unweighted; those of an evaluation are exact means over the corpus.
     - With `max_tokens`, batches hold sentences of similar lengths up to that many tokens.
     - Evaluation translates the columns `source` and `target` and reports sacreBLEU, if `args` asks for it.
-    - `compute_metrics`, `predict_with_generate` and `load_best_model_at_end` do what they do in `Seq2SeqTrainer`.
+    - `compute_metrics`, `predict_with_generate` and `load_best_model_at_end` work as in `Seq2SeqTrainer`.
 
     Subclasses define `loss_parts`, `loss_weights`, `loss_outputs` and `count_predicted`.
 
     Args:
-        data_collator: its `evaluation()` gives the collator for evaluations.
+        data_collator: its `evaluation()` returns the collator for evaluations.
         train_dataset, eval_dataset: see `JMNatTrainer`.
 
     Raises:
-        ValueError: arguments that do not fit together, or several GPUs without a launcher.
+        ValueError: arguments do not fit together, or several GPUs are visible without a launcher.
     """
 
     arguments_class = TranslationTrainingArguments
-    # Recent releases of Transformers read this one; `model_accepts_loss_kwargs` below says the same to earlier ones.
+    # For recent releases of Transformers; `model_accepts_loss_kwargs` below is the same for earlier ones.
     loss_is_scaled_for_ga = True
-    loss_parts: tuple[str, ...] = ()  # fields of `loss_outputs` that are logged beside the loss
-    parts_per_sentence: tuple[str, ...] = ()  # those that are divided by sentences instead of predicted tokens
+    loss_parts: tuple[str, ...] = ()  # fields of `loss_outputs` to log besides the loss
+    parts_per_sentence: tuple[str, ...] = ()  # parts that are divided by sentences instead of predicted tokens
 
     def __init__(
         self,
@@ -67,13 +67,13 @@ class TranslationTrainer(CheckpointingTrainer):
         if args.n_gpu > 1:
             raise ValueError(
                 f"{args.n_gpu} GPUs are visible to one process: start with `accelerate launch` or torchrun, or choose "
-                "one by CUDA_VISIBLE_DEVICES"
+                "one with CUDA_VISIBLE_DEVICES"
             )
         self.model_accepts_loss_kwargs = True
         choose_cpu_attention(self.model, args.device.type, args.bf16)
         self.eval_data_collator = data_collator.evaluation()
         self.train_batches = None if self.train_dataset is None else self._make_train_batches(self.train_dataset)
-        if not isinstance(self.train_batches, StreamedTokenBatches):  # which counts its rounds itself
+        if not isinstance(self.train_batches, StreamedTokenBatches):  # they count their rounds themselves
             self.add_callback(EpochCallback(self.data_collator, self.train_batches))
         self._reset_parts()
 
@@ -88,40 +88,40 @@ class TranslationTrainer(CheckpointingTrainer):
         compute_loss_func=None,
         **others,
     ) -> None:
-        """Reject what `Trainer` accepts and this trainer cannot use."""
+        """Reject arguments that `Trainer` accepts and this trainer cannot use."""
         if not isinstance(args, cls.arguments_class):
-            raise ValueError(f"args is a {type(args).__name__}, it must be a {cls.arguments_class.__name__}")
+            raise ValueError(f"args is a {type(args).__name__} but must be a {cls.arguments_class.__name__}")
         if data_collator is None:
             raise ValueError("processing_class is None: give the tokenizer, or a data_collator that was made with it")
         if not hasattr(data_collator, "evaluation"):
             raise ValueError(
-                f"data_collator is a {type(data_collator).__name__}, it must have a method evaluation() as "
-                "DataCollatorForJMNat has"
+                f"data_collator is a {type(data_collator).__name__} but must have a method evaluation() like that of "
+                "DataCollatorForJMNat"
             )
         if compute_loss_func is not None:
-            raise ValueError(f"compute_loss_func is not used by {cls.__name__}, which has a loss of its own")
+            raise ValueError(f"compute_loss_func is not used by {cls.__name__}, which has its own loss: leave it out")
         if processing_class is None and args.evaluation_settings():
             raise ValueError("processing_class is None: evaluations that translate need the tokenizer")
         if model_init is not None and args.ema_decay is not None:
             raise ValueError(
-                f"ema_decay={args.ema_decay} needs a model that stays the same: give model, not model_init"
+                f"ema_decay={args.ema_decay} needs a model that exists already: pass model instead of model_init"
             )
         if args.keep_best and isinstance(eval_dataset, dict):
             raise ValueError(
-                f"keep_best={args.keep_best} needs one eval_dataset to choose by, not a dictionary of them"
+                f"keep_best={args.keep_best} needs a single eval_dataset to choose by, not a dictionary of them"
             )
 
     # Loss ------------------------------------------------------------------------------------------------------------
 
     def count_predicted(self, batch: dict) -> torch.Tensor:
-        """Number of target tokens that a batch asks for: what token losses are divided by."""
+        """Number of target tokens to predict in a batch, by which token losses are divided."""
         raise NotImplementedError
 
     def loss_outputs(self, model, batch: dict, denominators: torch.Tensor | None):
         """An object with `loss` and the fields of `loss_parts`, sums over the batch divided by `denominators`.
 
         Args:
-            denominators: (2,), predicted target tokens and sentences; None takes those of the batch itself.
+            denominators: (2,), numbers of predicted target tokens and of sentences; None: those of this batch.
         """
         raise NotImplementedError
 
@@ -130,7 +130,7 @@ class TranslationTrainer(CheckpointingTrainer):
         raise NotImplementedError
 
     def computed_parts(self, means: dict[str, float]) -> dict[str, float]:
-        """Leave out the parts that are switched off."""
+        """The parts whose weight is not 0."""
         weights = self.loss_weights()
         return {name: value for name, value in means.items() if weights[name]}
 
@@ -164,7 +164,7 @@ class TranslationTrainer(CheckpointingTrainer):
             zero = loss.detach().new_zeros(())
             sums = torch.stack([zero if part is None else part.detach().float() for part in parts])
             self._part_sums += weight * sums
-            # Gradients are averaged over processes, but these losses are shares of a sum.
+            # Gradients are averaged over processes, but these losses are parts of a sum.
             loss = loss * (weight * self.accelerator.num_processes)
         return (loss, outputs) if return_outputs else loss
 
@@ -175,7 +175,7 @@ class TranslationTrainer(CheckpointingTrainer):
         self._parts_since = time.perf_counter()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the parts of the loss and the speed (target tokens a second, without padding) to training logs."""
+        """Add the parts of the loss and the speed (target tokens per second, without padding) to training logs."""
         if "loss" in logs and self._parts_steps:
             sums = torch.cat([self._part_sums, self._target_tokens[None].float()])
             if self.args.world_size > 1:
@@ -190,7 +190,7 @@ class TranslationTrainer(CheckpointingTrainer):
     # Batches ---------------------------------------------------------------------------------------------------------
 
     def _make_train_batches(self, dataset) -> Sampler | StreamedTokenBatches | None:
-        """The order of training; None leaves it to `Trainer`."""
+        """The batches of the training set in their order; None leaves them to `Trainer`."""
         args = self.args
         if isinstance(dataset, IterableDataset):
             return self.streamed_batches(dataset)
@@ -199,7 +199,7 @@ class TranslationTrainer(CheckpointingTrainer):
             batches = self.token_batches(dataset, args.max_tokens, shuffle=True)
         if args.world_size == 1 and args.batch_parts == 1:
             return batches
-        if batches is None:  # in the order of one process
+        if batches is None:  # the same batches as in a single process
             from accelerate.data_loader import SeedableRandomSampler
 
             sampler = self._get_train_sampler(dataset)
@@ -252,12 +252,12 @@ class TranslationTrainer(CheckpointingTrainer):
             persistent_workers=workers > 0,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
             worker_init_fn=leave_process_group,
-            generator=torch.Generator(),  # its own: how workers start must not move the dropout's random numbers
+            generator=torch.Generator(),  # so that starting workers does not affect the random numbers of dropout
         )
-        return loader if is_stream else self.accelerator.prepare(loader)  # each process reads its part of a stream
+        return loader if is_stream else self.accelerator.prepare(loader)  # a stream divides itself among processes
 
     def get_test_dataloader(self, test_dataset) -> DataLoader:
-        """For `predict`, with the masks of evaluation: the same losses whenever it is called."""
+        """For `predict`, with the masks of evaluation, so that losses are the same in every call."""
         with self._evaluation_masks():
             return super().get_test_dataloader(test_dataset)
 
@@ -275,7 +275,7 @@ class TranslationTrainer(CheckpointingTrainer):
             self.data_collator = training_collator
 
     def floating_point_ops(self, inputs) -> int:
-        """Not counted: the walk over all parameters in every step costs a small model 2 % of its time."""
+        """Not counted: visiting all parameters in every step takes 2 % of a small model's time."""
         return 0
 
     def train(self, resume_from_checkpoint=None, **kwargs):
@@ -287,15 +287,15 @@ class TranslationTrainer(CheckpointingTrainer):
     def evaluate(
         self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval", **gen_kwargs
     ) -> dict[str, float]:
-        """Exact losses over the data set and BLEU of its translations, for each setting that `args` asks for.
+        """Exact losses over the data set and BLEU of its translations, for each setting in `args`.
 
-        `eval_bleu` is the BLEU of the last setting; `eval_bleu_k4`, or `eval_bleu_beam5` of a teacher, that of one.
-        Figures of `compute_metrics` come beside them, with `predict_with_generate` from translations made with the
-        arguments of `generate` in `gen_kwargs`, and do not replace one of the same name.
+        `eval_bleu_k4` (for a teacher `eval_bleu_beam5`) is the BLEU of one setting, `eval_bleu` that of the last.
+        Figures of `compute_metrics` are added, but do not replace these; with `predict_with_generate`, it gets
+        translations made with the arguments of `generate` in `gen_kwargs`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
-            raise ValueError("eval_dataset is None: there is nothing to evaluate on")
+            raise ValueError("eval_dataset is None: give a data set to evaluate on")
         if isinstance(dataset, dict):
             metrics = {}
             for name, one in dataset.items():
@@ -321,7 +321,7 @@ class TranslationTrainer(CheckpointingTrainer):
         return metrics
 
     def _computed_metrics(self, dataset, ignore_keys, gen_kwargs: dict) -> dict[str, float]:
-        """What `compute_metrics` says of the predictions, which are made as `Seq2SeqTrainer.evaluate` does."""
+        """The figures of `compute_metrics`, for predictions made as in `Seq2SeqTrainer.evaluate`."""
         if self.compute_metrics is None:
             return {}
         args = self.args
@@ -332,7 +332,7 @@ class TranslationTrainer(CheckpointingTrainer):
         return {name.removeprefix("computed_"): value for name, value in output.metrics.items()}
 
     def evaluation_loop(self, *args, **kwargs):
-        # `Seq2SeqTrainer` counts the sentences, too, that several processes have twice to fill up their last batches.
+        # `Seq2SeqTrainer` would also count the sentences that are repeated to fill the last batches of processes.
         self.gather_function = self.accelerator.gather_for_metrics
         return super().evaluation_loop(*args, **kwargs)
 
@@ -348,25 +348,25 @@ class TranslationTrainer(CheckpointingTrainer):
 class JMNatTrainer(TranslationTrainer):
     """Trains `JMNatForConditionalGeneration` with the loss of Eq. 8.
 
-    - The loss of a step is divided by the masked target tokens and by the sentences of the whole step: accumulation
-      steps and processes included (section 4.1 to 4.4 of the paper; Eq. 8).
+    - The loss of a step is divided by the masked target tokens and by the sentences of the whole step, over all
+      accumulation steps and processes (section 4.1 to 4.4 of the paper; Eq. 8).
     - Each part of the loss is logged unweighted; those of an evaluation are exact means over the corpus.
     - With `max_tokens`, batches hold sentences of similar lengths up to that many tokens.
     - With `eval_num_iterations`, evaluation translates the columns `source` and `target` and reports sacreBLEU.
     - A run that was killed resumes from its newest whole checkpoint: `train(resume_from_checkpoint=True)`.
-    - With `ema_decay`, `evaluate`, `predict`, `save_model` and checkpoints use the average; after `train`, with
-      `keep_best` too, `choose_final_weights()` loads what becomes the final model.
+    - With `ema_decay`, `evaluate`, `predict`, `save_model` and checkpoints use the average. With it or `keep_best`,
+      call `choose_final_weights()` after `train` to load the weights of the final model.
 
     Args:
         args: `JMNatTrainingArguments`.
-        data_collator: `DataCollatorForJMNat`; made from `processing_class` if left out. Its `evaluation()` draws the
-            masks of the evaluation.
+        data_collator: `DataCollatorForJMNat`. Default: made from `processing_class`. Its `evaluation()` draws the
+            masks of evaluations.
         train_dataset, eval_dataset: columns `id`, `input_ids`, `labels`, and text in `source`, `target` for BLEU.
-            Of a dictionary of data sets each is evaluated by its name: `eval_NAME_loss`. A `datasets.IterableDataset`
-            to train on is read in token batches without end (`StreamedTokenBatches`): it needs `max_steps`.
+            A dictionary of data sets is evaluated one by one, as `eval_NAME_loss`. A `datasets.IterableDataset` to
+            train on is read in token batches without end (`StreamedTokenBatches`) and needs `max_steps`.
 
     Raises:
-        ValueError: arguments that do not fit together, or several GPUs without a launcher.
+        ValueError: arguments do not fit together, or several GPUs are visible without a launcher.
     """
 
     arguments_class = JMNatTrainingArguments
@@ -394,25 +394,25 @@ class JMNatTrainer(TranslationTrainer):
         self._check_collator()
 
     def _check_collator(self) -> None:
-        """Reject masks that the model cannot be trained with."""
+        """ValueError for settings of the masks that do not fit the model or the trainer."""
         collator, config = self.data_collator, self.model.config
         if self.args.encoder_loss_weight_start is not None and not config.encoder_loss_weight:
-            raise ValueError("encoder_loss_weight_start needs an encoder_loss_weight above 0, where the weight ends")
+            raise ValueError("encoder_loss_weight_start needs an encoder_loss_weight above 0, at which it ends")
         for name in ("glancing_ratio", "correction_ratio", "second_mask_ratio"):
             if self.is_fsdp_enabled and getattr(collator, name, 0.0):
                 raise ValueError(
-                    f"{name} is not possible with FSDP: first passes of one process alone need all weights"
+                    f"{name} is not possible with FSDP: set it to 0, because its extra passes need full weights"
                 )
         if getattr(collator, "glancing_ratio", 0.0) and config.decoder_input == "source_copy":
-            raise ValueError("glancing_ratio needs decoder_input=mask: a copied source shows nothing of the target")
+            raise ValueError("glancing_ratio needs decoder_input=mask: a copied source has no masks to reveal")
         if getattr(collator, "target_mask", None) == "consecutive" and collator.ngram_size != config.ngram_size:
             raise ValueError(
-                f"ngram_size is {collator.ngram_size} in the collator and {config.ngram_size} in the model: "
-                "consecutive masks and the n-gram loss share one"
+                f"ngram_size is {collator.ngram_size} in the collator and {config.ngram_size} in the model: set both "
+                "to one value, for consecutive masks and the n-gram loss"
             )
 
     def count_predicted(self, batch: dict) -> torch.Tensor:
-        if self.model.config.decoder_input == "source_copy":  # all are predicted, whatever the collator masks
+        if self.model.config.decoder_input == "source_copy":  # every token is predicted, whatever the collator masks
             return batch["labels"].ne(-100).sum()
         return batch["masked_positions"].sum()
 
@@ -435,13 +435,13 @@ class JMNatTrainer(TranslationTrainer):
         }
 
     def computed_parts(self, means: dict[str, float]) -> dict[str, float]:
-        """Leave out the parts that are switched off, and the source's loss where no source token was masked."""
+        """The parts whose weight is not 0, without the source's loss if no source token was masked."""
         computed = super().computed_parts(means)
         return {name: value for name, value in computed.items() if value or name != "encoder_loss"}
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, denominators = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if batches and awaits_predictions(batches[0]):  # what is left to predict is known only with them
+        if batches and awaits_predictions(batches[0]):  # only after them are the tokens to predict known
             model, collator = self.accelerator.unwrap_model(self.model), self.data_collator
             glancing_ratio = at_this_step(self.state, collator.glancing_ratio, collator.glancing_ratio_end)
             with self.accelerator.autocast():

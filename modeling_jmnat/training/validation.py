@@ -1,4 +1,4 @@
-"""What a `TranslationTrainer` evaluates: exact losses over a data set, and sacreBLEU of its translations."""
+"""Evaluation by a `TranslationTrainer`: exact losses over a data set, and sacreBLEU of its translations."""
 
 import torch
 
@@ -6,7 +6,7 @@ from ..data.dataset_columns import column_lengths, text_column, without_text
 from ..inference.translation import translate_lines
 from ..utils.bleu import corpus_bleu
 
-EVALUATION_TOKENS = 4096  # padded tokens of an evaluation batch; all of them get vocabulary logits
+EVALUATION_TOKENS = 4096  # padded tokens of a batch for losses, small because all of them get vocabulary logits
 
 
 def corpus_losses(trainer, dataset) -> dict[str, float]:
@@ -40,9 +40,9 @@ def corpus_losses(trainer, dataset) -> dict[str, float]:
 
 
 def translation_scores(trainer, dataset) -> dict[str, float]:
-    """sacreBLEU of the translated column `source` against `target`, for each of `args.evaluation_settings()`.
+    """sacreBLEU of translations of the column `source` against `target`, for each of `args.evaluation_settings()`.
 
-    `bleu` is the score of the last setting, which chooses checkpoints. Processes share the sentences.
+    `bleu` is the score of the last setting, which chooses checkpoints. The processes share the sentences.
     """
     args = trainer.args
     settings = args.evaluation_settings()

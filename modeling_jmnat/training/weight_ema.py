@@ -10,7 +10,7 @@ from torch import nn
 class WeightEMA:
     """Keeps average <- d * average + (1 - d) * weights, with d = min(decay, (1 + step) / (10 + step)).
 
-    The decay rises so that the average soon forgets the initial weights and is usable from the first evaluation on.
+    The decay grows so that the average soon forgets the initial weights and is useful from the first evaluation.
     Tied matrices are one parameter and are averaged once.
     """
 

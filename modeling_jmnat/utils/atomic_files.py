@@ -1,9 +1,9 @@
-"""Output that is either complete or as it was before: written under another name, then renamed.
+"""Output that is either complete or unchanged: written under another name, then renamed.
 
-One file: `atomic_file`, `atomic_text_file`, `write_json`. A whole folder: `whole_folder`. Files among others in a
-folder: `replace_files`. What nobody needs afterwards: `scratch_folder`. The last three write into a hidden folder
-`.unfinished` on the same file system; what a killed process leaves there is removed by the next call. They expect to
-be alone, see `locks`.
+One file: `atomic_file`, `atomic_text_file`, `write_json`. A whole folder: `whole_folder`. Some files of a folder:
+`replace_files`. Temporary files: `scratch_folder`. The last three write into a hidden folder `.unfinished` on the same
+file system; the next call removes what a killed process left there. Only one process may use them at a time (see
+`locks`).
 """
 
 import contextlib
@@ -20,12 +20,12 @@ UNFINISHED = ".unfinished"
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder, which is renamed to `path` when the block ends without an error.
+    """Yield a temporary path in the same folder, which is renamed to `path` when the block ends without an error.
 
-    A link stays, what it points to is replaced. A device or a pipe, such as /dev/null, is itself the path given.
+    Of a link, the target is replaced. For a device or a pipe, such as /dev/null, the path itself is yielded.
 
     Raises:
-        OSError: the folder does not exist or is not writable, or the disk is full; a file at `path` stays as it was.
+        OSError: the folder does not exist or is not writable, or the disk is full; a file at `path` is left unchanged.
     """
     path = Path(path)
     if path.is_dir():
@@ -47,7 +47,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_text_file(path: str | Path) -> Iterator[IO[str]]:
-    """Open a UTF-8 file for writing (`.gz` is compressed) that appears at `path` when the block ends without error.
+    """Yield a UTF-8 file for writing (`.gz` is compressed) that appears at `path` when the block ends without error.
 
     Raises:
         OSError: as `atomic_file`.
@@ -65,7 +65,7 @@ def write_json(path: str | Path, value) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Refuse now, before any work, what could not be written later; a file that is there stays.
+    """Check before any work that `path` can be written later; an existing file is left unchanged.
 
     Raises:
         OSError: as `atomic_file`.
@@ -80,17 +80,17 @@ def check_writable(path: str | Path) -> None:
 
 
 class _Tried(Exception):
-    """Leaves a block of `atomic_file` so that nothing is renamed."""
+    """Leaves a block of `atomic_file` without renaming."""
 
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder that is renamed to `path` when the block succeeds; an earlier folder there is replaced.
+    """Yield an empty folder that is renamed to `path` when the block succeeds, replacing an earlier folder there.
 
-    A link stays, what it points to is replaced.
+    Of a link, the target is replaced.
 
     Raises:
-        OSError: `path` is a file, or its place is not writable, or the disk is full; an earlier folder stays.
+        OSError: `path` is a file, its parent is not writable, or the disk is full; an earlier folder is kept.
     """
     path = Path(path).resolve()
     _check_no_file(path)
@@ -122,23 +122,23 @@ def publish_folder(folder: Path, path: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Delete a folder so that a crash in between leaves nothing of it under its name."""
+    """Delete a folder so that a crash never leaves a part of it under its name."""
     _delete(path, _aside(path, "removed"))
 
 
 @contextlib.contextmanager
 def replace_files(folder: str | Path, stale: Sequence[str] = (), last: Collection[str] = ()) -> Iterator[Path]:
-    """Give an empty folder whose files replace those in `folder` when the block ends well; other files there stay.
+    """Yield an empty folder whose files replace those in `folder` when the block succeeds; other files are kept.
 
-    `folder` is made where it does not exist. Files in folders inside take their places likewise.
+    `folder` is created if it does not exist. Files in subfolders are replaced as well.
 
     Args:
-        stale: patterns of files that do not stay beside the new ones.
-        last: names of files by which others see that the rest is there. They are removed before anything is replaced
-            and put in place at the end: a process that is killed in between leaves a folder that lacks them.
+        stale: patterns of old files to delete when the new ones are in place.
+        last: names of files that mark the folder as complete. They are removed before anything is replaced and are
+            put in place last, so that a process that is killed in between leaves a folder without them.
 
     Raises:
-        OSError: `folder` is a file or not writable, or the disk is full; everything stays as it was.
+        OSError: `folder` is a file or not writable, or the disk is full; nothing is changed.
     """
     folder = Path(folder)
     _check_no_file(folder)
@@ -150,7 +150,7 @@ def replace_files(folder: str | Path, stale: Sequence[str] = (), last: Collectio
     except BaseException:
         _remove(temporary)
         if is_new:
-            with contextlib.suppress(OSError):  # others have put something into it
+            with contextlib.suppress(OSError):  # fails if others have put something into it
                 folder.rmdir()
         raise
     _move_files(temporary, folder, stale, last)
@@ -159,7 +159,7 @@ def replace_files(folder: str | Path, stale: Sequence[str] = (), last: Collectio
 
 @contextlib.contextmanager
 def scratch_folder(folder: str | Path) -> Iterator[Path]:
-    """Give an empty folder inside `folder` that is gone after the block; what a killed process left there is removed.
+    """Yield an empty folder inside `folder` that is deleted after the block, or by the next call after a kill.
 
     Raises:
         OSError: `folder` is a file or not writable.
@@ -182,7 +182,7 @@ def _move_files(temporary: Path, folder: Path, stale: Sequence[str], last: Colle
     old = {path for pattern in stale for path in folder.glob(pattern) if path.is_file()}
     for path in old - {folder / name for name in names}:
         path.unlink()
-        with contextlib.suppress(OSError):  # other files are in it
+        with contextlib.suppress(OSError):  # fails if there are other files in it
             path.parent.rmdir()
     for name in names:
         if name.as_posix() in last:
@@ -195,7 +195,7 @@ def _check_no_file(folder: Path) -> None:
 
 
 def _aside(path: Path, ending: str) -> Path:
-    """Where an old `path` is moved: to ".earlier" until its successor is in place, to ".removed" for deletion."""
+    """Where to move an old `path`: to ".earlier" until its successor is in place, to ".removed" for deletion."""
     return path.parent / UNFINISHED / f"{path.name}.{ending}"
 
 
@@ -206,15 +206,15 @@ def _rename(folder: Path, target: Path) -> None:
 
 
 def _delete(folder: Path, aside: Path) -> None:
-    """Rename first: a folder that is deleted in part must not look like a whole one."""
+    """Rename, then delete, so that a partly deleted folder does not look like a whole one."""
     _rename(folder, aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def _new_folder(path: Path) -> Path:
-    """An empty folder in which to write what will be at `path`."""
+    """An empty folder for writing the content of `path`."""
     folder = path.parent / UNFINISHED / path.name
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a process that was killed
     for attempts_left in reversed(range(100)):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -228,12 +228,12 @@ def _new_folder(path: Path) -> Path:
 
 def _remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # others write beside it
+    with contextlib.suppress(OSError):  # fails while others write beside it
         folder.parent.rmdir()
 
 
 def _settle(folder: Path) -> None:
-    """Bring a folder to the disk, its files readable for whom it is: some libraries write for the owner alone."""
+    """Flush a folder to disk, its files as readable as the folder: some libraries write for the owner only."""
     readable = folder.stat().st_mode & 0o666
     for path in [*folder.rglob("*"), folder]:
         if path.is_file():
@@ -242,7 +242,7 @@ def _settle(folder: Path) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    if os.name != "posix":  # other systems flush files that are open for writing alone
+    if os.name != "posix":  # other systems only flush files that are open for writing
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -252,5 +252,5 @@ def _to_disk(path: Path) -> None:
 
 
 def same_path(one: str, other: str) -> bool:
-    """Equal however they are spelled."""
+    """Whether two paths are the same file, however they are spelled."""
     return one == other or os.path.realpath(one) == os.path.realpath(other)

@@ -1,7 +1,7 @@
 """sacreBLEU with a tokenizer that suits the target language.
 
-Its default, 13a, splits at spaces and punctuation: a whole sentence of Chinese is one word, and a perfect translation
-scores 0.
+Its default, 13a, splits at spaces and punctuation: a Chinese sentence would be a single word, so that even a good
+translation would score 0.
 """
 
 import functools
@@ -21,7 +21,7 @@ OF_LANGUAGE = {"zh": "zh", "ja": "ja-mecab", "ko": "ko-mecab"} | dict.fromkeys((
 LONG_CODES = {"zho": "zh", "cmn": "zh", "yue": "zh", "jpn": "ja", "kor": "ko"} | {
     "tha": "th", "lao": "lo", "khm": "km", "mya": "my", "bod": "bo", "dzo": "bo", "dz": "bo",
 }  # fmt: skip
-# Letters of one language, and their share of all letters that text in it has at least.
+# For each language: its letters, and the least share of all letters that they have in a text.
 SCRIPTS = (
     ("ja", "[\u3040-\u30ff]", 0.1),
     ("zh", "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f]", 0.3),
@@ -32,14 +32,14 @@ SCRIPTS = (
     ("my", "[\u1000-\u109f]", 0.3),
     ("km", "[\u1780-\u17ff]", 0.3),
 )
-SAMPLE = 1000  # lines by whose script a language is told
+SAMPLE = 1000  # lines whose script decides on the language
 
 
 def language_without_spaces(references: Sequence[str], language: str | None = None) -> str | None:
     """The two-letter code of a language that 13a cannot split; None for any other.
 
     Args:
-        references: text in the language, by whose script it is told where `language` does not.
+        references: text in the language, whose script decides if `language` does not.
         language: a code such as `zh`, `zh-CN` or `zho_Hans`.
     """
     code = re.split("[-_]", (language or "").lower())[0]
@@ -62,23 +62,23 @@ def bleu_tokenizer(references: Sequence[str], language: str | None = None, chose
 
 @functools.cache
 def installed_tokenizer(name: str) -> str:
-    """The tokenizer itself, or `char` with a warning, once, where it needs a package that is missing."""
+    """`name`, or `char` if it needs a package that is missing, with a single warning."""
     try:
         bleu_metric(name)
     except ValueError as error:
-        logger.warning("%s; until then BLEU is that of characters (tokenizer char)", error)
+        logger.warning("%s; until then BLEU is computed on characters (tokenizer char)", error)
         return "char"
     return name
 
 
 def check_bleu_tokenizer(name: str | None) -> None:
-    """Raise ValueError unless this is a tokenizer of sacreBLEU; None lets the language decide."""
+    """ValueError unless this is a tokenizer of sacreBLEU, or None (chosen by the language)."""
     if name is not None and name not in BLEU_TOKENIZERS:
         raise ValueError(f"bleu_tokenize={name!r} is not one of {', '.join(BLEU_TOKENIZERS)}")
 
 
 def bleu_metric(tokenizer: str, lowercase: bool = False, force: bool = False, **options):
-    """`sacrebleu.metrics.BLEU`, with its further options; ValueError where a package for this tokenizer is missing."""
+    """`sacrebleu.metrics.BLEU` with its `options`; ValueError if a package for this tokenizer is missing."""
     from sacrebleu.metrics import BLEU
 
     try:
@@ -95,6 +95,6 @@ def bleu_metric(tokenizer: str, lowercase: bool = False, force: bool = False, **
 def corpus_bleu(
     hypotheses: Sequence[str], references: Sequence[str], language: str | None = None, chosen: str | None = None
 ) -> float:
-    """sacreBLEU (0 to 100) by `bleu_tokenizer`."""
+    """sacreBLEU (0 to 100) with the tokenizer of `bleu_tokenizer`."""
     metric = bleu_metric(bleu_tokenizer(references, language, chosen))
     return metric.corpus_score(hypotheses, [references]).score

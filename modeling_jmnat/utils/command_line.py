@@ -1,4 +1,4 @@
-"""What all commands share: how options are read, and one clear sentence with a non-zero exit on bad input."""
+"""What all commands share: parsing of options, and a single clear sentence and non-zero exit code on bad input."""
 
 import argparse
 import contextlib
@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from .help_text import help_text, option_names, usage_of
 from .signals import handling
 
-# Errors that a user causes and can mend. Anything else is a defect of ours and keeps its traceback.
+# Errors that a user can fix. Any other error is a bug of ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, SafetensorError, FloatingPointError)
-RUST_SYSTEM_ERROR = re.compile(r"\(os error \d+\)$")  # as the library tokenizers ends its bare exceptions
-# What the libraries say, each in its own words, when there is no memory and when another process has gone.
+RUST_SYSTEM_ERROR = re.compile(r"\(os error \d+\)$")  # the end of plain exceptions of the library tokenizers
+# Messages of the libraries when memory runs out and when another process has ended.
 NO_MEMORY = re.compile(
     "out of memory|(can't|cannot|unable to|failed to) allocate|not enough memory|bad.?alloc|ALLOC_FAILED",
     re.IGNORECASE,
@@ -31,8 +31,8 @@ OUT_OF_MEMORY = "out of memory"
 ASKED_FOR = re.compile(r"(?:tried|unable) to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 LOST_PROCESS_ERRORS = ("DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
 LOST_PROCESS = re.compile("closed by peer|reset by peer|third_party/gloo|NCCL|ProcessGroup")
-GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable, such as 0.1: the most of a GPU to take
-EXTRAS = {  # of setup.cfg, with the modules that they bring
+GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable: largest share of a GPU to use, such as 0.1
+EXTRAS = {  # of setup.cfg, with the modules that they install
     "train": (
         *("accelerate", "datasets", "evaluate", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece"),
         *("tensorboard", "yaml"),
@@ -46,14 +46,14 @@ EXTRAS = {  # of setup.cfg, with the modules that they bring
 
 
 def command(main=None, *, resumes: bool = False, memory: str = ""):
-    """Wrap `main(argv=None)` of a command: what a user can mend is printed as one sentence, exit code 1.
+    """Wrap `main(argv=None)` of a command: an error that a user can fix is printed as one sentence, with exit code 1.
 
-    SIGTERM ends it as Ctrl-C does, so that nothing half-written is left. So does a reader of its standard output that
-    goes away (`| head`), without a word.
+    SIGTERM ends the command as Ctrl-C does, so that nothing half-written is left. If the reader of its standard output
+    goes away (`| head`), it ends silently.
 
     Args:
-        resumes: the command goes on where it was.
-        memory: options to lower when memory does not suffice.
+        resumes: whether repeating the command resumes it.
+        memory: options to lower when memory runs out.
     """
     if main is None:
         return functools.partial(command, resumes=resumes, memory=memory)
@@ -67,8 +67,8 @@ def command(main=None, *, resumes: bool = False, memory: str = ""):
             raise KeyboardInterrupt
 
         try:
-            # Read when torch is loaded: idle threads must not spin. Two trainings on two cores are up to nine times
-            # faster so.
+            # Read when torch is loaded. Idle threads that do not spin make two trainings on two cores up to nine times
+            # faster.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             limit_gpu_memory()
             with handling(stop, signal.SIGTERM), flushed_output():
@@ -76,11 +76,11 @@ def command(main=None, *, resumes: bool = False, memory: str = ""):
         except ImportError as error:
             fail(missing_library(error))
         except KeyboardInterrupt:
-            say("stopped" + "; run the same command again to go on" * resumes)
+            say("stopped" + "; run the same command again to resume" * resumes)
             sys.exit(128 + received[-1])
         except Exception as error:
             if isinstance(error, BrokenPipeError) and output_has_no_reader():
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discard what is not flushed yet
                 sys.exit(128 + signal.SIGPIPE)
             sentence = describe_error(error, resumes, memory)
             if sentence is None:
@@ -91,21 +91,22 @@ def command(main=None, *, resumes: bool = False, memory: str = ""):
 
 
 def describe_error(error: Exception, resumes: bool = False, memory: str = "") -> str | None:
-    """One sentence for an error that a user can mend; None for a defect of ours."""
+    """One sentence for an error that a user can fix; None for a bug of ours."""
     sentence = " ".join(str(error).split())
     if isinstance(error, MemoryError) and sentence.startswith(OUT_OF_MEMORY):  # our own, which says what to lower
         return sentence
     if is_out_of_memory(error):
-        advice = f"lower {memory}" if memory else "this needs a machine with more"
+        advice = f"lower {memory}" if memory else "use a machine with more memory"
         return f"{OUT_OF_MEMORY}{asked_memory(error)}: {advice}"
     if is_lost_process(error):
-        again = "; when that is mended, run the same command again to go on" if resumes else ""
-        return f"another process of this run has ended, its own message says why ({sentence[:200]}){again}"
-    if isinstance(error, SafetensorError):  # it names no file
+        again = ", then run the same command again to resume" if resumes else ""
+        return f"another process of this run has ended: see its own message ({sentence[:200]}){again}"
+    if isinstance(error, SafetensorError):  # it does not name the file
         return f"a file of weights (.safetensors) cannot be read or written ({sentence})"
     if isinstance(error, pickle.UnpicklingError):
         return (
-            f"a file of PyTorch holds more than tensors and plain values, or is damaged: it is not read ({sentence})"
+            f"a PyTorch file is not loaded because it holds more than tensors and plain values, or is damaged "
+            f"({sentence})"
         )
     if RUST_SYSTEM_ERROR.search(sentence):
         return f"a file cannot be read or written: {sentence}"
@@ -117,21 +118,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def asked_memory(error: BaseException) -> str:
-    """How much memory could not be had, for a message; nothing where the error does not say it."""
+    """How much memory could not be allocated, for a message; "" if the error does not say it."""
     asked = ASKED_FOR.search(" ".join(str(error).split()))
-    return f" ({asked[1]} more were asked for)" if asked else ""
+    return f" ({asked[1]} more were requested)" if asked else ""
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether an error is that of a process whose partner in training has gone."""
-    names = {cls.__name__ for cls in type(error).__mro__}  # of a library that need not be loaded
+    """Whether an error says that another process of a distributed run has ended."""
+    names = {cls.__name__ for cls in type(error).__mro__}  # names, because their library may not be loaded
     said = isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error))
     return bool(said) or not names.isdisjoint(LOST_PROCESS_ERRORS)
 
 
 @contextlib.contextmanager
 def flushed_output() -> Iterator[None]:
-    """Standard output is flushed at the end of the block, not by Python when it is too late for an error."""
+    """Flush standard output at the end of the block, where an error can still be handled, and not at exit."""
     try:
         yield
     finally:
@@ -143,21 +144,21 @@ def output_has_no_reader() -> bool:
     """Whether standard output is a pipe whose reader has gone."""
     try:
         descriptor = sys.stdout.fileno()
-    except (OSError, ValueError):  # no file
+    except (OSError, ValueError):  # not a file
         return False
     watched = select.poll()
-    watched.register(descriptor, 0)  # errors alone, which are always reported
+    watched.register(descriptor, 0)  # no events but errors, which are always reported
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in watched.poll(0))
 
 
 def fail(sentence: str) -> NoReturn:
-    """End the process with this sentence."""
+    """Print an error and end the process with exit code 1."""
     say(f"error: {sentence}")
     sys.exit(1)
 
 
 def say(sentence: str) -> None:
-    """Print a sentence to standard error on a line of its own, below a progress bar that is still open."""
+    """Print a sentence to standard error on its own line, below progress bars that are still open."""
     bars = sys.modules.get("tqdm.std")
     for bar in sorted(getattr(bars and bars.tqdm, "_instances", ()), key=lambda bar: -bar.pos):
         bar.close()
@@ -165,7 +166,7 @@ def say(sentence: str) -> None:
 
 
 def missing_library(error: ImportError) -> str:
-    """One sentence on a library to install; an error of an import that is a defect is raised again."""
+    """One sentence on a library to install; re-raises the error if the import fails by a bug of ours."""
     names = [cause.name.partition(".")[0] for cause in causes(error) if cause.name]
     for extra, modules in EXTRAS.items():
         for name in modules:
@@ -173,11 +174,11 @@ def missing_library(error: ImportError) -> str:
                 return f"this command needs {name}: pip install 'modeling-jmnat[{extra}]'"
     if names:
         raise error
-    return " ".join(str(error).split())  # says itself what to install
+    return " ".join(str(error).split())  # one of ours, which says what to install
 
 
 def causes(error: BaseException | None) -> Iterator[ImportError]:
-    """The errors of imports in a traceback, the last one first."""
+    """The import errors in a chain of exceptions, the last one first."""
     while error is not None:
         if isinstance(error, ImportError):
             yield error
@@ -194,12 +195,12 @@ def parse_arguments(
     defaults: Mapping[str, Any] | None = None,
     **parser_options,
 ) -> tuple:
-    """Read a command line into an object of each dataclass in `groups`; `--help` prints their fields and ends it.
+    """Parse a command line into an object of each dataclass in `groups`; `--help` prints their fields and exits.
 
     Args:
-        argv: words after the name of the command, None for those of this process.
-        defaults: values by field name that replace the fields' own defaults.
-        parser_options: of `argparse.ArgumentParser`.
+        argv: words after the name of the command; None: those of this process.
+        defaults: values by field name that override the fields' own defaults.
+        parser_options: options of `argparse.ArgumentParser`.
     """
     groups = [groups] if isinstance(groups, type) else groups
     if wants_help(argv):
@@ -239,18 +240,18 @@ def print_help(
     defaults: Mapping[str, Any] | None = None,
     usage: str | None = None,
 ) -> NoReturn:
-    """Print the options and end the process. Unlike parsing, that needs no library that takes time to load."""
+    """Print the options and exit. Unlike parsing, this loads no slow libraries."""
     print(help_text(program(), description or "", groups, defaults, usage), end="")
     sys.exit(0)
 
 
 def program() -> str:
-    """The name of this command in its usage: `jmnat translate`, or the name of the script."""
+    """The name of this command for its usage: `jmnat translate`, or the name of the script."""
     return os.path.basename(sys.argv[0])
 
 
 def read_ahead(argv: Sequence[str] | None, *names: str) -> argparse.Namespace:
-    """The text of options that decide about the defaults of others, None where they are left out."""
+    """The values, as text, of options that determine the defaults of others; None if they are left out."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in names:
         parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name)
@@ -258,7 +259,7 @@ def read_ahead(argv: Sequence[str] | None, *names: str) -> argparse.Namespace:
 
 
 def check_counts(arguments, names: Sequence[str]) -> None:
-    """Those of the arguments that are given, numbers or lists of them, must be at least 1."""
+    """ValueError for an argument, a number or a list of numbers, that is given and below 1."""
     for name in names:
         given = getattr(arguments, name)
         for value in given if isinstance(given, list) else [given]:
@@ -267,7 +268,7 @@ def check_counts(arguments, names: Sequence[str]) -> None:
 
 
 def limit_gpu_memory() -> None:
-    """Keep to a share of the GPU's memory, cache included, where the environment asks for it: others use it, too."""
+    """Use at most the share of the GPU's memory that the environment sets, so that others can use the rest."""
     share = os.environ.get(GPU_MEMORY_SHARE)
     if not share:
         return

@@ -1,7 +1,7 @@
-"""Fingerprints of tokenizers, data, models and files: what results are recorded with, to be known again by later runs.
+"""Fingerprints of tokenizers, data, models and files, by which later runs recognise the inputs of recorded results.
 
-A tokenizer's fingerprint begins with a version, as in "2:4f0c...". Files from before have bare digests in its place;
-`same_fingerprint` still accepts them, by the computations at the end of this module that nothing else uses.
+A tokenizer's fingerprint begins with a version, as in "2:4f0c...". Files of earlier versions have bare digests
+instead, which `same_fingerprint` still accepts; the functions at the end of this module compute them.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ VERSION = "2"
 SHOWN = 12  # digits of a fingerprint in messages
 BLOCK = 2**20  # bytes of a file read at a time
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-# What decides on ids in a tokenizer.json, which also holds the padding and the truncation of its last call.
+# Parts of a tokenizer.json that determine ids; padding and truncation of the last call do not.
 BACKEND_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
-# Options outside of it that decide on ids: our own (Moses, byte-pair codes of converted models), and Transformers'.
+# Other options that determine ids: our own (Moses, byte-pair codes of converted models), and those of Transformers.
 CONVERTED_OPTIONS = ("bpe_merges", "bpe_end_of_word_pieces", "moses_escape", "moses_split_dashes")
 MOSES_OPTIONS = ("moses_source_lang", "moses_target_lang")
 SEGMENTERS = ("source_segmenter", "target_segmenter")
@@ -32,16 +32,16 @@ ID_OPTIONS = ("lowercase", "split_special_tokens", *MOSES_OPTIONS, *CONVERTED_OP
 
 
 def tokenizer_fingerprint(source: PreTrainedTokenizerBase | str | Path) -> str:
-    """Version and SHA-256 of all that turns text into ids and back: equal fingerprints mean equal ids.
+    """Version and SHA-256 of everything that turns text into ids and back: equal fingerprints mean equal ids.
 
-    The same for a loaded tokenizer and for its folder. The order of keys, the format of the files, and padding and
-    truncation that the last call left behind do not count.
+    It is the same for a loaded tokenizer and for its folder, and ignores the order of keys, the format of the files,
+    and the padding and truncation settings of the last call.
 
     Args:
         source: a loaded tokenizer, or a folder with tokenizer.json and tokenizer_config.json.
 
     Raises:
-        ValueError: the folder holds no such files, or damaged ones.
+        ValueError: the files are missing or damaged.
     """
     if isinstance(source, (str, Path)):
         backend, options = _read_tokenizer(Path(source))
@@ -50,7 +50,7 @@ def tokenizer_fingerprint(source: PreTrainedTokenizerBase | str | Path) -> str:
         options = {name: getattr(source, name, source.init_kwargs.get(name)) for name in ID_OPTIONS}
         if source.is_fast:
             state = _backend_state(source.backend_tokenizer)
-        else:  # written in Python: nothing but the vocabulary can be read from each of them
+        else:  # tokenizers written in Python have only their vocabulary in common
             state = {"class": type(source).__name__, "vocabulary": source.get_vocab()}
     return _versioned(json_digest(_without_empty([state, options]), sort_keys=True))
 
@@ -83,7 +83,7 @@ def check_tokenizer_files(folder: str | Path) -> None:
 
 
 def _without_empty(value):
-    """Without entries that are None, False or empty: versions of the libraries differ in whether they write those."""
+    """Drop entries that are None, False or empty, because versions of the libraries differ in writing them."""
     if isinstance(value, dict):
         entries = {key: _without_empty(entry) for key, entry in value.items()}
         return {key: entry for key, entry in entries.items() if entry or type(entry) in (int, float)}
@@ -97,7 +97,7 @@ def _versioned(digest: str) -> str:
 
 
 def same_fingerprint(recorded: object, now: str, legacy: Callable[[], str]) -> bool:
-    """Whether a fingerprint that was recorded is that of now; a bare digest is compared with `legacy()`."""
+    """Whether a recorded fingerprint equals the current one; a bare digest is compared with `legacy()`."""
     if isinstance(recorded, str) and ":" not in recorded:
         return recorded == legacy()
     return recorded == now
@@ -112,7 +112,7 @@ def shown(fingerprint: str) -> str:
 
 
 def data_settings(dataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What tells one training set from another.
+    """The settings that identify a training set: its number of pairs, and digests of ids and tokenizer.
 
     Args:
         dataset: `datasets.Dataset` with the columns input_ids and labels.
@@ -123,7 +123,7 @@ def data_settings(dataset, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]
 
 
 def ids_digest(columns: Iterable[Any]) -> str:
-    """BLAKE2 of the ids in `pyarrow.ChunkedArray`s of lists, one after the other."""
+    """BLAKE2 digest of the ids in `pyarrow.ChunkedArray`s of lists, in order."""
     state = hashlib.blake2b(digest_size=16)
     for column in columns:
         for chunk in column.chunks:
@@ -137,7 +137,7 @@ def sources_fingerprint(tokenizer: PreTrainedTokenizerBase, lines: Iterable[str]
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
-    """SHA-256 over the parts and their borders."""
+    """SHA-256 of the parts and their lengths."""
     state = hashlib.sha256()
     for part in parts:
         part = part.encode("utf-8") if isinstance(part, str) else part
@@ -147,7 +147,7 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 
 def number_of_text(text: str) -> int:
-    """Eight bytes of BLAKE2: two of five million different texts have the same number once in a million corpora."""
+    """Eight bytes of BLAKE2 as a number. Among five million texts, two collide in one of a million corpora."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "little")
 
 
@@ -166,7 +166,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def model_digest(model: str | Path) -> str:
-    """Digest of a folder's configuration, tokenizer and weights; of the name for a model of the Hub."""
+    """Digest of the configuration, tokenizer and weights in a folder; for a model of the Hub, digest of its name."""
     folder = Path(model)
     if not folder.is_dir():
         return digest([str(model)])
@@ -188,11 +188,11 @@ def weights_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     return state.hexdigest()
 
 
-# Digests in files from before, for `same_fingerprint` alone ----------------------------------------------------------
+# Digests in files of earlier versions, only for `same_fingerprint` ---------------------------------------------------
 
 
 def legacy_folder_digest(folder: str | Path) -> str:
-    """What preparation.json and begun_with.json held: it has all parts and options, and no version."""
+    """The digest in earlier preparation.json and begun_with.json: of all parts and options, without a version."""
     check_tokenizer_files(folder)
     content: dict[str, Any] = {}
     for name in TOKENIZER_FILES:
@@ -204,7 +204,7 @@ def legacy_folder_digest(folder: str | Path) -> str:
 
 
 def legacy_tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What run_settings.json and distillation plans held: without `lowercase` and `split_special_tokens`."""
+    """The digest in earlier run_settings.json and plans: without `lowercase` and `split_special_tokens`."""
     if tokenizer.is_fast:
         state = json.loads(tokenizer.backend_tokenizer.to_str())
         for name in ("truncation", "padding"):  # left behind by the last call
@@ -217,5 +217,5 @@ def legacy_tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def legacy_sources_digest(tokenizer: PreTrainedTokenizerBase, lines: Sequence[str]) -> str:
-    """What distillation plans held for the tokenizer and the source lines."""
+    """The digest of tokenizer and source lines in earlier distillation plans."""
     return digest([legacy_tokenizer_digest(tokenizer), *lines])

@@ -1,4 +1,4 @@
-"""Numbers that are NaN or infinite: found before they are saved, or before a model that holds them is used."""
+"""Checks for NaN and infinite numbers, before weights are saved and before a model is used."""
 
 import torch
 from torch import nn
@@ -10,9 +10,9 @@ def is_finite(value: torch.Tensor | float) -> bool:
 
 
 def not_finite(model: nn.Module) -> str | None:
-    """The name of a parameter that holds NaN or infinity, or None."""
+    """The name of a parameter with a NaN or infinite value, or None."""
     for name, value in model.named_parameters():
-        if hasattr(value, "to_local"):  # divided among processes: its own part
+        if hasattr(value, "to_local"):  # sharded: check this process's part
             value = value.to_local()
         if not value.is_meta and not is_finite(value):
             return name
@@ -20,12 +20,12 @@ def not_finite(model: nn.Module) -> str | None:
 
 
 def check_finite(model: nn.Module, directory: object) -> None:
-    """Refuse a model from `directory` whose weights are no numbers: its translations would be empty, without an error.
+    """Refuse a model with NaN or infinite weights, whose translations would be empty without any error.
 
     Raises:
         ValueError: a weight is NaN or infinite.
     """
     if (name := not_finite(model)) is not None:
         raise ValueError(
-            f"the weights of {directory} are not finite ({name}): its training diverged, so take an earlier checkpoint"
+            f"the weights of {directory} are not finite ({name}): its training diverged, so use an earlier checkpoint"
         )

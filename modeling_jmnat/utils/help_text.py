@@ -1,4 +1,4 @@
-"""What `--help` prints: made from the dataclasses of options alone, without the libraries that parsing needs."""
+"""The text of `--help`, made only from the dataclasses of options, without the libraries that parsing needs."""
 
 import argparse
 import dataclasses
@@ -16,11 +16,11 @@ def help_text(
     defaults: Mapping[str, Any] | None = None,
     usage: str | None = None,
 ) -> str:
-    """The usage, the description unchanged, and the docstring and options of each dataclass in `groups`.
+    """The usage, the description, and the docstring and options of each dataclass in `groups`.
 
     Args:
-        defaults: values by field name that replace the fields' own defaults, such as those of a preset.
-        usage: by default the command with the options that it needs.
+        defaults: values by field name that override the fields' own defaults, such as those of a preset.
+        usage: default: the command with its required options.
     """
     parser = argparse.ArgumentParser(
         prog=prog,
@@ -39,7 +39,7 @@ def help_text(
 
 
 def usage_of(groups: Sequence[type]) -> str:
-    """The command with the options that it needs."""
+    """The command with its required options."""
     fields = [field for group in groups for field in dataclasses.fields(group)]
     needed = [
         f"{option_names(field)[0]} {field.name.upper()}"
@@ -50,7 +50,7 @@ def usage_of(groups: Sequence[type]) -> str:
 
 
 def option_names(field: dataclasses.Field) -> list[str]:
-    """How an option is written, the name to use first."""
+    """The spellings of an option, the preferred one first."""
     return [*field.metadata.get("aliases", ()), f"--{field.name}"]
 
 
@@ -60,7 +60,7 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def describe(field: dataclasses.Field, kind: Any, default: Any) -> dict[str, Any]:
-    """How argparse shows an option: its value, and its help with the default unless the help tells it."""
+    """Arguments for argparse to show an option: its metavar, and its help with the default unless the help says it."""
     several = any(get_origin(member) is list for member in (kind, *get_args(kind)))
     while get_args(kind) and get_origin(kind) is not Literal:  # X | None, list[X] and list[X] | None
         kind = next(member for member in get_args(kind) if member is not NoneType)

@@ -10,7 +10,7 @@ from .model_files import check_model_files
 
 
 def check_folder(name: str | Path) -> None:
-    """Refuse a folder that does not exist or holds damaged files; what may be a name on the Hub is left to the Hub.
+    """Refuse a folder that does not exist or has damaged files. A possible name on the Hub is not checked here.
 
     Raises:
         ValueError: naming the folder or the file.
@@ -25,13 +25,13 @@ def check_folder(name: str | Path) -> None:
 
 
 def fetch_folder(name: str | Path, patterns: Sequence[str], **hub_options) -> Path:
-    """A folder as it is; of a repository on the Hub a local copy of the files that match `patterns`.
+    """The path of a local folder, or of a local copy of those files of a Hub repository that match `patterns`.
 
     Args:
-        hub_options: of `huggingface_hub.snapshot_download`, such as `revision` and `token`.
+        hub_options: options of `huggingface_hub.snapshot_download`, such as `revision` and `token`.
 
     Raises:
-        ValueError: no such folder, or no such repository that can be read.
+        ValueError: there is no such folder, and no such repository that can be read.
     """
     check_folder(name)
     if Path(name).is_dir():
@@ -39,7 +39,9 @@ def fetch_folder(name: str | Path, patterns: Sequence[str], **hub_options) -> Pa
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(patterns), **hub_options))
     except RepositoryNotFoundError:
-        raise ValueError(f"{name} is neither a folder nor a repository of the Hub that can be read") from None
+        raise ValueError(
+            f"{name} is neither a folder nor a repository of the Hub that you can read: check the name, or log in"
+        ) from None
     except (HTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{name} is no folder and cannot be fetched from the Hub: {reason}") from None
+        raise ValueError(f"{name} is not a folder and cannot be fetched from the Hub: {reason}") from None

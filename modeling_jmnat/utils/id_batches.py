@@ -6,9 +6,9 @@ import torch
 
 
 def length_sorted_batches(lengths: Sequence[int], max_tokens: int, rows_per_sentence: int = 1) -> list[list[int]]:
-    """Indices in batches of similar length, longest first, with rows * longest <= `max_tokens`.
+    """Batches of sentence indices of similar length, longest first, with rows * longest length <= `max_tokens`.
 
-    A sentence that exceeds it alone is a batch of its own. Memory that suffices for the first batch suffices for all.
+    A sentence that exceeds the limit alone is a batch of its own. The first batch needs the most memory.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     batches: list[list[int]] = []
@@ -24,7 +24,7 @@ def length_sorted_batches(lengths: Sequence[int], max_tokens: int, rows_per_sent
 def pad_batch(
     sequences: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str = "cpu"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` (B, S), padded right, and `attention_mask` (B, S), 1 at tokens."""
+    """`input_ids` (B, S), padded on the right, and `attention_mask` (B, S), 1 at tokens."""
     longest = max(len(sequence) for sequence in sequences)
     rows = [list(sequence) + [pad_token_id] * (longest - len(sequence)) for sequence in sequences]
     masks = [[1] * len(sequence) + [0] * (longest - len(sequence)) for sequence in sequences]

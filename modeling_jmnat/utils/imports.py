@@ -1,4 +1,4 @@
-"""Imports: calls that wait for modules, classes that are loaded on first use, libraries that a script would hide."""
+"""Imports: calls that wait for modules, classes that are loaded at their first use, libraries hidden by a script."""
 
 import functools
 import importlib
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 
 class _Watcher:
-    """Finds nothing itself: the loaders of awaited modules run, right after the module, the calls that wait for it."""
+    """A finder that lets the loaders of awaited modules run, right after the module, the calls that wait for it."""
 
     def __init__(self) -> None:
         self.calls: dict[str, list[Callable[[], None]]] = {}
@@ -38,9 +38,9 @@ sys.meta_path.insert(0, _watcher)
 
 
 def when_imported(names: Sequence[str], call: Callable[[], None]) -> None:
-    """Call as soon as all modules `names` have been executed: at once, or right after the last of them.
+    """Run `call` as soon as all modules `names` have been executed: now, or right after the last of them.
 
-    `call` runs inside that import, when modules that wanted it may be half executed: it must import nothing new.
+    `call` runs inside that import, when the importing modules may be half executed, so it must import nothing new.
     """
     missing = set(names)
 
@@ -57,7 +57,7 @@ def when_imported(names: Sequence[str], call: Callable[[], None]) -> None:
 
 
 class LazyClass:
-    """Stands for a class in a registry: the class is imported when it is called or one of its attributes is read."""
+    """A stand-in for a class in a registry; the class is imported when it is called or an attribute is read."""
 
     def __init__(self, module: str, name: str) -> None:
         self.__module__, self.__name__ = module, name
@@ -66,14 +66,14 @@ class LazyClass:
         return getattr(importlib.import_module(self.__module__), self.__name__)
 
     def __getattr__(self, name: str):
-        if name.startswith("__"):  # asked for by copy and pickle
+        if name.startswith("__"):  # copy and pickle ask for these
             raise AttributeError(name)
         return getattr(self._load(), name)
 
     def __call__(self, *args, **kwargs):
         return self._load()(*args, **kwargs)
 
-    def __mro_entries__(self, bases: tuple) -> tuple[type]:  # a subclass is one of the class itself
+    def __mro_entries__(self, bases: tuple) -> tuple[type]:  # a subclass inherits from the class itself
         return (self._load(),)
 
     def __instancecheck__(self, instance: object) -> bool:
@@ -84,9 +84,9 @@ class LazyClass:
 
 
 def import_library(name: str):
-    """Import an installed library, whatever files of its name lie beside the script that runs.
+    """Import an installed library even if a file beside the running script has its name.
 
-    Python puts the script's folder first: in a script of run_scripts/, `import evaluate` would give evaluate.py there.
+    Python searches the script's folder first: in a script of run_scripts/, `import evaluate` would find evaluate.py.
     """
     path = sys.path[:]
     script = getattr(sys.modules["__main__"], "__file__", None)

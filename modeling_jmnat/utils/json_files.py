@@ -1,4 +1,4 @@
-"""JSON files that earlier commands have written, read so that a damaged one gets a sentence with its name."""
+"""Reading JSON files that earlier commands wrote, with an error that names a damaged file."""
 
 import json
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ def read_json(
     """The JSON object in a file.
 
     Args:
-        keys: what it must hold.
-        what_to_do: end of the error message, for the person.
+        keys: keys that it must have.
+        what_to_do: advice at the end of the error message.
 
     Raises:
-        ValueError: the file is cut short or damaged, holds something else than an object, or lacks a key.
+        ValueError: the file is cut short or damaged, is not a JSON object, or lacks a key.
         OSError: it cannot be read.
     """
     try:

@@ -1,4 +1,4 @@
-"""One process at a time in an output folder. A lock ends with the process that holds it, however that ends."""
+"""Locks that let one process at a time use an output folder. They end with their process, however it ends."""
 
 import os
 import sys
@@ -13,16 +13,16 @@ POLL_SECONDS = 0.1
 
 @contextmanager
 def folder_lock(folder: str | Path, argument: str, beside: bool = False) -> Iterator[None]:
-    """Hold an output folder for this process inside this context. The folder is made where it does not exist.
+    """Lock an output folder for this process inside this context. The folder is created if it does not exist.
 
     Args:
-        argument: the name by which the user gave the folder, for the message.
-        beside: put the file `.NAME.lock` beside the folder, which is then not made, instead of `.lock` into it: for
-            folders that are replaced as a whole.
+        argument: the argument that names the folder, for the message.
+        beside: for folders that are replaced as a whole: lock a file `.NAME.lock` beside the folder instead of `.lock`
+            in it, and do not create the folder.
 
     Raises:
-        ValueError: another process holds it.
-        OSError: it is a file, or not writable.
+        ValueError: another process holds the lock.
+        OSError: the folder is a file, or not writable.
     """
     path = Path(folder).resolve()
     if path.exists() and not path.is_dir():
@@ -33,7 +33,7 @@ def folder_lock(folder: str | Path, argument: str, beside: bool = False) -> Iter
     descriptor = _open_locked(path)
     if descriptor is None:
         raise ValueError(
-            f"{argument}={folder} is in use by another process: wait for its end or choose another folder"
+            f"{argument}={folder} is in use by another process: wait until it ends or choose another folder"
         )
     try:
         yield
@@ -42,7 +42,7 @@ def folder_lock(folder: str | Path, argument: str, beside: bool = False) -> Iter
             if _is_at(descriptor, path):
                 path.unlink()
             if is_new:
-                path.parent.rmdir()  # fails where it holds what was to be written
+                path.parent.rmdir()  # fails if something has been written into it
         os.close(descriptor)
 
 
@@ -56,7 +56,7 @@ def _open_locked(path: Path) -> int | None:
         os.close(descriptor)
         if not held:
             return None
-        # Held, but removed since it was opened by the process that held it before: once more.
+        # Locked, but its previous owner has removed the file since it was opened: try again.
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -68,9 +68,9 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def try_lock(descriptor: int, seconds: float = 0.0) -> bool:
-    """Lock an open file, trying for some time; False if others hold it. Processes that inherit the file hold it, too.
+    """Lock an open file, trying for some time; False if another process holds it. Child processes inherit the lock.
 
-    Without effect on Windows, which has no such locks.
+    Does nothing on Windows, which has no such locks.
     """
     if sys.platform == "win32":
         return True

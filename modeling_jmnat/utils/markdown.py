@@ -1,10 +1,10 @@
-"""Tables of results for people, as Markdown."""
+"""Tables in Markdown."""
 
 from collections.abc import Sequence
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str] | None]) -> str:
-    """A table; rows that are None are left out."""
+    """A table, without the rows that are None."""
     if not any(row is not None for row in rows):
         return "(no result yet)\n"
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]

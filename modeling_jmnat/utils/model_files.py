@@ -1,4 +1,4 @@
-"""The files of a saved model, looked at before they are loaded: the libraries' errors do not name the file."""
+"""Checks of a saved model's files before they are loaded, because the errors of libraries do not name the file."""
 
 import zipfile
 from pathlib import Path
@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 
 from .json_files import read_json
 
-JSON_FILES = {  # with what they must hold; each may be missing
+JSON_FILES = {  # with keys that they must have; each file may be missing
     "config.json": (),
     "generation_config.json": (),
     "tokenizer_config.json": (),
@@ -19,9 +19,9 @@ GET_IT_AGAIN = "save or download the model again"
 
 
 def check_model_files(folder: str | Path) -> None:
-    """Refuse a folder with a damaged file, or with an index of weights that names missing ones.
+    """Refuse a folder with a damaged file, or with an index of weights that names missing files.
 
-    What takes time is left to loading: of weights the beginning is read, not the numbers.
+    Of files of weights only the header is read, because reading the numbers takes time.
 
     Raises:
         ValueError: naming the file.
@@ -38,7 +38,7 @@ def check_model_files(folder: str | Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that Transformers would read weights from; ValueError for an index of missing ones."""
+    """The files from which Transformers would read weights; ValueError for an index that names missing files."""
     for name in WEIGHTS:
         path = folder / name
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Signals inside a `with` block: what a command does when it is told to stop."""
+"""Handling of signals inside a `with` block, for commands that are told to stop."""
 
 import signal
 import threading
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def handling(handler: Callable, *numbers: int) -> Iterator[None]:
-    """Call `handler(number, frame)` on these signals inside this context; only in the main thread, which gets them."""
+    """Call `handler(number, frame)` on these signals inside this context; no effect outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -22,7 +22,7 @@ def handling(handler: Callable, *numbers: int) -> Iterator[None]:
 
 @contextmanager
 def received(*numbers: int) -> Iterator[list[int]]:
-    """Gives a list in which these signals are noted, in the order they come; nothing else happens."""
+    """Yield a list to which these signals are appended as they arrive, without any other effect."""
     noted: list[int] = []
     with handling(lambda number, frame: noted.append(number), *numbers):
         yield noted

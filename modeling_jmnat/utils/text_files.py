@@ -1,6 +1,6 @@
-"""Line-aligned text files, plain or gzip-compressed, read and written strictly: nothing is repaired in silence.
+"""Line-aligned text files, plain or gzip-compressed, read and written strictly: nothing is repaired silently.
 
-`\\n`, `\\r\\n` and a lone `\\r` end a line, as in Python's text mode and for sacreBLEU. Other characters that
+`\\n`, `\\r\\n` and a lone `\\r` end a line, as in Python's text mode and in sacreBLEU. Other characters that
 Unicode calls line breaks (vertical tab, form feed, U+0085, U+2028, ...) are white space inside a line.
 """
 
@@ -15,12 +15,12 @@ from .atomic_files import atomic_text_file
 
 
 def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
-    """Yield the UTF-8 lines of an open binary file without their line ends; `name` stands in the error messages.
+    """Yield the UTF-8 lines of an open binary file without their line ends; `name` is for error messages.
 
-    A byte order mark before the first line is no part of it.
+    A byte order mark at the start of the file is removed.
 
     Raises:
-        ValueError: the text is not valid UTF-8 or not a valid gzip stream; the line is named.
+        ValueError: the text is not valid UTF-8 or not a valid gzip stream; the message names the line.
     """
     number = 0
     try:
@@ -41,7 +41,7 @@ def iterate_lines(path: str | Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 file (`.gz` is decompressed), as `decode_lines` does.
 
     Raises:
-        ValueError: the file is not valid UTF-8 or not a valid gzip file; the line is named.
+        ValueError: the file is not valid UTF-8 or not a valid gzip file; the message names the line.
         OSError: the file cannot be opened.
     """
     path = Path(path)
@@ -51,7 +51,7 @@ def iterate_lines(path: str | Path) -> Iterator[str]:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """All lines of a file; an empty file is refused."""
+    """All lines of a file; ValueError for an empty file."""
     lines = list(iterate_lines(path))
     _refuse_empty(path, len(lines))
     return lines
@@ -59,11 +59,11 @@ def read_lines(path: str | Path) -> list[str]:
 
 def _refuse_empty(path: str | Path, lines: int) -> None:
     if not lines:
-        raise ValueError(f"{path}: the file is empty, at least one line is needed")
+        raise ValueError(f"{path}: the file is empty: at least one line is needed")
 
 
 def iterate_parallel(source: str | Path, target: str | Path) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of lines of two line-aligned files; empty files and different line counts are refused."""
+    """Yield the pairs of lines of two line-aligned files; ValueError for empty files and different line counts."""
     source_count = target_count = 0
     for source_line, target_line in itertools.zip_longest(iterate_lines(source), iterate_lines(target)):
         source_count += source_line is not None
@@ -75,12 +75,12 @@ def iterate_parallel(source: str | Path, target: str | Path) -> Iterator[tuple[s
     if source_count != target_count:
         raise ValueError(
             f"{source} has {source_count} lines and {target} has {target_count}: "
-            "line-aligned files need the same number (a carriage return ends a line, too)"
+            "line-aligned files need the same number (a carriage return also ends a line)"
         )
 
 
 def read_parallel(source: str | Path, target: str | Path) -> tuple[list[str], list[str]]:
-    """Two line-aligned files as two lists of equal length; empty files and different line counts are refused."""
+    """Two line-aligned files as lists of equal length; ValueError for empty files and different line counts."""
     source_lines, target_lines = zip(*iterate_parallel(source, target), strict=True)
     return list(source_lines), list(target_lines)
 
@@ -89,7 +89,7 @@ def write_lines(path: str | Path, texts: Iterable[str]) -> None:
     """Write each text as one line of a UTF-8 file (`.gz` is compressed), which appears at `path` once it is complete.
 
     Raises:
-        ValueError: a text holds a line feed or a carriage return, so that `read_lines` would give back more lines than
+        ValueError: a text has a line feed or a carriage return, so that `read_lines` would return more lines than
             there were texts.
         OSError: as `atomic_file`.
     """
@@ -97,7 +97,7 @@ def write_lines(path: str | Path, texts: Iterable[str]) -> None:
         for number, text in enumerate(texts, 1):
             if "\n" in text or "\r" in text:
                 raise ValueError(
-                    f"{path}: text {number} holds a line break ({text!r}), and a text must be one line; if it comes "
-                    "from prepared data, prepare that again with prepare_data.py"
+                    f"{path}: text {number} has a line break ({text!r}) but must be a single line; if it comes from "
+                    "prepared data, prepare that again with `jmnat prepare`"
                 )
             file.write(f"{text}\n")

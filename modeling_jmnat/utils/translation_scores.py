@@ -1,11 +1,11 @@
-"""Scores of translations with intervals and paired tests, from plain lists: what evaluate.py and the metric compute.
+"""Scores of translations with intervals and paired tests, from plain lists, for `jmnat evaluate` and the metric.
 
-Every score follows from sums of counts over the sentences. So the counts of a system are made once, and resampling
-adds them up again. BLEU, chrF and TER are sacreBLEU's own; intervals and p are those of its command with the same
-seed (`--confidence`, `--paired-bs`).
+Every score is computed from counts that are summed over sentences, so the counts of a system are made once, and
+resampling sums them again. BLEU, chrF and TER are sacreBLEU's; intervals and p equal those of its command with the
+same seed (`--confidence`, `--paired-bs`).
 
-This file and `bleu` also travel with the metric in hub_card/metrics/nat_translation: they import nothing else of ours.
-B sentences, N counts of each.
+This file and `bleu` are copied to the metric in hub_card/metrics/nat_translation, so they import nothing else of this
+package. Shapes: B sentences, N counts of each.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from .bleu import bleu_metric, bleu_tokenizer, language_without_spaces
 
 METRICS = ("sacrebleu", "chrf", "chrfpp", "ter", "tokenized_bleu", "repeated_tokens_per_sentence", "length_ratio")
 RESAMPLES, SEED = 1000, 12345  # as in sacreBLEU
-FEWEST_RESAMPLES = 40  # of fewer, none lies beyond 2.5%
-# Languages without spaces that the words of sacreBLEU's TER are right for: two by characters, one with spaces.
+FEWEST_RESAMPLES = 40  # fewer have none beyond 2.5%
+# Languages whose words sacreBLEU's TER can split: those with spaces (None, Korean), and two by characters.
 TER_LANGUAGES = (None, "zh", "ja", "ko")
 
 References = Sequence[str] | Sequence[Sequence[str]]
@@ -30,14 +30,12 @@ References = Sequence[str] | Sequence[Sequence[str]]
 class Measure(NamedTuple):
     """A score: the metric that reads sums of counts, and the function from B hypotheses to counts (B, N).
 
-    `arguments` are those of the command `sacrebleu` that gives the same score, for `tokenized_bleu` from `words`.
+    `arguments` are those with which the command `sacrebleu` gives the same score (`tokenized_bleu`: from `words`).
     """
 
     metric: Any
     counts: Callable[[Sequence[str]], list]
-    arguments: str | None = (
-        None  # of the command `sacrebleu` that gives the same score; of tokenised text, see `words`
-    )
+    arguments: str | None = None
 
 
 class Ratio:
@@ -66,7 +64,7 @@ def _one_each(function: Callable[[Sequence[str]], Sequence[float]], texts: Seque
 
 
 class _Counted:
-    """A metric to which `PairedTest` hands counts in place of texts."""
+    """A metric that takes counts from `PairedTest` instead of texts."""
 
     def __init__(self, metric):
         self._metric = metric
@@ -79,20 +77,20 @@ class _Counted:
 
 
 class Scorer:
-    """Scores systems on one set of references. Counts of a system are kept: scoring it again costs nothing.
+    """Scores systems on one set of references. Counts are cached, so that scoring a system again costs nothing.
 
     Args:
-        references: B references, or B lists of at least one.
-        target_language: code of the language whose Moses rules split words for `tokenized_bleu` and for repeats. In
-            languages without spaces, which are also told by the references' script, sacreBLEU's tokenizer does that.
-        lowercase: ignore case in every score, as the paper does on IWSLT14. TER always does, as TERCOM.
-        bleu_tokenize: sacreBLEU's tokenizer; left out, the one for the language.
-        metrics: some of `METRICS`. `ter` is left out where sacreBLEU cannot tell words apart (Thai, Lao, Khmer,
-            Burmese, Tibetan).
-        by_sentence: further scores: functions from hypotheses to a number for each, the mean of which is the score.
+        references: B references, or B lists of at least one reference.
+        target_language: code of the language whose Moses rules split words for `tokenized_bleu` and for repeats. For
+            languages without spaces, also recognised by the references' script, sacreBLEU's tokenizer splits them.
+        lowercase: ignore case in every score, as the paper does on IWSLT14. TER always does, like TERCOM.
+        bleu_tokenize: sacreBLEU's tokenizer. Default: the one for the language.
+        metrics: some of `METRICS`. `ter` is left out if sacreBLEU cannot split words (Thai, Lao, Khmer, Burmese,
+            Tibetan).
+        by_sentence: further scores: functions from hypotheses to a number for each, whose mean is the score.
 
     Raises:
-        ValueError: references that are no texts, or none; an unknown metric, tokenizer or Moses language.
+        ValueError: there are no references or some are not texts; an unknown metric, tokenizer or Moses language.
         ImportError: words are to be split, and sacremoses is not installed.
     """
 
@@ -111,7 +109,7 @@ class Scorer:
         self.language = language_without_spaces(self._streams[0], target_language)
         self.lowercase = lowercase
         self.bleu_tokenizer = bleu_tokenizer(self._streams[0], target_language, bleu_tokenize)
-        self.words: Callable[[str], str] | None = None  # a text with spaces between its words, where these are scored
+        self.words: Callable[[str], str] | None = None  # puts spaces between words; None if no score needs them
         self.measures = self._measures_of_texts(metrics)
         if not {"tokenized_bleu", "repeated_tokens_per_sentence"}.isdisjoint(metrics):
             if self.language is None:
@@ -134,7 +132,7 @@ class Scorer:
             bleu = _measure(bleu_metric(self.bleu_tokenizer, self.lowercase, references=self._streams), arguments)
             bleu = bleu._replace(counts=functools.lru_cache(1)(bleu.counts))
             found["sacrebleu"] = bleu
-            # Its command prints it as "ratio": tokens of the hypotheses over those of the nearest references.
+            # The command sacrebleu prints it as "ratio": tokens of hypotheses over those of the closest references.
             found["length_ratio"] = Measure(Ratio(), lambda texts: [row[:2] for row in bleu.counts(texts)], arguments)
         for name, order in (("chrf", 0), ("chrfpp", 2)):
             if name in metrics:
@@ -164,7 +162,7 @@ class Scorer:
         """Counts (B, N) of each measure.
 
         Raises:
-            ValueError: no hypotheses, another number of them than of references, or something else than texts.
+            ValueError: there are not as many hypotheses as references, or some are not texts.
         """
         check_hypotheses(hypotheses, self.num_sentences)
         texts = tuple(hypotheses)
@@ -173,7 +171,7 @@ class Scorer:
         return self._counts[texts]
 
     def scores(self, hypotheses: Sequence[str]) -> dict:
-        """Each score by its name, and the signatures of sacreBLEU's as `NAME_signature`."""
+        """Each score by its name, and sacreBLEU's signatures as `NAME_signature`."""
         found = {}
         for name, counts in self.counts(hypotheses).items():
             metric = self.measures[name].metric
@@ -195,11 +193,12 @@ class Scorer:
     def compare(
         self, hypotheses: Sequence[str], baseline: Sequence[str], resamples: int = RESAMPLES, seed: int = SEED
     ) -> dict[str, dict]:
-        """For each score that of the `baseline`, the `difference` (hypotheses - baseline), its `interval`, and `p`.
+        """For each score, that of the `baseline`, the `difference` (hypotheses - baseline), its `interval`, and `p`.
 
-        The interval is the middle 95% of the differences on the same resampled sentences: two-sided. `p` is that of
-        `sacrebleu --paired-bs`, about the share of resamples in which the worse system wins: one-sided, so that 0.025
-        goes with an interval that ends at 0. It is 1 where no count differs, for which sacreBLEU has its smallest p.
+        The interval is the middle 95% of the differences on the same resampled sentences (two-sided). `p` is that of
+        `sacrebleu --paired-bs`, about the share of resamples in which the worse system wins (one-sided): p = 0.025
+        corresponds to an interval that ends at 0. It is 1 if all counts are equal, where sacreBLEU would report its
+        smallest p.
         """
         check_resampling(resamples, seed)
         ours, theirs = self.counts(hypotheses), self.counts(baseline)
@@ -228,12 +227,12 @@ def score_translations(
     seed: int = SEED,
     baselines: Mapping[str, Sequence[str]] | None = None,
 ) -> dict:
-    """Corpus scores of a system; with resamples their intervals, and with baselines paired tests.
+    """Corpus scores of a system; with resamples also intervals, and with baselines also paired tests.
 
     Args:
         target_language, lowercase, bleu_tokenize, metrics: see `Scorer`.
-        resamples: of the sentences, for intervals and tests; 0 leaves them out.
-        seed: of the resamples, at least 1.
+        resamples: number of resamples of the sentences, for intervals and tests; 0: none.
+        seed: seed of the resamples, at least 1.
         baselines: hypotheses of other systems by name.
 
     Returns:
@@ -243,7 +242,7 @@ def score_translations(
         `Scorer.intervals`; `comparisons` by baseline and score, see `Scorer.compare`.
 
     Raises:
-        ValueError: as `Scorer`; no sentences or different numbers of them; baselines without resamples.
+        ValueError: as `Scorer`; there are no sentences or different numbers of them; baselines without resamples.
     """
     check_hypotheses(hypotheses, 0 if references is None else len(references))
     scorer = Scorer(references, target_language, lowercase, bleu_tokenize, metrics)
@@ -257,9 +256,9 @@ def scored(
     seed: int = SEED,
     baselines: Mapping[str, Sequence[str]] | None = None,
 ) -> dict:
-    """What `score_translations` gives, by a scorer that others may share."""
+    """The result of `score_translations`, from a scorer that can be used for several systems."""
     if baselines and not resamples:
-        raise ValueError(f"resamples={resamples}: a comparison with baselines needs some, such as {RESAMPLES}")
+        raise ValueError(f"resamples={resamples} must be above 0 to compare with baselines, such as {RESAMPLES}")
     figures = scorer.scores(hypotheses)
     if resamples:
         figures["intervals"] = scorer.intervals(hypotheses, resamples, seed)
@@ -274,7 +273,7 @@ def scored(
 
 
 def resampled(metric, counts: Sequence[Sequence[float]], resamples: int, seed: int) -> list[float]:
-    """Scores of B sentences drawn with replacement; one seed draws the same ones for every system."""
+    """Scores of B sentences drawn with replacement; a seed draws the same ones for every system."""
     import numpy as np
 
     generator = np.random.default_rng(seed)
@@ -287,20 +286,20 @@ def resampled(metric, counts: Sequence[Sequence[float]], resamples: int, seed: i
 
 
 def middle(scores: Sequence[float]) -> tuple[float, float]:
-    """The scores that bound the middle 95%. Half their distance is what sacreBLEU prints behind its sign ±."""
+    """The bounds of the middle 95% of the scores. Half their distance is what sacreBLEU prints after ±."""
     tail = len(scores) // 40
     ordered = sorted(scores)
     return ordered[tail], ordered[-tail - 1]
 
 
 def paired_p(metric, ours: list, theirs: list, resamples: int, seed: int) -> float:
-    """p of sacreBLEU's paired bootstrap of two systems, by their counts (B, N)."""
+    """p of sacreBLEU's paired bootstrap of two systems, from their counts (B, N)."""
     from sacrebleu.significance import PairedTest
 
     if ours == theirs:
         return 1.0
     counted: Any = {"": _Counted(metric)}
-    with _environment("SACREBLEU_SEED", str(seed)):  # it takes its seed from there alone
+    with _environment("SACREBLEU_SEED", str(seed)):  # the only way to set its seed
         test = PairedTest([("baseline", theirs), ("system", ours)], counted, None, "bs", resamples)
     results: dict[str, Any] = test()[1]
     return float(next(found[1].p_value for name, found in results.items() if name != "System"))
@@ -341,20 +340,20 @@ def check_hypotheses(hypotheses: Sequence[str], num_references: int, name: str =
     """ValueError unless there are as many texts as references, and at least one."""
     is_list = hypotheses is not None and not isinstance(hypotheses, str)
     if not is_list or not len(hypotheses) or len(hypotheses) != num_references:
-        count = len(hypotheses) if is_list else f"{hypotheses!r} in place of a list of"
-        raise ValueError(f"{count} {name} and {num_references} references: the same number, at least one, is needed")
+        count = len(hypotheses) if is_list else f"{hypotheses!r} instead of a list of"
+        raise ValueError(f"{count} {name} and {num_references} references: give equally many, at least one")
     for number, text in enumerate(hypotheses):
         check_text(text, f"{name}[{number}]")
 
 
 def reference_streams(references: References) -> list[list]:
-    """The first reference of each sentence, the second of each, and so on; None where a sentence has fewer.
+    """The first reference of each sentence, the second of each, and so on; None if a sentence has fewer.
 
     Raises:
-        ValueError: no references, or something else than texts and lists of at least one text.
+        ValueError: there are no references, or some are neither texts nor lists of at least one text.
     """
     if references is None or isinstance(references, str) or not len(references):
-        raise ValueError(f"references={references!r}: a list of at least one text, or of lists of texts, is needed")
+        raise ValueError(f"references={references!r} must be a list of at least one text, or of lists of texts")
     rows = [[item] if isinstance(item, str) or item is None else list(item) for item in references]
     for number, row in enumerate(rows):
         if not row:
@@ -366,19 +365,19 @@ def reference_streams(references: References) -> list[list]:
 
 def check_text(value, name: str) -> None:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r} ({type(value).__name__}), and must be a text; nothing is an empty one")
+        raise ValueError(f"{name} is {value!r} ({type(value).__name__}) but must be a string ('' if it is empty)")
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """ValueError for a metric that there is not, or for none."""
+    """ValueError for an unknown metric, or for none."""
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         raise ValueError(f"metrics={list(names)} must be at least one of {', '.join(METRICS)}")
 
 
 def check_resampling(resamples: int, seed: int) -> None:
-    """ValueError for too few resamples, or for a seed that sacreBLEU would not keep."""
+    """ValueError for too few resamples, or for a seed that sacreBLEU ignores."""
     if resamples < FEWEST_RESAMPLES:
         raise ValueError(f"resamples={resamples} must be at least {FEWEST_RESAMPLES}, or 0 for no intervals")
     if seed < 1:
-        raise ValueError(f"seed={seed} must be at least 1: sacreBLEU draws anew each time with 0")
+        raise ValueError(f"seed={seed} must be at least 1: with 0, sacreBLEU draws other sentences in each run")

@@ -1,4 +1,4 @@
-"""Processes that libraries fork for work in parallel."""
+"""Control of processes that libraries fork for parallel work."""
 
 import os
 import signal
@@ -8,27 +8,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 POLL_SECONDS = 1.0
-LONGEST_SOCKET_PATH = 103  # characters, on macOS; Linux allows four more
+LONGEST_SOCKET_PATH = 103  # bytes, on macOS; Linux allows four more
 _owner: int | None = None
 
 
 def has_room_for_sockets(folder: str, characters: int) -> bool:
-    """Whether sockets below a folder, whose paths have so many characters more, are possible."""
+    """Whether a folder's path leaves room for sockets whose paths are longer by so many characters."""
     return len(os.fsencode(folder)) + characters <= LONGEST_SOCKET_PATH
 
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Processes that are forked in this context end with this one, and leave Ctrl-C and SIGTERM to it.
+    """Let processes that are forked in this context end with this one, and ignore Ctrl-C.
 
-    Those of a killed process would wait for work forever, and hold its lock.
+    Otherwise those of a killed process would wait for work forever, and keep its lock.
     """
     global _owner
     _owner = os.getpid()
     try:
         yield
     except Exception as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # `datasets` does not get over one
+        if isinstance(error.__context__, KeyboardInterrupt):  # after one, `datasets` fails with another error
             raise error.__context__ from None
         raise
     finally:

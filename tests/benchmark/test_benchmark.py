@@ -61,7 +61,7 @@ from modeling_jmnat.utils.text_files import read_lines  # noqa: E402
 
 
 class Clock:
-    """Time that engines move on by hand."""
+    """A clock that the engines advance by hand."""
 
     def __init__(self):
         self.now = 0.0
@@ -149,7 +149,7 @@ def test_ratios_are_paired_by_hand():
     slow, fast = [[4.0, 6.0], [12.0, 18.0], [4.0, 7.0]], [[2.0, 2.0], [6.0, 6.0], [2.0, 2.0]]
     assert paired_ratio(slow, fast) == 2.5  # of 2, 3, 2, 3, 2 and 3.5
     assert spread([2.5, 2.5, 2.75]) == pytest.approx(0.25 / 2.5)  # the medians of its rounds
-    with pytest.raises(TooNoisy, match="need 3 rounds, which 2"):
+    with pytest.raises(TooNoisy, match="need 3 rounds that agree, and there are 2"):
         paired_ratio(slow[:2], fast[:2])
     with pytest.raises(TooNoisy, match="differ by 100%"):
         paired_ratio([[1.0], [2.0], [3.0]], [[1.0], [1.0], [1.0]])
@@ -157,7 +157,7 @@ def test_ratios_are_paired_by_hand():
 
 
 def test_every_one_of_few_rounds_counts():
-    """Two of five far off are no agreement, though the quartiles are the same; of more rounds a quarter may be."""
+    """Five rounds with two outliers do not agree, although their quartiles do; more rounds may have a quarter off."""
     few = [0.6, 0.97, 1.0, 1.03, 1.6]
     assert spread(few) == pytest.approx(1.0)
     with pytest.raises(TooNoisy, match="differ by 100%"):
@@ -246,7 +246,7 @@ def ours(candidates, label, bleu):
     return {"system": name, "label": label, "title": f"{name}, {label}", "bleu": bleu}
 
 
-def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
+def test_a_stopped_benchmark_resumes(tmp_path, monkeypatch):
     """Whatever was measured is not measured again, and the figures are those of all rounds."""
     clock, calls = Clock(), []
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock.now)
@@ -287,8 +287,8 @@ def test_a_stopped_benchmark_goes_on(tmp_path, monkeypatch):
         make({"k": 2})
 
 
-def test_measurements_of_an_earlier_version_go_on(tmp_path):
-    """Their settings named which goals a table held."""
+def test_measurements_of_an_earlier_version_are_resumed(tmp_path):
+    """Their settings named the goals of a table."""
     path = tmp_path / "measurements.json"
     path.write_text('{"settings": {"systems": [], "k": 1, "size": "small"}, "loading": {"a": {}}, "latency": {}}')
     found = Benchmark([], [], Plan(), path, {"k": 1}).found
@@ -389,7 +389,7 @@ def test_loading_is_timed_without_tokenizers(folder, monkeypatch):
 
 
 def test_threads_of_ctranslate2_share_a_batch(folder):
-    """Workers translate alike in their places, and one worker gets the batch as it is."""
+    """Workers give the same translations in order, and a single worker gets the batch unchanged."""
     (system,) = [
         found for found in teacher_systems(str(folder / "teacher")) if found.title.endswith("float32, greedy")
     ]
@@ -527,10 +527,10 @@ def test_models_must_belong_together(script, folder, tmp_path, capsys):
     (tmp_path / "teacher").rename(other)
     tiny_tokenizer(vocab_size=290).save_pretrained(other)
     wrong = [
-        (["--student", teacher, "--teacher", student], f"--student {teacher} is a m2m_100 model: it must be a JM-NAT"),
+        (["--student", teacher, "--teacher", student], f"--student {teacher} is a m2m_100 model but must be a JM-NAT"),
         (
             ["--student", student, "--teacher", student],
-            f"--teacher {student} is a jmnat model: it must be autoregressive",
+            f"--teacher {student} is a jmnat model but must be autoregressive",
         ),
         (["--student", student, "--teacher", other], f"--teacher {other} has another tokenizer than --student"),
     ]
@@ -575,7 +575,7 @@ def test_other_inputs_are_other_measurements(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["benchmark", "benchmark_gpu"])
-def test_terminated_it_leaves_nothing_behind(name, tmp_path, monkeypatch):
+def test_a_terminated_benchmark_leaves_no_temporary_files(name, tmp_path, monkeypatch):
     folders = []
 
     def random_work(arguments, work):

@@ -35,7 +35,7 @@ def micro(monkeypatch):
 
 
 def gradients_of_optimiser(step, monkeypatch):
-    """Collect the gradients that the optimiser is given, in place of its work."""
+    """Collect the gradients that the optimiser gets, instead of a step."""
     found = {}
 
     def keep():

@@ -53,7 +53,7 @@ def python(code: str, *arguments) -> str:
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, str]:
-    """What each command prints where Python has nothing but its own library and safetensors."""
+    """What each command prints in a Python with only its standard library and safetensors."""
     return every_help(HEAVY)
 
 
@@ -167,7 +167,7 @@ def test_in_a_checkout_model_and_text_lie_beside_the_package(monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch, tmp_path):
-    """As at a user's who has the wheel: nothing beside the package, and a Hub on this machine."""
+    """As for a user of the wheel: nothing but the package, and a Hub on this machine."""
     with stand_in_hub() as hub:
         take_for_the_hub(monkeypatch, hub, tmp_path / "cache")
         monkeypatch.setattr(shipped, "CHECKOUT", tmp_path)
@@ -194,8 +194,14 @@ def test_installed_the_text_is_fetched_from_the_hub(installed):
 
 def test_a_hub_without_them_is_one_sentence(installed, tmp_path, capsys):
     for words, what in (
-        (["translate"], "the model that comes with this project cannot be had: .*; give --model, a folder or a name"),
-        (["finetune-example", "--model", "x"], "the text that comes with this project cannot be had: .*; give --data"),
+        (
+            ["translate"],
+            "the model that comes with this project cannot be found: .*; give --model, a folder or a name",
+        ),
+        (
+            ["finetune-example", "--model", "x"],
+            "the text that comes with this project cannot be found: .*; give --data",
+        ),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(words)

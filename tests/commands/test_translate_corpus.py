@@ -1,4 +1,4 @@
-"""A corpus on Ray Data: every line once, with the text of one process, whatever is killed in the midst."""
+"""A corpus on Ray Data: every line once, with the text that one process gives, whatever is killed meanwhile."""
 
 import contextlib
 import dataclasses
@@ -119,7 +119,7 @@ if __name__ == "__main__":
 
 
 def slowly(load, seconds, *arguments):
-    """A loader whose function takes its time."""
+    """A loader whose function is slow."""
     translate = load(*arguments)
 
     def translate_slowly(texts):
@@ -139,7 +139,7 @@ def wait_until(condition, process=None, seconds=300):
 
 @pytest.mark.parametrize("backend", ["torch", "ctranslate2"])
 def test_a_teacher_translates_as_distill_does(models, backend):
-    """Not by sentences; blank lines and prefixes are seen to."""
+    """Not by sentences; blank lines and prefixes are handled."""
     teacher = {"model": str(models / "teacher"), "backend": backend, "num_beams": 3, "device": "cpu"}
     arguments = CorpusArguments(**teacher, output_dir="x", split_sentences=False)
     lines = random_lines(6, seed=4)
@@ -165,16 +165,16 @@ def test_bad_options_are_one_sentence(models, tmp_path, capsys):
     good = {"model": models / "student", "input": tmp_path / "text", "output_dir": tmp_path / "out", "device": "cpu"}
     cases = [
         ({"output_dir": ""}, "output_dir is missing"),
-        ({"source_text": "x"}, "source_text and target_text: give both, or neither"),
+        ({"source_text": "x"}, "source_text and target_text belong together: give both, or neither"),
         ({"block_lines": 0}, "block_lines=0 must be at least 1"),
         ({"long_lines": "error"}, "long_lines=error does not apply to a corpus: choose split, truncate or skip"),
         ({"input": tmp_path / "none"}, "No such file"),
         ({"model": tmp_path / "none"}, "none does not exist"),
-        ({"backend": "ctranslate2"}, "are for autoregressive models"),
+        ({"backend": "ctranslate2"}, "do not apply to JM-NAT"),
         ({"backend": "magic"}, "backend='magic' is not one of"),
         ({"num_beams": -1}, "num_beams=-1 must be at least 1"),
         ({"model": models / "teacher", "generation_options": '{"min_length": 3}'}, "min_length does not apply"),
-        ({"output_dir": tmp_path / "used"}, "holds something else: choose a new or an empty folder"),
+        ({"output_dir": tmp_path / "used"}, "holds other files: choose a new or empty folder"),
     ]
     for change, sentence in cases:
         with pytest.raises(SystemExit) as stopped:
@@ -187,7 +187,7 @@ def test_bad_options_are_one_sentence(models, tmp_path, capsys):
 def test_no_folder_for_sockets_is_one_sentence(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/" + 100 * "x")
     monkeypatch.setattr(os, "access", lambda path, mode: path != "/tmp")
-    message = "TMPDIR=/x+ is too long for Ray's sockets, and /tmp cannot be written to: set another"
+    message = "TMPDIR=/x+ is too long for Ray's sockets, and /tmp is not writable: set a shorter one"
     with pytest.raises(ValueError, match=message), corpus_translation.connected(corpus_translation.Pool()):
         pass
 

@@ -124,8 +124,8 @@ def test_pairs_are_stored_a_chunk_at_a_time(small_chunks, tmp_path):
     assert Text.most <= 5 * CHUNK
 
 
-def test_columns_lie_on_the_disk(files, small_chunks, monkeypatch):
-    """What is written has a column of numbers in memory, and no text or ids."""
+def test_columns_are_stored_on_disk(files, small_chunks, monkeypatch):
+    """Writing keeps one column of numbers in memory, and no text or ids."""
     write, seen = preparation._write, []
 
     def watching(output_dir, data, *others):
@@ -141,7 +141,7 @@ def test_columns_lie_on_the_disk(files, small_chunks, monkeypatch):
     assert len(seen) == 2
 
 
-def test_lengths_are_read_a_part_at_a_time(monkeypatch):
+def test_lengths_are_read_in_parts(monkeypatch):
     rows = [list(range(length)) for length in (3, 0, 5, 1, 2)]
     data = datasets.Dataset.from_dict({"input_ids": rows})
     monkeypatch.setattr("modeling_jmnat.data.dataset_columns.ROWS_AT_ONCE", 2)
@@ -168,7 +168,7 @@ main(sys.argv[1:])
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_workers_end_with_the_command(files, tmp_path, number):
-    """In the midst of tokenising with two processes: no process is left, nor is the folder in use."""
+    """While two processes tokenise: afterwards no process is left, and the folder is not in use."""
     options = [word for name, value in files.items() for word in (f"--{name}", value)]
     options += ["--vocab_size", "900", "--num_proc", "2"]
     began = tmp_path / "began"

@@ -34,7 +34,7 @@ def script():
 
 @pytest.fixture
 def files(tmp_path):
-    """Small real files (600 training pairs) as arguments: change one, and see what becomes of it."""
+    """Arguments for small real files (600 training pairs), with changes."""
     named = {}
     for split, short, count in (("train", "train", 600), ("validation", "valid", 20), ("test", "test", 10)):
         for side, language, lines in zip(("source", "target"), ("de", "en"), corpus_lines(short, count), strict=True):
@@ -127,7 +127,7 @@ def test_counts_of_what_was_dropped(files):
     assert texts[-1] == ("Ein Rand bleibt nicht", "Outer space goes")
 
 
-def test_copies_duplicates_and_ratio_stay_unless_asked(files):
+def test_copies_duplicates_and_uneven_pairs_are_kept_by_default(files):
     for _ in range(2):
         add_line(files["train_source"], "Writer")
         add_line(files["train_target"], "Writer")
@@ -169,7 +169,7 @@ def test_reused_tokenizer_gives_the_same_ids(files, tmp_path):
     assert one["test"]["labels"][:] == two["test"]["labels"][:]
 
 
-def test_training_pairs_of_another_folder_come_behind(files, tmp_path):
+def test_training_pairs_of_another_folder_are_appended(files, tmp_path):
     prepare(PreparationArguments(**files))
     first = files["output_dir"]
     own = {**files, "tokenizer": f"{first}/tokenizer", "output_dir": str(tmp_path / "both")}
@@ -244,7 +244,7 @@ def test_line_breaks_of_a_data_set_become_spaces(files, tmp_path, layout):
 
 
 def test_line_breaks_of_data_that_was_prepared_earlier_become_spaces(files, tmp_path):
-    """Earlier versions kept those of a data set of the Hub."""
+    """Earlier versions kept the line breaks of data sets of the Hub."""
     prepare(PreparationArguments(**files))
     data = datasets.load_from_disk(f"{files['output_dir']}/dataset")
     data["train"] = data["train"].select(range(1)).map(lambda row: {"source": BROKEN.strip(), "target": "A\ndog"})
@@ -311,7 +311,7 @@ def bad_inputs():
         (missing_file, r"No such file or directory: .*test\.de\.gone"),
         (bad_bytes, r"train\.de: line 7 is not valid UTF-8"),
         (empty_test_line, r"test\.en: line 11 is empty: every test sentence needs text on both sides"),
-        (long_line, r"valid\.de: line 21 has \d+ tokens: the longest validation sentence allowed is 512"),
+        (long_line, r"valid\.de: line 21 has \d+ tokens: at most max_model_tokens=512 are allowed"),
         (one_side, r"validation_source=.*valid\.de and validation_target=None: both files are needed"),
         (nothing_left, r"no training pair is left after cleaning .*'empty_side': 2"),
         (not_writable, r"output_dir=.*data cannot be written"),
@@ -365,7 +365,7 @@ def test_overwrite_replaces_only_when_the_new_data_is_good(files):
     assert len(load_prepared(files["output_dir"])[0]["train"]) == 601
 
 
-def test_an_interrupted_preparation_is_made_anew_by_the_same_call(files, monkeypatch):
+def test_an_interrupted_preparation_is_repeated_by_the_same_call(files, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -440,7 +440,7 @@ def prepare_until_killed(calls, arguments):
 
 
 def test_overwriting_may_stop_at_any_moment(files, monkeypatch):
-    """What is there is the old or the new preparation as a whole, or none, which the same call makes anew."""
+    """The folder has the whole old or new preparation, or none, which the same call then makes."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # which takes most of the time
     own = files["output_dir"] + "-tokenizer"
     tiny_tokenizer().save_pretrained(own)
@@ -470,7 +470,7 @@ def test_overwriting_may_stop_at_any_moment(files, monkeypatch):
     assert outcomes.count(None) > 10
 
 
-def test_an_interrupted_preparation_of_an_earlier_version_is_made_anew(files):
+def test_an_interrupted_preparation_of_an_earlier_version_is_repeated(files):
     output = Path(files["output_dir"])
     for name in ("dataset/train/of_earlier.arrow", "tokenizer/tokenizer.json"):
         (output / name).parent.mkdir(parents=True)
@@ -484,7 +484,7 @@ def test_an_interrupted_preparation_of_an_earlier_version_is_made_anew(files):
     assert not list(output.glob(".*"))
 
 
-def test_two_at_the_same_time(files, script, capsys, monkeypatch):
+def test_a_second_process_is_refused(files, script, capsys, monkeypatch):
     """The second call is refused at once, and what the first one writes is whole."""
     train_tokenizer, refusals = preparation.train_joint_tokenizer, []
 
@@ -497,13 +497,13 @@ def test_two_at_the_same_time(files, script, capsys, monkeypatch):
     monkeypatch.setattr(preparation, "train_joint_tokenizer", in_the_midst)
     prepare(PreparationArguments(**files))
     sentence = (
-        f"output_dir={files['output_dir']} is in use by another process: wait for its end or choose another folder"
+        f"output_dir={files['output_dir']} is in use by another process: wait until it ends or choose another folder"
     )
     assert refusals == [f"error: {sentence}\n"]
     assert len(load_prepared(files["output_dir"])[0]["train"]) == 600
 
 
-def test_data_prepared_before_fingerprints_had_a_version(files):
+def test_data_with_unversioned_fingerprints_loads(files):
     prepare(PreparationArguments(**{**files, "tokenizer": str(SHIPPED)}))
     path = Path(files["output_dir"]) / "preparation.json"
     written = json.loads(path.read_text())
@@ -516,7 +516,7 @@ def test_data_prepared_before_fingerprints_had_a_version(files):
         load_prepared(files["output_dir"])
 
 
-def test_loading_refuses_what_does_not_belong_together(files, tmp_path):
+def test_loading_refuses_incomplete_data_and_another_tokenizer(files, tmp_path):
     with pytest.raises(ValueError, match=r"nothing holds no finished preparation \(preparation\.json is missing\)"):
         load_prepared(tmp_path / "nothing")
     prepare(PreparationArguments(**files))
@@ -535,7 +535,7 @@ def test_loading_refuses_what_does_not_belong_together(files, tmp_path):
     load_prepared(files["output_dir"])
 
 
-def test_compressed_files_are_read_as_they_are(files):
+def test_compressed_files_are_read(files):
     plain = prepare(PreparationArguments(**files))
     packed = {**files, "output_dir": files["output_dir"] + "-gz"}
     for name in ("train_source", "test_target"):

@@ -31,7 +31,7 @@ def test_whatever_the_page_its_own_text_gives_it_back(text):
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
 def test_every_tag_comes_out_once(text):
-    """However little the translation is like the source."""
+    """Even if the translation is unlike the source."""
     document = read_html(text)
     for translation in ("", "Wort", "ein Wort nach dem anderen"):
         written = document.write([translation] * len(document.texts))

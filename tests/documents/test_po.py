@@ -81,5 +81,5 @@ def test_catalogues_without_a_header_and_other_files():
     assert read_po('msgid "a"\nmsgstr ""').write(["b"]) == 'msgid "a"\nmsgstr "b"'
     assert read_po("").write([]) == ""
     for text in ("no catalogue\n", 'msgid "a"\n'):
-        with pytest.raises(ValueError, match="not a message catalogue of gettext"):
+        with pytest.raises(ValueError, match="not a gettext message catalogue"):
             read_po(text)

@@ -1,4 +1,4 @@
-"""Subtitles: times and settings stay, sentences go on from cue to cue, and words are shared out among them."""
+"""Subtitles: times and settings stay, sentences continue across cues, and words are distributed among them."""
 
 import re
 

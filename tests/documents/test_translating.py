@@ -86,9 +86,9 @@ def test_the_command_translates_text_alone(student, tmp_path, capsys, name):
         (
             "text.srt",
             ["--n_best", "2"],
-            "--n_best does not apply to a document (srt): leave it out, or give --format text",
+            "--n_best does not apply to a srt document: leave it out, or give --format text",
         ),
-        ("text.md", ["--watch"], "--watch does not apply to a document (markdown)"),
+        ("text.md", ["--watch"], "--watch does not apply to a markdown document"),
         ("text.md", ["--format", "srt"], "text.md: not SubRip subtitles"),
         ("bytes.md", [], "bytes.md is not valid UTF-8 (invalid start byte at byte 1)"),
         ("nothing.md", [], "No such file"),

@@ -76,7 +76,7 @@ def states_of(model, batch):
 
 
 @pytest.mark.parametrize("place", STATE_NOISES)
-def test_noise_strikes_its_place_alone_and_goes_away(student, place):
+def test_noise_affects_only_its_place_and_ends_with_the_block(student, place):
     model, batch = student
     clean = states_of(model, batch)
     with noisy_states(model, place, 0.3):

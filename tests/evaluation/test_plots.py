@@ -1,4 +1,4 @@
-"""Pictures: every logged figure becomes a line with the right points, axes carry units, mistakes have a sentence."""
+"""Pictures: every logged figure becomes a line with the right points, axes have units, mistakes get a sentence."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def history():
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that were saved, still open for questions."""
+    """The saved figures as objects, for inspection."""
     figures = []
     original = Figure.savefig
     monkeypatch.setattr(
@@ -259,8 +259,8 @@ def test_command_draws_and_says_what_is_wrong(history, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == {"output": picture, "panels": 1, "lines": 1}
     before = (tmp_path / "picture.png").read_bytes()
     for arguments, sentence in (
-        ([], "give one of --run, --latency, --lengths and --noise"),
-        (["--run", str(tmp_path / "run"), "--latency", str(rows)], "give one of --run, --latency"),
+        ([], "give exactly one of --run, --latency, --lengths and --noise"),
+        (["--run", str(tmp_path / "run"), "--latency", str(rows)], "give exactly one of --run, --latency"),
         (["--lengths", str(rows)], "was not written by evaluate.py"),
         (["--lengths", str(old)], "has no by_source_words: run evaluate.py again"),
         (["--noise", str(old)], "has no noise_level: run evaluate.py with --noise"),

@@ -275,7 +275,7 @@ def test_exported_graphs_are_evaluated(folder, tmp_path, evaluate, capsys):
 
 
 def test_models_without_a_limit_of_positions_are_evaluated(folder, tmp_path, evaluate):
-    """T5 has relative positions alone."""
+    """T5 has only relative positions."""
     tokenizer = tiny_tokenizer()
     config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=1, decoder_start_token_id=0)
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -294,7 +294,7 @@ def test_command_counts_long_lines_and_splits_sentences_when_asked(folder, tmp_p
     common += ["--num_iterations", "1", "--output", str(tmp_path / "report")]
     evaluate([*common, "--translations", str(tmp_path)])
     report, whole = (tmp_path / name for name in ("report", "num_iterations-1.txt"))
-    assert "warning: 1 line holds a sentence longer than the 64 tokens" in capsys.readouterr().err
+    assert "warning: 1 line has a sentence longer than the 64 tokens" in capsys.readouterr().err
     (row,) = json.loads(report.read_text())["results"]
     assert (row["long_lines"], row["length_recall_at"]) == (1, 4)
     texts = whole.read_text()
@@ -328,7 +328,7 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
             "error: num_beams=0 must be a whole number of at least 1",
         ),
         ([student, source, source, "--noise", "encoder_input", "--noise_levels", "0", "nan"], "error: noise_levels=["),
-        ([student, source, source, "--noise", "drop", "--noise_levels", "2"], "error: noise_levels=[2.0] must hold"),
+        ([student, source, source, "--noise", "drop", "--noise_levels", "2"], "error: noise_levels=[2.0] must be"),
         ([student, source, source, "--latency_sentences", "-1"], "error: latency_sentences=-1 must be at least 0"),
         ([student, source, source, "--num_length_candidates", "0"], "error: num_length_candidates=0"),
         ([student, source, source, "--num_beams", "5"], "error: --num_beams does not apply to JM-NAT"),

@@ -1,4 +1,4 @@
-"""evaluate.py for sceptics: stored translations give the scores again, baselines, prepared data, COMET's stand-in."""
+"""evaluate.py: stored translations give the same scores; baselines, prepared data, a stand-in for COMET."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.helpers.translation_samples import load_script, save_translators, tin
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Models, and references that are near the translations: scores are not 0."""
+    """Models, and references close to the translations, so that scores are above 0."""
     folder = save_translators(tmp_path_factory.mktemp("models"))
     write_lines(folder / "test.src", random_lines(30, seed=8))
     write_lines(folder / "test.tgt", random_lines(30, seed=9))
@@ -188,7 +188,7 @@ def test_prepared_data_has_two_splits(tmp_path, capsys):
     assert report["settings"]["sentences"] == len(dataset["validation"])
     assert read_lines(tmp_path / "report.translations" / "reference.txt.gz") == dataset["validation"]["target"][:]
     capsys.readouterr()
-    sentence = f"error: {data} has no test split: prepare_data.py takes --test_source and _target"
+    sentence = f"error: {data} has no test split: prepare it again with --test_source and --test_target"
     assert refused(capsys, *common, "--split", "test") == sentence
 
 
@@ -248,20 +248,20 @@ def test_what_cannot_be_evaluated_gets_a_sentence_before_the_work(folder, tmp_pa
     twice = tmp_path / "test.src"
     write_lines(twice, read_lines(folder / "test.src"))
     for options, sentence in (
-        ([], "error: given are no texts: either --source and --reference are needed, or --data"),
-        (["--source", short], "error: given are source: either --source and --reference"),
-        ([*text, "--data", tmp_path], "error: given are source, reference, data: either"),
-        ([*text, "--split", "test"], "error: split=test is a part of --data"),
+        ([], "error: got no text: give either --source and --reference, or --data"),
+        (["--source", short], "error: got source: give either --source and --reference"),
+        ([*text, "--data", tmp_path], "error: got source, reference, data: give either"),
+        ([*text, "--split", "test"], "error: split=test applies only to --data"),
         (["--data", tmp_path], f"error: {tmp_path} holds no finished preparation"),
         ([*text, "--metrics", "bleu"], "error: metrics=['bleu'] must be at least one of sacrebleu, chrf, chrfpp, ter"),
         ([*text, "--resamples", "7"], "error: resamples=7 must be at least 40, or 0 for no intervals"),
         ([*text, "--seed", "0"], "error: seed=0 must be at least 1"),
         ([*text, "--baseline", short, "--resamples", "0"], "error: resamples=0 must be at least 40"),
-        ([*text, "--baseline", short], f"error: baseline={short} has 1 lines, and there are 30 references"),
-        ([*text, "--baseline", old], f"error: baseline={old} names no translations: give the translations"),
-        ([*text, "--baseline", none], f"error: baseline={none} names no translations"),
+        ([*text, "--baseline", short], f"error: baseline={short} has 1 lines, but there are 30 references"),
+        ([*text, "--baseline", old], f"error: baseline={old} has no translations: give a file of translations"),
+        ([*text, "--baseline", none], f"error: baseline={none} has no translations"),
         ([*text, "--baseline", tmp_path / "no.txt"], "error: [Errno 2] No such file"),
-        ([*text, "--baseline", twice, folder / "test.src"], "there is another one called 'test.src', rename one"),
+        ([*text, "--baseline", twice, folder / "test.src"], "two baselines are called 'test.src', rename one"),
     ):
         found = refused(capsys, "--model", folder / "student", *options, "--output", tmp_path / "report.json")
         assert sentence in found

@@ -67,7 +67,7 @@ def test_candidates_and_exponents_equal_their_own_decodings(folder, reranked):
 
 
 def test_rules_against_repeats_equal_their_own_decodings():
-    """Of candidates that lose tokens the length does not tell which of them was tried."""
+    """If candidates lose tokens, their length does not tell which one was tried."""
     tokenizer = tiny_tokenizer()
     model = tiny_student(tokenizer, seed=2)
     shared, rules = {"repeatable_tokens": [], "length_shift": 2}, list(REPEAT_SETTINGS.values())
@@ -171,7 +171,7 @@ def test_the_command_saves_what_it_found_and_evaluate_takes_it(folder, tmp_path,
     assert figures["settings"]["generation"] == written["best"]
 
 
-def test_exported_graphs_get_the_choice_too(folder, tmp_path, tune):
+def test_exported_graphs_get_the_choice_as_well(folder, tmp_path, tune):
     pytest.importorskip("onnx", reason="the extra `bench` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
@@ -253,7 +253,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(folder, tmp_
     text = ["--source", str(tmp_path / "text"), "--reference", str(tmp_path / "text")]
     with pytest.raises(SystemExit):
         tune.main(["--model", str(folder / "student"), *text])
-    expected = f"{folder / 'student' / 'generation_config.json'} cannot be written (Read-only file system), see --save"
+    expected = (
+        f"{folder / 'student' / 'generation_config.json'} cannot be written (Read-only file system): give --save False"
+    )
     assert expected in capsys.readouterr().err
 
 
@@ -277,20 +279,20 @@ def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tun
 @pytest.mark.parametrize(
     ("model", "options", "message"),
     [
-        ("student", ["--grid", '{"num_iterations": 4}'], "num_iterations must have a list of values, at least one"),
-        ("student", ["--grid", '{"num_iterations": []}'], "num_iterations must have a list of values, at least one"),
-        ("student", ["--grid", '{"prune_candidates": [1]}'], "prune_candidates cannot be tuned, nor be on"),
+        ("student", ["--grid", '{"num_iterations": 4}'], "num_iterations must have a list of at least one value"),
+        ("student", ["--grid", '{"num_iterations": []}'], "num_iterations must have a list of at least one value"),
+        ("student", ["--grid", '{"prune_candidates": [1]}'], "prune_candidates cannot be tuned or set"),
         ("student", ["--generation_options", '{"prune_to": 2}'], "prune_to cannot be tuned"),
-        ("student", ["--grid", '{"num_length_candidates": [3]}'], "--num_length_candidates decides on it"),
+        ("student", ["--grid", '{"num_length_candidates": [3]}'], "--num_length_candidates sets it"),
         ("student", ["--generation_options", '{"length_offset": 5}'], "length_offset cannot be given in --grid or"),
-        ("student", ["--grid", '{"length_normalization": [1]}'], "--exponents decides on it"),
-        ("student", ["--generation_options", '{"num_iterations": 4}'], "--grid decides on it"),
+        ("student", ["--grid", '{"length_normalization": [1]}'], "--exponents sets it"),
+        ("student", ["--generation_options", '{"num_iterations": 4}'], "--grid sets it"),
         ("teacher", ["--grid", '{"length_penalty": [1, 2]}'], "length_penalty cannot be given in --grid or"),
         ("teacher", ["--generation_options", '{"num_beams": 2}'], "num_beams cannot be given in --generation_options"),
         ("student", ["--exponents", "1", "-1"], "exponents=[1.0, -1.0] must be at least one number, all in"),
         ("student", ["--exponents", "nan"], "exponents=[nan] must be at least one number, all in [0, 100]"),
         ("student", ["--consensus_weights", "-1"], "consensus_weights=[-1.0] must be at least one number, all in [0"),
-        ("student", ["--grid", '{"consensus_weight": [1]}'], "--consensus_weights decides on it"),
+        ("student", ["--grid", '{"consensus_weight": [1]}'], "--consensus_weights sets it"),
         ("student", ["--num_length_candidates", "2", "0"], "num_length_candidates=0 must be at least 1"),
         ("student", ["--grid", '{"num_iterations": [1, "a"]}'], "num_iterations='a' must be a whole number"),
         ("student", ["--grid", "x"], "grid='x' is not JSON"),
@@ -305,7 +307,7 @@ def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tun
         ("teacher", ["--reranker", "teacher"], "--reranker does not apply"),
         ("teacher", ["--repeat_rules", "none"], "--repeat_rules does not apply"),
         ("student", ["--repeat_rules", "all"], "repeat_rules=['all'] must be at least one of none, collapse, remask"),
-        ("student", ["--repeat_rules", "delete", "--grid", '{"delete_repeats": [true]}'], "--repeat_rules decides on"),
+        ("student", ["--repeat_rules", "delete", "--grid", '{"delete_repeats": [true]}'], "--repeat_rules sets"),
     ],
 )
 def test_the_command_says_what_is_wrong(folder, tmp_path, tune, capsys, model, options, message):

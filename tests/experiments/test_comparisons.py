@@ -35,7 +35,7 @@ def scorer(references):
 
 
 def shortened(lines, share, seed):
-    """The lines with this share of their words left out."""
+    """The lines without this share of their words."""
     generator = np.random.default_rng(seed)
     return [" ".join(word for word in line.split() if generator.random() > share) or "a" for line in lines]
 
@@ -69,7 +69,7 @@ def test_several_trainings_are_compared_by_their_mean(references, scorer):
     assert found["p"] < 0.05
 
 
-def test_what_differs_by_chance_alone_is_no_difference(references, scorer):
+def test_differences_by_chance_are_not_significant(references, scorer):
     same = [[shortened(references, 0.1, seed) for seed in seeds] for seeds in ((100, 101), (102, 103))]
     found = compare(scorer, *same)
     assert found["p"] > 0.05

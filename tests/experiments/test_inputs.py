@@ -61,7 +61,7 @@ def test_line_breaks_in_data_of_an_earlier_version_are_refused(folder):
         data.save_to_disk(str(folder / "new"))
         (folder / "data" / "dataset").rename(folder / f"before_{name}")
         (folder / "new").rename(folder / "data" / "dataset")
-    with pytest.raises(ValueError, match=r"test\.tgt: text 2 holds a line break .* prepare that again"):
+    with pytest.raises(ValueError, match=r"test\.tgt: text 2 has a line break .* prepare that again"):
         export_held_out_text(held_out_text(folder / "data"), folder)
-    with pytest.raises(ValueError, match=r"distilled\.en: text \d+ holds a line break .* prepare that again"):
+    with pytest.raises(ValueError, match=r"distilled\.en: text \d+ has a line break .* prepare that again"):
         distilled(folder)

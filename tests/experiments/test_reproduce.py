@@ -140,8 +140,8 @@ def test_main_suite_is_stopped_once_and_resumed(data, preset, tmp_path, capsys, 
     assert "moved/jm-1 is a non-autoregressive model" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         reproduce(capsys, *command[:-4])
-    assert "teacher=None is not what the run in output=" in (error := capsys.readouterr().err)
-    assert "was begun with (weights differ)" in error
+    assert "teacher=None is not that of the run in output=" in (error := capsys.readouterr().err)
+    assert "(weights differ)" in error
 
 
 def test_another_system_of_the_paper_is_reproduced_alone(data, preset, tmp_path, capsys, monkeypatch):
@@ -200,7 +200,7 @@ def test_other_data_in_the_same_folder_is_refused(data, preset, tmp_path, capsys
     with pytest.raises(SystemExit):
         reproduce(capsys, *command)
     error = capsys.readouterr().err
-    assert f"data={mine} is not what the run in output={tmp_path / 'run'} was begun with ({part} differ)" in error
+    assert f"data={mine} is not that of the run in output={tmp_path / 'run'} ({part} differ)" in error
     assert contents(tmp_path / "run") == before
 
 
@@ -220,15 +220,15 @@ def test_other_preset_is_refused(data, preset, tmp_path, capsys, monkeypatch):
     mine.write_text(preset.read_text().replace("max_steps: 12", "max_steps: 13"))
     with pytest.raises(SystemExit):
         reproduce(capsys, *command)
-    assert f"preset={mine} is not what the run in" in (error := capsys.readouterr().err)
+    assert f"preset={mine} is not that of the run in" in (error := capsys.readouterr().err)
     assert "(training.max_steps differ)" in error
     with pytest.raises(SystemExit):
         reproduce(capsys, *command, "--preset", preset, "--teacher_preset", mine)
-    assert f"teacher_preset={mine} is not what the run in" in capsys.readouterr().err
+    assert f"teacher_preset={mine} is not that of the run in" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_stage_runs")
-def test_run_that_was_begun_without_the_file_gets_one(data, preset, tmp_path, capsys):
+def test_a_run_begun_without_the_file_gets_one(data, preset, tmp_path, capsys):
     command = ["--preset", preset, "--data", data, "--output", tmp_path / "run"]
     reproduce(capsys, *command)
     written = tmp_path / "run" / "begun_with.json"
@@ -239,7 +239,7 @@ def test_run_that_was_begun_without_the_file_gets_one(data, preset, tmp_path, ca
 
 
 @pytest.mark.usefixtures("no_stage_runs")
-def test_run_from_before_fingerprints_had_a_version_goes_on(preset, tmp_path, capsys):
+def test_a_run_with_unversioned_fingerprints_resumes(preset, tmp_path, capsys):
     """With the digests of the data that the code wrote then."""
     held_out = {"test_source": str(tmp_path / "validation.src"), "test_target": str(tmp_path / "validation.tgt")}
     data = prepare_words(tmp_path, train=25, tokenizer=str(SHIPPED), lowercase=True, **held_out)
@@ -263,7 +263,7 @@ def test_run_from_before_fingerprints_had_a_version_goes_on(preset, tmp_path, ca
     path.write_text(json.dumps(begun | {"data": before | {"tokenizer": tokenizer[::-1]}}))
     with pytest.raises(SystemExit):
         reproduce(capsys, *command)
-    assert "was begun with (tokenizer differ)" in capsys.readouterr().err
+    assert "(tokenizer differ)" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("no_stage_runs")
@@ -299,7 +299,10 @@ def test_trainings_use_what_the_machine_has(gpu, bf16, options):
         (["--time_budget", "0"], "time_budget=0.0 must be above 0 minutes"),
         (["--preset", "nothing"], "preset 'nothing' is not one of"),
         (["--teacher", "no/where/at/all"], "no/where/at/all"),
-        (["--teacher", "mine", "--teacher_preset", "multi30k_small"], "teacher=mine is there already: give one of"),
+        (
+            ["--teacher", "mine", "--teacher_preset", "multi30k_small"],
+            "teacher=mine is trained already: give only one of",
+        ),
     ],
 )
 def test_bad_input_has_a_sentence(data, preset, tmp_path, capsys, arguments, sentence):
@@ -323,5 +326,5 @@ def test_data_without_a_test_split_is_refused(preset, tmp_path, capsys):
     data = prepare_tiny_data(tmp_path)
     with pytest.raises(SystemExit):
         reproduce(capsys, "--preset", preset, "--data", data, "--output", tmp_path / "run")
-    assert "has no test split: prepare_data.py takes --test_source and _target" in capsys.readouterr().err
+    assert "has no test split: prepare it again with --test_source and --test_target" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

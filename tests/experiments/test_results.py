@@ -208,7 +208,7 @@ def test_translations_that_may_not_be_copied(run, tmp_path):
     rows = read_rows(folder / RESULTS)
     assert not any(row.get("translations") for row in rows)
     assert [path.name for path in folder.iterdir()] == [RESULTS]
-    with pytest.raises(ValueError, match="no translations are stored of jm-1 in tiny"):
+    with pytest.raises(ValueError, match="there are no stored translations of jm-1 in tiny"):
         translations_of(folder, select(rows, system="jm", variant="")[0])
 
 
@@ -219,7 +219,7 @@ def test_translations_that_may_not_be_copied(run, tmp_path):
         (["--add", "RUN", "--run", "tiny", "--only", "("], "only='(' must be a regular expression"),
         (
             ["--add", "RUN", "--run", "tiny", "--only", "nat"],
-            "only='nat' is found in none of cm-1, jm against cm, jm-1",
+            "only='nat' matches none of cm-1, jm against cm, jm-1",
         ),
         (["--add", "RUN/jm-1", "--run", "tiny"], "trainer_state.json lacks results: name JSON files of evaluate.py"),
         (["--add", "RUN/none", "--run", "tiny"], "none holds no results"),
@@ -287,14 +287,14 @@ def test_tables_are_made_from_the_rows(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("system: cm", "system: nat", "there is no row of the line 'CM-NAT'"),
+        ("system: cm", "system: nat", "there is no row for the line 'CM-NAT'"),
         ("run: tiny, variant", "run: large, variant", "has no row with {'run': 'large'"),
-        ("kind: table2", "kind: table9", "kind='table9' must be one of main, table1"),
-        ("kind: table2", "kinds: table2", "a table is declared by columns, from, kind, lines, rows"),
-        ("kind: table2", "kind: [", "is declared by no YAML"),
-        ("show: sacrebleu, seed", "seed", "the column 'validation, no seed 2' must say what it is to show"),
-        ("columns:", "rows:", "a table is declared by columns"),
-        ("<!-- table\nkind", "<!-- picture\nkind", "a picture is declared by file, from, kind, lines, rows"),
+        ("kind: table2", "kind: table9", "kind='table9' is not one of main, table1"),
+        ("kind: table2", "kinds: table2", "a table must be declared by columns, from, kind, lines, rows"),
+        ("kind: table2", "kind: [", "must be declared in YAML"),
+        ("show: sacrebleu, seed", "seed", "the column 'validation, no seed 2' must say what to show"),
+        ("columns:", "rows:", "a table must be declared by columns"),
+        ("<!-- table\nkind", "<!-- picture\nkind", "a picture must be declared by file, from, kind, lines, rows"),
         ("<!-- table\nkind: table2", "<!-- picture\nfile: a.png\nkind: bars", "kind='bars' must be one of latency"),
     ],
 )

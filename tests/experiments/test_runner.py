@@ -76,7 +76,7 @@ def test_chosen_stages_come_with_what_they_need():
     assert names("c$") == ["a", "b", "c", "bc"]
     assert names("^c|d") == ["a", "b", "c", "d"]
     assert names("") == list(needs)
-    with pytest.raises(ValueError, match="only='x' is found in no stage, such as a, b, c, d, bc"):
+    with pytest.raises(ValueError, match="only='x' matches no stage; the first are a, b, c, d, bc"):
         names("x")
     with pytest.raises(ValueError, match=r"only='\(' is not a regular expression"):
         names("(")
@@ -236,7 +236,7 @@ def test_stages_run_the_commands_of_the_package(tmp_path, monkeypatch):
     )
 
 
-def test_what_is_done_and_left_is_told(tmp_path, capsys):
+def test_progress_is_reported(tmp_path, capsys):
     stages = [
         stage(tmp_path, "a"),
         stage(tmp_path, "b", "time.sleep(1)"),
@@ -266,7 +266,7 @@ def test_jobs_run_side_by_side_up_to_their_number(tmp_path):
     assert most == 2
 
 
-def test_a_stage_that_takes_times_runs_alone_and_last(tmp_path):
+def test_a_stage_that_measures_time_runs_alone_and_last(tmp_path):
     stages = [stage(tmp_path, "timed", "time.sleep(0.2)", alone=True)]
     stages += [stage(tmp_path, name, "time.sleep(0.3)") for name in "abc"]
     StageRunner(tmp_path, jobs=2).run(stages)
@@ -405,7 +405,7 @@ def test_stages_that_outlive_their_runner_are_waited_for(tmp_path, monkeypatch, 
             pass
     with exclusive(tmp_path):
         assert events(tmp_path) == [("a", "begin"), ("a", "end")]
-    assert "waiting for stages of an earlier call to end" in capsys.readouterr().err
+    assert "waiting for the stages of an earlier call to end" in capsys.readouterr().err
 
 
 def test_threads_and_memory_are_shared(tmp_path):

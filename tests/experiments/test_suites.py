@@ -190,7 +190,7 @@ def test_autoregressive_baselines_have_the_text_and_updates_of_the_students(data
 
 
 def test_choices_are_made_on_the_validation_text(data, tmp_path):
-    """Only the final rows of table 2 are scored on the test text, by systems that stand in the table."""
+    """Only the final rows of table 2 are scored on the test text, and only for systems in the table."""
     JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
     for suite in SUITES:
         stages = SuiteBuilder(settings(data, tmp_path)).build([suite])
@@ -324,7 +324,7 @@ def test_names_of_systems_differ():
 
 
 def fake_results(builder, stages):
-    """A result for each evaluation; every BLEU is a number of its own."""
+    """A result for each evaluation; every BLEU is a different number."""
     scores, number = {}, 1000
     for stage in stages:
         if not stage.name.startswith("evaluate_"):

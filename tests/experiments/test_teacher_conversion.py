@@ -104,7 +104,7 @@ def test_what_would_fail_later_is_refused_at_once(options, message, tmp_path, te
 
 
 def test_source_text_alone_makes_a_scored_student(tmp_path, teacher, text, capsys):
-    """All of it with the real commands, for a teacher of several target languages; then nothing is left to do."""
+    """The whole run with the real commands, for a multilingual teacher; a second call has nothing left to do."""
     (tmp_path / "few.yaml").write_text("training: {max_tokens: 200, save_steps: 4}")
     words = ["--teacher", teacher, "--train_source", text[0], "--output", str(tmp_path / "run"), "--max_steps", "4"]
     words += ["--language_code", ">>eng<<", "--decoder_layers", "1", "--preset", str(tmp_path / "few.yaml")]
@@ -113,7 +113,7 @@ def test_source_text_alone_makes_a_scored_student(tmp_path, teacher, text, capsy
     output = capsys.readouterr().out
     last = json.loads(output.splitlines()[-1])
     assert last["finished"]
-    assert "references are the teacher's own translations" in output
+    assert "scored against the teacher's own translations" in output
     rows = {(row["model"], row["decoding"]): row for row in last["results"]}
     students = [("student", f"k = {passes}") for passes in (1, 4, 10)]
     assert list(rows) == [("teacher", "greedy"), ("teacher", "beam 5"), *students]

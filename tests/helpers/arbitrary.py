@@ -79,7 +79,7 @@ def texts(largest=10, extra=()):
 
 
 def examples(count: int):
-    """Settings of a property that is tried on `count` examples."""
+    """Settings of a property that is tested on `count` examples."""
     return settings(
         max_examples=count * max(1, TIMES),
         derandomize=not TIMES,

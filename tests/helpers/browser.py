@@ -57,7 +57,7 @@ def start_browser():
 
 
 def emulate(browser, size, theme="light", still=True):
-    """A screen of this size, and what the device prefers."""
+    """Set the size of the screen and the preferences of the device."""
     resize(browser, *size)
     motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}
     features = [motion, {"name": "prefers-color-scheme", "value": theme}]

@@ -7,7 +7,7 @@ MADE = re.compile(r"<!-- made: .*?<!-- end -->", re.DOTALL)  # from the code's o
 
 
 def code_pieces(text: str) -> list[str]:
-    """What stands in blocks of shell commands, then in spans of code."""
+    """The content of shell blocks, then of code spans."""
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
     return [*blocks, *re.findall(r"`([^`]+)`", FENCE.sub("", text))]
 

@@ -1,4 +1,4 @@
-"""Small random models with decided predictions: weights are scaled up until tokens, lengths and attention differ."""
+"""Small random models with sharp predictions: weights are scaled up until tokens, lengths and attention differ."""
 
 import torch
 

@@ -114,7 +114,7 @@ def run_together(processes: int, logs: Path, function, *arguments) -> None:
 
 
 def _with_new_state(function, *arguments) -> None:
-    """Forget what the parent process has found about itself."""
+    """Reset the state inherited from the parent process."""
     from accelerate.state import AcceleratorState, PartialState
 
     AcceleratorState._reset_state(reset_partial_state=True)

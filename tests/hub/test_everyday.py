@@ -1,4 +1,4 @@
-"""The sentences of a German course, and what the shipped model makes of them."""
+"""The sentences of a German course, and how the shipped model translates them."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_a_translation_is_right_whatever_its_case_and_punctuation():
 
 
 def test_the_shipped_model_translates_as_many_as_is_written_down():
-    """One less at most: another processor rounds otherwise."""
+    """At most one less, because other processors round differently."""
     rows = (json.loads(line) for line in (FILE.parent / "results.jsonl").read_text().splitlines())
     (stored,) = [row for row in rows if row["run"] == "de-en/everyday" and row["num_iterations"] == 4]
     found = counts(wrong_translations(str(MODEL), num_iterations=4, num_length_candidates=4))

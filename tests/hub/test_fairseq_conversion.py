@@ -189,7 +189,7 @@ def test_tables_decide_and_not_the_settings(mask_predict, told):
 
 
 def test_decoder_with_fewer_positions_than_lengths(mask_predict):
-    """The release fails beyond its table; here such lengths are not tried, and all else stays the same."""
+    """The release fails beyond its table; here such lengths are not tried, and everything else is equal."""
     mask_predict.convert(state={"decoder.embed_positions.weight": lambda table: table[: 10 + 2]})
     model = mask_predict.load()
     assert model.config.max_target_length == 12
@@ -257,7 +257,7 @@ SETTINGS_ERRORS = {
     "fewer_layers": ({"decoder_layers": 1}, "holds the tensor decoder.layers.1.self_attn.in_proj_weight"),
     "ffn": (
         {"encoder_ffn_embed_dim": 25},
-        r"tensor encoder.layers.0.fc1.weight has shape \[24, 16\], its settings call for \[25, 16\]",
+        r"tensor encoder.layers.0.fc1.weight has shape \[24, 16\], but its settings require \[25, 16\]",
     ),
     "learned": (
         {"encoder_learned_pos": True, "decoder_learned_pos": True},
@@ -271,19 +271,19 @@ TENSOR_ERRORS = {
     "no_target_embedding": ({"decoder.embed_tokens.weight": None}, "lacks the tensor decoder.embed_tokens.weight"),
     "shape": (
         {"encoder.layers.0.self_attn.in_proj_bias": torch.zeros(7)},
-        r"tensor encoder.layers.0.self_attn.in_proj_bias has shape \[7\], its settings call for \[48\]",
+        r"tensor encoder.layers.0.self_attn.in_proj_bias has shape \[7\], but its settings require \[48\]",
     ),
     "lengths_shape": ({"encoder.embed_lengths.weight": torch.zeros(7)}, r"embed_lengths.weight has shape \(7,\)"),
     "narrow_lengths": (
         {"encoder.embed_lengths.weight": torch.zeros(13, 8)},
-        r"encoder.embed_lengths.weight has shape \[13, 8\], its settings call for \[13, 16\]",
+        r"encoder.embed_lengths.weight has shape \[13, 8\], but its settings require \[13, 16\]",
     ),
     "separate": (
         {"decoder.embed_tokens.weight": lambda table: table + 1},
         "decoder.embed_tokens.weight differs from encoder.embed_tokens.weight: only --share-all-embeddings",
     ),
     "separate_sizes": ({"decoder.embed_tokens.weight": torch.zeros(9, 16)}, "only --share-all-embeddings"),
-    "no_tensor": ({"encoder.version": 3.0}, "'encoder.version' in 'model' is no tensor"),
+    "no_tensor": ({"encoder.version": 3.0}, "'encoder.version' in 'model' is not a tensor"),
 }
 
 
@@ -309,22 +309,22 @@ def test_tensors_that_do_not_fit_are_named(jmnat, name):
 
 def test_superfluous_tensors_are_named(jmnat):
     jmnat.state["decoder.project_out_dim.weight"] = torch.zeros(16, 16)
-    assert_refused(jmnat, "holds the tensor decoder.project_out_dim.weight, which its settings do not call for")
+    assert_refused(jmnat, "holds the tensor decoder.project_out_dim.weight, which does not fit its settings")
     jmnat.change(state={"decoder.project_out_dim.weight": None})
     jmnat.state["decoder.embed_out"] = torch.zeros_like(jmnat.state["encoder.embed_tokens.weight"])
     assert_refused(jmnat, "decoder.embed_out differs from encoder.embed_tokens.weight")
 
 
-def test_dictionaries_that_do_not_fit(jmnat):
+def test_dictionaries_that_do_not_fit_are_refused(jmnat):
     shorter = write_dictionary(jmnat.folder / "shorter.txt", words(22))
-    message = r"shorter.txt gives 22 symbols .* but encoder.embed_tokens.weight has 23 rows"
+    message = r"shorter.txt has 22 symbols .* but encoder.embed_tokens.weight has 23 rows"
     assert_refused(jmnat, message, source_dict=shorter, target_dict=shorter)
     assert_refused(jmnat, r"dict.txt and .*shorter.txt differ \(23 and 22 symbols\)", target_dict=shorter)
     other = write_dictionary(jmnat.folder / "other.txt", [*words(22), "zzz"])
     assert_refused(jmnat, r"differ \('w17' and 'zzz' as symbol 22\)", target_dict=other)
     for line, message in (
-        ("word", "line 1 is not a symbol"),
-        ("w x", "line 1 is not"),
+        ("word", "line 1 must be a symbol"),
+        ("w x", "line 1 must be a symbol"),
         ("</s> 3", "repeats the symbol"),
     ):
         other.write_text(f"{line}\n")
@@ -343,7 +343,7 @@ def test_folder_with_content_is_kept(jmnat):
 
 
 def test_a_second_process_is_refused(jmnat):
-    message = f"output_dir={jmnat.output} is in use by another process: wait for its end or choose another folder"
+    message = f"output_dir={jmnat.output} is in use by another process: wait until it ends or choose another folder"
     with folder_lock(jmnat.output, "output_dir", beside=True), pytest.raises(ValueError, match=message):
         jmnat.convert()
     assert not jmnat.output.exists()
@@ -374,12 +374,12 @@ def test_files_with_code_are_refused(jmnat, monkeypatch, value, name, zipped):
     path = jmnat.folder / "code.pt"
     checkpoint = {"args": jmnat.settings, "model": jmnat.state, "extra_state": {"value": value}}
     torch.save(checkpoint, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=rf"code.pt is refused: it holds ({name}), only tensors, plain values"):
+    with pytest.raises(ValueError, match=rf"code.pt is refused: it holds ({name}), but only tensors, plain values"):
         read_checkpoint(path)
     assert not Path("executed").exists()
 
 
-def test_files_that_are_no_checkpoints(jmnat):
+def test_files_other_than_checkpoints_are_refused(jmnat):
     path = jmnat.folder / "file.pt"
     whole = save_checkpoint(path, jmnat.settings, jmnat.state).read_bytes()
     for content in (b"", b"text", whole[:3000], whole[: len(whole) // 2]):
@@ -387,10 +387,10 @@ def test_files_that_are_no_checkpoints(jmnat):
         with pytest.raises(ValueError, match="file.pt is not a complete checkpoint of PyTorch"):
             read_checkpoint(path)
     for content, message in (
-        ([1], "holds a list, not a dictionary"),
-        ({"model": jmnat.state}, "its 'args' is no argparse.Namespace"),
-        ({"args": vars(jmnat.settings), "model": jmnat.state}, "its 'args' is no argparse.Namespace"),
-        ({"args": Namespace(), "model": None}, "its 'model' is no dictionary of tensors"),
+        ([1], "is a list, not a dictionary"),
+        ({"model": jmnat.state}, "its 'args' is not an argparse.Namespace"),
+        ({"args": vars(jmnat.settings), "model": jmnat.state}, "its 'args' is not an argparse.Namespace"),
+        ({"args": Namespace(), "model": None}, "its 'model' is not a dictionary of tensors"),
     ):
         torch.save(content, path)
         with pytest.raises(ValueError, match=message):

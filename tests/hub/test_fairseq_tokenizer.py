@@ -69,13 +69,13 @@ def test_segments_by_hand():
     ("content", "message"),
     [
         ("", "at least one line"),
-        ("#version: 0.2\n", "there are no byte-pair codes"),
-        ("a b\na\n", "line 2 is no merge"),
-        ("a b c\n", "line 1 is no merge"),
-        ("a  b\n", "line 1 is no merge"),
+        ("#version: 0.2\n", "has no byte-pair codes"),
+        ("a b\na\n", "line 2 must be a merge"),
+        ("a b c\n", "line 1 must be a merge"),
+        ("a  b\n", "line 1 must be a merge"),
     ],
 )
-def test_files_that_are_no_codes(tmp_path, content, message):
+def test_files_without_codes_are_refused(tmp_path, content, message):
     codes = tmp_path / "codes"
     codes.write_text(content)
     with pytest.raises(ValueError, match=f"codes.*{message}"):

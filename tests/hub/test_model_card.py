@@ -114,6 +114,14 @@ def test_text_tells_scores_sources_and_limits(write):
     assert "{%" not in text
 
 
+def test_scores_have_the_intervals_of_the_result_file(write):
+    scored = row("num_iterations", 4, 20.123, intervals={"sacrebleu": [18.96, 21.44], "ter": [1, 2]})
+    text = (write(results=report(row("num_iterations", 1, 10.06), scored)) / "README.md").read_text(encoding="utf-8")
+    assert "\n| sacreBLEU | 10.1 | 20.1 (19.0 to 21.4) |\n| chrF | 30.1 | 40.2 |\n" in text
+    assert "95% interval" in text
+    assert "95% interval" not in (write() / "README.md").read_text(encoding="utf-8")
+
+
 def test_snippets_show_what_the_model_answers(write, translator):
     text = (write() / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -150,8 +158,8 @@ def test_latencies_get_a_row_and_a_picture(write):
     [
         ({"licence": "mit"}, "facts.yaml does not know licence"),
         ({"tests": [{"name": "Numbers", "results": "results.json"}]}, "tests 1 lacks dataset"),
-        ({"tests": []}, "one of tests"),
-        ({"examples": ["eins"]}, "at least two examples"),
+        ({"tests": []}, "two or more examples, and tests"),
+        ({"examples": ["eins"]}, "two or more examples"),
         ({"training_text": [{"name": "counting", "url": "x", "pairs": 1, "by": "y", "license": "z"}]}, "license_name"),
         ({"tests": [{**FACTS["tests"][0], "teacher": "results.json"}]}, "with num_beams, sacreBLEU and chrF"),
     ],
@@ -162,14 +170,14 @@ def test_facts_that_do_not_fit_are_named(write, facts, message):
 
 
 def test_files_that_do_not_fit_are_named(write, tmp_path):
-    with pytest.raises(ValueError, match=r"results.json is no result file of evaluate.py with num_iterations"):
+    with pytest.raises(ValueError, match=r"results.json is not a result file of evaluate.py with num_iterations"):
         write(results={"results": [{"num_iterations": 1}]})
-    with pytest.raises(ValueError, match=r"results.json holds no results"):
+    with pytest.raises(ValueError, match=r"results.json has no results"):
         write(results=report())
     with pytest.raises(FileNotFoundError, match=r"missing.json"):
         write({"tests": [{**FACTS["tests"][0], "results": "missing.json"}]})
     (tmp_path / "facts.yaml").write_text("- a list")
-    with pytest.raises(ValueError, match="must hold names and values"):
+    with pytest.raises(ValueError, match="must be a mapping of names to values"):
         read_facts(tmp_path / "facts.yaml")
     (tmp_path / "facts.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):

@@ -72,7 +72,7 @@ torch.save({"folder": first} | {name: look(source)[1] for name, source in source
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What a training leaves: a model with its tokenizer, and more files."""
+    """The output of a training: a model with its tokenizer, and more files."""
     folder = tmp_path_factory.mktemp("trained")
     tokenizer = tiny_tokenizer()
     model = tiny_student(tokenizer)
@@ -141,7 +141,7 @@ def test_saving_after_publishing_copies_no_code(published, tmp_path):
     assert not list((tmp_path / "later").glob("*.py"))
 
 
-def test_a_copy_that_takes_no_code_along_names_none(published, tmp_path):
+def test_a_copy_without_code_names_none(published, tmp_path):
     """As after fine-tuning with the package. What lies in a repository is named on."""
     model, tokenizer = load_for_publishing(published)
     named = model.config.auto_map
@@ -183,7 +183,9 @@ def test_weights_too_large_for_half_precision_are_refused(trained, tmp_path, cap
     with pytest.raises(SystemExit) as exit_code:
         build(tmp_path / "large", tmp_path / "half", "--fp16")
     assert exit_code.value.code == 1
-    assert "encoder.layers.0.fc1.weight has a weight of 70000: half precision ends at 65504" in capsys.readouterr().err
+    assert (
+        "encoder.layers.0.fc1.weight has a weight of 70000, above 65504 of half precision" in capsys.readouterr().err
+    )
     assert not (tmp_path / "half").exists()
 
 
@@ -215,7 +217,7 @@ def test_rebuilding_replaces_weights_and_code_and_leaves_other_files(trained, tm
 def test_a_second_build_of_the_folder_is_refused(published, tmp_path, capsys):
     with folder_lock(tmp_path / "model", "output"), pytest.raises(SystemExit):
         build(SHIPPED, tmp_path / "model")
-    message = f"output={tmp_path / 'model'} is in use by another process: wait for its end or choose another folder"
+    message = f"output={tmp_path / 'model'} is in use by another process: wait until it ends or choose another folder"
     assert capsys.readouterr().err == f"error: {message}\n"
     assert list(tmp_path.iterdir()) == []
     assert {path.stat().st_mode & 0o777 for path in published.iterdir()} == {published.stat().st_mode & 0o666}
@@ -341,8 +343,8 @@ def test_commands_take_a_model_from_the_hub(published, hub, tmp_path, capsys):
     capsys.readouterr()
     text = ["--source", str(tmp_path / "source"), "--reference", str(tmp_path / "source")]
     for script, arguments, sentence in (
-        ("export_onnx", [], "model someone/tiny is not a folder: --output must say where the graphs go"),
-        ("tune_decoding", text, "model someone/tiny is not a folder: the choice can only be saved in one"),
+        ("export_onnx", [], "model someone/tiny is not a folder: give --output DIR for the graphs"),
+        ("tune_decoding", text, "model someone/tiny is not a folder, so settings cannot be saved in it"),
         ("translate", ["--backend", "onnx"], "someone/tiny holds no translator.onnx"),
     ):
         with pytest.raises(SystemExit):
@@ -350,7 +352,7 @@ def test_commands_take_a_model_from_the_hub(published, hub, tmp_path, capsys):
         assert sentence in capsys.readouterr().err
 
 
-def test_training_goes_on_from_a_model_on_the_hub(trained, published, hub, tmp_path):
+def test_training_starts_from_a_model_on_the_hub(trained, published, hub, tmp_path):
     """Data with its tokenizer, training from its weights; they come out unchanged when nothing is learned."""
     push(published, "someone/tiny")
     options = {"output_dir": tmp_path / "data", "tokenizer": "someone/tiny"}
@@ -450,7 +452,7 @@ def test_push_that_the_hub_fails_leaves_the_repository_as_it_was(trained, tmp_pa
     assert "model.safetensors" in hub.repositories["someone/tiny"]
 
 
-def test_push_to_a_name_that_is_none(trained, tmp_path, hub, capsys):
+def test_push_to_an_invalid_name_is_refused(trained, tmp_path, hub, capsys):
     text = one_sentence(capsys, trained, tmp_path / "model", "--push", "some one/tiny/model")
     assert "some one/tiny/model" in text
 
@@ -485,7 +487,7 @@ json.dump(printed, open(sys.argv[2], "w"))
 
 
 def test_shipped_model_loads_without_trust_where_the_package_is(monkeypatch):
-    """By the very calls of the commands; nothing is asked."""
+    """With the same calls as the commands, and without a prompt."""
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked for trust"))
     model, tokenizer = load_for_publishing(SHIPPED)
     assert type(model).__module__ == "modeling_jmnat.modeling_jmnat"

@@ -53,7 +53,7 @@ def test_greedy_decoding_equals_a_slow_loop(tokenizer, sources):
         assert result == [token for token in ids[1:] if token != 2]
 
 
-def test_training_mode_comes_back(tokenizer, sources):
+def test_training_mode_is_restored(tokenizer, sources):
     model = random_teacher(tokenizer).train()
     decode(TransformersEngine(model), sources[:2], num_beams=1, max_length=5)
     assert model.training
@@ -63,12 +63,12 @@ def test_training_mode_comes_back(tokenizer, sources):
     ("options", "message"),
     [({"num_beams": 0}, "num_beams=0"), ({"batch_tokens": 0}, "batch_tokens=0")],
 )
-def test_bad_decoding_options(tokenizer, sources, options, message):
+def test_bad_decoding_options_are_named(tokenizer, sources, options, message):
     with pytest.raises(ValueError, match=message):
         decode(TransformersEngine(random_teacher(tokenizer)), sources[:1], **options)
 
 
-def test_source_without_tokens_or_too_long(tokenizer):
+def test_empty_and_too_long_sources_are_refused(tokenizer):
     engine = TransformersEngine(random_teacher(tokenizer))
     with pytest.raises(ValueError, match="source 2 has no tokens"):
         decode(engine, [[2], []])
@@ -174,7 +174,7 @@ def test_choice_of_backend(tokenizer):
     model.generation_config.forced_bos_token_id = 5
     assert choose_backend("auto", model, "cpu") == "transformers"
     if importlib.util.find_spec("ctranslate2"):
-        with pytest.raises(ValueError, match="cannot take a multilingual m2m_100 model"):
+        with pytest.raises(ValueError, match="cannot run a multilingual m2m_100 model"):
             choose_backend("ctranslate2", model, "cpu")
 
 
@@ -182,7 +182,7 @@ def test_ctranslate2_computes_in_the_models_number_type(tokenizer, monkeypatch):
     ctranslate2 = pytest.importorskip("ctranslate2")
     model = random_teacher(tokenizer).bfloat16()
     assert choose_backend("auto", model, "cpu") == "transformers"
-    with pytest.raises(ValueError, match="cannot compute in dtype='bfloat16' on this cpu: choose float32, or take"):
+    with pytest.raises(ValueError, match="cannot compute in dtype='bfloat16' on this cpu: choose float32, or use"):
         choose_backend("ctranslate2", model, "cpu")
     asked = {}
     monkeypatch.setattr(ctranslate2, "Translator", lambda path, **options: asked.update(options))

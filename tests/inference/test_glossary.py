@@ -1,4 +1,4 @@
-"""Glossaries: the target term stands in every line that holds the source term, and other lines stay as they are."""
+"""Glossaries: the target term is in every line whose source has the source term; other lines stay as they are."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def texts(model, tokenizer, lines, **options):
     return [result.text for result in translate_lines(model, tokenizer, lines, num_iterations=3, **options)]
 
 
-def test_source_terms_are_found_whole_in_any_case_the_longest_first():
+def test_source_terms_match_whole_words_in_any_case_longest_first():
     glossary = Glossary({"Hund": "hound", "kleiner Hund": "puppy", "C++": "C++", "Straße": "road"})
     for sentence, terms in {
         "Der Hund schläft.": ["hound"],
@@ -38,7 +38,7 @@ def test_source_terms_are_found_whole_in_any_case_the_longest_first():
     assert list(glossary.missing("Hund, kleiner Hund", "hounds and a puppy")) == ["hound"]
 
 
-def test_a_file_is_read_and_its_faults_are_named(tmp_path):
+def test_faulty_lines_of_a_glossary_file_are_named(tmp_path):
     file = tmp_path / "terms.tsv"
     file.write_text("Hund\thound\n\n  Auto \t motor vehicle \nHund\thound\n", encoding="utf-8")
     assert Glossary.read(file).terms == {"hund": "hound", "auto": "motor vehicle"}
@@ -46,7 +46,7 @@ def test_a_file_is_read_and_its_faults_are_named(tmp_path):
         "Hund hound\n": "line 1 must be a source term, a tab and a target term",
         "Hund\thound\nKatze\t\n": "line 2 must be a source term, a tab and a target term",
         "Hund\thound\textra\n": "line 1 must be",
-        "Hund\thound\nhund\tdog\n": "line 2 gives 'hund' another target term than a line before",
+        "Hund\thound\nhund\tdog\n": "line 2 gives 'hund' another target term than an earlier line",
         "\n": "the glossary is empty",
     }.items():
         file.write_text(text, encoding="utf-8")
@@ -63,8 +63,8 @@ def test_words_are_found_in_ids(tokenizer):
 
 
 @pytest.mark.parametrize("backend", ["torch", "cuda_graphs"])
-def test_terms_stand_whatever_the_model_thinks(student, tokenizer, backend):
-    """A random model has no idea of a translation, and has to obey."""
+def test_terms_occur_whatever_the_model_predicts(student, tokenizer, backend):
+    """A random model knows no translation, so the terms come from the glossary alone."""
     model = student if backend == "torch" else StaticShapeJMNat(student)
     lines = random_lines(12, seed=2)
     words = sorted({word for line in lines for word in line.split()})
@@ -80,7 +80,7 @@ def test_terms_stand_whatever_the_model_thinks(student, tokenizer, backend):
     assert changed > 0
 
 
-def test_the_shipped_model_puts_a_term_where_the_word_was(shipped):
+def test_the_shipped_model_replaces_the_word_by_the_term(shipped):
     lines = ["Sie zeigte mir ihr neues Auto.", "Der Hund schläft.", "Tom hat gestern einen Hund geschlagen.", "Danke."]
     glossary = Glossary({"auto": "motor vehicle", "Hund": "hound"})
     plain, found = texts(*shipped, lines), texts(*shipped, lines, glossary=glossary)
@@ -92,19 +92,19 @@ def test_the_shipped_model_puts_a_term_where_the_word_was(shipped):
     assert "dog" not in " ".join(found)
 
 
-def test_what_has_no_glossary_is_refused(student, tokenizer, monkeypatch):
+def test_models_without_glossary_support_are_refused(student, tokenizer, monkeypatch):
     for model in (random_teacher(tokenizer), object()):
         with pytest.raises(ValueError, match="a glossary needs a JM-NAT model and the backend torch or cuda_graphs"):
             Glossary({"a": "b"}).check(model, tokenizer)
     monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: "\ufffd")
-    with pytest.raises(ValueError, match="the model cannot write the target term '漢', it would become '\ufffd'"):
+    with pytest.raises(ValueError, match="the model cannot write the target term '漢', which would become '\ufffd'"):
         Glossary({"a": "漢"}).check(student, tokenizer)
     for terms in ({}, {"a": " "}, {"": "b"}):
-        with pytest.raises(ValueError, match="a glossary needs at least one term, and no empty ones"):
+        with pytest.raises(ValueError, match="a glossary needs at least one term, and none may be empty"):
             Glossary(terms)
 
 
-def test_command(tmp_path, capsys):
+def test_the_command_takes_a_glossary(tmp_path, capsys):
     (tmp_path / "terms.tsv").write_text("Auto\tmotor vehicle\n", encoding="utf-8")
     (tmp_path / "text.de").write_text("Sie zeigte mir ihr neues Auto.\n\n", encoding="utf-8")
     main = load_script("translate").main
@@ -112,7 +112,7 @@ def test_command(tmp_path, capsys):
     main([*arguments, str(tmp_path / "terms.tsv")])
     assert capsys.readouterr().out == "She showed me her new motor vehicle.\n\n"
     for wrong, sentence in (
-        ([str(tmp_path / "terms.tsv"), "--n_best", "2"], "--glossary gives one translation of each line"),
+        ([str(tmp_path / "terms.tsv"), "--n_best", "2"], "--glossary gives only one translation per line"),
         ([str(tmp_path / "text.de")], "line 1 must be a source term, a tab and a target term"),
     ):
         with pytest.raises(SystemExit) as stopped:

@@ -81,7 +81,7 @@ def core(text):
 
 @examples(100)
 @given(text=paragraphs, limit=limits, vocabulary=vocabularies, split_sentences=st.booleans())
-def test_a_text_translated_into_itself_is_itself(text, limit, vocabulary, split_sentences):
+def test_identity_translation_restores_the_text(text, limit, vocabulary, split_sentences):
     (record,) = pipeline_of("echo", limit, vocabulary)(text, split_sentences=split_sentences)
     written = record["translation_text"]
     assert core(written) == core(text)
@@ -91,7 +91,7 @@ def test_a_text_translated_into_itself_is_itself(text, limit, vocabulary, split_
 
 @examples(100)
 @given(text=paragraphs, limit=limits, vocabulary=vocabularies)
-def test_whatever_the_model_writes_the_lines_are_those_of_the_text(text, limit, vocabulary):
+def test_number_of_lines_is_kept_whatever_the_model_writes(text, limit, vocabulary):
     (record,) = pipeline_of("babbler", limit, vocabulary)(text)
     written = record["translation_text"]
     written.encode()
@@ -109,7 +109,7 @@ def test_whatever_the_model_writes_the_lines_are_those_of_the_text(text, limit, 
     limit=limits,
     vocabulary=vocabularies,
 )
-def test_a_list_is_its_texts(lines, batch_size, limit, vocabulary):
+def test_a_list_equals_its_texts(lines, batch_size, limit, vocabulary):
     for kind in ("babbler", "student"):
         pipe = pipeline_of(kind, limit, vocabulary)
         assert pipe(lines, batch_size=batch_size) == [pipe(line)[0] for line in lines]
@@ -124,7 +124,7 @@ def test_a_list_is_its_texts(lines, batch_size, limit, vocabulary):
     budget=st.sampled_from([None, 1, 60]),
     window=st.integers(1, 9),
 )
-def test_line_i_belongs_to_line_i(lines, limit, vocabulary, split_sentences, budget, window):
+def test_translations_keep_the_order_of_lines(lines, limit, vocabulary, split_sentences, budget, window):
     options = {"split_sentences": split_sentences, "long_lines": "split", "window_lines": window}
     model, tokenizer = model_of("echo", limit, vocabulary), tokenizer_of(vocabulary)
     found = [*translate_lines(model, tokenizer, lines, max_batch_tokens=budget, **options)]
@@ -138,7 +138,7 @@ def test_line_i_belongs_to_line_i(lines, limit, vocabulary, split_sentences, bud
 @given(
     lines=st.lists(paragraphs, max_size=8), limit=limits, vocabulary=vocabularies, budget=st.sampled_from([None, 60])
 )
-def test_whatever_the_model_writes_a_line_is_one_line(lines, limit, vocabulary, budget):
+def test_each_line_gives_one_line_whatever_the_model_writes(lines, limit, vocabulary, budget):
     model, tokenizer = model_of("babbler", limit, vocabulary), tokenizer_of(vocabulary)
     options = {"split_sentences": True, "long_lines": "split"}
     found = [*translate_lines(model, tokenizer, lines, max_batch_tokens=budget, **options)]
@@ -151,7 +151,7 @@ def test_whatever_the_model_writes_a_line_is_one_line(lines, limit, vocabulary, 
 
 @examples(20)
 @given(before=texts(4), half=st.integers(0xD800, 0xDFFF), after=texts(4), vocabulary=vocabularies)
-def test_half_characters_are_refused(before, half, after, vocabulary):
+def test_lone_surrogates_are_refused(before, half, after, vocabulary):
     text, model = before + chr(half) + after, model_of("echo", 24, vocabulary)
     with pytest.raises(ValueError, match="a text to translate has a lone surrogate at character"):
         pipeline_of("echo", 24, vocabulary)(text)
@@ -161,7 +161,7 @@ def test_half_characters_are_refused(before, half, after, vocabulary):
 
 @examples(20)
 @given(text=paragraphs, limit=limits, vocabulary=vocabularies, num_best=st.integers(1, 2))
-def test_the_history_of_a_text_has_its_lines(text, limit, vocabulary, num_best):
+def test_history_keeps_the_lines_of_a_text(text, limit, vocabulary, num_best):
     options = {"return_history": True, "num_iterations": 3, "num_return_sequences": num_best, "collapse_repeats": True}
     records = pipeline_of("student", limit, vocabulary)([text], **options)[0]
     for record in records if num_best > 1 else [records]:

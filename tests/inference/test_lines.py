@@ -204,7 +204,7 @@ def test_line_i_of_ten_thousand_stays_line_i(folder, student, tokenizer, tmp_pat
     found = (tmp_path / "out").read_bytes().decode().removesuffix("\n").split("\n")
     assert found == expected
     assert (figures["sentences"], figures["long_lines"]) == (10_000, 4)
-    assert "warning: 4 lines hold a sentence longer than the" in errors
+    assert "warning: 4 lines have a sentence longer than the" in errors
 
 
 def test_a_file_of_carriage_returns_is_lines(folder, tmp_path, translate, capsys, monkeypatch):

@@ -58,8 +58,8 @@ def test_errors_of_loading_name_the_cause(folder, tmp_path):
             load_translator(*arguments)
 
 
-def test_what_may_stand_twice_is_known_and_saved(student, tokenizer, folder, tmp_path):
-    """The model itself cannot tell letters from words; a folder that says so is believed."""
+def test_repeatable_tokens_are_set_and_saved(student, tokenizer, folder, tmp_path):
+    """A model alone cannot tell letters from words, so the tokenizer does; a setting in the folder has precedence."""
     assert student.generation_config.repeatable_tokens is None
     model, _ = load_translator(folder / "student")
     assert model.generation_config.repeatable_tokens == repeatable_tokens(tokenizer)
@@ -75,7 +75,7 @@ def test_what_may_stand_twice_is_known_and_saved(student, tokenizer, folder, tmp
 
 
 @pytest.mark.parametrize("normalize_before", [True, False])
-def test_save_and_load(tokenizer, tmp_path, normalize_before):
+def test_a_saved_teacher_gives_the_same_logits(tokenizer, tmp_path, normalize_before):
     model = random_teacher(tokenizer, normalize_before)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -105,7 +105,7 @@ def test_student_is_refused_as_teacher(tokenizer, tmp_path):
         load_teacher(tmp_path)
 
 
-def test_folder_that_does_not_exist(tmp_path, monkeypatch):
+def test_a_missing_folder_is_named(tmp_path, monkeypatch):
     (tmp_path / "runs" / "teacher").mkdir(parents=True)
     (tmp_path / "runs" / "file").touch()
     monkeypatch.chdir(tmp_path)
@@ -132,7 +132,7 @@ def test_codes_of_m2m100_lose_their_underscores():
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 @pytest.mark.parametrize(("load", "name"), [(load_translator, "student"), (load_teacher, "teacher")])
-def test_weights_that_are_no_numbers_are_refused(load, name, value, student, tokenizer, tmp_path):
+def test_nan_weights_are_refused(load, name, value, student, tokenizer, tmp_path):
     model = tiny_student(tokenizer) if name == "student" else random_teacher(tokenizer)
     model.get_encoder().layers[0].fc1.bias.data[3] = value
     model.save_pretrained(tmp_path)
@@ -158,14 +158,14 @@ def foreign(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("load", [load_translator, load_teacher, load_teacher_tokenizer])
-def test_code_in_a_folder_is_never_run_nor_asked_about(load, foreign, tmp_path, monkeypatch):
+def test_code_in_a_folder_is_never_run(load, foreign, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *args: pytest.fail("asked on standard input"))
     with pytest.raises(ValueError, match="code"):
         load(foreign)
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_command_does_not_take_its_text_for_an_answer(foreign, tmp_path):
+def test_a_command_does_not_read_its_input_as_an_answer(foreign, tmp_path):
     command = [sys.executable, "-m", "modeling_jmnat.commands", "translate", "--model", str(foreign)]
     done = subprocess.run(command, input="yes, ein Hund\n", capture_output=True, text=True, timeout=120)
     assert done.returncode == 1

@@ -22,7 +22,7 @@ def read(folder):
     return [(row["id"], row["source"]) for table in tables for row in table.to_pylist()]
 
 
-def test_lines_of_several_files_are_numbered_on(tmp_path):
+def test_line_numbers_continue_across_files(tmp_path):
     (tmp_path / "a").write_text("".join(f"{text}\n" for text in TEXTS))
     (tmp_path / "b.gz").write_bytes(gzip.compress(b"sieben\r\nacht"))
     blocks = tmp_path / "blocks"
@@ -33,7 +33,7 @@ def test_lines_of_several_files_are_numbered_on(tmp_path):
     assert read(blocks) == list(enumerate([*TEXTS, "sieben", "acht"]))
 
 
-def test_parquet_with_and_without_ids(tmp_path):
+def test_parquet_is_read_with_and_without_ids(tmp_path):
     folder = tmp_path / "parts"
     folder.mkdir()
     write_parquet(folder / "1.parquet", text=TEXTS[:3], name=["c", "b", "a"])
@@ -60,13 +60,13 @@ def test_bad_input_is_named(tmp_path):
     (tmp_path / "empty").touch()
     cases = [
         (lambda: CorpusInput(), "give either input files or dataset_name"),
-        (lambda: CorpusInput((twice, "text.de")), "input holds text and Parquet"),
+        (lambda: CorpusInput((twice, "text.de")), "input has both text and Parquet files"),
         (lambda: CorpusInput(("text.de",), id_column="key"), "id_column='key' does not apply to text files"),
-        (lambda: list(CorpusInput((twice,), id_column="key").rows()), "id_column='key' holds an id more than once"),
+        (lambda: list(CorpusInput((twice,), id_column="key").rows()), "id_column='key' has an id more than once"),
         (lambda: list(CorpusInput((twice,), id_column="no").rows()), "id_column='no' is not in .*; it has text, key"),
         (lambda: list(CorpusInput((twice,), text_column="de").rows()), "text_column='de' is not in .*twice.parquet"),
         (lambda: list(CorpusInput((twice,), text_column="key").rows()), "must be a string, not int"),
-        (lambda: list(CorpusInput((str(tmp_path / "cut.parquet"),)).rows()), "cut.parquet is no complete Parquet"),
+        (lambda: list(CorpusInput((str(tmp_path / "cut.parquet"),)).rows()), "cut.parquet is not a complete Parquet"),
         (lambda: write_blocks(CorpusInput((str(tmp_path / "empty"),)).rows(), tmp_path, 2), "the input is empty"),
         (lambda: write_blocks(iter([(0, "a"), (1, "\ud800")]), tmp_path, 2), "row 2"),
         (lambda: list(CorpusInput(dataset_name=str(tmp_path / "none")).rows()), "Couldn't find any data"),

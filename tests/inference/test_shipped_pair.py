@@ -1,4 +1,4 @@
-"""The teacher and the student in hub_card/multi30k_tiny, which are there to be measured without any training."""
+"""The teacher and the student in hub_card/multi30k_tiny, which allow measurements without training."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 PAIR = Path(__file__).resolve().parents[2] / "hub_card" / "multi30k_tiny"
 
 
-def test_both_translate_a_caption_alike():
+def test_student_and_teacher_translate_a_caption_alike():
     teacher, tokenizer = load_teacher(PAIR / "teacher")
     student = JMNatForConditionalGeneration.from_pretrained(PAIR / "jmnat").eval()
     assert {parameter.dtype for parameter in [*teacher.parameters(), *student.parameters()]} == {torch.float32}

@@ -95,7 +95,7 @@ def test_ids_and_text_of_odd_lines_are_marians(student, theirs, side):
     expect_the_same(student, theirs, repeated, side)
 
 
-def test_single_precision_decides_between_equals(segmenters):
+def test_single_precision_decides_ties_as_sentencepiece_does(segmenters):
     """The slow twin gives SentencePiece's pieces for any text, the fast path alone does not."""
     plain = sentencepiece.SentencePieceProcessor(model_proto=segmenters[0])
     path = Path(__file__).with_name("unused.spm")
@@ -115,7 +115,7 @@ def test_single_precision_decides_between_equals(segmenters):
     assert differs  # else this test says nothing about ties
 
 
-def test_new_tokens_stand_behind_the_teachers(student, theirs):
+def test_new_tokens_follow_those_of_the_teacher(student, theirs):
     assert len(student) == len(theirs) + 2
     assert (student.bos_token_id, student.mask_token_id) == (len(theirs), len(theirs) + 1)
     for name in ("pad_token_id", "eos_token_id", "unk_token_id"):
@@ -152,7 +152,7 @@ def test_sentences_are_read_and_shown_as_with_our_own_vocabularies(student):
 # Languages -----------------------------------------------------------------------------------------------------------
 
 
-def test_one_target_language_of_several_stands_before_every_source(teacher, theirs, tmp_path):
+def test_a_chosen_target_language_begins_every_source(teacher, theirs, tmp_path):
     fixed, _ = tokenizer_of_teacher(teacher, language_code=">>fra<<")
     fixed.save_pretrained(tmp_path)
     fixed = JMNatTokenizer.from_pretrained(tmp_path)

@@ -109,7 +109,7 @@ def test_targets_much_longer_than_sources_are_decoded_in_pieces(tokenizer, monke
     assert sum(counts) == 40
 
 
-def test_one_very_long_line_changes_nothing_else(student, tokenizer, lines, one_by_one):
+def test_one_very_long_line_does_not_change_the_others(student, tokenizer, lines, one_by_one):
     longest = student.config.max_position_embeddings
     words = []
     while len(tokenizer(" ".join([*words, WORDS[7]]))["input_ids"]) <= longest:
@@ -151,7 +151,7 @@ def test_canvases_show_the_masks_of_each_pass(student, tokenizer, lines):
         assert masks[1:] == [max(1, length * (4 - i) // 4) for i in (1, 2, 3)]
 
 
-def test_a_line_break_in_the_output_stays_in_its_line(student, tokenizer):
+def test_a_generated_line_break_does_not_split_the_line(student, tokenizer):
     for name in ("<0x0A>", "<0x0D>", "<0x09>", "<0x0C>"):
         newline = tokenizer.convert_tokens_to_ids(name)
         others = [token for token in range(len(tokenizer)) if token != newline]
@@ -242,7 +242,7 @@ def test_generation_options_are_known_ones(name):
         parse_generation_options(json.dumps({**options, name: "x"}))
 
 
-def test_the_form_of_the_output_is_not_an_option(student, tokenizer, lines, one_by_one):
+def test_return_type_is_not_an_option(student, tokenizer, lines, one_by_one):
     options = {**PASSES, **parse_generation_options('{"return_dict_in_generate": false}')}
     assert texts_of(translate_lines(student, tokenizer, lines, **options)) == one_by_one
 
@@ -325,7 +325,9 @@ def test_command_shows_drafts_apart_from_the_translations(folder, tmp_path, line
     drafts = captured.err.split("\033[33m")[1:]
     assert len(drafts) == 3 * sum(bool(line.strip()) for line in lines)
     assert drafts[2].split("\033[0m")[0] == next(text for text in one_by_one if text)
-    assert stop(translate, [*common, "--watch", "--n_best", "2"], capsys).startswith("error: --watch shows the best")
+    assert stop(translate, [*common, "--watch", "--n_best", "2"], capsys).startswith(
+        "error: --watch shows only the best"
+    )
 
 
 def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path, translate, capsys):

@@ -1,4 +1,4 @@
-"""`generate(decoder_input_ids=...)`: what stands on the canvas, stays; and what batches of training hand over."""
+"""`generate(decoder_input_ids=...)`: given tokens are kept; a training batch's decoder input is not a canvas."""
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ def random_canvases(count, seed, longest=12):
 
 
 def stands(canvases, sequences):
-    """Whether all that is no mask is where it was, and nothing else has been added."""
+    """Whether every token that is not a mask is in its place, and nothing else was added."""
     for canvas, ids in zip(canvases, sequences.tolist(), strict=True):
         text = [token for token in ids if token != PAD]
         if len(text) != len(canvas) or any(a not in (b, MASK) for a, b in zip(canvas, text, strict=True)):
@@ -67,7 +67,7 @@ def test_equals_the_slow_decoder(name):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_and_backend_keeps_what_stands(architecture):
+def test_every_architecture_and_backend_keeps_the_given_tokens(architecture):
     model = random_model(3, **ARCHITECTURES[architecture])
     sources, canvases = random_sources(model, 6, 3), random_canvases(6, 3)
     inputs = {"input_ids": pad(sources)[0], "attention_mask": pad(sources)[1], "decoder_input_ids": pad(canvases)[0]}
@@ -79,7 +79,7 @@ def test_every_architecture_and_backend_keeps_what_stands(architecture):
         assert alone[0].tolist() == [token for token in expected[number].tolist() if token != PAD]
 
 
-def test_a_canvas_of_masks_is_a_given_length():
+def test_a_canvas_of_masks_equals_a_given_length():
     model = random_model(13)
     sources = random_sources(model, 4, 13)
     lengths = torch.tensor([3, 5, 7, 12])
@@ -93,7 +93,7 @@ def test_a_canvas_of_masks_is_a_given_length():
     assert (shorter != PAD).sum(dim=1).tolist() == [3, 5, 7, 10]
 
 
-def test_exported_graphs_keep_what_stands(tmp_path):
+def test_exported_graphs_keep_the_given_tokens(tmp_path):
     pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
     pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
     from modeling_jmnat.inference.onnx_runtime import ORTJMNatForConditionalGeneration
@@ -110,22 +110,22 @@ def test_exported_graphs_keep_what_stands(tmp_path):
 @pytest.mark.parametrize(
     ("canvas", "options", "sentence"),
     [
-        ([[5, 4, 2]], {}, "decoder_input_ids has 1 rows, it needs one for each source"),
-        ([5, 4, 2], {}, r"decoder_input_ids has shape \(3,\), it must be \(B, T\)"),
+        ([[5, 4, 2]], {}, "decoder_input_ids has 1 rows but must have one for each source"),
+        ([5, 4, 2], {}, r"decoder_input_ids has shape \(3,\) but must have \(B, T\)"),
         ([[5, 4, 2], [1, 4, 2]], {}, "decoder_input_ids holds padding before other tokens: pad on the right"),
-        ([[0], [0]], {}, "decoder_input_ids has rows of 1 to 1 tokens, they must have 2 to 12"),
+        ([[0], [0]], {}, "decoder_input_ids has rows of 1 to 1 tokens, but each must have 2 to 12"),
         ([[4] * 13] * 2, {}, "decoder_input_ids has rows of 13 to 13 tokens"),
         ([[23, 4, 2]] * 2, {}, r"decoder_input_ids must lie in \[0, 23\)"),
-        ([[5, 4, 2]] * 2, {"num_return_sequences": 2}, "leave target_lengths and num_return_sequences out"),
-        ([[5, 4, 2]] * 2, {"target_lengths": [3, 3]}, "leave target_lengths and num_return_sequences out"),
+        ([[5, 4, 2]] * 2, {"num_return_sequences": 2}, "leave out target_lengths and num_return_sequences"),
+        ([[5, 4, 2]] * 2, {"target_lengths": [3, 3]}, "leave out target_lengths and num_return_sequences"),
     ],
 )
-def test_what_is_no_canvas_is_refused(canvas, options, sentence):
+def test_invalid_canvases_are_refused(canvas, options, sentence):
     with pytest.raises(ValueError, match=sentence):
         random_model().generate(torch.tensor([[5, 2], [6, 2]]), decoder_input_ids=torch.tensor(canvas), **options)
 
 
-def test_source_copies_have_no_canvas():
+def test_models_that_copy_the_source_refuse_a_canvas():
     model = random_model(1, decoder_input="source_copy")
     with pytest.raises(ValueError, match="decoder_input_ids is not supported with decoder_input='source_copy'"):
         model.generate(torch.tensor([[5, 2]]), decoder_input_ids=torch.tensor([[4, 2]]), num_iterations=1)
@@ -134,7 +134,7 @@ def test_source_copies_have_no_canvas():
 # What training hands over -------------------------------------------------------------------------------------------
 
 
-def test_the_canvas_of_a_training_batch_is_no_wish():
+def test_decoder_input_ids_of_a_training_batch_are_not_a_canvas():
     """Its `decoder_input_ids` hold half of the reference: scores would be too good."""
     model = random_model(16)
     batch = random_batch(model)
@@ -160,7 +160,7 @@ def test_masked_source_tokens_are_put_back_in_every_backend():
         assert not torch.equal(backend.generate(batch["input_ids"], batch["attention_mask"]), expected)
 
 
-def test_seq2seq_trainer_translates_the_source_as_it_is(tmp_path):
+def test_seq2seq_trainer_translates_the_unmasked_source(tmp_path):
     model = random_model(16, max_target_length=30)
     sources, targets = random_sources(model, 8, 1), random_sources(model, 8, 2)
     rows = [{"input_ids": source, "labels": target} for source, target in zip(sources, targets, strict=True)]

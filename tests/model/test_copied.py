@@ -135,11 +135,11 @@ def test_marks_in_the_text_are_copied_like_any_unknown_sign(tokenizer):
     assert restore(marked, items) == text
 
 
-def test_marks_that_stand_for_nothing_are_dropped():
+def test_marks_without_an_item_are_dropped():
     assert restore(f"a {MARKS[0]} b{MARKS[5]}", ["x"]) == "a x b"
 
 
-def test_pairs_are_marked_where_both_sides_agree(tokenizer):
+def test_items_of_both_sides_of_a_pair_are_marked(tokenizer):
     source, target = "Am 19. Mai 1990 kam er um 14.30 Uhr auf Seite 12.", "On May 19, 1990 he came at 2:30 to page 12."
     marked_source, marked_target = protect_pair(tokenizer, source, target)
     marks = [character for character in marked_source if character in MARKS]
@@ -152,7 +152,7 @@ def test_pairs_are_marked_where_both_sides_agree(tokenizer):
     assert {character for text in firsts for character in text if character in MARKS} == {*MARKS}
 
 
-def test_ordinals_of_the_target_share_the_number(tokenizer):
+def test_ordinals_of_the_target_share_the_mark_of_the_number(tokenizer):
     marked = protect_pair(tokenizer, "Die 90er Jahre", "The 90s")
     assert [text[4] in MARKS for text in marked] == [True, True]
     assert marked[0][5:] == "er Jahre"
@@ -200,7 +200,7 @@ def test_a_vocabulary_without_marks_has_nothing_marked():
     assert protect_pair(plain, "ab 12", "cd 12") == ("ab 12", "cd 12")
 
 
-def test_marks_that_the_model_confuses_stand_for_what_is_missing():
+def test_marks_without_an_item_stand_for_missing_ones():
     a, b, c = MARKS[:3]
     assert restore(f"{c} und {b}", ["1", "2"]) == "1 und 2"  # a mark that stands for nothing
     assert restore(f"{b} und {b}", ["1", "2"]) == "2 und 1"  # one that comes twice while another is missing
@@ -218,13 +218,13 @@ def test_marks_that_the_model_confuses_stand_for_what_is_missing():
         ("", "1.234,50 €"),
     ],
 )
-def test_spoilt_and_lost_items_are_mended(tokenizer, translation, mended):
+def test_garbled_and_lost_items_are_repaired(tokenizer, translation, mended):
     sentence = Sentence.read("Der Preis beträgt 1.234,50 €.", tokenizer)
     assert sentence.write(translation) == mended
     assert sentence.write(translation, is_draft=True) == translation
 
 
-def test_items_are_put_where_they_stand_in_the_source(tokenizer):
+def test_lost_items_are_inserted_at_their_place_in_the_source(tokenizer):
     sentence = Sentence.read("$HOME ist der Ordner, {0} die Datei und info@example.de die Adresse", tokenizer)
     found = sentence.write("the folder is here and the file is there and so on")
     assert found.startswith("$HOME the folder")
@@ -241,7 +241,7 @@ def test_a_short_number_may_become_a_word(tokenizer):
 
 
 def test_items_are_exact_whatever_the_model_writes(tokenizer):
-    """A number of one or two digits aside."""
+    """Except numbers of one or two digits."""
     generator = random.Random(2)
     items = [item for kind in COPIED.values() for item in kind if not item.isdigit()]
     words = ["der", "die", "das", "Haus", "geht", "mit", "und", "kam", ".", ",", "3", "%"]
@@ -257,7 +257,7 @@ def test_items_are_exact_whatever_the_model_writes(tokenizer):
             assert item in found or (item.isdigit() and len(item) < 3), (spoilt, found)
 
 
-def test_signs_around_a_sentence_are_not_the_models(tokenizer):
+def test_unknown_signs_around_a_sentence_are_kept(tokenizer):
     for before, after in (
         ("• ", ""),
         ("👍🏽 ", " 🎉"),
@@ -318,19 +318,19 @@ def test_addresses_in_capitals_keep_their_letters(tokenizer):
     assert sentence.write(sentence.text) == "KOMMT ZU http://www.Example.org HEUTE"
 
 
-def test_a_tokenizer_in_lower_case_needs_no_capitals():
+def test_a_lower_case_tokenizer_restores_no_capitals():
     lower = train_joint_tokenizer(["die datei wird geöffnet"] * 3, 500, lowercase=True)
     assert Sentence.read("DIE DATEI WIRD GEÖFFNET", lower) == Sentence(
         "DIE DATEI WIRD GEÖFFNET", "DIE DATEI WIRD GEÖFFNET"
     )
 
 
-def test_tokenizers_of_other_models_get_text_as_it_is():
+def test_tokenizers_of_other_models_get_unchanged_text():
     assert Sentence.read("EIN TEXT 12", object()).text == "EIN TEXT 12"
     assert Sentence.read("", object()).translation == ""
 
 
-def test_nothing_ends_as_a_replacement_character(tokenizer):
+def test_no_replacement_character_is_written(tokenizer):
     for text in ("Das \ufffd ist 日\ufffd hier", "👍\ufffd", "\ufffd", "12\ufffd", "Ein Wort"):
         sentence = Sentence.read(text, tokenizer)
         assert "\ufffd" not in sentence.write("The \ufffd\ufffd word")

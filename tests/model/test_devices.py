@@ -58,7 +58,7 @@ def offload_to_disk(model, folder):
 
 
 def on_disk_in_part(model, folder):
-    """As `device_map="auto"` on a machine whose memory holds half of the model."""
+    """As `device_map="auto"` on a machine with memory for half of the model."""
     size = sum(parameter.nbytes for parameter in model.parameters())
     device_map = infer_auto_device_map(
         model, {"cpu": size // 2, "disk": 10 * size}, no_split_module_classes=model._no_split_modules
@@ -73,7 +73,7 @@ def on_disk_in_part(model, folder):
     [lambda model, folder: cpu_offload(model), offload_to_disk, on_disk_in_part, lambda m, f: offload_by_layers(m)],
     ids=["cpu_offload", "disk_offload", "on_disk_in_part", "by_layers"],
 )
-def test_offloaded_weights_give_the_same(kind, offload, tmp_path):
+def test_offloaded_weights_give_the_same_output(kind, offload, tmp_path):
     model = random_model(3, **KINDS[kind])
     expected = everything(model)
     offload(model, tmp_path)
@@ -108,7 +108,7 @@ def test_offloaded_models_translate_files_and_texts():
     assert [record["translation_text"] for record in translate(lines, **options)] == expected
 
 
-def test_layers_on_another_device_take_their_inputs_there():
+def test_inputs_are_moved_to_layers_on_another_device():
     """A layer on the device `meta`, as one on a second GPU: what it is called with is moved, also between passes."""
     model = random_model(3)
     input_ids, attention_mask = pad(random_sources(model, 3))

@@ -204,8 +204,8 @@ def test_source_copy_equals_the_slow_decoder():
         generate(model, sources, num_iterations=4)
 
 
-def test_models_are_decided_enough_for_these_tests():
-    """Repeats, equal lengths or a text that never changes between passes would let many mistakes pass."""
+def test_random_models_give_varied_output():
+    """Repeats, equal lengths or a text that never changes between passes would hide many mistakes."""
     model = random_model(11)
     sources = random_sources(model, 32, 11)
     output = generate(model, sources, output_history=True)
@@ -239,7 +239,7 @@ def test_models_are_decided_enough_for_these_tests():
         {"delete_repeats": True, "prune_candidates": 2, "prune_to": 2, "num_iterations": 4},
     ],
 )
-def test_a_sentence_depends_on_nothing_else_in_its_batch(options):
+def test_translation_does_not_depend_on_the_rest_of_the_batch(options):
     model = random_model(15)
     sources = random_sources(model, 32, 15)
     num_best = options.get("num_return_sequences", 1)
@@ -278,9 +278,7 @@ def test_ways_to_give_the_source():
     with pytest.raises(ValueError, match="exactly one of token ids and embeddings"):
         model.generate()
     for mask in (attention_mask[:, :-1], attention_mask[:4], attention_mask[:, None, None]):
-        with pytest.raises(
-            ValueError, match=r"attention_mask has the shape .*, the tokens have \(5, .*: it must be the same"
-        ):
+        with pytest.raises(ValueError, match=r"attention_mask has shape .* but must have that of the tokens, \(5, "):
             model.generate(input_ids=input_ids, attention_mask=mask)
     with pytest.raises(ValueError, match=r"input_ids has shape \(0, 4\): at least one token"):
         model.generate(input_ids[:0, :4])
@@ -312,7 +310,7 @@ class Counter:
 
 
 @pytest.mark.parametrize("num_iterations", [1, 2, 4, 10])
-def test_exactly_k_passes_and_nothing_twice(num_iterations):
+def test_decoding_makes_exactly_k_passes(num_iterations):
     model = random_model(17)
     sources = random_sources(model, 6, 17)
     counter = Counter(model)
@@ -332,7 +330,7 @@ def test_exactly_k_passes_and_nothing_twice(num_iterations):
     assert counter.projected == [18 * count for count in counts]
 
 
-def test_projection_is_of_masked_positions_alone():
+def test_only_masked_positions_are_projected():
     model = random_model(17)
     sources = random_sources(model, 6, 17)
     counter = Counter(model)
@@ -364,8 +362,8 @@ def test_stopped_rows_leave_the_batch():
     assert pruned.rows == [64, 64, 64, 32, 32]
 
 
-def test_rules_apply_without_rows_that_leave():
-    """Where no step may wait for the device, what is given up stays in the batch and changes nothing."""
+def test_rules_apply_when_no_row_leaves_the_batch():
+    """If no step may wait for the device, dropped candidates stay in the batch and change nothing."""
     model = random_model(19)
     sources = random_sources(model, 8, 19)
     options = {"prune_candidates": 2, "prune_to": 2, "num_iterations": 5}
@@ -397,7 +395,7 @@ def test_a_reranker_chooses_among_all_candidates():
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_rows_that_leave_take_the_right_sources_along(seed):
+def test_remaining_rows_keep_their_sources(seed):
     """As many rows may be left as there were sources, and yet some sources have more of them than others."""
     model = random_model(11)
     sources = random_sources(model, 3, seed)
@@ -485,7 +483,7 @@ def test_number_of_remasked_tokens():
 
 
 @pytest.mark.parametrize("ngram_size", [2, 3])
-def test_adjacent_remasking_takes_the_exact_number_in_sets(ngram_size):
+def test_adjacent_remasking_masks_the_exact_number_in_sets(ngram_size):
     model = random_model(19, ngram_size=ngram_size)
     sources = random_sources(model, 16, 19)
     length, mask = 12, model.config.mask_token_id
@@ -549,7 +547,7 @@ def test_repeats_by_hand(tokens, probs, less_probable, left, left_probs):
     assert without_repeats(*slow, [0, 1, 3, 4, 8])[0] == left
 
 
-def test_pairs_of_the_source_alone_are_rightful():
+def test_only_repeats_of_the_source_are_allowed():
     """Padding on either side makes no pair, nor does an id that other sentences repeat."""
     model = random_model(1)
     sources = [[7, 7, 2], [7, 8, 7, 2], [5, 5, 5, 6, 6, 2]]
@@ -564,7 +562,7 @@ def test_pairs_of_the_source_alone_are_rightful():
     assert model._rightful_repeats(JMNatOptions(length_shift=1), mask.bool(), input_ids) is None
 
 
-def test_collapsed_texts_hold_no_repeats_and_keep_their_scores():
+def test_collapsed_texts_have_no_repeats_and_keep_their_scores():
     model = random_model(11)
     sources = random_sources(model, 48, 11)
     options = {"num_iterations": 2, "num_return_sequences": 4}
@@ -593,7 +591,7 @@ def test_collapsed_texts_hold_no_repeats_and_keep_their_scores():
     assert torch.equal(everything.sequences_scores, plain.sequences_scores)
 
 
-def test_repeats_are_deleted_before_the_last_pass_alone():
+def test_repeats_are_deleted_only_before_the_last_pass():
     model = random_model(11)
     sources = random_sources(model, 24, 11)
     counter = Counter(model)
@@ -622,7 +620,7 @@ def test_repeats_are_deleted_before_the_last_pass_alone():
         assert texts(generate(model, sources, delete_repeats=True, **few)) == texts(without)
 
 
-def test_repeats_are_masked_again_first():
+def test_repeats_are_remasked_first():
     model = random_model(11, ngram_size=2)
     sources = random_sources(model, 24, 11)
     for adjacent in (False, True):
@@ -661,7 +659,7 @@ def test_given_lengths_are_not_shifted():
         assert list(dict.fromkeys(before)) == [length for length in after if length in before]
 
 
-def test_a_source_without_ids_has_no_rightful_pairs():
+def test_a_source_without_ids_allows_no_repeats():
     model = random_model(16)
     input_ids, attention_mask = pad([[5, 5, 9, 2], [6, 7, 2]])
     options = {"attention_mask": attention_mask, "collapse_repeats": True, "num_iterations": 1}
@@ -673,7 +671,7 @@ def test_a_source_without_ids_has_no_rightful_pairs():
 # -------------------------------------------------------------------------------------------------- what is returned
 
 
-def test_history_tells_what_happened():
+def test_history_records_every_pass():
     model = random_model(20)
     mask, pad_token_id = model.config.mask_token_id, model.config.pad_token_id
     sources = random_sources(model, 5, 20)
@@ -710,7 +708,7 @@ def test_history_tells_what_happened():
         torch.testing.assert_close(last.log_probs[:, c][masked], best[masked], rtol=1e-4, atol=1e-5)
 
 
-def test_history_of_stopped_rows_stays():
+def test_history_of_stopped_rows_does_not_change():
     model = random_model(18)
     output = generate(model, random_sources(model, 8, 18), early_stop=True, output_history=True)
     stopped = 0
@@ -750,7 +748,7 @@ def test_tokens_per_forward_counts_the_passes_of_each_sentence():
     torch.testing.assert_close(output.tokens_per_forward, torch.tensor(expected))
 
 
-def test_text_ends_at_the_first_end():
+def test_text_ends_at_the_first_eos_token():
     model = random_model(11)
     for suppress_tokens in (None, [0, 1, 2, 4]):
         output = generate(model, random_sources(model, 64, 11), suppress_tokens=suppress_tokens)
@@ -763,7 +761,7 @@ def test_text_ends_at_the_first_end():
         assert (output.sequences[:, -1] != 1).any()  # no wider than the longest text
 
 
-def test_suppressed_tokens_never_come():
+def test_suppressed_tokens_are_never_predicted():
     model = random_model(11)
     sources = random_sources(model, 64, 11)
     default = set(generate(model, sources).sequences.flatten().tolist())
@@ -787,10 +785,13 @@ def test_suppressed_tokens_never_come():
         ({"num_iterations": 2.5}, "num_iterations=2.5 must be a whole number"),
         ({"num_iterations": True}, "num_iterations=True must be a whole number"),
         ({"num_length_candidates": 0}, "num_length_candidates=0 must be a whole number of at least 1"),
-        ({"num_length_candidates": 13}, "num_length_candidates=13 is more than the 12 lengths there are"),
+        (
+            {"num_length_candidates": 13},
+            "num_length_candidates=13 is more than the 12 possible target lengths: choose fewer",
+        ),
         (
             {"max_length": 3, "num_return_sequences": 3},
-            "num_return_sequences=3 is more than the 2 lengths from 2 to 3: allow longer ones by max_length",
+            "num_return_sequences=3 is more than the 2 target lengths from 2 to 3: raise max_length",
         ),
         ({"max_length": 1}, "max_length=1 must be a whole number of at least 2"),
         ({"num_return_sequences": 5}, "num_return_sequences=5 is more than num_length_candidates=4"),
@@ -819,7 +820,7 @@ def test_suppressed_tokens_never_come():
         ({"suppress_tokens": [23]}, r"suppress_tokens=\[23\] must lie in \[0, 23\)"),
         (
             {"target_lengths": torch.tensor([3])},
-            r"target_lengths has shape \(1,\), it must hold one length for each of 2",
+            r"target_lengths has shape \(1,\) but must hold one length for each of 2",
         ),
         ({"logits_processor": [print]}, "logits_processor and stopping_criteria are not supported"),
     ],
@@ -851,7 +852,7 @@ UNKNOWN = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_an_unknown_option_gets_the_same_short_answer_wherever_it_stands(name):
+def test_an_unknown_option_gives_the_same_short_error_wherever_it_is_set(name):
     model = random_model()
     (value, hint), input_ids = UNKNOWN[name], torch.tensor([[5, 6, 2]])
     plain = GenerationConfig()
@@ -878,7 +879,7 @@ def test_all_unknown_options_are_named_at_once():
     assert len(str(refused.value)) < 150
 
 
-def test_options_mean_the_same_wherever_they_stand():
+def test_options_mean_the_same_wherever_they_are_set():
     for name, value in {"num_beams": 2, "num_length_candidates": 3, "max_new_tokens": 4, "num_iterations": 3}.items():
         plain, model = GenerationConfig(**{name: value}), random_model(16)
         sources = random_sources(model, 8, 16)
@@ -891,7 +892,7 @@ def test_options_mean_the_same_wherever_they_stand():
             assert torch.equal(by_argument.candidate_lengths, other.candidate_lengths)
 
 
-def test_the_librarys_defaults_ask_for_nothing():
+def test_default_valued_options_of_transformers_are_accepted():
     model = random_model(16)
     sources = random_sources(model, 8, 16)
     expected = generate(model, sources).sequences
@@ -920,7 +921,7 @@ def test_candidate_lengths_are_distinct():
 
 
 @pytest.mark.parametrize("left", [[], [1, 2], [0, 1, 2, 3, 4]])
-def test_something_must_be_left_to_say(left):
+def test_suppressing_every_token_is_refused(left):
     model = random_model(16)
     suppressed = [token for token in range(23) if token not in left]
     with pytest.raises(ValueError, match=r"suppress_tokens=\[.*\] leaves no token that a text could hold"):
@@ -929,7 +930,7 @@ def test_something_must_be_left_to_say(left):
     assert 9 in generate(model, [[5, 2]], suppress_tokens=suppressed, num_iterations=1).sequences
 
 
-def test_what_the_library_passes_along_is_taken():
+def test_arguments_that_transformers_passes_are_accepted():
     model = random_model(16)
     batch = random_batch(model)
     source = {"input_ids": unmasked(batch), "attention_mask": batch["attention_mask"]}
@@ -981,12 +982,12 @@ def test_the_mask_may_come_second_and_options_third():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("nonsense", "generation_config is a str, it must be a GenerationConfig"),
+        ("nonsense", "generation_config is a str but must be a GenerationConfig"),
         (JMNatGenerationConfig(target_lengths=[3]), r"target_lengths=\[3\] \(it is an argument of generate\)"),
         (JMNatGenerationConfig(min_length=4, num_iteration=3), r"min_length=4 \(.*\), num_iteration=3 \(did you mean"),
     ],
 )
-def test_configs_that_cannot_be_followed_are_refused(config, message):
+def test_configs_with_unsupported_options_are_refused(config, message):
     model = random_model(16)
     with pytest.raises(ValueError, match=message):
         model.generate(pad(random_sources(model, 3, 16))[0], generation_config=config)
@@ -1227,7 +1228,7 @@ def test_bad_options_are_refused_when_made_and_when_saved(tmp_path):
         model.save_pretrained(tmp_path)
 
 
-def test_seq2seq_trainer_decodes_and_leaves_no_limit_behind(tmp_path):
+def test_seq2seq_trainer_decodes_and_saves_no_length_limit(tmp_path):
     """`Seq2SeqTrainer` writes the library's defaults, max_length=20 among them, into the model's generation config."""
     model = random_model(16, max_target_length=30, max_position_embeddings=40)
     batch = random_batch(model, 4)

@@ -32,7 +32,7 @@ sources = st.one_of(
 
 @st.composite
 def decoding_options(draw, with_candidates=True):
-    """Any that `generate` accepts."""
+    """Any options that `generate` accepts."""
     flags = ("remask_adjacent", "early_stop", "update_all", "remask_repeats", "delete_repeats", "collapse_repeats")
     options = {name: draw(st.booleans()) for name in flags}
     options |= {
@@ -81,7 +81,7 @@ def fields_of(output, number, num_best):
     side=st.sampled_from(["left", "right"]),
     extra=st.integers(0, 5),
 )
-def test_a_batch_is_its_sentences_and_keeps_every_promise(model, batch, options, side, extra):
+def test_a_batch_equals_its_sentences_and_satisfies_every_invariant(model, batch, options, side, extra):
     options = {**options, "return_dict_in_generate": True}
     num_best, longest = options["num_return_sequences"], min(LONGEST, options["max_length"] or LONGEST)
     output = model.generate(*pad(batch, side, extra=extra), **options)
@@ -127,7 +127,7 @@ def test_equals_the_slow_decoder(model, source, options):
     options=decoding_options(with_candidates=False),
     extra=st.integers(0, 3),
 )
-def test_what_stands_on_a_canvas_stands_in_the_text(model, pairs, options, extra):
+def test_tokens_of_a_canvas_are_kept(model, pairs, options, extra):
     batch, rows = (list(side) for side in zip(*pairs, strict=True))
     canvas, _ = pad(rows, extra=extra)
     output = model.generate(*pad(batch), decoder_input_ids=canvas, **options, return_dict_in_generate=True)

@@ -69,7 +69,7 @@ def test_ngram_loss_by_hand():
     assert sentence_losses(uniform, labels, masked).item() == pytest.approx(1 - 1 / 4)
 
 
-def test_ngram_in_another_place_counts_only_with_alignment_any():
+def test_ngram_at_another_position_counts_only_with_alignment_any():
     labels = torch.tensor([[0, 1, 2, 3]])
     masked = torch.ones(1, 4, dtype=torch.bool)
     shifted = F.one_hot(torch.tensor([[4, 0, 1, 2]]), 5).float().clamp(min=1e-9).log()
@@ -139,7 +139,7 @@ def test_more_padding_changes_nothing(alignment):
 
 
 @pytest.mark.parametrize("alignment", ["any", "gold"])
-def test_empty_a_gives_zero(alignment):
+def test_ngram_loss_is_zero_without_masked_ngrams(alignment):
     labels = torch.tensor([[1, 2, 3, 2, -100], [1, 2, -100, -100, -100]])
     masked = torch.tensor([[1, 0, 1, 0, 0], [0, 1, 0, 0, 0]]).bool()
     log_probs = torch.randn(2, 5, 6).log_softmax(-1)
@@ -151,7 +151,7 @@ def test_empty_a_gives_zero(alignment):
     assert ngram_loss(token_log_probs, labels, marked_padding, 2, alignment).tolist() == [0.0, 0.0]
 
 
-def test_rows_and_columns_outside_a_are_never_read():
+def test_values_at_unmasked_positions_are_never_read():
     generator = torch.Generator().manual_seed(11)
     labels, masked, log_probs = draw_batch(generator)
     token_log_probs = reference_log_probs(log_probs[masked], labels, masked)[0]
@@ -177,7 +177,7 @@ def test_a_probability_of_zero_has_a_finite_gradient():
     assert logits.grad.isfinite().all()
 
 
-def test_float32_whatever_comes_in():
+def test_losses_are_float32_for_every_input_dtype():
     generator = torch.Generator().manual_seed(13)
     labels, masked, log_probs = draw_batch(generator)
     rows = log_probs[masked].bfloat16()
@@ -328,9 +328,9 @@ def test_smoothed_lengths_by_hand():
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"ngram_size": 0}, "ngram_size is 0"), ({"alignment": "best"}, "alignment is 'best'.*any, gold")],
+    [({"ngram_size": 0}, "ngram_size=0 must"), ({"alignment": "best"}, "alignment='best' is not one of any, gold")],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments_are_named(arguments, message):
     labels = torch.tensor([[1, 2]])
     with pytest.raises(ValueError, match=message):
         ngram_loss(torch.zeros(1, 2, 2), labels, labels > 0, **arguments)

@@ -86,7 +86,7 @@ def test_no_position_attends_to_itself_unless_it_is_alone():
         assert torch.equal(weights, torch.eye(2).flip(0).expand_as(weights))
 
 
-def test_equal_words_are_told_apart_by_their_positions():
+def test_equal_words_are_distinguished_by_their_positions():
     model = random_model(4)
     logits = logits_of(model, [[5, 6, 7, 2]], [[4] * 6]).logits[0]
     assert (logits[1:] - logits[:-1]).abs().amax(dim=1).gt(1e-2).all()
@@ -181,7 +181,7 @@ def test_encoder_outputs_are_reused():
     assert not calls
 
 
-def test_masks_left_out_are_told_from_padding():
+def test_missing_masks_are_derived_from_padding():
     model = random_model(3)
     batch = random_batch(model)
     with torch.no_grad():
@@ -211,12 +211,12 @@ def test_tuple_output_has_the_same_order():
         assert torch.equal(one, other)
 
 
-def test_labels_that_a_trainer_took_away_are_missed():
+def test_labels_removed_by_a_trainer_are_reported():
     model = random_model(3)
     batch = random_batch(model)
     del batch["labels"]
     assert model(**batch).loss is None
-    with pytest.raises(ValueError, match="labels is missing: a Trainer takes it away with label_smoothing_factor"):
+    with pytest.raises(ValueError, match="labels is missing: Trainer removes it when label_smoothing_factor is set"):
         model.train()(**batch)
 
 
@@ -245,16 +245,16 @@ def test_hidden_states_and_attentions_on_request():
     assert outputs.cross_attentions[0].transpose(1, 3)[padding].eq(0).all()
 
 
-def test_only_labels_are_called_labels():
+def test_labels_are_the_only_label_names():
     """Trainers take every argument with `label` in its name for a label."""
     assert find_labels(JMNatForConditionalGeneration) == ["labels"]
 
 
 def test_errors_of_length_name_the_field():
     model = JMNatForConditionalGeneration(random_config(max_position_embeddings=5, max_target_length=4))
-    with pytest.raises(ValueError, match="JMNatEncoder got 6 tokens, max_position_embeddings=5 is the most"):
+    with pytest.raises(ValueError, match="JMNatEncoder got 6 tokens, more than max_position_embeddings=5"):
         model(torch.full((1, 6), 7), decoder_input_ids=torch.full((1, 4), 4))
-    with pytest.raises(ValueError, match="JMNatDecoder got 5 tokens, max_target_length=4 is the most"):
+    with pytest.raises(ValueError, match="JMNatDecoder got 5 tokens, more than max_target_length=4"):
         model(torch.full((1, 5), 7), labels=torch.full((1, 5), 7))
     for position_embedding_type in ("learned", "sinusoidal"):  # both limits can be reached
         config = random_config(
@@ -316,7 +316,7 @@ def test_loss_and_parts_equal_the_slow_ones(overrides):
         assert result.loss.item() == pytest.approx(weighted.item(), rel=1e-6)
 
 
-def test_default_of_masked_positions_is_where_mask_is_read():
+def test_masked_positions_default_to_mask_tokens():
     model = random_model(6)
     batch = random_batch(model)
     batch["masked_positions"] = batch["decoder_input_ids"] == model.config.mask_token_id
@@ -328,7 +328,7 @@ def test_default_of_masked_positions_is_where_mask_is_read():
         assert torch.equal(given, model(**batch).loss)
 
 
-def test_split_batch_with_global_denominators_sums_to_the_whole():
+def test_losses_of_a_split_batch_with_global_denominators_sum_to_the_whole():
     model = random_model(7)
     batch = random_batch(model, 6)
     denominators = torch.tensor([batch["masked_positions"].sum().item(), 6.0])
@@ -410,7 +410,7 @@ def test_gradient_checkpointing_changes_nothing(architecture, use_reentrant):
         assert_close(parameter.grad, gradients[name])
 
 
-def test_dropout_is_drawn_in_training_alone():
+def test_dropout_is_active_only_in_training():
     model = random_model(6, dropout=0.4)
     batch = random_batch(model)
     with torch.no_grad():
@@ -529,7 +529,7 @@ def test_one_embedding_matrix_in_memory_and_after_loading(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_finite_and_near(dtype, tmp_path):
+def test_half_precision_is_finite_and_close(dtype, tmp_path):
     model = random_model(9)
     batch = random_batch(model)
     with torch.no_grad():

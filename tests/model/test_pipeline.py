@@ -39,7 +39,7 @@ def translate(model, tokenizer):
 
 
 def one_by_one(model, tokenizer, texts, **options):
-    """What `generate` makes of each text alone."""
+    """The translation of each text by itself with `generate`."""
     outputs = [model.generate(**tokenizer([text], return_tensors="pt"), **options) for text in texts]
     return [tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in outputs]
 
@@ -78,7 +78,7 @@ def test_translations_are_those_of_generate_in_any_batch(model, tokenizer, trans
     assert translate(tuple(TEXTS), batch_size=4) == expected
 
 
-def test_text_list_generator_and_columns(translate):
+def test_texts_lists_generators_and_columns_are_accepted(translate):
     expected = translate(TEXTS)
     streamed = [[record] for record in expected]
     column = Dataset.from_dict({"de": TEXTS})
@@ -146,7 +146,7 @@ def test_scores_are_those_of_generate_and_of_several_sentences_their_mean(model,
     assert "score" not in translate(TEXTS[0])[0]
 
 
-def test_options_go_to_generate_and_those_of_a_call_come_first(model, tokenizer):
+def test_options_reach_generate_and_those_of_a_call_take_precedence(model, tokenizer):
     translate = JMNatTranslationPipeline(model, tokenizer, num_iterations=1, num_length_candidates=2)
     for given in ({}, {"num_iterations": 7}, {"num_length_candidates": 5, "remask_schedule": "cosine"}):
         options = {"num_iterations": 1, "num_length_candidates": 2, **given}
@@ -154,7 +154,7 @@ def test_options_go_to_generate_and_those_of_a_call_come_first(model, tokenizer)
         assert translate(TEXTS, batch_size=3, **given) == expected
 
 
-def test_blank_texts_stay_as_they_are(translate):
+def test_blank_texts_are_unchanged(translate):
     found = translate(["", " \t\n", TEXTS[0]], batch_size=2, num_return_sequences=2)
     assert found[:2] == [[{"translation_text": text}] * 2 for text in ("", " \t\n")]
     assert found[2] == translate(TEXTS[0], num_return_sequences=2)
@@ -198,7 +198,7 @@ def test_history_of_several_sentences(model, tokenizer):
     assert len(whole["history"]) == longest
 
 
-def test_texts_come_together_again_with_their_white_space(repeat):
+def test_sentences_are_joined_by_their_original_white_space(repeat):
     """With a model that repeats its input, whatever the text is split into."""
     generator = random.Random(5)
     signs = [
@@ -326,7 +326,7 @@ def test_the_library_is_asked_wherever_it_would_split():
     assert split > 500
 
 
-def test_signs_at_the_end_of_a_line_are_found_in_linear_time():
+def test_signs_at_the_end_of_a_line_take_linear_time():
     generator = random.Random(7)
     for _ in range(300):
         line = "".join(generator.choices("aö ._!\n", k=generator.randrange(12)))
@@ -336,7 +336,7 @@ def test_signs_at_the_end_of_a_line_are_found_in_linear_time():
     assert time.perf_counter() - start < 1
 
 
-def test_without_the_library(repeat, monkeypatch):
+def test_without_sentencex_the_error_says_what_to_install(repeat, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencex", None)
     for text in ("Ein Satz.", "Ein Satz, der weitergeht: ja!", "Ein 3.5 langer Satz?!", "Zeile\nZeile.\n"):
         assert repeat(text) == [{"translation_text": text}]
@@ -363,7 +363,7 @@ def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
         JMNatTranslationPipeline(random_teacher(tokenizer), tokenizer)
 
 
-def test_task_of_our_own(model, tokenizer, tmp_path):
+def test_nat_translation_is_a_task_as_well(model, tokenizer, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     translate = pipeline("nat-translation", model=str(tmp_path), device="cpu", num_iterations=2)
@@ -398,7 +398,7 @@ def test_other_models_are_told_what_to_use(tmp_path, tokenizer):
         pipeline("translation", model=str(tmp_path))
 
 
-def test_exported_model(model, tokenizer, tmp_path):
+def test_exported_models_translate_in_the_pipeline(model, tokenizer, tmp_path):
     pytest.importorskip("onnx", reason="the extra `bench` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
     pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")

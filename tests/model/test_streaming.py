@@ -14,7 +14,7 @@ SOURCE = torch.tensor([[7, 12, 9, 15, 2]])
 
 
 class Recorder:
-    """Remembers what it gets, in order."""
+    """Records what it gets, in order."""
 
     def __init__(self):
         self.events = []
@@ -54,7 +54,7 @@ def model(tokenizer):
         {"decoder_input_ids": torch.tensor([[8, 4, 4, 2]])},
     ],
 )
-def test_each_pass_gives_the_candidate_that_leads(options):
+def test_each_pass_streams_the_leading_candidate(options):
     model = random_model(16)
     expected = model.generate(SOURCE, **options)
     for backend in (model, StaticShapeJMNat(model)):
@@ -76,7 +76,7 @@ def test_each_pass_gives_the_candidate_that_leads(options):
             assert ids == [text[: text.index(2) + 1] if 2 in text else text]
 
 
-def test_streamers_of_transformers(model, tokenizer, capsys):
+def test_streamers_of_transformers_work(model, tokenizer, capsys):
     inputs = tokenizer(random_lines(1, seed=3), return_tensors="pt")
     expected = tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True)
     for options in ({}, {"skip_prompt": True}):
@@ -93,9 +93,9 @@ def test_streamers_of_transformers(model, tokenizer, capsys):
         assert shown.endswith(f"\0338\033[J{after_four}\n")
 
 
-def test_what_cannot_be_streamed_is_refused():
+def test_several_texts_cannot_be_streamed():
     model = random_model(16)
-    with pytest.raises(ValueError, match="streamer is a object, it needs the methods put and end"):
+    with pytest.raises(ValueError, match="streamer is a object but must have the methods put and end"):
         model.generate(SOURCE, streamer=object())
     for options in ({"input_ids": SOURCE.repeat(2, 1)}, {"input_ids": SOURCE, "num_return_sequences": 2}):
         streamer = Recorder()
@@ -104,7 +104,7 @@ def test_what_cannot_be_streamed_is_refused():
         assert not streamer.events
 
 
-def test_exported_graphs_stream(tmp_path):
+def test_exported_graphs_stream_drafts(tmp_path):
     pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
     pytest.importorskip("onnxruntime", reason="the extra `bench` is not installed")
     from modeling_jmnat.inference.onnx_runtime import ORTJMNatForConditionalGeneration

@@ -78,7 +78,7 @@ def test_cleaning_twice_changes_nothing(text):
 
 @examples(300)
 @given(data=st.data())
-def test_any_ids_are_text(data):
+def test_any_ids_can_be_decoded(data):
     tokenizer = tokenizer_of("marks")
     ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=12))
     for skip_special_tokens in (True, False):
@@ -90,7 +90,7 @@ def test_any_ids_are_text(data):
 @kinds
 @examples(30)
 @given(before=texts(4), half=st.integers(0xD800, 0xDFFF), after=texts(4), good=st.lists(texts(4), max_size=3))
-def test_half_characters_are_refused_and_leave_no_trace(kind, before, half, after, good):
+def test_lone_surrogates_are_refused_without_side_effects(kind, before, half, after, good):
     tokenizer = tokenizer_of(kind)
     expected, before_hash = tokenizer("Die Häuser")["input_ids"], Hasher.hash(tokenizer)
     for given_text in (before + chr(half) + after, [*good, before + chr(half) + after]):
@@ -105,7 +105,7 @@ def test_half_characters_are_refused_and_leave_no_trace(kind, before, half, afte
 @kinds
 @examples(20)
 @given(lines=st.lists(texts(6), min_size=1, max_size=5))
-def test_a_batch_is_its_lines_and_use_changes_no_hash(kind, lines):
+def test_a_batch_equals_its_lines_and_use_does_not_change_the_hash(kind, lines):
     tokenizer = copy.deepcopy(tokenizer_of(kind))
     before = Hasher.hash(tokenizer)
     alone = [tokenizer(line)["input_ids"] for line in lines]
@@ -191,7 +191,7 @@ def test_marks_stand_for_characters_without_a_piece(text, character):
 
 @examples(50)
 @given(text=texts(6))
-def test_accents_may_be_characters_of_their_own(text):
+def test_combining_accents_are_known_when_composed(text):
     tokenizer = tokenizer_of("marks")
     for known in ("Häuser öffnen", "Die ÄÖÜäöü"):
         composed = unicodedata.normalize("NFC", f"{known} {text}".strip())

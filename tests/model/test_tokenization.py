@@ -99,7 +99,7 @@ def slowly_cleaned(text):
     return " ".join(word for word in unicodedata.normalize("NFC", text).split(" ") if word)
 
 
-def test_raw_text_comes_back_exactly(tokenizer):
+def test_decoding_restores_raw_text_exactly(tokenizer):
     held_out = lines_of("test", "de", 2000) + lines_of("test", "en", 2000) + ODD_TEXTS
     ids = tokenizer(held_out)["input_ids"]
     cleaned = [
@@ -145,7 +145,7 @@ def test_text_of_invisible_characters_is_empty(tokenizer):
         assert tokenizer(text)["input_ids"] == [tokenizer.eos_token_id]
 
 
-def test_joiners_stay_where_a_script_needs_them():
+def test_joiners_are_kept_where_a_script_needs_them():
     kept = [
         "می\u200cخواهم",
         "क्\u200dष",
@@ -171,9 +171,9 @@ def test_no_ids_are_decoded_to_a_replacement_character(tokenizer):
     )
 
 
-def test_half_characters_are_refused(tokenizer):
+def test_lone_surrogates_are_refused(tokenizer):
     for text in ("Datei\ud83d", "\udc80", ["gut", "\ud800 schlecht"]):
-        with pytest.raises(ValueError, match="holds half of a character .a lone surrogate.: read it as UTF-8"):
+        with pytest.raises(ValueError, match="has a lone surrogate .half of a character.: read it as UTF-8"):
             tokenizer(text)
         with pytest.raises(ValueError, match="lone surrogate"):
             tokenizer(text_target=text)
@@ -202,7 +202,7 @@ def test_use_does_not_change_the_hash_of_a_tokenizer(tokenizer, moses):
         assert used(["eins", "eins zwei"], padding=True)["attention_mask"][0][-1] == 0
 
 
-def test_marks_follow_the_ids_that_there_were(texts, tokenizer, tmp_path):
+def test_marks_are_appended_after_existing_ids(texts, tokenizer, tmp_path):
     marked = renewed(tokenizer, marks=True)
     assert not tokenizer.has_marks
     assert marked.has_marks
@@ -219,11 +219,11 @@ def test_marks_follow_the_ids_that_there_were(texts, tokenizer, tmp_path):
         assert [piece for piece in pieces if piece.strip() in MARKS] == [f" {first}", second, f" {first}"]
         assert other.decode(ids, skip_special_tokens=True) == f"Die Seite {first}, ({second}) {first}"
         assert not other.known_characters & {*MARKS}
-        with pytest.raises(ValueError, match="must be one of train_joint_tokenizer that has no marks yet"):
+        with pytest.raises(ValueError, match="must come from train_joint_tokenizer and have no marks yet"):
             renewed(other)
 
 
-def test_tokenizers_of_before_read_text_as_before():
+def test_tokenizers_of_earlier_versions_keep_their_ids():
     shipped = JMNatTokenizer.from_pretrained(CORPUS.parents[2] / "hub_card" / "multi30k_tiny" / "jmnat")
     ids = shipped("ein\u00a0hund\u200b")["input_ids"]
     assert shipped.decode(ids, skip_special_tokens=True) == "ein\u00a0hund\u200b"
@@ -249,7 +249,7 @@ def test_pieces_join_no_two_words_and_no_word_with_its_punctuation(tokenizer):
         assert letters in (0, len(piece.strip(" ")))
 
 
-def test_canvases_are_shown_as_the_text_stands(tokenizer):
+def test_canvases_are_shown_as_readable_text(tokenizer):
     ids = tokenizer("Die Datei öffnen.")["input_ids"]
     assert show_canvas(tokenizer, ids) == "Die Datei öffnen. </s>"
     assert show_canvas(tokenizer, [4, *ids[-2:], 1]) == "__. </s>"
@@ -372,7 +372,7 @@ def test_moses_tokenises_each_side_in_its_language(moses):
     assert moses.encode(text) == encoded["input_ids"]
 
 
-def test_moses_text_comes_back_detokenised(moses):
+def test_moses_text_is_detokenised(moses):
     text = "He said: \"don't & can't\" (the U.S. army's 3,000 e-mails), 50% of it."
     labels = moses(text_target=text)["input_ids"]
     assert "do n't" not in moses.decode(labels)
@@ -383,7 +383,7 @@ def test_moses_text_comes_back_detokenised(moses):
     assert same >= 240  # Moses guesses at quotes, slashes and the like
 
 
-def test_moses_of_split_words_batches_and_pairs(moses):
+def test_moses_applies_to_batches_and_pairs_but_not_to_split_words(moses):
     words = moses_tool("tokenizer", "de")("Gehen wir, usw. oder?").split()
     assert moses(words, is_split_into_words=True)["input_ids"] == moses("Gehen wir, usw. oder?")["input_ids"]
     pair = moses([("Gut.", "Ja!")])["input_ids"][0]
@@ -400,16 +400,16 @@ def test_plain_tokenizer_needs_no_sacremoses(tokenizer, moses, monkeypatch):
         copy.deepcopy(moses)("Ein Satz.")
 
 
-def test_a_vocabulary_may_be_asked_for_larger_than_the_texts_give():
+def test_a_vocabulary_may_be_smaller_than_requested():
     texts = ["a small text", "another small text"]
     assert train_joint_tokenizer(texts, 10**20).get_vocab() == train_joint_tokenizer(texts, 10**4).get_vocab()
 
 
-def test_refusals(texts):
+def test_bad_arguments_are_named(texts):
     with pytest.raises(ValueError, match="vocab_size=300 is too small: these texts need at least 3"):
         train_joint_tokenizer(texts, vocab_size=300)
     for nothing in ([], ["", ""]):
-        with pytest.raises(ValueError, match="no text to train a tokenizer on"):
+        with pytest.raises(ValueError, match="texts is empty: give some text to train a tokenizer on"):
             train_joint_tokenizer(nothing, vocab_size=300)
     with pytest.raises(ValueError, match="moses_source_lang='de' and moses_target_lang=None"):
         train_joint_tokenizer(texts, 1000, moses_source_lang="de")
@@ -418,7 +418,7 @@ def test_refusals(texts):
             moses_tool("tokenizer", language)
 
 
-def test_letters_digits_signs_and_bytes_may_stand_twice(tokenizer):
+def test_letters_digits_signs_and_bytes_may_repeat(tokenizer):
     ids, vocabulary = repeatable_tokens(tokenizer), tokenizer.get_vocab()
     assert ids == sorted(set(ids))
     pieces = set(tokenizer.convert_ids_to_tokens(ids))
@@ -435,7 +435,7 @@ def test_letters_digits_signs_and_bytes_may_stand_twice(tokenizer):
         assert twice <= set(ids)
 
 
-def test_marks_of_other_vocabularies_are_no_letters():
+def test_space_marks_of_other_vocabularies_are_not_letters():
     pieces = ["<s>", "w@@", "wo@@", "w</w>", "er</w>", "\u0120a", "\u0120an", "\u2581a", "\u2581an", "&@@", "12@@"]
 
     class Vocabulary:

@@ -151,7 +151,7 @@ def test_a_whole_translation_equals_its_passes(name, ngram_size, tmp_path):
         assert_same(decode(model, sources, **AT_ONCE[name]), output)
 
 
-def test_the_graph_itself_takes_no_more_candidates_than_there_are_lengths(tmp_path):
+def test_the_graph_limits_candidates_to_the_number_of_lengths(tmp_path):
     model, exported = both(tmp_path, 61)
     sources = random_sources(model, 10, 61)
     feeds = exported.source_feeds(*pad(sources))
@@ -282,7 +282,7 @@ def test_options_that_the_graph_of_a_whole_translation_does_not_know_are_named(t
     model.generation_config.update(early_stop=True, remask_schedule="cosine", update_all=True)
     export_onnx(model, tmp_path, int8=True)
     (message,) = caplog.messages
-    assert message.endswith("does not know options of this model: remask_schedule, early_stop, update_all")
+    assert message.endswith("ignores options of this model: remask_schedule, early_stop, update_all")
 
 
 def test_it_translates_text_without_pytorch(tmp_path):
@@ -311,7 +311,7 @@ print(tokenizer.decode(sequences[0, 0]))
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_operators_of_the_passes_keep_their_names(int8, tmp_path):
-    """All that runs again in a further pass, of which `onnx_profile.py` learns by the names."""
+    """Everything that runs in each pass; `onnx_profile.py` recognises it by the names."""
     model = random_model(66)
     export_onnx(model, tmp_path, int8=int8)
     session = load_session(tmp_path / graph_file("translator", int8), 1, tmp_path / "record")
@@ -366,7 +366,7 @@ def test_a_table_of_the_vocabulary_is_stored_once_for_its_rows_and_once_for_prod
     ("name", "product"), [("translator.onnx", "Gemm"), ("translator_int8.onnx", "DynamicQuantizeMatMul")]
 )
 def test_weights_are_held_where_onnx_runtime_prepares_them(name, product, tmp_path):
-    """By the graph of the product or the next one around it; else it takes a third longer, and says nothing."""
+    """By the product's own graph or the one directly around it; otherwise it silently takes a third longer."""
     both(tmp_path, 45, int8=True)
     products = 0
     for graph, around in graphs_in(onnx.load(tmp_path / name).graph):
@@ -410,7 +410,7 @@ def test_source_ids_are_whole_numbers_of_the_vocabulary(tmp_path):
         expected = exported.generate(input_ids, attention_mask=attention_mask, **options)
         assert torch.equal(exported.generate(input_ids.int(), attention_mask=attention_mask, **options), expected)
         for wrong in (-1, vocab_size, vocab_size + 20):
-            message = rf"input_ids holds {wrong}, ids must lie in \[0, {vocab_size}\)"
+            message = rf"input_ids holds {wrong}, but ids must lie in \[0, {vocab_size}\)"
             with pytest.raises(ValueError, match=message):
                 exported.generate(torch.tensor([[5, wrong, 2]]), **options)
 
@@ -527,7 +527,7 @@ def test_int8_is_its_twin_and_close_to_float32(tmp_path):
     assert sizes[1] < sizes[0]
 
 
-def test_what_cannot_be_done_is_refused(tmp_path):
+def test_unsupported_models_and_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="decoder_input='source_copy' cannot be exported"):
         export_onnx(random_model(39, decoder_input="source_copy"), tmp_path)
     with pytest.raises(ValueError, match="activation_function='mish' cannot be exported"):
@@ -539,9 +539,9 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     _, exported = both(tmp_path, 39)
     with pytest.raises(ValueError, match=r"translator_int8\.onnx.*--int8"):
         ORTJMNatForConditionalGeneration.from_pretrained(tmp_path, int8=True)
-    with pytest.raises(ValueError, match="41 tokens, max_position_embeddings=40"):
+    with pytest.raises(ValueError, match="41 tokens, more than max_position_embeddings=40"):
         exported.generate(torch.full((1, 41), 6))
-    with pytest.raises(ValueError, match="input_ids are needed"):
+    with pytest.raises(ValueError, match="input_ids is missing"):
         exported.generate(inputs_embeds=torch.zeros(1, 3, 16))
     with pytest.raises(ValueError, match="device='cuda' is not supported"):
         exported.to("cuda")
@@ -595,7 +595,9 @@ def test_an_export_that_fails_leaves_the_one_before(tmp_path, monkeypatch):
 
 def test_a_second_export_into_the_folder_is_refused(tmp_path):
     with folder_lock(tmp_path / "onnx", "output"):
-        with pytest.raises(ValueError, match=f"output={tmp_path / 'onnx'} is in use by another process: wait for its"):
+        with pytest.raises(
+            ValueError, match=f"output={tmp_path / 'onnx'} is in use by another process: wait until it ends"
+        ):
             export_onnx(random_model(44), tmp_path / "onnx")
         assert names(tmp_path / "onnx") == {".lock"}
 
@@ -643,10 +645,10 @@ def test_damaged_files_are_named(name, tmp_path, capfd):
     assert "EP Error" not in capfd.readouterr().out
 
 
-def test_what_was_given_wrongly_is_named(tmp_path):
+def test_wrong_devices_and_dtypes_are_named(tmp_path):
     for wrong in ({"device": "cuda"}, {"dtype": "bfloat16"}):
         ((name, value),) = wrong.items()
-        with pytest.raises(ValueError, match=f"{name}='{value}' cannot be chosen") as error:
+        with pytest.raises(ValueError, match=f"{name}='{value}' is not possible with exported graphs") as error:
             load_translator(tmp_path, backend="onnx", **wrong)
         assert ({"device", "dtype"} - {name}).pop() not in str(error.value)
 
@@ -712,7 +714,7 @@ def test_the_package_needs_no_onnx():
     assert "pip install onnxruntime" in result.stdout
 
 
-def test_it_is_the_class_of_the_package(tmp_path):
+def test_an_exported_model_has_the_interface_of_a_model(tmp_path):
     model, exported = both(tmp_path, 41)
     assert isinstance(model, JMNatForConditionalGeneration)
     assert exported.config.to_dict()["d_model"] == model.config.d_model
@@ -729,7 +731,7 @@ def test_weights_that_graphs_would_miss_are_refused(tmp_path):
     accelerate.cpu_offload(offloaded)
     for model, message in (
         (adapted, "q_proj has an adapter: merge it into the model first"),
-        (quantised, "is a Linear: export the model that is not quantised"),
+        (quantised, "is a Linear: export the unquantised model"),
         (offloaded, "are offloaded: load the model without a device_map"),
     ):
         with pytest.raises(ValueError, match=message):

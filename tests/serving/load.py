@@ -42,7 +42,7 @@ def running_server(*options: str) -> Iterator[tuple[subprocess.Popen, int]]:
         lines = []
         for line in process.stderr:
             lines.append(line)
-            if found := re.search(r"listening at http://127\.0\.0\.1:(\d+)", line):
+            if found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", line):
                 yield process, int(found[1])
                 break
         else:

@@ -1,4 +1,4 @@
-"""Jobs of several requests in common batches: each gets the pipeline's own answer, and none harms another."""
+"""Jobs of several requests share batches: each gets the pipeline's own answer, and none affects another."""
 
 import threading
 
@@ -50,7 +50,7 @@ def test_answers_are_those_of_the_pipeline_whatever_shares_their_batch(pipe, max
             assert found == list(dict.fromkeys(record["translation_text"] for record in records))
 
 
-def test_a_batch_takes_what_waits_and_what_comes_soon(translator):
+def test_a_batch_takes_waiting_requests_and_those_that_arrive_soon(translator):
     batcher, gate, batches = started(translator, wait_seconds=1.0)
     first = batcher.submit(Job([TEXTS[0]]))
     second = batcher.submit(Job([TEXTS[1]]))
@@ -61,7 +61,7 @@ def test_a_batch_takes_what_waits_and_what_comes_soon(translator):
     assert batches == [2]
 
 
-def test_one_that_cannot_be_read_or_translated_harms_no_other(pipe, monkeypatch):
+def test_a_failing_request_does_not_affect_others(pipe, monkeypatch):
     translator = BatchTranslator(pipe, 2_000)
     translate = translator.translate
 
@@ -83,7 +83,7 @@ def test_one_that_cannot_be_read_or_translated_harms_no_other(pipe, monkeypatch)
     assert batches == [3]
 
 
-def test_as_many_wait_as_may(translator):
+def test_requests_beyond_the_queue_are_refused(translator):
     batcher, gate, batches = started(translator, max_waiting=2)
     futures = [batcher.submit(Job([TEXTS[0]]))]
     while not batches:
@@ -96,7 +96,7 @@ def test_as_many_wait_as_may(translator):
     assert len({future.result(0)[0][0] for future in futures}) == 1
 
 
-def test_a_request_that_was_given_up_is_left_out(translator):
+def test_a_cancelled_request_is_not_translated(translator):
     batcher, gate, batches = started(translator)
     batcher.submit(Job([TEXTS[0]]))
     while not batches:

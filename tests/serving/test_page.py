@@ -42,7 +42,7 @@ def test_requests_are_answered(port):
         assert answer["translatedText"], answer
 
 
-def test_the_load_is_that_of_the_results():
+def test_the_load_test_is_that_of_the_results():
     for path in RESULTS.glob("*.json"):
         report = json.loads(path.read_text(encoding="utf-8"))
         assert all(row["lost"] == row["other_text"] == 0 for row in report["rows"])

@@ -1,4 +1,4 @@
-"""The server as its clients meet it: a process at 127.0.0.1, requests as LibreTranslate's clients send them."""
+"""The server as clients see it: a process at 127.0.0.1, requests as LibreTranslate's clients send them."""
 
 import http.client
 import json
@@ -141,7 +141,7 @@ def test_html_keeps_its_markup(port, pipe):
         ({"q": "a", "source": ["de"]}, "source must be a language code"),
         ({"q": "a", "target": "de"}, "de to de is not supported, only de to en"),
         ({"q": "a", "format": "pdf"}, "format 'pdf' is not supported, only text and html"),
-        ({"q": "a", "alternatives": "many"}, "alternatives parameter is not a number"),
+        ({"q": "a", "alternatives": "many"}, "alternatives must be an integer"),
         ({"q": ["a" * 300, "b" * 201]}, "request (501) exceeds text limit (500)"),
         ({"q": "\ud800"}, "a text to translate has a lone surrogate at character 1"),
     ],
@@ -211,7 +211,7 @@ def test_the_load_test_measures_every_way(model):
     assert all(row["lost"] == row["other_text"] == 0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
 
 
-def test_requests_beyond_the_queue_come_again_later(model):
+def test_requests_beyond_the_queue_get_503(model):
     options = ["--max_waiting", "1", "--batch_tokens", "1", "--num_iterations", "60", "--device", "cpu"]
     with running_server("--model", model, *options) as (_, port):
         found = []
@@ -231,12 +231,12 @@ def test_requests_beyond_the_queue_come_again_later(model):
     assert 503 in statuses
     for status, answer, headers in found:
         if status == 503:
-            assert answer == {"error": "1 requests wait already: try again in 1 s"}
+            assert answer == {"error": "1 requests are waiting already: try again in 1 s"}
             assert headers["retry-after"] == "1"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_answers_what_it_has_accepted_and_stops(model, pipe, number):
+def test_accepted_requests_are_answered_before_it_stops(model, pipe, number):
     options = ["--batch_tokens", "1", "--device", "cpu"]
     with running_server("--model", model, *options) as (process, port):
         connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(6)]
@@ -260,7 +260,7 @@ def test_it_answers_what_it_has_accepted_and_stops(model, pipe, number):
     ("options", "sentence"),
     [
         (["--languages", "de"], "languages='de' must be two codes, of source and target: give --languages de en"),
-        (["--host", "no such host"], "host=no such host port=5000 cannot be listened at"),
+        (["--host", "no such host"], "cannot listen on host=no such host port=5000"),
         (["--max_waiting", "0"], "max_waiting=0 must be at least 1"),
         (["--batch_wait", "-1"], "batch_wait=-1.0 must be from 0 to 10 seconds"),
         (["--num_iterations", "0"], "num_iterations=0"),
@@ -290,4 +290,4 @@ def test_a_port_in_use_gets_one_sentence(model, capsys):
         with pytest.raises(SystemExit):
             load_script("serve").main(["--model", model, "--device", "cpu", "--port", str(port)])
     sentence = capsys.readouterr().err.splitlines()[-1]
-    assert sentence.startswith(f"error: host=127.0.0.1 port={port} cannot be listened at: ")
+    assert sentence.startswith(f"error: cannot listen on host=127.0.0.1 port={port}, choose others: ")

@@ -71,7 +71,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def address(browser, tmp_path_factory):
-    """The page with the shipped model, beside a teacher that knows nothing."""
+    """The page with the shipped model and an untrained teacher."""
     folder = tmp_path_factory.mktemp("page")
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "hub_card" / "de-en")
     random_teacher(tokenizer).save_pretrained(folder / "teacher")
@@ -89,7 +89,7 @@ def open_page(browser, address, size=DESKTOP, theme="light", still=True):
 
 
 def press_translate(browser):
-    """Wait for what follows: the old result is marked, a new one takes its place."""
+    """Wait until a new result replaces the old one, which is marked first."""
     browser.execute_script("document.querySelectorAll('#result .jmnat').forEach(old => old.classList.add('old'))")
     find_all(browser, "#translate")[0].click()
     wait_for(lambda: find_all(browser, "#result .jmnat:not(.old)"))
@@ -159,7 +159,7 @@ def test_mistakes_get_one_sentence(browser, address):
     paste = "const box = document.querySelector('#text textarea'); box.value = arguments[0];"
     browser.execute_script(paste + "box.dispatchEvent(new Event('input', {bubbles: true}))", "sehr " * 600)
     press_translate(browser)
-    assert re.fullmatch(r"This text has \d{3,} tokens, the model reads at most 512: .*", message(browser))
+    assert re.fullmatch(r"This text has \d{3,} tokens, but the model reads at most 512: .*", message(browser))
     assert is_no_wider_than_the_screen(browser)
     ask(browser, "Hallo.", num_passes="2.5")
     assert message(browser) == "The number of passes must be a whole number from 1 to 10, not 2.5."
@@ -170,7 +170,7 @@ def test_mistakes_get_one_sentence(browser, address):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_page_fits_and_can_be_read(browser, address, size, theme):
-    """No sideways scrolling even with a word that never ends; text stands out at least 4.5 to 1."""
+    """No horizontal scrolling even with a very long word; the contrast of text is at least 4.5 to 1."""
     open_page(browser, address, size, theme)
     ask(browser, "Die Donaudampfschifffahrtsgesellschaft meldete " + "xqz" * 25 + " 3,5 % Gewinn <b>.", num_passes=3)
     assert is_no_wider_than_the_screen(browser)

@@ -55,7 +55,7 @@ def server(static_page):
 
 @pytest.fixture
 def own_server(static_page, tmp_path):
-    """A server of its own files at an address where nobody has been before."""
+    """A server with separate files at an address that no browser has cached."""
     shutil.copytree(static_page, tmp_path / "page")
     server = Server(tmp_path / "page")
     server.folder = tmp_path / "page"
@@ -96,7 +96,7 @@ def ask(browser, text, seconds=60):
 
 
 def set_text(browser, text):
-    """As pasted: typing a long text takes long."""
+    """Set as if pasted, because typing a long text is slow."""
     browser.execute_script("document.querySelector('#text').value = arguments[0]", text)
 
 
@@ -265,7 +265,7 @@ def test_a_screen_reader_has_names_and_news(browser, server):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_page_fits_and_can_be_read(browser, server, size, theme):
-    """No sideways scrolling even with a word that never ends; text stands out at least 4.5 to 1."""
+    """No horizontal scrolling even with a very long word; the contrast of text is at least 4.5 to 1."""
     open_page(browser, server.address, size, theme)
     ask(browser, f"Die Donaudampfschifffahrtsgesellschaft meldete {'xqz' * 25} 3,5 % Gewinn <b>.")
     assert is_no_wider_than_the_screen(browser)
@@ -289,10 +289,10 @@ def test_mistakes_get_one_sentence(browser, server):
     open_page(browser, server.address)
     for text, expected in (
         ("  \n", "Please type a text first: the field German is empty."),
-        ("ja " * 4000, "This text has 12000 characters, the page reads at most 10000: please give it less at a time."),
+        ("ja " * 4000, "This text has 12000 characters, but the page reads at most 10000: please split it."),
         (
             "Hallo. " + "sehr " * 600,
-            "A sentence of this text has 603 tokens, the model reads at most 512: please give",
+            "A sentence of this text has 603 tokens, but the model reads at most 512: please split it.",
         ),
     ):
         set_text(browser, text)
@@ -319,7 +319,7 @@ def test_downloads_that_fail_are_told(browser, own_server):
     whole = (own_server.folder / name).read_bytes()
     (own_server.folder / name).write_bytes(whole[:-100])
     find_all(browser, "#message button")[0].click()
-    wait_for(lambda: "did not arrive as it was sent" in message(browser))
+    wait_for(lambda: "was damaged during the download" in message(browser))
     (own_server.folder / name).write_bytes(whole)
     find_all(browser, "#message button")[0].click()
     wait_for(lambda: is_ready(browser))

@@ -117,7 +117,7 @@ def test_five_kills_do_not_change_the_text(folder, tmp_path):
 def test_a_second_process_is_refused_until_the_first_one_ends(folder, tmp_path):
     with folder_lock(tmp_path / "out", "output_dir"):
         message = (
-            f"output_dir={tmp_path / 'out'} is in use by another process: wait for its end or choose another folder"
+            f"output_dir={tmp_path / 'out'} is in use by another process: wait until it ends or choose another folder"
         )
         with pytest.raises(ValueError, match=message):
             distill(arguments(folder, tmp_path / "out"))
@@ -126,7 +126,7 @@ def test_a_second_process_is_refused_until_the_first_one_ends(folder, tmp_path):
     assert not (tmp_path / "out" / ".lock").exists()
 
 
-def test_a_distillation_from_before_fingerprints_had_a_version_goes_on(tmp_path):
+def test_a_distillation_with_unversioned_fingerprints_resumes(tmp_path):
     """With the digest of data and tokenizer that the code wrote then."""
     data = prepare_words(tmp_path, train=PAIRS, tokenizer=str(SHIPPED), lowercase=True)
     tokenizer = load_prepared(data)[1]
@@ -143,7 +143,7 @@ def test_a_distillation_from_before_fingerprints_had_a_version_goes_on(tmp_path)
     assert (again["kept"], again["decoded_now"]) == (figures["kept"], 0)
     assert files_of(tmp_path / "out") == text
     path.write_text(json.dumps(plan | {"data": before[::-1]}))
-    with pytest.raises(ValueError, match=f"with data={before[::-1]}, now data is 2:"):
+    with pytest.raises(ValueError, match=f"with data={before[::-1]}, and now data is 2:"):
         distill(options)
 
 
@@ -203,7 +203,7 @@ def test_damaged_shards_and_plans_are_named(folder, tmp_path):
         distill(options)
 
 
-def test_no_other_split_can_be_asked_for(folder, tmp_path, capsys):
+def test_only_the_training_split_is_distilled(folder, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         load_script("distill").main(
             ["--teacher", "t", "--data", str(folder / "data"), "--output_dir", str(tmp_path), "--split", "test"]
@@ -239,7 +239,7 @@ def test_length_filter_and_raw_pairs_need_no_new_decoding(folder, tmp_path):
         ("a", 70, 2, None, "kept"),
     ],
 )
-def test_keep_pair(text, source, target, ratio, verdict):
+def test_reasons_for_leaving_out_a_pair(text, source, target, ratio, verdict):
     assert keep_pair(text, source, target, ratio) == verdict
 
 
@@ -252,11 +252,11 @@ def test_shard_ranges_cover_everything_once():
 
 def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path):
     distill(arguments(folder, tmp_path))
-    with pytest.raises(ValueError, match="num_beams=2, now num_beams is 3"):
+    with pytest.raises(ValueError, match="num_beams=2, and now num_beams is 3"):
         distill(arguments(folder, tmp_path, num_beams=3))
     (tmp_path / "other").mkdir()
     write_text(tmp_path / "other", "mine.txt", ["text"])
-    with pytest.raises(ValueError, match="no earlier distillation"):
+    with pytest.raises(ValueError, match="does not hold an earlier distillation"):
         distill(arguments(folder, tmp_path / "other"))
 
 
@@ -266,18 +266,18 @@ def test_number_type_and_length_penalty_belong_to_the_plan(folder, tmp_path):
     options = {"teacher": str(teacher)}
     distill(arguments(folder, output, dtype="float32", **options))
     next((output / "shards").iterdir()).unlink()  # as after a kill
-    with pytest.raises(ValueError, match="dtype=float32, now dtype is bfloat16"):
+    with pytest.raises(ValueError, match="dtype=float32, and now dtype is bfloat16"):
         distill(arguments(folder, output, dtype="bfloat16", **options))
     distill(arguments(folder, output, **options))  # auto is float32 on a CPU
     generation = GenerationConfig.from_pretrained(teacher)
     generation.length_penalty = 1.5
     generation.save_pretrained(teacher)
-    with pytest.raises(ValueError, match="length_penalty=1.0, now length_penalty is 1.5"):
+    with pytest.raises(ValueError, match="length_penalty=1.0, and now length_penalty is 1.5"):
         distill(arguments(folder, output, **options))
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_device_that_is_not_there(folder, tmp_path, device):
+def test_a_missing_device_is_named(folder, tmp_path, device):
     with pytest.raises(ValueError, match=f"^device='{device}' cannot be used here: choose auto, cpu or cuda"):
         distill(arguments(folder, tmp_path / "out", device=device))
     assert not (tmp_path / "out").exists()
@@ -349,7 +349,7 @@ def test_teacher_with_a_tokenizer_of_its_own(folder, stranger, tmp_path, prefix)
     assert read_lines(tmp_path / "distilled.tgt") == [text for _, text in pairs]
 
 
-def test_multilingual_teacher_is_told_its_languages(folder, tmp_path):
+def test_multilingual_teacher_uses_the_given_languages(folder, tmp_path):
     letters = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
     own = NllbTokenizer(vocab={token: index for index, token in enumerate(letters)}, merges=[])
     random_teacher(own, seed=3).save_pretrained(tmp_path / "teacher")
@@ -377,15 +377,17 @@ def test_multilingual_teacher_is_told_its_languages(folder, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"teacher_languages{reason}"):
             distill(arguments(folder, tmp_path / "wrong", **options | {"teacher_languages": wrong}))
-    with pytest.raises(ValueError, match="teacher is multilingual: tell it its languages"):
+    with pytest.raises(ValueError, match="teacher is multilingual: give its source and target language"):
         distill(arguments(folder, tmp_path / "wrong", teacher=options["teacher"]))
     assert not (tmp_path / "wrong").exists()
 
 
-def test_prefix_cannot_come_later(folder, stranger, tmp_path):
+def test_another_prefix_in_the_same_folder_is_refused(folder, stranger, tmp_path):
     options = {"teacher": str(stranger[0])}
     distill(arguments(folder, tmp_path, **options))
-    with pytest.raises(ValueError, match="with teacher_prefix=None, now teacher_prefix is ba: choose another folder"):
+    with pytest.raises(
+        ValueError, match="with teacher_prefix=None, and now teacher_prefix is ba: choose another folder"
+    ):
         distill(arguments(folder, tmp_path, teacher_prefix="ba", **options))
 
 
@@ -399,7 +401,7 @@ def test_changed_tokenizer_is_another_teacher(folder, stranger, tmp_path):
 
 
 def test_teacher_that_reads_token_ids_takes_neither_prefix_nor_languages(folder, tmp_path):
-    with pytest.raises(ValueError, match="teacher_prefix='x ' is for teachers with a tokenizer of their own"):
+    with pytest.raises(ValueError, match="teacher_prefix='x ' is for teachers with another tokenizer"):
         distill(arguments(folder, tmp_path / "out", teacher_prefix="x "))
     with pytest.raises(ValueError, match="teacher_languages='de en' are not languages of the teacher's JMNatTok"):
         distill(arguments(folder, tmp_path / "out", teacher_languages=["de", "en"]))
@@ -415,12 +417,12 @@ def test_teacher_that_reads_token_ids_takes_neither_prefix_nor_languages(folder,
         ({"dtype": "int8"}, "dtype='int8' is not one of auto, float32"),
     ],
 )
-def test_bad_arguments(folder, tmp_path, options, message):
+def test_bad_arguments_are_named(folder, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         arguments(folder, tmp_path, **options)
 
 
-def test_equal_language_endings(folder, tmp_path):
+def test_equal_language_endings_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="both 'en'"):
         distill(arguments(folder, tmp_path, source_lang="en", target_lang="en"))
 

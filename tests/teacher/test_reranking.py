@@ -72,7 +72,7 @@ def test_candidate_without_tokens_is_the_worst(tokenizer):
     assert torch.isfinite(scores[1])
 
 
-def test_rows_that_do_not_fit(tokenizer):
+def test_rows_that_do_not_fit_the_sources_are_refused(tokenizer):
     with pytest.raises(ValueError, match="candidate_ids has 3 rows"):
         ModelReranker(random_teacher(tokenizer), PAD).score(*pad_batch(SOURCES, PAD), torch.full((3, 2), 9))
 
@@ -105,7 +105,7 @@ def test_text_reranker_with_the_students_tokenizer_changes_nothing(tokenizer):
     assert torch.allclose(direct, through_text, atol=1e-5)
 
 
-def test_load_reranker(tokenizer, other_tokenizer, tmp_path):
+def test_load_reranker_wraps_models_with_another_tokenizer(tokenizer, other_tokenizer, tmp_path):
     random_teacher(tokenizer).save_pretrained(tmp_path / "same")
     tokenizer.save_pretrained(tmp_path / "same")
     random_teacher(other_tokenizer).save_pretrained(tmp_path / "other")
@@ -114,7 +114,7 @@ def test_load_reranker(tokenizer, other_tokenizer, tmp_path):
     assert isinstance(load_reranker(tmp_path / "other", tokenizer), TextReranker)
 
 
-def test_student_is_no_reranker(tokenizer, tmp_path):
+def test_a_student_is_refused_as_reranker(tokenizer, tmp_path):
     tiny_student(tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{tmp_path} is a non-autoregressive model"):

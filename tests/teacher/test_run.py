@@ -126,7 +126,7 @@ def test_run_writes_a_usable_teacher(folder, tmp_path, capsys, preset):
     assert last_json(capsys) == figures
 
 
-def test_stopped_run_goes_on_to_the_same_weights(folder, tmp_path, capsys):
+def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path, capsys):
     train(folder, tmp_path / "whole")
     whole = last_json(capsys)
     train(folder, tmp_path / "stopped", time_budget=1e-9)
@@ -164,7 +164,7 @@ def test_preset_gives_defaults_and_options_override(folder, tmp_path):
         ({"preset": "no_such_preset"}, "no_such_preset.yaml"),
     ],
 )
-def test_bad_options(folder, tmp_path, options, message, capsys):
+def test_bad_options_are_named(folder, tmp_path, options, message, capsys):
     with pytest.raises(SystemExit) as stop:
         train(folder, tmp_path, **options)
     assert stop.value.code == 1

@@ -11,7 +11,7 @@ from modeling_jmnat.training.presets import PRESETS, accelerate_config, preset_n
 
 
 def parsed(*words):
-    """Arguments of `accelerate launch`, as it completes them."""
+    """The arguments of `accelerate launch` with its defaults filled in."""
     return _validate_launch_command(launch_command_parser().parse_args([*map(str, words), "train.py"]))[0]
 
 
@@ -30,7 +30,7 @@ def given(name):
         ("cpu", "MULTI_GPU", 2, 1),
     ],
 )
-def test_accelerate_reads_them(name, kind, processes, machines):
+def test_accelerate_reads_every_config(name, kind, processes, machines):
     assert load_config_from_file(str(accelerate_config(name))).distributed_type == kind
     arguments = given(name)
     assert (arguments.num_processes, arguments.num_machines) == (processes, machines)
@@ -38,7 +38,7 @@ def test_accelerate_reads_them(name, kind, processes, machines):
     assert chosen == (kind == "MULTI_GPU", kind == "FSDP", kind == "DEEPSPEED", False)
 
 
-def test_all_of_them_are_tested_and_none_is_a_recipe():
+def test_every_config_is_tested_and_none_is_a_recipe():
     names = {"one_gpu", "gpus", "fsdp2", "deepspeed_zero2", "two_machines", "cpu"}
     assert {path.name for path in (PRESETS / "accelerate").iterdir()} == {f"{name}.yaml" for name in names}
     assert names.isdisjoint(preset_names())
@@ -46,7 +46,7 @@ def test_all_of_them_are_tested_and_none_is_a_recipe():
         accelerate_config("ddp")
 
 
-def test_settings_of_the_parts_reach_accelerate(monkeypatch):
+def test_settings_of_a_config_reach_accelerate(monkeypatch):
     for name, value in prepare_multi_gpu_env(given("fsdp2")).items():
         monkeypatch.setenv(name, value)
     plugin = FullyShardedDataParallelPlugin()

@@ -89,7 +89,7 @@ def test_an_earlier_average_is_replaced_and_anything_else_is_not(checkpoints, tm
     )
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep")
-    with pytest.raises(ValueError, match="mine exists and is no earlier average"):
+    with pytest.raises(ValueError, match="mine exists and does not hold an earlier average"):
         average_checkpoints(checkpoints, tmp_path / "mine")
     assert not list(tmp_path.glob(".*"))
 
@@ -164,7 +164,7 @@ def test_full_disk_leaves_the_earlier_average_whole(checkpoints, tmp_path):
 
 def test_a_second_process_is_refused_and_leftovers_of_a_killed_one_are_removed(checkpoints, tmp_path):
     output = average_checkpoints(checkpoints[:1], tmp_path / "average")
-    message = f"output_dir={output} is in use by another process: wait for its end or choose another folder"
+    message = f"output_dir={output} is in use by another process: wait until it ends or choose another folder"
     with folder_lock(output, "output_dir", beside=True), pytest.raises(ValueError, match=message):
         average_checkpoints(checkpoints, output)
     assert json.loads((output / "averaging.json").read_text())["checkpoints"] == ["checkpoint-0"]

@@ -138,7 +138,7 @@ def test_a_run_without_its_settings_is_refused(through, data, preset, tmp_path, 
         (run / "results.json").unlink()
     before = sorted(run.rglob("*"))
     sentence = refused(capsys, "--preset", preset, "--data", data, "--output_dir", run, "--seed", 5)
-    assert sentence.startswith(f"error: output_dir {run} holds {left} and no run_settings.json, without which")
+    assert sentence.startswith(f"error: output_dir {run} holds {left} but no run_settings.json, which identifies")
     assert sorted(run.rglob("*")) == before
 
 
@@ -150,7 +150,7 @@ def wait_for_checkpoint(run: Path, child: Child, step: int = 1) -> None:
         time.sleep(0.01)
 
 
-def test_killed_at_random_moments_and_started_again_ends_alike(through, data, preset, tmp_path):
+def test_a_run_killed_at_random_moments_ends_with_the_same_weights(through, data, preset, tmp_path):
     run = tmp_path / "run"
     arguments = ("--preset", preset, "--data", data, "--output_dir", run)
     rng = random.Random()
@@ -204,7 +204,7 @@ def test_signal_to_the_group_spares_the_workers(through, data, preset, tmp_path)
     assert_same_model(run, through)
 
 
-def test_time_budget_stops_and_goes_on(through, data, preset, tmp_path, capfd):
+def test_time_budget_stops_and_the_next_call_resumes(through, data, preset, tmp_path, capfd):
     run = tmp_path / "run"
     arguments = ("--preset", preset, "--data", data, "--output_dir", run)
     train(*arguments, "--time_budget", "0.00001")
@@ -235,7 +235,7 @@ def test_other_settings_and_a_second_process_are_refused(through, data, preset, 
 
 
 @pytest.mark.parametrize("command", ["train_jmnat", "train_teacher"])
-def test_a_run_from_before_fingerprints_had_a_version_goes_on(preset, tmp_path, capfd, command):
+def test_a_run_with_unversioned_fingerprints_resumes(preset, tmp_path, capfd, command):
     """With the digests of the data that the code wrote then; afterwards they are those of now."""
     data = prepare_words(tmp_path, train=25, tokenizer=str(SHIPPED), lowercase=True)
     line = ["--preset", preset, "--data", data, "--output_dir", tmp_path / "run", "--max_steps", 2, "--use_cpu", True]
@@ -266,7 +266,7 @@ def test_a_run_from_before_fingerprints_had_a_version_goes_on(preset, tmp_path, 
     assert f"holds a run with data tokenizer={other['tokenizer']}, and now it is 2:" in capfd.readouterr().err
 
 
-def test_start_may_be_spelled_otherwise(through, tmp_path, monkeypatch):
+def test_another_spelling_of_the_same_start_resumes(through, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = json.loads((through / "run_settings.json").read_text())
     settings["start"]["init_from"] = str(tmp_path / "model")
@@ -295,7 +295,7 @@ def test_another_number_of_processes_is_refused(through, tmp_path):
     [("masking", "second_mask_ratio", 0.5), ("masking", "source_mask_ratio_full", 0.0)]
     + [("masking", "length_noise", 0.3), ("model", "length_smoothing", 1.0), ("masking", "glancing_ratio_end", 0.1)],
 )
-def test_a_run_from_before_an_option_goes_on_without_it(tmp_path, section, name, value):
+def test_a_run_older_than_an_option_resumes_without_it(tmp_path, section, name, value):
     command = parse_command(["--preset", "multi30k_tiny", "--data", "data", "--output_dir", "run"], "")
     settings = {"model": command.model, "masking": command.masking}
     before = json.loads(json.dumps(settings))
@@ -313,7 +313,7 @@ def test_bad_input_is_named(data, preset, tmp_path, capfd):
     output = ("--output_dir", tmp_path / "run")
     expect_error(capfd, "preset 'nonsense' is not one of", "--preset", "nonsense", "--data", data, *output)
     expect_error(capfd, "output_dir is missing", "--preset", preset, "--data", data)
-    expect_error(capfd, "prepare_data.py", "--preset", preset, "--data", tmp_path, *output)
+    expect_error(capfd, "make one with `jmnat prepare`", "--preset", preset, "--data", tmp_path, *output)
     expect_error(
         capfd, "max_target_length is 4", "--preset", preset, "--data", data, *output, "--max_target_length", 4
     )
@@ -330,11 +330,11 @@ def test_bad_input_is_named(data, preset, tmp_path, capfd):
         expect_error(capfd, message, "--preset", preset, "--data", data, *output, *option)
     (tmp_path / "marian").mkdir()
     (tmp_path / "marian" / "config.json").write_text('{"model_type": "marian"}')
-    message = "is a model of the kind marian, it must be a JM-NAT: --init_from_teacher"
+    message = "is a marian model but must be a JM-NAT: use --init_from_teacher"
     expect_error(capfd, message, "--data", data, "--init_from", tmp_path / "marian", *output)
     both = ("--init_from", tmp_path, "--init_from_teacher", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "jmnat"}')
-    expect_error(capfd, "give one of them", "--data", data, *both, *output)
+    expect_error(capfd, "set only one of them", "--data", data, *both, *output)
     (tmp_path / "file").write_text("")
     expect_error(capfd, "file", "--preset", preset, "--data", data, "--output_dir", tmp_path / "file" / "run")
 
@@ -358,7 +358,7 @@ def test_another_tokenizer_is_refused(through, preset, tmp_path, capfd):
     assert not checkpoints.list_checkpoints(tmp_path / "run")
 
 
-def test_goes_on_from_another_model(through, data, tmp_path, capfd):
+def test_trains_on_from_another_model(through, data, tmp_path, capfd):
     """With a learning rate of 0 the weights are those of the start; the sizes need no preset."""
     start = ("--data", data, "--init_from", through, "--output_dir", tmp_path / "run", "--max_steps", 1)
     train(*start, "--learning_rate", 0, "--dropout", 0.3, "--max_tokens", 100, "--use_cpu", "true")
@@ -370,14 +370,14 @@ def test_goes_on_from_another_model(through, data, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("option", ["--init_from", "--init-from"])
-def test_sizes_come_with_the_weights_and_the_rest_from_the_preset(through, tmp_path, option):
+def test_init_from_takes_sizes_from_the_weights_and_the_rest_from_the_preset(through, tmp_path, option):
     start = ["--preset", "wmt_base", option, str(through), "--data", "any", "--output_dir", str(tmp_path)]
     model = parse_command(start, "").model
     assert (model["d_model"], model["dropout"]) == (16, load_preset("wmt_base").model["dropout"])
 
 
 @pytest.mark.parametrize("normalize_before", [True, False])
-def test_teacher_gives_what_fits(data, normalize_before):
+def test_fitting_weights_of_the_teacher_are_copied(data, normalize_before):
     """M2M100 (layer norm before) and Marian (after): shared blocks are copied, positional attention adds nothing."""
     tokenizer = load_prepared(data)[1]
     fields = {**MODEL, "normalize_before": normalize_before}
@@ -481,8 +481,10 @@ def test_help_shows_our_options_and_few_of_transformers(parse, capsys):
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--max_tokens" in text
-    assert "Optimizer steps; -1 leaves the end to num_train_epochs. (default: -1)" not in text  # the preset's number
-    assert "Optimizer steps; -1 leaves the end to num_train_epochs." in text
+    assert (
+        "Number of optimizer steps; -1: train for num_train_epochs. (default: -1)" not in text
+    )  # the preset's number
+    assert "Number of optimizer steps; -1: train for num_train_epochs." in text
     assert "hub_token" not in text
 
 
@@ -490,8 +492,8 @@ def test_help_shows_our_options_and_few_of_transformers(parse, capsys):
     ("text", "message"),
     [
         ("models: {}", "section 'models' is not one of"),
-        ("model: {d_modle: 3}", "'d_modle' is no field of section model"),
-        ("training: {output_dir: x}", "'output_dir' is no field"),
+        ("model: {d_modle: 3}", "'d_modle' is not a field of section model"),
+        ("training: {output_dir: x}", "'output_dir' is not a field"),
         ("model: 3", "section model must hold fields"),
         ("model: {d_model: 32.5}", "model.d_model=32.5 is not of the type int"),
         ("model: {normalize_before: 1}", "model.normalize_before=1 is not of the type bool"),
@@ -510,7 +512,7 @@ def test_bad_presets_are_named(tmp_path, text, message):
         load_preset(path)
 
 
-def test_numbers_without_a_point_are_numbers(tmp_path):
+def test_yaml_numbers_without_a_point_are_read_as_numbers(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_text("training: {learning_rate: 1e-3, lr_scheduler_type: linear}")
     assert load_preset(path).training == {"learning_rate": 0.001, "lr_scheduler_type": "linear"}

@@ -52,11 +52,11 @@ def test_no_positions_without_the_ratio_and_in_evaluation(tiny):
     assert "correction_positions" not in DataCollatorForJMNat(tiny[1])(examples(tiny, 2))
     evaluation = DataCollatorForJMNat(tiny[1], correction_ratio=0.5).evaluation()
     assert "correction_positions" not in evaluation(examples(tiny, 2))
-    with pytest.raises(ValueError, match="correction_ratio is 1.5, it must be between 0 and 1"):
+    with pytest.raises(ValueError, match="correction_ratio=1.5 must be between 0 and 1"):
         DataCollatorForJMNat(tiny[1], correction_ratio=1.5)
 
 
-def test_replaced_by_what_the_first_pass_of_decoding_predicts(tiny):
+def test_tokens_are_replaced_by_predictions_of_the_first_decoding_pass(tiny):
     tokenizer = tiny[1]
     model = tiny_model(tokenizer, dropout=0.5).train()
     batch = DataCollatorForJMNat(tokenizer, correction_ratio=1.0)(examples(tiny, 5))
@@ -80,7 +80,7 @@ def test_replaced_by_what_the_first_pass_of_decoding_predicts(tiny):
     assert not torch.equal(replaced["decoder_input_ids"], batch["decoder_input_ids"])
 
 
-def test_trainer_predicts_and_counts_them(tiny, tmp_path):
+def test_trainer_predicts_and_counts_corrected_tokens(tiny, tmp_path):
     data, tokenizer = tiny
     arguments = JMNatTrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, report_to=[], save_strategy="no", max_steps=2

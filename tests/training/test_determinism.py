@@ -1,4 +1,4 @@
-"""Training and decoding by PyTorch's deterministic algorithms: none is lacking, and twice the same comes out."""
+"""Training and decoding run with PyTorch's deterministic algorithms, and give the same results twice."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_training_twice_gives_the_same_weights(deterministic, tmp_path):
         {"remask_repeats": True, "delete_repeats": True, "collapse_repeats": True, "remask_adjacent": False},
     ],
 )
-def test_decoding_is_the_same_as_without(options, request):
+def test_deterministic_algorithms_do_not_change_decoding(options, request):
     tokenizer = tiny_tokenizer()
     model, lines = tiny_student(tokenizer), random_lines(12, seed=3)
     reranker = random_teacher(tokenizer)

@@ -1,4 +1,4 @@
-"""Trainings that must stop say where and what to do, and leave what can be gone on from."""
+"""Trainings that fail say where and what to do, and leave a state to resume from."""
 
 import math
 import shutil
@@ -28,7 +28,7 @@ def tiny(tmp_path_factory):
 
 
 class SpyingCollator(DataCollatorForJMNat):
-    """Remembers the ids of the sentences of each batch."""
+    """Records the ids of the sentences of each batch."""
 
     def __call__(self, features):
         self.seen = [*getattr(self, "seen", []), [feature["id"] for feature in features]]
@@ -78,8 +78,8 @@ def test_the_sentences_of_a_step_without_a_number_are_named(tiny, tmp_path, sett
         trainer.train()
     ids = [str(i) for batch in trainer.data_collator.seen[number - 2 : number] for i in batch]
     step = -(-length // 2) + in_epoch // 2
-    place = f"step {step} (batch {in_epoch} of epoch 2), with the sentences of the ids {', '.join(ids)}, and nothing"
-    assert f"the loss is no longer finite at {place} of it was saved" in str(stopped.value)
+    place = f"step {step} (batch {in_epoch} of epoch 2, sentences with the ids {', '.join(ids)})"
+    assert f"the loss is no longer finite at {place} and was not saved" in str(stopped.value)
     assert f"the last good checkpoint is {tmp_path}/checkpoint-{(step - 1) // 2 * 2}." in str(stopped.value)
 
 
@@ -91,7 +91,7 @@ def test_each_process_names_its_own_sentences():
         own = list(batches)[process::2]
         loader = type("Loader", (), {"dataset": rows, "batch_sampler": own, "__len__": lambda self: 4})()
         places.append([place_of_step(step, loader, 2) for step in (2, 4)])
-    sentences = "(batch 4 of epoch {}), with the sentences of the ids {},"
+    sentences = "(batch 4 of epoch {}, sentences with the ids {})"
     assert places[0] == [f"step {step} {sentences.format(step // 2, '34, 72')}" for step in (2, 4)]
     assert places[1] == [f"step {step} {sentences.format(step // 2, '70')}" for step in (2, 4)]
 
@@ -105,7 +105,7 @@ def test_on_a_gpu_the_first_bad_step_is_found_when_numbers_are_read(tiny, tmp_pa
         trainer.state.global_step = step
         trainer._maybe_log_save_evaluate(torch.tensor(loss), torch.tensor(1.0))
     trainer.control.should_log = True
-    with pytest.raises(FloatingPointError, match=r"the loss is no longer finite at step 8 \(batch 2 of epoch 2\)"):
+    with pytest.raises(FloatingPointError, match=r"the loss is no longer finite at step 8 \(batch 2 of epoch 2, "):
         trainer._maybe_log_save_evaluate(torch.tensor(math.nan), torch.tensor(1.0))
 
 
@@ -116,11 +116,15 @@ def no_memory(outputs):
 @pytest.mark.parametrize(
     ("settings", "where", "advice"),
     [
-        ({"max_tokens": 40}, "step 2: max_tokens=40 is too", "batch_parts=2 and gradient_accumulation_steps=2; a run"),
+        (
+            {"max_tokens": 40},
+            "step 2: a batch of max_tokens=40 is too large",
+            "batch_parts=2 and gradient_accumulation_steps=2",
+        ),
         (
             {"per_device_train_batch_size": 4, "batch_parts": 2, "gradient_accumulation_steps": 1},
-            "step 2: per_device_train_batch_size=4 is too",
-            "batch_parts=4 and gradient_accumulation_steps=2; a run of a command goes on so by --elastic True",
+            "step 2: a batch of per_device_train_batch_size=4 is too large",
+            "batch_parts=4 and gradient_accumulation_steps=2; on the command line, resume with --elastic True",
         ),
         ({"eval_strategy": "steps", "eval_steps": 1, "eval_batch_tokens": 64}, "evaluation at step 1: ", "now 64"),
     ],
@@ -131,13 +135,13 @@ def test_out_of_memory_names_the_setting_to_lower(tiny, tmp_path, settings, wher
     with pytest.raises(MemoryError) as stopped:
         trainer.train()
     sentence = describe_error(stopped.value, memory="--max_tokens")
-    assert sentence.startswith("out of memory (2.00 GiB more were asked for) in ")
+    assert sentence.startswith("out of memory (2.00 GiB more were requested) in ")
     assert where in sentence
     assert advice in sentence
 
 
-def test_the_last_checkpoint_stays_beside_the_best(tiny, tmp_path):
-    """`Trainer` alone would leave the best one, which has no optimizer any more, and nothing to go on from."""
+def test_the_last_checkpoint_is_kept_beside_the_best(tiny, tmp_path):
+    """`Trainer` alone would leave the best one, which has no optimizer state, so nothing to resume from."""
     best = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True, "save_total_limit": 1}
     best |= {"metric_for_best_model": "eval_loss", "greater_is_better": True, "learning_rate": 1e-2, "warmup_steps": 1}
     trainer = make_trainer(tiny, tmp_path, max_steps=6, **best)

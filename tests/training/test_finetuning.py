@@ -99,7 +99,7 @@ def test_script_improves_bleu_and_logs_to_tensorboard(folder, tmp_path, example,
     )
 
 
-def test_script_finds_the_library_evaluate_behind_the_script_of_that_name(folder, tmp_path):
+def test_script_imports_the_library_evaluate_despite_evaluate_py(folder, tmp_path):
     options = ["--model", folder / "model", "--data", folder / "corpus", "--output_dir", tmp_path, "--use_cpu", "True"]
     options += ["--train_pairs", 4, "--valid_pairs", 2, "--max_steps", 1]
     command = [sys.executable, SCRIPTS / "finetune_example.py", *options]
@@ -228,8 +228,8 @@ def lora_trainer(peft, folder, output, masks=None, **fields):
     return JMNatTrainer(lora_of(peft, folder), arguments, collator, processing_class=tokenizer, **datasets)
 
 
-def test_lora_goes_on_from_its_checkpoints(folder, tmp_path):
-    """Stopped and resumed it ends as one run; the best checkpoint is loaded, an average of several is refused."""
+def test_lora_resumes_from_its_checkpoints(folder, tmp_path):
+    """Stopped and resumed, it equals an uninterrupted run; the best checkpoint is loaded, averaging is refused."""
     peft = pytest.importorskip("peft")
     weights = []
     for name, stops in (("whole", (4,)), ("parts", (2, 4))):

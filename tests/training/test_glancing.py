@@ -56,10 +56,10 @@ def test_order_changes_with_the_epoch_and_not_with_the_batch(tiny):
 
 def test_off_in_evaluation_and_refused_where_nothing_is_fully_masked(tiny, tmp_path):
     assert "glancing_order" not in collator_of(tiny).evaluation()(examples(tiny, 2))
-    with pytest.raises(ValueError, match="glancing_ratio is 0.5 and no target is wholly masked: full_mask_ratio must"):
+    with pytest.raises(ValueError, match="glancing_ratio=0.5 needs fully masked targets: set full_mask_ratio"):
         DataCollatorForJMNat(tiny[1], glancing_ratio=0.5)
     assert DataCollatorForJMNat(tiny[1], glancing_ratio=0.5, target_mask="all").glancing_ratio == 0.5
-    with pytest.raises(ValueError, match="glancing_ratio is -0.1, it must be between 0 and 1"):
+    with pytest.raises(ValueError, match="glancing_ratio=-0.1 must be between 0 and 1"):
         collator_of(tiny, glancing_ratio=-0.1)
     with pytest.raises(ValueError, match="glancing_ratio needs decoder_input=mask"):
         make_trainer(tiny, tmp_path, {"decoder_input": "source_copy"}, collator_of(tiny))
@@ -84,7 +84,7 @@ def labels_with_mistakes(predictions, wrong_counts):
         (0.5, (0, 0), (0, 0)),
     ],
 )
-def test_shows_exactly_as_much_as_is_wrong(tiny, ratio, wrong, shown):
+def test_reveals_exactly_as_many_tokens_as_are_wrong(tiny, ratio, wrong, shown):
     tokenizer = tiny[1]
     model = tiny_model(tokenizer, dropout=0.5).train()
     mask = tokenizer.mask_token_id
@@ -114,7 +114,7 @@ def test_shows_exactly_as_much_as_is_wrong(tiny, ratio, wrong, shown):
         assert torch.equal(after[name][2], batch[name][2]), name
 
 
-def test_no_row_takes_part(tiny):
+def test_batch_without_fully_masked_targets_is_unchanged(tiny):
     model = tiny_model(tiny[1])
     batch = collator_of(tiny)(examples(tiny, 3))
     plain = {name: value for name, value in batch.items() if name != "glancing_order"}
@@ -146,7 +146,7 @@ def test_trainer_divides_by_what_is_left_to_predict(tiny, tmp_path):
     assert denominators[0] < batch["masked_positions"].sum()
 
 
-def test_a_batch_in_which_everything_is_shown_has_a_finite_loss(tiny):
+def test_a_fully_revealed_batch_has_a_finite_loss(tiny):
     """A short sentence that the model has all wrong, at a ratio of 1: no target token is left to predict."""
     model = tiny_model(tiny[1], dropout=0.0).train()
     batch = collator_of(tiny, full_mask_ratio=1.0, source_mask_ratio=0.0)(examples(tiny, 2))

@@ -46,7 +46,7 @@ def text(tmp_path_factory):
 
 
 class Watch(TrainerCallback):
-    """Keeps what each step's losses and gradients were."""
+    """Records the losses and gradients of each step."""
 
     def __init__(self):
         self.norms, self.losses, self.types = [], [], set()
@@ -100,6 +100,6 @@ def test_half_precision_stays_finite(text, tmp_path):
 
 
 def test_fp16_on_a_cpu_is_refused(tmp_path):
-    """Accelerate would train in float32 without a word."""
-    with pytest.raises(ValueError, match="fp16=True is not possible on a CPU, .* take bf16"):
+    """Accelerate would silently train in float32."""
+    with pytest.raises(ValueError, match="fp16=True is not possible on a CPU, .* choose bf16"):
         JMNatTrainingArguments(str(tmp_path), fp16=True, use_cpu=True)

@@ -1,4 +1,4 @@
-"""Frozen and restarted halves: what must stay stays bit by bit, the rest moves."""
+"""Frozen and restarted halves: frozen weights stay the same bit by bit, the others change."""
 
 import json
 
@@ -56,7 +56,7 @@ def train(*arguments):
     load_script("train_jmnat").main([str(argument) for argument in arguments])
 
 
-def test_training_moves_the_restarted_half_alone(tmp_path, capsys):
+def test_training_changes_only_the_restarted_half(tmp_path, capsys):
     data = prepare_tiny_data(tmp_path)
     training = {"max_steps": 3, "max_tokens": 80, "learning_rate": 0.01, "warmup_steps": 1, "ema_decay": 0.5}
     training |= {"use_cpu": True, "disable_tqdm": True, "save_steps": 2}

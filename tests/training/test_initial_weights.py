@@ -94,7 +94,7 @@ def largest_difference(student, teacher):
         ("m2m100", {"pad_token_id": 3, "activation_function": "gelu"}),
     ],
 )
-def test_the_teachers_encoder_states_come_out(kind, fields):
+def test_the_encoder_computes_the_teachers_states(kind, fields):
     teacher = random_teacher(kind, **fields)
     student = student_of(teacher)
     report = copy_teacher_weights(student, teacher)
@@ -156,7 +156,7 @@ def test_layers_that_would_compute_something_else_are_refused(fields, message):
 
 
 @pytest.mark.parametrize("position_embedding_type", ["sinusoidal", "learned"])
-def test_a_large_pad_id_costs_nothing(position_embedding_type, monkeypatch):
+def test_a_large_pad_id_adds_no_positions(position_embedding_type, monkeypatch):
     """Vocabularies of Marian put `<pad>` last: the sinusoids of one call are as many as its tokens."""
     made = []
     monkeypatch.setattr(

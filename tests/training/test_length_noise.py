@@ -45,7 +45,7 @@ def test_a_share_of_the_targets_has_a_second_end(tiny):
     assert hidden[list(drawn)].any(dim=1).any()  # it is masked and predicted as any token
 
 
-def test_others_keep_their_masks_and_evaluation_is_as_ever(tiny):
+def test_other_masks_and_evaluation_do_not_change(tiny):
     plain, noisy = (DataCollatorForJMNat(tiny[1], seed=3, length_noise=noise) for noise in (0.0, 0.5))
     before, after = (collator(examples(tiny)) for collator in (plain, noisy))
     for row, (old, new) in enumerate(zip(targets_of(before), targets_of(after), strict=True)):
@@ -68,7 +68,7 @@ def test_the_length_loss_counts_one_end(tiny):
     torch.testing.assert_close(outputs.length_loss, length_nll(outputs.length_logits, lengths) / 5)
 
 
-def test_trains(tiny, tmp_path):
+def test_a_model_trains_with_length_noise(tiny, tmp_path):
     collator = DataCollatorForJMNat(tiny[1], seed=3, length_noise=0.5)
     fields = {"max_steps": 30, "learning_rate": 0.01, "warmup_steps": 3, "logging_steps": 10}
     trainer = make_trainer(tiny, tmp_path, {"length_smoothing": 1.0}, collator, **fields)
@@ -88,11 +88,11 @@ def test_room_for_it_is_checked_and_values_out_of_range_refused(tiny):
         ValueError, match=f"longest labels has {longest} tokens, padded to {longest + 1}, and max_target"
     ):
         check_data(data["train"], tokenizer, limits, "train", None, longer_targets=1)
-    with pytest.raises(ValueError, match="length_noise is 2, it must be between 0 and 1"):
+    with pytest.raises(ValueError, match="length_noise=2 must be between 0 and 1"):
         DataCollatorForJMNat(tokenizer, length_noise=2)
     endless = copy.copy(tokenizer)
     endless.eos_token = None
-    with pytest.raises(ValueError, match="length_noise is 0.5 and the tokenizer has no eos_token_id"):
+    with pytest.raises(ValueError, match="length_noise=0.5 needs a tokenizer with an eos_token_id"):
         DataCollatorForJMNat(endless, length_noise=0.5)
     with pytest.raises(ValueError, match="length_smoothing=-1.0 must be at least 0"):
         tiny_model(tokenizer, length_smoothing=-1.0)

@@ -108,7 +108,7 @@ def alone(tiny, tmp_path_factory):
 @pytest.mark.parametrize(
     ("processes", "names"), [(2, list(RUNS)), (4, ["sentences", "tokens", "fewer_than_processes"])]
 )
-def test_processes_train_what_one_does_by_accumulation(tiny, alone, tmp_path, processes, names):
+def test_several_processes_equal_one_with_accumulation(tiny, alone, tmp_path, processes, names):
     run_together(processes, tmp_path, save_all, tiny, tmp_path / "run", processes, names, tmp_path / "result.pt")
     for name, found in torch.load(tmp_path / "result.pt").items():
         expected = alone[name]
@@ -145,9 +145,7 @@ def refused_then_elastic(folder, output_dir):
     if os.environ["RANK"] == "0":
         shutil.copytree(output_dir, own)
     trainer = plain_trainer(load_prepared(folder), own)
-    with pytest.raises(
-        ValueError, match=r"checkpoints of the steps \[2, 0, 0, 0\] .* one folder that all machines share"
-    ):
+    with pytest.raises(ValueError, match=r"of the steps \[2, 0, 0, 0\] .* one folder that all machines share"):
         trainer.train(resume_from_checkpoint=True)
     command(folder, output_dir, elastic=True)
 
@@ -159,7 +157,7 @@ def plain_trainer(tiny, output_dir, **settings):
     return JMNatTrainer(tiny_model(tokenizer), arguments, collator, data["train"], processing_class=tokenizer)
 
 
-def test_a_run_of_two_processes_goes_on_with_four_or_one(folder, tmp_path, capfd):
+def test_a_run_of_two_processes_resumes_with_four_or_one(folder, tmp_path, capfd):
     expected = begin(folder, tmp_path / "two", 2)
     for processes in (4, 1):
         run = shutil.copytree(tmp_path / "two", tmp_path / str(processes))
@@ -189,7 +187,7 @@ def divided(folder, output_dir, **options):
 
 
 def divided_twice(folder, output_dir, options):
-    """The command under FSDP 2, then what only Python can ask for."""
+    """The command under FSDP 2, then what is only available in Python."""
     divided(folder, output_dir, **options)
     data, tokenizer = load_prepared(folder)
     settings = {**BASE, "max_steps": 2, "per_device_train_batch_size": 2}
@@ -209,8 +207,8 @@ def divided_twice(folder, output_dir, options):
         JMNatTrainer(tiny_model(tokenizer), arguments, collator, few, processing_class=tokenizer)
 
 
-def test_a_divided_model_trains_saves_evaluates_and_resumes_as_a_whole_one(folder, tmp_path):
-    """FSDP 2: two processes train what one trains, three go on from where they were."""
+def test_a_sharded_model_trains_saves_evaluates_and_resumes_as_a_whole_one(folder, tmp_path):
+    """FSDP 2: two processes train what one trains, and three resume from their checkpoint."""
     evaluated = {"eval_strategy": "steps", "eval_steps": 3, "eval_num_iterations": 2, "eval_sentences": 3}
     options = {**evaluated, "keep_best": 2, "load_best_model_at_end": False}
     command(folder, tmp_path / "whole", gradient_accumulation_steps=2, **options)
@@ -267,7 +265,7 @@ def test_a_trainer_refuses_other_steps(tmp_path):
     elastic.check_step(now, tmp_path)  # of an earlier version
     step = {"world_size": 2, "gradient_accumulation_steps": 1, "batch_parts": 1}
     (tmp_path / "manifest.json").write_text(json.dumps({"files": {}, "step": step}))
-    with pytest.raises(ValueError, match="is of 2 processes and now there are 4: start as many, or go on by elastic"):
+    with pytest.raises(ValueError, match="by 2 processes and now there are 4: start as many, or resume with elastic"):
         elastic.check_step(now, tmp_path)
     now.elastic = True
     with pytest.raises(ValueError, match=r"keep world_size \* gradient_accumulation_steps / batch_parts as it was"):

@@ -122,7 +122,7 @@ def test_placement_is_uniform_over_arrangements(length, num_masked, set_size):
     assert reference.chi_square_score(Counter(map(positions_of, chosen)), distribution) < 5
 
 
-def test_the_oracle_by_hand_and_the_test_can_fail():
+def test_oracle_by_hand_and_a_wrong_placement_is_detected():
     # T = 4, M = 3, n = 2: a set of 2, a set of 1 and one unmasked token, in 3! orders.
     # 2-1-u and 1-2-u mask 012, u-2-1 and u-1-2 mask 123, 2-u-1 masks 013, 1-u-2 masks 023.
     distribution = reference.target_mask_distribution(4, 3, 2)
@@ -135,7 +135,7 @@ def test_the_oracle_by_hand_and_the_test_can_fail():
     assert reference.chi_square_score(biased, distribution) > 5
 
 
-def test_head_and_end_of_sentence_are_masked_alike():
+def test_head_and_end_of_sentence_are_masked_equally_often():
     num_draws, length = 20000, 9
     lengths = torch.full((num_draws,), length)
     num_masked = draw_num_masked(lengths, uniforms_of(num_draws))

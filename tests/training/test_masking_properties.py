@@ -37,7 +37,7 @@ class Tokenizer:
 
 
 def rows_of(batch):
-    """What each example has got, without padding."""
+    """What each example gets, without padding."""
     rows = []
     for number in range(len(batch["labels"])):
         widths = {name: int(batch[f"{name}attention_mask"][number].sum()) for name in ("", "decoder_")}
@@ -53,7 +53,7 @@ def rows_of(batch):
 
 @examples(150)
 @given(pairs=features, options=collator_options, epoch=st.integers(0, 1000), with_id=st.booleans(), data=st.data())
-def test_masks_are_as_many_as_the_paper_says_and_depend_on_the_example_alone(pairs, options, epoch, with_id, data):
+def test_number_of_masks_follows_the_paper_and_depends_only_on_the_example(pairs, options, epoch, with_id, data):
     collator = DataCollatorForJMNat(Tokenizer(), **options)
     collator.set_epoch(epoch)
     if with_id:

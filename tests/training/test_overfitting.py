@@ -1,4 +1,4 @@
-"""A hundred real pairs are learned by heart: text, tokenizer, masks, losses, trainer and decoding fit together."""
+"""A hundred real pairs are memorised: text, tokenizer, masks, losses, trainer and decoding fit together."""
 
 import gzip
 from pathlib import Path

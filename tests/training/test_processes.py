@@ -51,7 +51,7 @@ def agent(config, *options):
     return (*launch, "-m", "modeling_jmnat.commands", "train")
 
 
-def test_two_processes_of_one_and_of_two_machines_train_as_one_with_twice_the_batch(data, tmp_path, capsys):
+def test_two_processes_on_one_or_two_machines_equal_one_with_twice_the_batch(data, tmp_path, capsys):
     options = {
         **{name: value for name, value in MODEL.items() if name != "normalize_before"},
         "data": data,
@@ -77,7 +77,7 @@ def test_two_processes_of_one_and_of_two_machines_train_as_one_with_twice_the_ba
             torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_two_processes_distil_what_one_does(tmp_path, capsys):
+def test_two_processes_distil_the_same_text_as_one(tmp_path, capsys):
     save_translators(tmp_path)
     files = {}
     for number, name in enumerate(("train_source", "train_target", "validation_source", "validation_target")):

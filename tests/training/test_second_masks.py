@@ -94,14 +94,14 @@ def test_glancing_keeps_the_fully_masked_targets_for_itself(tiny):
     assert torch.equal(glancing ^ second, batch["labels"] != -100)
 
 
-def test_refuses_what_does_not_fit(tiny):
-    with pytest.raises(ValueError, match="second_mask_ratio is 1.5, it must be between 0 and 1"):
+def test_contradictory_options_are_refused(tiny):
+    with pytest.raises(ValueError, match="second_mask_ratio=1.5 must be between 0 and 1"):
         collator_of(tiny, second_mask_ratio=1.5)
-    with pytest.raises(ValueError, match="source_mask_ratio_full is -1, it must be between 0 and 1"):
+    with pytest.raises(ValueError, match="source_mask_ratio_full=-1 must be between 0 and 1"):
         collator_of(tiny, source_mask_ratio_full=-1)
-    with pytest.raises(ValueError, match="second_mask_ratio is 0.5 and correction_ratio 0.3: both replace tokens"):
+    with pytest.raises(ValueError, match="second_mask_ratio=0.5 and correction_ratio=0.3 both replace tokens"):
         collator_of(tiny, second_mask_ratio=0.5, correction_ratio=0.3)
-    with pytest.raises(ValueError, match="second_mask_order is for JMNatTrainer alone"):
+    with pytest.raises(ValueError, match="second_mask_order needs JMNatTrainer"):
         tiny_model(tiny[1])(**collator_of(tiny, second_mask_ratio=0.5)(examples(tiny, 2)))
 
 
@@ -111,7 +111,7 @@ def test_refuses_what_does_not_fit(tiny):
     # 6 * 2/4 = 3; 5 * 1/3 = 1.67; none wrong leave one mask; all wrong mask all; halves to even: 6 * 1/4 = 1.5 gives 2
     [((2, 1), (3, 2)), ((0, 3), (1, 5)), ((4, 0), (6, 1)), ((1, 2), (2, 3))],
 )
-def test_masks_as_large_a_share_as_was_wrong(tiny, wrong, masked):
+def test_second_mask_covers_the_share_that_was_wrong(tiny, wrong, masked):
     tokenizer = tiny[1]
     model = tiny_model(tokenizer, dropout=0.5).train()
     mask = tokenizer.mask_token_id
@@ -175,7 +175,7 @@ def test_predictions_are_those_of_the_masked_target_alone(tiny):
             assert torch.equal(after["decoder_input_ids"][row, :length][own], logits.argmax(dim=-1)[own])
 
 
-def test_no_row_takes_part(tiny):
+def test_batch_without_drawn_targets_is_unchanged(tiny):
     batch = collator_of(tiny, second_mask_ratio=0.5)(examples(tiny, 3))
     order = torch.full_like(batch.pop("second_mask_order"), -1)
     after = after_second_mask(tiny_model(tiny[1]), batch | {"second_mask_order": order})
@@ -230,7 +230,7 @@ def test_resumed_run_ends_in_the_same_weights(tiny, tmp_path):
         assert any(not torch.equal(weights[name], value) for name, value in whole.model.state_dict().items())
 
 
-def test_glancing_ratio_goes_linearly_to_its_end(tiny, tmp_path, monkeypatch):
+def test_glancing_ratio_changes_linearly(tiny, tmp_path, monkeypatch):
     from modeling_jmnat.training import trainer as module
 
     ratios = []
@@ -243,11 +243,11 @@ def test_glancing_ratio_goes_linearly_to_its_end(tiny, tmp_path, monkeypatch):
         make_trainer(tiny, tmp_path, None, collator, max_steps=5).train()
         assert ratios == pytest.approx(expected)
         ratios.clear()
-    with pytest.raises(ValueError, match="glancing_ratio_end is 0.3 and glancing_ratio is 0"):
+    with pytest.raises(ValueError, match="glancing_ratio_end=0.3 needs a glancing_ratio above 0"):
         collator_of(tiny, glancing_ratio_end=0.3)
 
 
-def test_weight_of_the_source_loss_goes_linearly_to_its_end(tiny, tmp_path):
+def test_weight_of_the_source_loss_changes_linearly(tiny, tmp_path):
     """The logged loss of each of three steps is the sum of its parts with a1 = 2, 1.25 and 0.5; validation has 0.5."""
     weights = {"encoder_loss_weight": 0.5, "ngram_loss_weight": 0.25, "length_loss_weight": 0.125}
     fields = {"max_steps": 3, "logging_steps": 1, "encoder_loss_weight_start": 2.0}

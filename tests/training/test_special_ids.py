@@ -1,4 +1,4 @@
-"""A tokenizer may number its special tokens as it likes: models that are made for it take their ids from it."""
+"""A tokenizer may number its special tokens in any way: models made for it take the ids from it."""
 
 import json
 import re

@@ -86,7 +86,7 @@ def test_no_more_is_read_than_the_buffer_holds(rows):
 
 @pytest.mark.parametrize("shards", [None, 1, 4])
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_read_parts_of_their_own(rows, shards, processes):
+def test_processes_read_different_parts(rows, shards, processes):
     """A list, a stream of one shard, which is divided by examples, and one of four."""
     stream = rows if shards is None else datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=shards)
     parts = [
@@ -102,7 +102,7 @@ def test_processes_read_parts_of_their_own(rows, shards, processes):
 
 
 @pytest.mark.parametrize("shards", [None, 2])
-def test_workers_read_parts_of_their_own(rows, shards):
+def test_workers_read_different_parts(rows, shards):
     stream = rows if shards is None else datasets.Dataset.from_list(rows).to_iterable_dataset(num_shards=shards)
     loader = DataLoader(StreamedTokenBatches(stream, 60, buffer_size=20), batch_size=None, num_workers=2)
     found, expected = [], identities(rows)
@@ -113,12 +113,12 @@ def test_workers_read_parts_of_their_own(rows, shards):
     assert len(found) < 2 * len(rows)  # none twice before the other worker has had its round
 
 
-def test_streams_that_cannot_be_batched(rows):
+def test_streams_that_cannot_be_batched_are_refused(rows):
     with pytest.raises(ValueError, match="train_dataset has no example for process 1 of 1"):
         next(iter(StreamedTokenBatches([], 60)))
     with pytest.raises(ValueError, match="train_dataset has no example for process 2 of 2"):
         next(iter(StreamedTokenBatches(rows[:1], 60, process=1, num_processes=2)))
-    with pytest.raises(ValueError, match="max_tokens is 5: leave the example out or raise max_tokens"):
+    with pytest.raises(ValueError, match="max_tokens=5: leave the example out or raise max_tokens"):
         next(iter(StreamedTokenBatches(rows, 5)))
 
 
@@ -151,7 +151,7 @@ def text_stream(folder, tiny):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_that_was_stopped_ends_with_the_weights_of_another(tiny, tmp_path, workers):
+def test_a_stopped_run_ends_with_the_weights_of_an_uninterrupted_one(tiny, tmp_path, workers):
     fields = {"save_steps": 5, "dataloader_num_workers": workers, "gradient_accumulation_steps": 2}
     fields["lr_scheduler_type"] = "constant"  # which does not depend on the number of steps
     stream = text_stream(tmp_path / "text", tiny)
@@ -163,7 +163,7 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_another(tiny, tmp_path,
         assert torch.equal(tensor, weights[1][name]), name
 
 
-def test_a_stream_needs_a_size_and_an_end(tiny, rows, tmp_path):
+def test_a_stream_needs_max_tokens_and_max_steps(tiny, rows, tmp_path):
     stream = datasets.Dataset.from_list(rows).to_iterable_dataset()
     with pytest.raises(ValueError, match="train_dataset is a stream: give max_tokens"):
         make_trainer(tiny, stream, tmp_path, max_tokens=None, max_steps=2)

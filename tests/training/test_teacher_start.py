@@ -91,7 +91,7 @@ def test_cross_attention_and_the_output_are_the_teachers(start, teacher):
     torch.testing.assert_close(student.lm_head(queries)[..., :size], expected, rtol=0, atol=1e-5)
 
 
-def test_new_tokens_begin_at_the_mean(start, teacher):
+def test_new_tokens_start_at_the_mean_embedding(start, teacher):
     student = student_at(start)
     table, theirs = student.get_input_embeddings().weight, teacher.get_input_embeddings().weight
     assert table.shape[0] == theirs.shape[0] + 2  # <s> and <mask>
@@ -138,7 +138,7 @@ print(json.dumps([tokenizer(lines)["input_ids"], tokenizer(text_target=lines)["i
     assert found == [tokenizer(lines)["input_ids"], tokenizer(text_target=lines)["input_ids"], texts]
 
 
-def test_the_command_tells_what_was_copied(folder, tmp_path, capsys):
+def test_the_command_reports_copied_weights(folder, tmp_path, capsys):
     init.main(["--from", str(folder), "--output", str(tmp_path / "start"), "--language_code", ">>eng<<"])
     output = capsys.readouterr().out.splitlines()
     assert "set to zero" in output[0]
@@ -148,7 +148,7 @@ def test_the_command_tells_what_was_copied(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         init.main(["--teacher", str(folder), "--output", str(tmp_path / "start")])
     assert student_at(tmp_path / "start").config.split_sentences
-    assert "start exists: name a new folder" in capsys.readouterr().err
+    assert "start exists already: name a new folder" in capsys.readouterr().err
 
 
 def of_another_kind(folder):
@@ -164,7 +164,7 @@ def of_another_vocabulary(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (of_another_kind, "is a model of the kind t5, whose layers a JM-NAT does not have"),
+        (of_another_kind, "is a t5 model, whose layers a JM-NAT does not have"),
         (of_another_vocabulary, "the tokenizer has .* tokens and the model 40"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"short"), "is damaged or cut short"),
         (lambda folder: (folder / "source.spm").unlink(), "source.spm is missing"),
@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(folder, change, mes
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
-def test_other_commands_say_how_to_begin(folder, tmp_path, capsys):
+def test_other_commands_name_jmnat_init(folder, tmp_path, capsys):
     """Where a Marian folder is given in the place of a start, or of a teacher with the tokenizer of the data."""
     files = [f"{split}_{side}" for split in ("train", "validation") for side in ("source", "target")]
     for name in files:
@@ -186,12 +186,12 @@ def test_other_commands_say_how_to_begin(folder, tmp_path, capsys):
     texts = [word for name in files for word in (f"--{name}", str(tmp_path / name))]
     with pytest.raises(SystemExit):
         prepare.main([*texts, "--output_dir", str(tmp_path / "data"), "--tokenizer", str(folder)])
-    assert f"make a start with `jmnat init --from {folder} --output DIR`" in capsys.readouterr().err
+    assert f"make an initial model with `jmnat init --from {folder} --output DIR`" in capsys.readouterr().err
     prepare.main([*texts, "--output_dir", str(tmp_path / "data"), "--vocab_size", "340"])
     words = ["--data", str(tmp_path / "data"), "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
     with pytest.raises(SystemExit):
         train.main([*words, "--init_from_teacher", str(folder)])
-    assert f"has a MarianTokenizer, which is not that of the data: make a start with `jmnat init --from {folder}" in (
+    assert f"which is not the data's tokenizer: make an initial model with `jmnat init --from {folder}" in (
         capsys.readouterr().err
     )
 

@@ -58,7 +58,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert list(sampler) == list(sampler) == orders[0]  # iterating does not move the epoch
 
 
-def test_epochs_mix_examples_anew():
+def test_epochs_mix_examples_differently():
     sampler = TokenBatchSampler(*corpus_lengths(3000), 500)
     first = {frozenset(batch) for batch in sampler if len(batch) > 1}
     sampler.set_epoch(1)
@@ -124,7 +124,7 @@ def test_an_empty_batch_is_collated_to_one_that_counts_for_nothing():
     assert collator([]) == {"labels": [7], FILLER: True}
 
 
-def test_a_resumed_epoch_goes_on_where_it_stopped():
+def test_a_resumed_epoch_continues_where_it_stopped():
     sampler = TokenBatchSampler(*corpus_lengths(500), 500, seed=2)
     sampler.set_epoch(1)
     rest = SkipBatchSampler(sampler, skip_batches=5)
@@ -132,7 +132,7 @@ def test_a_resumed_epoch_goes_on_where_it_stopped():
     assert len(rest) == len(sampler) - 5
 
 
-def test_in_a_data_loader():
+def test_batches_work_in_a_data_loader():
     source, target = corpus_lengths(50)
     loader = DataLoader(range(50), batch_sampler=TokenBatchSampler(source, target, 200), collate_fn=list)
     assert len(list(loader)) == len(loader)
@@ -142,15 +142,15 @@ def test_in_a_data_loader():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([3, 9, 3], [3, 4, 3], 8), "example 1 has 9 source and 4 target tokens, max_tokens is 8"),
+        (([3, 9, 3], [3, 4, 3], 8), "example 1 has 9 source and 4 target tokens, more than max_tokens=8"),
         (([3, 3], [3, 30], 8), "example 1 has 3 source and 30 target tokens"),
         (([3, 0], [3, 3], 8), "example 1 has no source or no target token"),
         (([], [], 8), "not empty"),
         (([3], [3, 3], 8), r"shapes \(1,\) and \(2,\)"),
-        (([3], [3], 0), "max_tokens is 0"),
-        (([3], [3], 8, 0, True, 0), "max_sentences is 0, it must be at least 1"),
+        (([3], [3], 0), "max_tokens=0"),
+        (([3], [3], 8, 0, True, 0), "max_sentences=0 must be at least 1"),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         TokenBatchSampler(*arguments)

@@ -156,7 +156,7 @@ def test_parts_that_are_switched_off_are_not_logged(tiny, tmp_path):
     assert not {"eval_ngram_loss", "eval_encoder_loss"} & set(trainer.evaluate())
 
 
-def test_masks_take_as_many_words_as_the_models_n_grams(tiny, tmp_path):
+def test_collator_takes_the_models_ngram_size(tiny, tmp_path):
     data, tokenizer = tiny
     arguments = JMNatTrainingArguments(output_dir=str(tmp_path), **BASE)
     model = tiny_model(tokenizer, ngram_size=3)
@@ -240,7 +240,7 @@ class EpochSpy(TrainerCallback):
         self.seen.append((state.global_step, self.trainer.data_collator.epoch, self.trainer.train_batches.epoch))
 
 
-def test_epochs_reach_masks_and_batches_also_after_a_restart(tiny, tmp_path):
+def test_masks_and_batches_learn_the_epoch_after_a_restart(tiny, tmp_path):
     spy = EpochSpy()
     options = {"max_tokens": 100, "save_strategy": "steps", "save_steps": 1, "max_steps": 9}
     trainer = spy.trainer = make_trainer(tiny, tmp_path, callbacks=[spy], **options)
@@ -290,7 +290,7 @@ def assert_equal_weights(first, second):
         assert torch.equal(tensor, second[name]), name
 
 
-def test_plain_trainers_train_too(tiny, tmp_path):
+def test_plain_trainers_train_the_model(tiny, tmp_path):
     data, tokenizer = tiny
     common = {**BASE, "output_dir": str(tmp_path), "max_steps": 12, "logging_steps": 4, "learning_rate": 1e-2}
     for trainer_class, arguments in (
@@ -390,7 +390,7 @@ def test_evaluates_each_of_several_data_sets(tiny, tmp_path):
         assert metrics[f"eval_{name}_loss"] == trainer.evaluate(part)["eval_loss"]
 
 
-def test_losses_keep_to_the_token_budget_of_an_evaluation(tiny, tmp_path):
+def test_evaluation_losses_respect_the_token_budget(tiny, tmp_path):
     few, many = make_trainer(tiny, tmp_path, eval_batch_tokens=40), make_trainer(tiny, tmp_path)
     sizes = {trainer: [] for trainer in (few, many)}
     metrics = []
@@ -444,7 +444,7 @@ def flip(path, position=0.5):
         "trainer_state.json of another step",
     ],
 )
-def test_goes_on_before_what_is_not_as_it_was_written(tiny, tmp_path, caplog, damage, manifest, through):
+def test_resumes_from_a_checkpoint_before_a_changed_one(tiny, tmp_path, caplog, damage, manifest, through):
     name, _, how = damage.partition(" ")
     if manifest == "none" and how == "flipped":
         pytest.skip("a checkpoint without checksums")
@@ -471,7 +471,7 @@ def test_goes_on_before_what_is_not_as_it_was_written(tiny, tmp_path, caplog, da
     assert all(checkpoints.is_whole(path) for path in checkpoints.list_checkpoints(tmp_path))
 
 
-def test_bad_checkpoints_do_not_push_good_ones_out(tiny, tmp_path):
+def test_damaged_checkpoints_do_not_displace_good_ones(tiny, tmp_path):
     run_steps(tiny, tmp_path, max_steps=4)
     flip(tmp_path / "checkpoint-4" / "optimizer.pt")
     for step in (6, 8):  # written by a run that goes on meanwhile
@@ -482,7 +482,7 @@ def test_bad_checkpoints_do_not_push_good_ones_out(tiny, tmp_path):
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == ["checkpoint-6", "checkpoint-8"]
 
 
-def test_a_process_that_ends_while_a_checkpoint_is_saved_is_no_full_disk(tiny, tmp_path, monkeypatch):
+def test_a_lost_process_is_not_reported_as_a_full_disk(tiny, tmp_path, monkeypatch):
     trainer = make_trainer(tiny, tmp_path, **SEVEN_STEPS)
     error = RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:18599: Connection reset by peer.")
     monkeypatch.setattr(trainer.accelerator, "wait_for_everyone", MagicMock(side_effect=[None, error]))
@@ -499,7 +499,7 @@ def test_a_forbidden_pickle_in_a_checkpoint_gets_one_sentence(tiny, tmp_path):
         run_steps(tiny, tmp_path)
 
 
-def test_resuming_raises_no_alarm(tiny, tmp_path, caplog):
+def test_resuming_does_not_warn(tiny, tmp_path, caplog):
     run_steps(tiny, tmp_path, max_steps=2)
     caplog.set_level(logging.WARNING, "transformers")  # a command of another test may have silenced it
     logging.getLogger("transformers").propagate, before = True, logging.getLogger("transformers").propagate
@@ -525,7 +525,7 @@ def through(tiny, tmp_path_factory):
     return run_steps(tiny, tmp_path_factory.mktemp("through")).model.state_dict()
 
 
-def test_goes_on_from_the_checkpoint_before_a_damaged_one(tiny, tmp_path, through):
+def test_resumes_from_the_checkpoint_before_a_damaged_one(tiny, tmp_path, through):
     run_steps(tiny, tmp_path, save_total_limit=5)
     assert [path.name for path in checkpoints.list_checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 4, 6, 7)]
     for number in (6, 7):
@@ -536,7 +536,7 @@ def test_goes_on_from_the_checkpoint_before_a_damaged_one(tiny, tmp_path, throug
     assert all(checkpoints.is_whole(path) for path in checkpoints.list_checkpoints(tmp_path))
 
 
-def test_finished_training_is_not_continued(tiny, tmp_path, through):
+def test_finished_training_is_not_resumed(tiny, tmp_path, through):
     run_steps(tiny, tmp_path)
     trainer = run_steps(tiny, tmp_path)
     assert trainer.state.global_step == 7
@@ -609,10 +609,8 @@ class Poison(TrainerCallback):
         ("weight", r"the weight model\.decoder\.layers\.0\.fc1\.bias"),
     ],
 )
-def test_divergence_ends_training_and_costs_no_checkpoint(
-    tiny, tmp_path, through, what, sentence, value, max_grad_norm
-):
-    """`save_total_limit` would leave nothing but the weights that are lost."""
+def test_divergence_ends_training_and_keeps_checkpoints(tiny, tmp_path, through, what, sentence, value, max_grad_norm):
+    """`save_total_limit` would leave only the diverged weights."""
     poison = Poison(what, value)
     options = {**SEVEN_STEPS, "save_total_limit": 1, "max_grad_norm": max_grad_norm}
     trainer = make_trainer(tiny, tmp_path, callbacks=[poison], **options)
@@ -634,7 +632,7 @@ def test_divergence_before_the_first_checkpoint_is_found_in_the_second_epoch(tin
         trainer.train()
 
 
-def test_resuming_can_be_declined(tiny, tmp_path):
+def test_resume_false_starts_anew(tiny, tmp_path):
     run_steps(tiny, tmp_path, max_steps=2)
     trainer = make_trainer(tiny, tmp_path, max_steps=1)
     trainer.train(resume_from_checkpoint=False)
@@ -659,7 +657,7 @@ def test_a_limit_below_one_keeps_all_checkpoints(tmp_path, newest, left):
 
 
 def test_an_evaluation_before_the_first_step_is_not_chosen(tiny, tmp_path, monkeypatch):
-    """Its scripted BLEU is the highest, but there is no checkpoint of it."""
+    """Its scripted BLEU is the highest, but it has no checkpoint."""
     scores = iter([90.0, 10.0, 20.0])
     monkeypatch.setattr(JMNatTrainer, "_translation_scores", lambda self, data: {"bleu": next(scores)})
     options = {"eval_strategy": "steps", "eval_steps": 2, "eval_num_iterations": [4], "keep_best": 1}
@@ -720,7 +718,7 @@ def test_keeps_the_best_and_averages_them_if_that_helps(tiny, tmp_path, monkeypa
         ),
         ({"remove_unused_columns": True}, "remove_unused_columns"),
         ({"save_only_model": True}, "save_only_model=True is not possible"),
-        ({"label_smoothing_factor": 0.2}, "label_smoothing_factor=0.2 must be 0: .* label_smoothing$"),
+        ({"label_smoothing_factor": 0.2}, "label_smoothing_factor=0.2 must be 0: set label_smoothing of"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path, fields, message):
@@ -738,13 +736,13 @@ def test_bad_use_of_the_trainer_is_named(tiny, tmp_path):
     collator = DataCollatorForJMNat(tokenizer)
     for message, arguments, options in (
         ("compute_loss_func is not used", own, {"compute_loss_func": len}),
-        ("args is a TrainingArguments, it must be a JMNatTr", TrainingArguments(str(tmp_path), use_cpu=True), {}),
-        ("args is a TeacherTrainingArguments, it must be a JMNatTr", TeacherTrainingArguments(str(tmp_path)), {}),
+        ("args is a TrainingArguments but must be a JMNatTr", TrainingArguments(str(tmp_path), use_cpu=True), {}),
+        ("args is a TeacherTrainingArguments but must be a JMNatTr", TeacherTrainingArguments(str(tmp_path)), {}),
         ("processing_class is None: give the tokenizer", own, {"processing_class": None}),
         ("evaluations that translate need the", scored, {"processing_class": None, "data_collator": collator}),
-        ("is a DataCollatorForSeq2Seq, it", own, {"data_collator": DataCollatorForSeq2Seq(tokenizer)}),
-        ("keep_best=1 needs one eval_dataset", scored, {"eval_dataset": {"a": tiny[0]["validation"]}}),
-        ("ema_decay=0.9 needs a model that stays the same", averaged, {"model_init": lambda: model}),
+        ("is a DataCollatorForSeq2Seq but", own, {"data_collator": DataCollatorForSeq2Seq(tokenizer)}),
+        ("keep_best=1 needs a single eval_dataset", scored, {"eval_dataset": {"a": tiny[0]["validation"]}}),
+        ("ema_decay=0.9 needs a model that exists already", averaged, {"model_init": lambda: model}),
     ):
         with pytest.raises(ValueError, match=message):
             JMNatTrainer(
@@ -771,7 +769,7 @@ def test_a_copied_source_counts_all_targets(tiny, tmp_path):
     assert trainer.loss_outputs(trainer.model, batch, denominators).loss.item() == pytest.approx(outputs.loss.item())
 
 
-def test_predict_has_the_masks_of_evaluation(tiny, tmp_path):
+def test_predict_uses_evaluation_masks(tiny, tmp_path):
     trainer = make_trainer(tiny, tmp_path)
     rows = trainer.train_dataset.select(range(8))
     losses = []

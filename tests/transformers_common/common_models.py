@@ -32,7 +32,7 @@ SIZES = {
 
 
 class ModelTester:
-    """What the common tests ask about a model: sizes, a configuration, a batch."""
+    """What the common tests need from a model: sizes, a configuration, a batch."""
 
     batch_size = 3
     seq_length = decoder_seq_length = 7

@@ -22,7 +22,7 @@ from modeling_jmnat.utils.atomic_files import (
 )
 
 
-def test_a_link_stays_and_what_it_points_to_is_written(tmp_path):
+def test_the_target_of_a_link_is_written(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
     for value in (1, 2):  # the file is new, then there
@@ -32,7 +32,7 @@ def test_a_link_stays_and_what_it_points_to_is_written(tmp_path):
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["file"]
 
 
-def test_a_pipe_is_written_and_stays(tmp_path):
+def test_a_pipe_is_written_to(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     received = []
     reader = threading.Thread(target=lambda: received.append((tmp_path / "pipe").read_text()), daemon=True)
@@ -43,7 +43,7 @@ def test_a_pipe_is_written_and_stays(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_link_to_a_device_is_written_and_stays(tmp_path):
+def test_a_link_to_a_device_is_written_to(tmp_path):
     (tmp_path / "null").symlink_to("/dev/null")
     write_json(tmp_path / "null", 1)
     assert (tmp_path / "null").is_symlink()
@@ -51,7 +51,7 @@ def test_a_link_to_a_device_is_written_and_stays(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["null"]
 
 
-def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):
+def test_a_failing_block_leaves_the_file_unchanged(tmp_path):
     (tmp_path / "file").write_text("before")
 
     def fail():
@@ -65,7 +65,7 @@ def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_could_not_be_written_is_refused_and_what_is_there_stays(tmp_path):
+def test_unwritable_paths_are_refused_and_files_are_kept(tmp_path):
     (tmp_path / "file").write_text("before")
     for name in ("file", "new"):
         check_writable(tmp_path / name)
@@ -117,7 +117,7 @@ def test_an_empty_folder_is_replaced_and_a_file_is_not(tmp_path):
     assert contents(tmp_path) == {"empty/a": "a"}
 
 
-def test_a_block_that_fails_leaves_the_folder_as_it_was(tmp_path):
+def test_a_failing_block_leaves_the_folder_unchanged(tmp_path):
     write(tmp_path / "folder", a="before")
     before = contents(tmp_path)
 
@@ -133,7 +133,7 @@ def test_a_block_that_fails_leaves_the_folder_as_it_was(tmp_path):
             assert contents(tmp_path) == before
 
 
-def test_a_link_to_a_folder_stays(tmp_path):
+def test_the_target_of_a_link_to_a_folder_is_replaced(tmp_path):
     write(tmp_path / "folder", a="before", b="before")
     (tmp_path / "link").symlink_to("folder")
     with replace_files(tmp_path / "link") as folder:
@@ -163,7 +163,7 @@ def test_files_are_readable_for_those_whom_the_umask_allows(tmp_path, context):
         assert stat.S_IMODE((made / "script").stat().st_mode) == 0o700 | file_mode
 
 
-def test_files_are_replaced_among_others(tmp_path):
+def test_other_files_of_a_folder_are_kept(tmp_path):
     names = ("a_txt", "b_txt", "old_bin", "inside__c_bin", "inside__d_txt", "gone__e_bin")
     write(tmp_path, **dict.fromkeys(names, "before"))
     with replace_files(tmp_path, stale=("*.bin", "*/*.bin", "none/*"), last=("b.txt",)) as folder:
@@ -227,7 +227,7 @@ def new_files(path):
         write(folder, a="after", b="after", mark="after")
 
 
-def test_files_that_are_replaced_are_marked_as_whole_at_the_end_alone(tmp_path):
+def test_marker_files_are_written_last(tmp_path):
     old = {"a": "before", "c.old": "before", "mark": "before", "own": "mine"}
     new = {"a": "after", "b": "after", "mark": "after", "own": "mine"}
     for calls in range(1, 10):
@@ -285,7 +285,7 @@ def test_many_folders_in_one_place_do_not_disturb_each_other(tmp_path, monkeypat
     assert contents(tmp_path).keys() == {f"{number}/{name}" for number in range(4) for name in "ab"}
 
 
-def test_folders_get_and_lose_their_name_by_one_rename(tmp_path):
+def test_folders_are_published_and_removed_by_one_rename(tmp_path):
     write(tmp_path / "staged", a="after")
     write(tmp_path / "final", a="before")
     publish_folder(tmp_path / "staged", tmp_path / "final")

@@ -45,12 +45,12 @@ def warn_anew():
     bleu.installed_tokenizer.cache_clear()
 
 
-def test_the_list_is_sacrebleus():
+def test_tokenizers_are_those_of_sacrebleu():
     assert set(BLEU_TOKENIZERS) == set(BLEU.TOKENIZERS)
 
 
 @pytest.mark.parametrize("language", TEXTS)
-def test_the_language_is_told_by_its_script_or_its_name(language):
+def test_the_language_follows_from_its_code_or_script(language):
     text = TEXTS[language]
     spaceless = None if language in ("en", "ru", "ar", "hi") else language
     for name in (None, "en", language, f"{language}-XX"):
@@ -74,7 +74,7 @@ def test_a_perfect_translation_scores_100(language):
         assert found["sacrebleu"] == sacrebleu.corpus_bleu(texts, [texts]).score
 
 
-def test_other_words_lower_it():
+def test_other_words_lower_the_score():
     text, other = TEXTS["zh"], TEXTS["zh"].replace("天气", "花园")
     assert 20 < corpus_bleu([other], [text]) < 90
     assert corpus_bleu([other], [text]) == BLEU(tokenize="zh").corpus_score([other], [[text]]).score
@@ -83,7 +83,7 @@ def test_other_words_lower_it():
 
 
 @pytest.mark.parametrize("language", ["ja", "ko"])
-def test_without_its_package_characters_are_counted_with_one_warning(language, monkeypatch, caplog):
+def test_a_missing_package_falls_back_to_characters_with_one_warning(language, monkeypatch, caplog):
     make = BLEU.__init__
 
     def without_mecab(self, *args, tokenize=None, **kwargs):
@@ -124,7 +124,7 @@ def text_of(folder):
     return [f"--model={folder / 'student'}", f"--source={folder / 'source'}", f"--reference={folder / 'reference'}"]
 
 
-def test_evaluations(folder, monkeypatch, capsys, caplog):
+def test_evaluations_use_the_tokenizer_of_the_language(folder, monkeypatch, capsys, caplog):
     monkeypatch.setattr(scores, "translate_lines", perfect(folder))
     for options, score, name in (([], 100, "zh"), (["--bleu_tokenize", "13a"], 0, "13a")):
         load_script("evaluate").main([*text_of(folder), "--num_iterations", "1", *options])
@@ -136,7 +136,7 @@ def test_evaluations(folder, monkeypatch, capsys, caplog):
 
 
 @pytest.mark.parametrize("command", ["evaluate", "tune_decoding", "train_jmnat", "train_teacher", "reproduce"])
-def test_a_tokenizer_that_is_none_is_refused(command, folder, tmp_path, capsys):
+def test_unknown_tokenizers_are_refused(command, folder, tmp_path, capsys):
     needed = {"reproduce": ["--output", tmp_path], "train_jmnat": ["--output_dir", tmp_path]}
     needed["train_teacher"] = [*needed["train_jmnat"], "--preset", "demo"]
     options = text_of(folder) if command in ("evaluate", "tune_decoding") else ["--data", "x", *needed[command]]
@@ -165,7 +165,7 @@ def test_tuning_warns_where_nothing_can_be_chosen(folder, tmp_path, monkeypatch,
     report = best("--bleu_tokenize", "13a")
     assert [row["sacrebleu"] for row in report["results"]] == [0.0, 0.0]
     (record,) = caplog.records
-    assert record.getMessage().startswith("sacreBLEU is 0.0 with every setting, so that it chooses nothing")
+    assert record.getMessage().startswith("sacreBLEU is 0.0 with every setting, so it cannot choose one")
     found[:] = found[:1]
     best("--bleu_tokenize", "zh")
     assert len(caplog.records) == 1
@@ -174,7 +174,7 @@ def test_tuning_warns_where_nothing_can_be_chosen(folder, tmp_path, monkeypatch,
     assert len(caplog.records) == 2
 
 
-def test_evaluations_in_training(folder, tmp_path, monkeypatch):
+def test_evaluations_in_training_use_the_tokenizer_of_the_language(folder, tmp_path, monkeypatch):
     lines = (folder / "reference").read_text().splitlines()
     dataset = Dataset.from_dict({"source": ["a b", "c"], "target": lines})
     for module in (validation, teacher_run):

@@ -1,4 +1,4 @@
-"""What the user can mend is one sentence and exit code 1, whichever library found it."""
+"""An error that the user can fix is one sentence and exit code 1, whichever library found it."""
 
 import os
 import pickle
@@ -38,7 +38,7 @@ def test_damaged_weights_and_missing_libraries_get_one_sentence(tmp_path, capsys
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_command_with_what_it_leaves_cleaned_up(tmp_path, capsys, number):
+def test_a_signal_ends_a_command_and_removes_temporary_files(tmp_path, capsys, number):
     before = signal.getsignal(signal.SIGTERM)
 
     def main(argv):
@@ -48,7 +48,7 @@ def test_a_signal_ends_a_command_with_what_it_leaves_cleaned_up(tmp_path, capsys
 
     for wrapped, sentence in (
         (command(main), "stopped"),
-        (command(resumes=True)(main), "stopped; run the same command again to go on"),
+        (command(resumes=True)(main), "stopped; run the same command again to resume"),
     ):
         with pytest.raises(SystemExit) as stopped:
             wrapped()
@@ -76,12 +76,12 @@ GLOO = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection cl
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU"),
-            "(2.00 GiB more were asked for)",
+            "(2.00 GiB more were requested)",
         ),
-        (RuntimeError(f"{CPU}40000 bytes. Error code 12"), "(40000 bytes more were asked for)"),
+        (RuntimeError(f"{CPU}40000 bytes. Error code 12"), "(40000 bytes more were requested)"),
         (RuntimeError("CUDA error: out of memory"), "out of memory: lower"),
         (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling"), "out of memory: lower"),
-        (MemoryError("Unable to allocate 7.45 GiB for an array"), "(7.45 GiB more were asked for)"),
+        (MemoryError("Unable to allocate 7.45 GiB for an array"), "(7.45 GiB more were requested)"),
         (MemoryError(), "out of memory: lower"),
     ],
 )
@@ -95,7 +95,7 @@ def test_out_of_memory_says_what_to_lower(capsys, error, sentence):
     assert text.endswith(": lower --batch_tokens\n")
     with pytest.raises(SystemExit):
         command(raising(error))()
-    assert capsys.readouterr().err.endswith(": this needs a machine with more\n")
+    assert capsys.readouterr().err.endswith(": use a machine with more memory\n")
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,8 @@ def test_another_process_that_ended_gets_one_sentence(capsys, error):
         command(resumes=True)(raising(error))()
     assert stopped.value.code == 1
     text = capsys.readouterr().err
-    assert text.startswith("error: another process of this run has ended, its own message says why (")
-    assert text.endswith("run the same command again to go on\n")
+    assert text.startswith("error: another process of this run has ended: see its own message (")
+    assert text.endswith("run the same command again to resume\n")
 
 
 def test_forbidden_pickles_get_one_sentence(tmp_path, capsys):
@@ -115,14 +115,16 @@ def test_forbidden_pickles_get_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(lambda argv: torch.load(tmp_path / "weights.bin", weights_only=True))()
     text = capsys.readouterr().err
-    assert text.startswith("error: a file of PyTorch holds more than tensors and plain values, or is damaged")
+    assert text.startswith(
+        "error: a PyTorch file is not loaded because it holds more than tensors and plain values, or is damaged"
+    )
     assert text.count("\n") == 1
     with pytest.raises(SystemExit):
         command(raising(pickle.UnpicklingError("pickle data was truncated")))()
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_errors_stand_on_a_line_of_their_own(capsys):
+def test_errors_are_printed_on_their_own_line(capsys):
     def main(argv):
         for name in ("outer", "inner"):
             main.bars.append(tqdm(total=5, desc=name))
@@ -162,7 +164,7 @@ def test_a_broken_pipe_to_another_process_is_an_error(capsys):
     assert "Broken pipe" in capsys.readouterr().err
 
 
-def test_a_defect_keeps_its_traceback():
+def test_a_bug_keeps_its_traceback():
     with pytest.raises(KeyError):
         command(lambda argv: {}["absent"])()
 
@@ -190,7 +192,7 @@ def test_a_missing_extra_is_named(capsys):
         assert capsys.readouterr().err == f"error: this command needs {sentence}\n"
 
 
-def test_any_other_missing_module_is_a_defect():
+def test_any_other_missing_module_is_a_bug():
     with pytest.raises(ModuleNotFoundError, match="modeling_jmnat.absent"):
         command(lambda argv: missing("modeling_jmnat.absent"))()
     with pytest.raises(ImportError, match="cannot import name"):

@@ -124,7 +124,7 @@ def test_every_part_of_the_backend_counts(folder, part):
     assert tokenizer_fingerprint(folder) != before
 
 
-def test_merges_count(tmp_path):
+def test_merges_change_the_fingerprint(tmp_path):
     fingerprints = set()
     for merges in ([("l", "o"), ("lo", "w")], [("l", "o"), ("o", "w")], [("o", "w"), ("l", "o")]):
         vocabulary = {
@@ -136,7 +136,7 @@ def test_merges_count(tmp_path):
 
 
 @pytest.mark.parametrize("make", [tiny_tokenizer, converted, lambda: load(SHIPPED / "jmnat")])
-def test_use_saving_and_loading_do_not_count(make, tmp_path):
+def test_use_saving_and_loading_do_not_change_the_fingerprint(make, tmp_path):
     tokenizer = make()
     before = tokenizer_fingerprint(tokenizer)
     assert re.fullmatch("2:[0-9a-f]{64}", before)
@@ -172,7 +172,7 @@ def test_format_padding_truncation_and_neutral_entries_do_not_count(folder):
     assert tokenizer_fingerprint(folder) == tokenizer_fingerprint(load(folder)) == before
 
 
-def test_what_is_off_may_be_left_out_or_written():
+def test_options_that_are_off_may_be_written_or_left_out():
     """Versions of the libraries and of ours differ in that; numbers that are 0 count."""
     vocabulary = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
     fingerprints = set()
@@ -229,7 +229,7 @@ class Slow:
         return {token: number for number, token in enumerate(self.tokens)}
 
 
-def test_tokenizers_written_in_python():
+def test_tokenizers_written_in_python_have_fingerprints():
     different = [Slow("a", "b"), Slow("b", "a"), Slow("a", "b", tgt_lang="de")]
     fingerprints = {tokenizer_fingerprint(tokenizer) for tokenizer in different}
     assert len(fingerprints) == 3
@@ -270,7 +270,7 @@ CONVERTED_LOADED_BEFORE = "09b3deb0ef599ce56d00352be6eef2cb51bf783e6b22eef4ecfc7
 CONVERTED_FOLDER_BEFORE = "798510ab6b0fb135a23aa5dceb0af56599bef0fbcb70b9b704f6e9aeeffa6d7d"
 
 
-def test_digests_of_tokenizers_from_before(folder):
+def test_legacy_digests_of_tokenizers_are_accepted(folder):
     for name in ("jmnat", "teacher"):
         assert legacy_tokenizer_digest(load(SHIPPED / name)) == LOADED_BEFORE
         assert legacy_folder_digest(SHIPPED / name) == FOLDER_BEFORE
@@ -278,7 +278,7 @@ def test_digests_of_tokenizers_from_before(folder):
     assert legacy_folder_digest(folder) == CONVERTED_FOLDER_BEFORE
 
 
-def test_digests_that_are_as_they_were():
+def test_other_digests_have_not_changed():
     model = "2437088c2856f86ff017c32e4169b0c84cb7d3c4a21661c8d16d0e9516e6b197"
     assert model_digest(str(SHIPPED / "teacher")) == model_digest(SHIPPED / "teacher") == model
     name = "608a4bb295e27b1cd2117b715391263f1695cc92f4807b6eb363c61025b65457"

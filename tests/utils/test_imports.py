@@ -1,4 +1,4 @@
-"""Calls that wait for modules, and classes that stand for others until they are used."""
+"""Calls that import modules on first use, and classes that stand in for others until they are used."""
 
 import copy
 import importlib
@@ -44,7 +44,7 @@ def test_a_call_waits_for_all_its_modules(modules):
     assert sys.modules[first].__spec__.origin.endswith(f"{first}.py")
 
 
-def test_a_module_that_fails_is_awaited_further(modules, tmp_path):
+def test_a_module_that_fails_is_still_awaited(modules, tmp_path):
     first = modules[0]
     path = tmp_path / f"{first}.py"
     text, calls = path.read_text(), []

@@ -45,7 +45,7 @@ def test_another_process_is_refused_until_the_first_one_ends(tmp_path, beside):
         holder = Holder(folder, beside=beside)
         for name in ("folder", "link"):
             message = (
-                f"^output={tmp_path / name} is in use by another process: wait for its end or choose another folder$"
+                f"^output={tmp_path / name} is in use by another process: wait until it ends or choose another folder$"
             )
             with pytest.raises(ValueError, match=message), folder_lock(tmp_path / name, "output", beside):
                 pass
@@ -56,7 +56,7 @@ def test_another_process_is_refused_until_the_first_one_ends(tmp_path, beside):
     assert list(tmp_path.rglob(".*")) == []
 
 
-def test_the_folder_is_made_and_stays_if_something_is_in_it(tmp_path):
+def test_the_folder_is_created_and_kept_if_not_empty(tmp_path):
     with folder_lock(tmp_path / "deep" / "new", "output"):
         assert (tmp_path / "deep" / "new" / LOCK).is_file()
     assert list((tmp_path / "deep").iterdir()) == []
@@ -81,8 +81,8 @@ def test_an_error_inside_releases_the_folder(tmp_path):
         pass
 
 
-def test_a_removed_lock_is_not_taken_for_one_that_holds(tmp_path):
-    """Two who take turns remove and make the file all the time; never are both inside."""
+def test_a_removed_lock_file_does_not_count_as_locked(tmp_path):
+    """Two processes that alternate remove and create the file all the time; both never hold the lock at once."""
     inside, most, turns, ended = 0, 0, 0, 0
 
     def take_turns():

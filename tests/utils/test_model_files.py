@@ -29,7 +29,7 @@ def with_index(folder, text):
 
 
 def as_archive(folder, cut):
-    """As models of years ago have their weights."""
+    """Weights in the format of old models."""
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     if cut:
@@ -56,7 +56,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_named_whatever_is_done(tmp_path, damage):
+def test_damaged_files_are_named_by_every_command(tmp_path, damage):
     save_translators(tmp_path)
     named, change = DAMAGES[damage]
     for folder, uses in (

@@ -1,4 +1,4 @@
-"""The metric for the library `evaluate`: from its folder without this package, and with seldom-met inputs."""
+"""The metric for the library `evaluate`: from its folder without this package, and with unusual inputs."""
 
 import ast
 import filecmp
@@ -35,7 +35,7 @@ import evaluate
 
 
 def without_version(scores):
-    """What sacreBLEU's version of the day has no part in."""
+    """The scores without sacreBLEU's version, which changes."""
     return {name: value.split("|version:")[0] if isinstance(value, str) else value for name, value in scores.items()}
 
 
@@ -112,11 +112,11 @@ print(json.dumps([found, results.failed, results.attempted]))
     ("inputs", "sentence"),
     [
         ({}, "there are no predictions: give predictions and references, or add some before"),
-        ({"predictions": [], "references": []}, "0 predictions and 0 references: the same number, at least one"),
+        ({"predictions": [], "references": []}, "0 predictions and 0 references: give equally many, at least one"),
         ({"predictions": ["a"], "references": ["a", "b"]}, "1 predictions and 2 references"),
         ({"predictions": ["a"]}, "1 predictions and 0 references"),
-        ({"references": ["a"]}, "None in place of a list of predictions and 1 references"),
-        ({"predictions": "ab", "references": ["a", "b"]}, "'ab' in place of a list of predictions"),
+        ({"references": ["a"]}, "None instead of a list of predictions and 1 references"),
+        ({"predictions": "ab", "references": ["a", "b"]}, "'ab' instead of a list of predictions"),
         ({"predictions": ["a", None], "references": ["a", "b"]}, r"predictions\[1\] is None \(NoneType\)"),
         ({"predictions": [["a"]], "references": ["a"]}, r"predictions\[0\] is \['a'\] \(list\)"),
         ({"predictions": ["a"], "references": [None]}, r"references\[0\] is None"),
@@ -155,6 +155,4 @@ def test_the_spaces_page(monkeypatch):
     exec((FOLDER / "app.py").read_text(), page)
     assert made[0]["title"] == "nat_translation"
     assert page["score"]("a b\nc", "a b\nd")["length_ratio"] == 1.0
-    assert page["score"]("a", "a\nb") == {
-        "error": "1 predictions and 2 references: the same number, at least one, is needed"
-    }
+    assert page["score"]("a", "a\nb") == {"error": "1 predictions and 2 references: give equally many, at least one"}

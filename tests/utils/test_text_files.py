@@ -30,13 +30,13 @@ def test_lines_are_those_of_pythons_text_mode(tmp_path, text):
 
 
 @pytest.mark.parametrize("name", ["windows.de", "windows.de.gz"])
-def test_a_byte_order_mark_before_the_first_line_is_no_text(tmp_path, name):
+def test_a_byte_order_mark_is_removed(tmp_path, name):
     data = "\ufeffeins\r\n\ufeffzwei\r\n".encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     assert read_lines(tmp_path / name) == ["eins", "\ufeffzwei"]
 
 
-def test_last_line_without_line_end(tmp_path):
+def test_last_line_may_lack_its_line_end(tmp_path):
     (tmp_path / "a").write_bytes(b"one\ntwo")
     assert read_lines(tmp_path / "a") == ["one", "two"]
 
@@ -78,7 +78,7 @@ def test_damaged_gzip_names_the_file(tmp_path):
             read_lines(path)
 
 
-def test_missing_file_and_folder(tmp_path):
+def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.de"):
         read_lines(tmp_path / "nowhere.de")
     with pytest.raises(IsADirectoryError):
@@ -105,11 +105,9 @@ def test_what_is_written_is_read_back(tmp_path, name):
 
 def test_a_text_of_two_lines_is_refused(tmp_path):
     write_lines(tmp_path / "a", ["before"])
-    with pytest.raises(
-        ValueError, match=r"a: text 2 holds a line break \('zwei\\ndrei'\), and a text must be one line"
-    ):
+    with pytest.raises(ValueError, match=r"a: text 2 has a line break \('zwei\\ndrei'\) but must be a single line"):
         write_lines(tmp_path / "a", ["eins", "zwei\ndrei"])
-    with pytest.raises(ValueError, match="text 1 holds a line break"):
+    with pytest.raises(ValueError, match="text 1 has a line break"):
         write_lines(tmp_path / "a", ["drei\rvier"])
     assert (tmp_path / "a").read_text() == "before\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

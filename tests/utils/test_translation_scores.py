@@ -197,7 +197,7 @@ def test_scores_by_sentence_have_intervals_and_tests():
     assert asked == [SYSTEM, BASELINE]
 
 
-def test_counts_are_made_once(monkeypatch):
+def test_counts_are_cached(monkeypatch):
     scorer, calls = Scorer(REFERENCES, metrics=["ter"]), []
     ter = scorer.measures["ter"].metric
     one = ter._compute_segment_statistics
@@ -210,13 +210,13 @@ def test_counts_are_made_once(monkeypatch):
 @pytest.mark.parametrize(
     ("hypotheses", "references", "options", "sentence"),
     [
-        ([], [], {}, "0 hypotheses and 0 references: the same number, at least one, is needed"),
+        ([], [], {}, "0 hypotheses and 0 references: give equally many, at least one"),
         (["a"], ["a", "b"], {}, "1 hypotheses and 2 references"),
-        ("abc", ["a"] * 3, {}, "'abc' in place of a list of hypotheses and 3 references"),
-        (None, ["a"], {}, "None in place of a list of hypotheses"),
+        ("abc", ["a"] * 3, {}, "'abc' instead of a list of hypotheses and 3 references"),
+        (None, ["a"], {}, "None instead of a list of hypotheses"),
         (["a"], None, {}, "1 hypotheses and 0 references"),
-        (["a"], "a", {}, "references='a': a list of at least one text"),
-        (["a", None], ["a", "b"], {}, r"hypotheses\[1\] is None \(NoneType\), and must be a text"),
+        (["a"], "a", {}, "references='a' must be a list of at least one text"),
+        (["a", None], ["a", "b"], {}, r"hypotheses\[1\] is None \(NoneType\) but must be a string"),
         (["a", 3], ["a", "b"], {}, r"hypotheses\[1\] is 3 \(int\)"),
         (["a", "b"], ["a", None], {}, r"references\[1\] is None"),
         (["a", "b"], ["a", []], {}, r"references\[1\] is empty: each sentence needs at least one reference"),
@@ -225,7 +225,7 @@ def test_counts_are_made_once(monkeypatch):
         (["a"], ["a"], {"metrics": []}, r"metrics=\[\] must be"),
         (["a"], ["a"], {"resamples": 5}, "resamples=5 must be at least 40, or 0"),
         (["a"], ["a"], {"resamples": 100, "seed": 0}, "seed=0 must be at least 1"),
-        (["a"], ["a"], {"baselines": {"b": ["a"]}}, "a comparison with baselines needs some, such as 1000"),
+        (["a"], ["a"], {"baselines": {"b": ["a"]}}, "must be above 0 to compare with baselines, such as 1000"),
         (["a"], ["a"], {"resamples": 100, "baselines": {"b": ["a", "b"]}}, "2 hypotheses and 1 references"),
         (["a"], ["a"], {"bleu_tokenize": "mecab"}, "bleu_tokenize='mecab' is not one of"),
         (["a"], ["a"], {"target_language": "klingon"}, "Moses language 'klingon' must be a code"),

@@ -21,14 +21,14 @@ def short_path():
 
 
 def folder_of_length(length, start):
-    """A new folder whose path has so many characters."""
+    """A new folder whose path has this many characters."""
     folder = start / ("x" * (length - len(str(start)) - 1))
     folder.mkdir()
     assert len(str(folder)) == length
     return folder
 
 
-def test_a_path_that_is_called_short_enough_is(short_path):
+def test_paths_reported_as_short_enough_work(short_path):
     name = "x" * 20
     folder = folder_of_length(LONGEST_SOCKET_PATH - 21, short_path)
     assert has_room_for_sockets(str(folder), 21)

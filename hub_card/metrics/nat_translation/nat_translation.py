@@ -1,8 +1,8 @@
-# ruff: noqa: F401  (imports are what `evaluate` goes by: which libraries must be there, which files to copy)
+# ruff: noqa: F401  (`evaluate` reads the imports to check for libraries and to copy files)
 """The metric `nat_translation` of the library `evaluate`, on top of `translation_scores`.
 
-This file, `translation_scores` and `bleu` make the folder hub_card/metrics/nat_translation, which needs no package of
-ours. `evaluate` copies only the files that this one imports, and takes a comment behind an import for an address.
+This file, `translation_scores` and `bleu` form the folder hub_card/metrics/nat_translation, which does not need this
+package. `evaluate` copies only the files that this one imports, and takes a comment after an import for an address.
 """
 
 import datasets
@@ -14,25 +14,25 @@ from .bleu import BLEU_TOKENIZERS
 from .translation_scores import METRICS, SEED, check_hypotheses, reference_streams, score_translations
 
 DESCRIPTION = """
-Scores of non-autoregressive translation: sacreBLEU, chrF, chrF++, TER, tokenised BLEU as in the papers, words that
-are repeated side by side, and the length ratio. On request with bootstrap intervals and paired tests.
+Scores of non-autoregressive translation: sacreBLEU, chrF, chrF++, TER, tokenised BLEU as in the papers, repeated
+words, and the length ratio; optionally with bootstrap intervals and paired tests.
 """
 INPUTS = """
 Args:
     predictions (list of str): translations, detokenised.
     references (list of str, or list of lists of str): one or several references for each prediction.
-    target_language (str): code by whose Moses rules words are split for tokenised BLEU and repeats. Defaults to "en".
-        Languages without spaces get sacreBLEU's tokenizer, also where only the references' script tells them.
+    target_language (str): language whose Moses rules split words for tokenised BLEU and repeats. Defaults to "en".
+        Languages without spaces, also recognised by the script of the references, use sacreBLEU's tokenizer.
     lowercase (bool): ignore case in every score; TER always does. Defaults to False.
     bleu_tokenize (str): sacreBLEU's tokenizer. Defaults to the one for the language, 13a for most.
     metrics (list of str): which scores to compute, by their names below. Defaults to all.
-    resamples (int): of the sentences, for 95% intervals, such as 1000. Defaults to 0, none.
-    seed (int): of the resamples. Defaults to 12345, as in sacreBLEU.
+    resamples (int): number of resamples of the sentences for 95% intervals, such as 1000. Defaults to 0, none.
+    seed (int): seed of the resamples. Defaults to 12345, as in sacreBLEU.
     baselines (dict of lists of str): predictions of other systems by name, for paired tests; they need resamples.
 
 Returns:
-    sacrebleu, chrf, chrfpp, tokenized_bleu: 0 to 100, more is better; ter: edits in percent, less is better.
-    sacrebleu_signature, ...: sacreBLEU's signature of each of them.
+    sacrebleu, chrf, chrfpp, tokenized_bleu: 0 to 100, higher is better; ter: edits in percent, lower is better.
+    sacrebleu_signature, ...: sacreBLEU's signature of each of these.
     repeated_tokens_per_sentence: words that equal the word before them.
     length_ratio: tokens of the predictions over those of the references.
     intervals: with resamples, the bounds of the middle 95% of each score.
@@ -82,7 +82,7 @@ class NatTranslation(evaluate.Metric):
         )
 
     def compute(self, *, predictions=None, references=None, **options):
-        """Score predictions, those given here or those that were added before."""
+        """Score the predictions given here, or those added before."""
         if predictions is None and references is None and not len(self):
             raise ValueError("there are no predictions: give predictions and references, or add some before")
         return super().compute(predictions=predictions, references=references, **options)
@@ -91,7 +91,7 @@ class NatTranslation(evaluate.Metric):
         """Add predictions and their references for `compute`."""
         check_hypotheses(predictions, 0 if references is None else len(references), "predictions")
         reference_streams(references)
-        # All as lists: of texts and lists side by side `evaluate` would take the lists for texts.
+        # All as lists, because `evaluate` would take lists for texts if both are mixed.
         lists = [[item] if isinstance(item, str) else list(item) for item in references]
         super().add_batch(predictions=predictions, references=lists)
 
