@@ -1,6 +1,6 @@
-"""Configuration of JM-NAT: `JMNatConfig` the network and its loss, `JMNatGenerationConfig` how text is decoded.
+"""Configuration of JM-NAT: `JMNatConfig` for the network and its loss, `JMNatGenerationConfig` for decoding.
 
-How masks are drawn belongs to the data collator.
+How masks are drawn in training is set in the data collator.
 """
 
 import copy
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 REMASK_SCHEDULES = ("linear", "cosine")
 REPEAT_RULES = ("remask_repeats", "delete_repeats", "collapse_repeats")
-LARGEST_SHIFT = 100  # of a length
-LARGEST_EXPONENT = 100  # of a length, and offset to it: beyond it a float overflows; and weight of a consensus
+LARGEST_SHIFT = 100  # of `length_shift`, either way
+LARGEST_EXPONENT = 100  # of `length_normalization` (beyond it a float overflows), `length_offset`, `consensus_weight`
 PIPELINE_FILE = "pipeline.py"
 SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "unk_token_id", "mask_token_id")
 SIZES = (
@@ -47,26 +47,26 @@ class JMNatConfig(PreTrainedConfig):
         d_model: D, width of every layer, a multiple of both numbers of heads.
         normalize_before: layer norm before each block (pre-layer-norm) instead of after it.
         position_embedding_type: `"sinusoidal"` or `"learned"`.
-        position_offset: number of the first token's position. None is fairseq's, `pad_token_id + 1`. With 0 the
-            sinusoids are also spaced as Marian's, whose weights fit no other positions.
+        position_offset: index of the first token's position. None follows fairseq (`pad_token_id + 1`). 0 also spaces
+            the sinusoids as Marian does, whose weights fit no other positions.
         scale_embedding: multiply token embeddings by sqrt(D).
         positional_attention: a second attention block per decoder layer whose queries and keys are positions.
-        exclude_self_attention: decoder self-attention and positional attention leave out the position itself.
+        exclude_self_attention: no position attends to itself in decoder self-attention and positional attention.
         decoder_input: `"mask"`, a canvas of `<mask>`, or `"source_copy"`, the basic NAT of the paper's section 3:
             source tokens copied uniformly to the target length, all targets predicted in one pass.
         max_position_embeddings: longest source in tokens.
         max_target_length: longest target in tokens, `</s>` included; the length table has one row more.
-        output_bias: a bias of the output projection, as Marian's `final_logits_bias`.
+        output_bias: give the output projection a bias, as Marian's `final_logits_bias`.
         init_std: None draws linear layers Xavier-uniform and embeddings with std D**-0.5 (fairseq's Transformer); a
             number is the standard deviation of all of them (BERT, Mask-Predict: 0.02).
         ngram_size: n of the n-gram loss (Eq. 6) and of adjacent re-masking.
-        ngram_alignment: `"any"` lets an n-gram match at every masked position, `"gold"` at its own alone.
+        ngram_alignment: `"any"` lets an n-gram match at every masked position, `"gold"` only at its own.
         encoder_loss_weight, ngram_loss_weight, length_loss_weight: a1, a2 (Eq. 8) and a3 (section 4.4).
         label_smoothing: of the target's cross-entropy.
-        length_smoothing: standard deviation, in tokens, of a Gaussian over the lengths near the target's, which are
-            learned in its place; 0: the target's length alone (the paper).
-        split_sentences: texts are to be translated sentence by sentence, because the training data were single
-            sentences. The pipeline and the command `translate` do so; False is for models trained on longer texts.
+        length_smoothing: standard deviation, in tokens, of a Gaussian around the target length that the length
+            predictor is trained on; 0 trains on the target length alone (the paper).
+        split_sentences: translate texts sentence by sentence, because the training data were single sentences. The
+            pipeline and the command `translate` do so. Set it to False for models trained on longer texts.
     """
 
     model_type = "jmnat"
@@ -145,7 +145,7 @@ class JMNatConfig(PreTrainedConfig):
         for name in SPECIAL_IDS:
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
-                raise ValueError(f"{name}={token} must be in [0, {self.vocab_size}), the vocabulary")
+                raise ValueError(f"{name}={token} must be a token id in [0, {self.vocab_size})")
         for name in ("encoder_attention_heads", "decoder_attention_heads"):
             if self.d_model % getattr(self, name):
                 raise ValueError(f"d_model={self.d_model} is not a multiple of {name}={getattr(self, name)}")
@@ -155,7 +155,7 @@ class JMNatConfig(PreTrainedConfig):
 
     @classmethod
     def for_tokenizer(cls, tokenizer, **fields) -> "JMNatConfig":
-        """A configuration with a tokenizer's vocabulary size and special ids, and any other `fields`.
+        """A configuration with the vocabulary size and special ids of `tokenizer`, and any other `fields`.
 
         Raises:
             ValueError: the tokenizer lacks a token that the model needs, or a field is out of its range.
@@ -163,19 +163,19 @@ class JMNatConfig(PreTrainedConfig):
         given = {name: getattr(tokenizer, name) for name in SPECIAL_IDS}
         missing = [name for name in ("pad_token_id", "eos_token_id", "mask_token_id") if given[name] is None]
         if missing:
-            raise ValueError(f"the tokenizer has no {missing[0]}: it needs a token of that kind")
+            raise ValueError(f"the tokenizer has no {missing[0]}: add that special token to it")
         if fields.get("position_embedding_type") == "learned" and given["pad_token_id"] != cls.pad_token_id:
-            given["position_offset"] = 0  # no rows that only the id of <pad> asks for
+            given["position_offset"] = 0  # otherwise the table would have unused rows up to the id of <pad>
         return cls(**{"vocab_size": len(tokenizer), **given, **fields})
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs):  # type: ignore[override]
-        """As ever, but code of the folder it came from is named only where it goes along (see `publishing`)."""
+        """As inherited, but names custom code only where that code is saved along with it (see `publishing`)."""
         config, saved = copy.copy(self), Path(save_directory)
         if self._auto_class is None and hasattr(self, "auto_map"):
             config.auto_map = elsewhere(self.auto_map)
         if hasattr(self, "custom_pipelines"):
             source = Path(self.name_or_path or "") / PIPELINE_FILE
-            if self._auto_class is not None and source.is_file():  # which is no import of the model's own code
+            if self._auto_class is not None and source.is_file():  # Transformers copies only what the model imports
                 saved.mkdir(parents=True, exist_ok=True)
                 if not (saved / PIPELINE_FILE).exists():
                     shutil.copyfile(source, saved / PIPELINE_FILE)
@@ -189,7 +189,7 @@ class JMNatConfig(PreTrainedConfig):
 
 
 def elsewhere(auto_map: dict[str, Any]) -> dict[str, Any]:
-    """Those entries of an `auto_map` whose code lies in a repository that they name (`you/name--module.Class`)."""
+    """The entries of an `auto_map` whose code is in another repository (`you/name--module.Class`)."""
     return {
         name: where
         for name, where in auto_map.items()
@@ -248,7 +248,7 @@ class JMNatOptions:
         if self.num_return_sequences > self.num_length_candidates:
             raise ValueError(
                 f"num_return_sequences={self.num_return_sequences} is more than "
-                f"num_length_candidates={self.num_length_candidates}"
+                f"num_length_candidates={self.num_length_candidates}: raise num_length_candidates"
             )
         if self.max_length is not None and not is_count(self.max_length, 2):
             raise ValueError(
@@ -285,46 +285,46 @@ def is_number(value: Any) -> bool:
 
 OPTION_NAMES = tuple(option.name for option in fields(JMNatOptions))
 OFF_AT_NONE = ("prune_candidates", "confidence_threshold")
-REMOVED_OPTIONS = ("length_threshold", "prune_threshold")  # still in folders that were saved when there were any
+REMOVED_OPTIONS = ("length_threshold", "prune_threshold")  # models saved by earlier versions still have them
 
 
 class JMNatGenerationConfig(GenerationConfig):
-    """How `generate` decodes. An option left at None takes the model's own value, then the default.
+    """Options of `generate`. An option left at None takes the model's own value, then the default.
 
     Args:
         num_iterations: k, the exact number of decoder passes (10). Cost: time grows with k.
-        num_length_candidates: C, target lengths tried per sentence, all different; fewer where `max_length` leaves
-            fewer (4). `num_beams` is taken for it. Cost: time grows with C.
+        num_length_candidates: C, number of different target lengths tried per sentence, fewer where `max_length`
+            allows fewer (4). `num_beams` is an alias. Cost: time grows with C.
         remask_adjacent: re-mask the least probable tokens together with their neighbours, in sets of n (True).
         remask_schedule: number of tokens re-masked after pass i: T (1 - i/k) with `"linear"`, T cos(pi i / 2k) with
             `"cosine"` ("linear").
-        early_stop: stop a candidate that a pass leaves unchanged (False). Cost: saves passes, loses BLEU.
-        suppress_tokens: ids never predicted; an empty list suppresses none (`<pad>`, `<mask>` and `<s>`).
-        length_normalization: exponent of T that divides a candidate's log-probability; above 1 favours longer ones.
-            `jmnat tune` finds the best (1.0).
-        length_offset: added to T before the exponent; 5 makes it the length penalty of fairseq and GNMT (0.0).
-        consensus_weight: weight of a candidate's consensus: the share (0 to 1) of its tokens and pairs of tokens that
-            it has in common with each other candidate, on average. It is added to the score by which candidates are
-            chosen and pruned; the more candidates, the more it helps (0.0). Cost: hardly any, and no pass.
-        consensus_min_length: shorter candidates get no consensus: long ones have more in common (0).
-        num_return_sequences: n-best, at most C. As many candidates stay to the end, so that one of them may win that
-            a search for a single one prunes (1).
-        prune_candidates: the pass after which only the best candidates go on (None). Cost: saves time with C above 1.
-        prune_to: how many of them, or `num_return_sequences` if that is more; a reranker chooses among these (1).
+        early_stop: stop a candidate once a pass leaves it unchanged (False). Cost: saves passes, loses BLEU.
+        suppress_tokens: ids that are never predicted; an empty list suppresses none (`<pad>`, `<mask>` and `<s>`).
+        length_normalization: a candidate's log-probability is divided by T to this power; above 1 favours longer
+            candidates. `jmnat tune` finds the best (1.0).
+        length_offset: added to T before that; 5 gives the length penalty of fairseq and GNMT (0.0).
+        consensus_weight: weight of a candidate's consensus, the mean share (0 to 1) of tokens and token pairs that it
+            has in common with each other candidate. It is added to the score by which candidates are chosen and
+            pruned, and helps more with more candidates (0.0). Cost: hardly any, and no pass.
+        consensus_min_length: shorter candidates get no consensus, because long ones have more in common (0).
+        num_return_sequences: n-best, at most C. Pruning keeps at least this many candidates, so the best one may
+            differ from that of a search for a single one (1).
+        prune_candidates: pass after which only the best candidates continue (None). Cost: saves time with C above 1.
+        prune_to: how many continue, at least `num_return_sequences`; a reranker chooses among these (1).
         confidence_threshold: tokens at or above this probability are final, and a row of such tokens stops. With
             `update_all` it only decides which rows stop (None). Cost: saves passes, loses BLEU.
-        update_all: refresh every position in each pass, not the masked ones alone (False). Cost: logits of all tokens.
-        remask_repeats: re-mask the less probable one of two equal neighbours before other tokens (False).
-        delete_repeats: merge equal neighbours before the last of two or more passes, so that the candidate is shorter;
-            the pass mends the seam. It helps from k = 4 on and harms below (False).
+        update_all: predict every position in each pass, not only the masked ones (False). Cost: logits of all tokens.
+        remask_repeats: re-mask the less probable of two equal neighbours before other tokens (False).
+        delete_repeats: merge equal neighbours before the last of two or more passes, which shortens the candidate; the
+            pass repairs the seam. It helps from k = 4 on and hurts below (False).
         collapse_repeats: merge equal neighbours that are left after the last pass (False).
-        repeatable_tokens: ids that these three rules never touch, as they stand twice in a row by right; other pieces
-            of words may do so where the source has the same pair. `repeatable_tokens(tokenizer)` lists the single
+        repeatable_tokens: ids that these three rules never touch, because they may rightly occur twice in a row. Other
+            tokens may do so where the source has the same pair. `repeatable_tokens(tokenizer)` lists the single
             letters, digits, signs and bytes of a vocabulary (None: special tokens only).
-        length_shift: added to the predicted lengths; where repeats are deleted or collapsed, these are rather too
-            short (0). Cost: time grows with the length.
+        length_shift: added to the predicted lengths, which are often too short when repeats are deleted or
+            collapsed (0). Cost: time grows with the length.
         output_history: return each pass's canvas and log-probabilities (False). Cost: memory for all passes.
-        return_dict_in_generate: return a `JMNatGenerateOutput` with scores and lengths, not ids alone (False).
+        return_dict_in_generate: return a `JMNatGenerateOutput` with scores and lengths instead of ids (False).
         max_length: longest target in tokens, `</s>` included (None: `max_target_length` of the model).
     """
 
@@ -343,7 +343,7 @@ class JMNatGenerationConfig(GenerationConfig):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "num_beams" and value is not None:  # set later, it outranks the candidates that were saved
+        if name == "num_beams" and value is not None:  # set later, it overrides the saved num_length_candidates
             self.num_length_candidates = value
 
     @classmethod
@@ -351,19 +351,19 @@ class JMNatGenerationConfig(GenerationConfig):
         """A fresh config. The inherited method marks it as derived, and such a config loses its options on reload."""
         ids = {name: getattr(model_config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         options = JMNatOptions(max_length=model_config.max_target_length)
-        if model_config.decoder_input == "source_copy":  # the basic NAT knows one pass
+        if model_config.decoder_input == "source_copy":  # the basic NAT has a single pass
             options.num_iterations = 1
         return cls(**ids, **asdict(options))
 
     @staticmethod
     def _get_default_generation_params() -> dict[str, Any]:
-        # Seq2SeqTrainer writes these into a config that lacks them (a max_length of 20 would cut every longer target)
-        # and pads what it gathers to max_length, so this must not be much larger than sentences are. One beam would be
-        # one length candidate.
+        # Seq2SeqTrainer writes these into a config that lacks them, and its own max_length of 20 would cut longer
+        # targets. It also pads what it gathers to max_length, so that this must stay near the length of sentences.
+        # num_beams=1 would mean one length candidate.
         return {**GenerationConfig._get_default_generation_params(), "max_length": 1024, "num_beams": None}
 
     def validate(self, *args, **kwargs) -> None:
-        """The library's checks and ours. The n-best comes from length candidates, not from beams."""
+        """The library's checks and ours; its check of num_return_sequences against num_beams does not apply here."""
         num_return_sequences, self.num_return_sequences = self.num_return_sequences, None
         try:
             super().validate(*args, **kwargs)
@@ -371,16 +371,16 @@ class JMNatGenerationConfig(GenerationConfig):
             self.num_return_sequences = num_return_sequences
         if self.length_penalty not in (None, 1.0):
             raise ValueError(
-                f"length_penalty={self.length_penalty} is an option of beam search: length_normalization is the "
+                f"length_penalty={self.length_penalty} is an option of beam search: use length_normalization, the "
                 "exponent of the length here"
             )
         resolve_options(self).check()
 
 
 def resolve_options(*sources: Any) -> JMNatOptions:
-    """Options by precedence: the first source (config, or dict of arguments) in which one is set wins.
+    """Options by precedence: each is taken from the first source (config, or dict of arguments) that sets it.
 
-    None among the arguments sets those options that it turns off.
+    A None in a dict of arguments counts as set for the options that None turns off.
     """
     options = JMNatOptions()
     for name in OPTION_NAMES:
@@ -394,12 +394,12 @@ def resolve_options(*sources: Any) -> JMNatOptions:
 
 
 def under_own_names(given: dict[str, Any]) -> dict[str, Any]:
-    """Options with `num_beams` and `max_new_tokens`, if set, as the options that say the same here."""
+    """Options with `num_beams` and `max_new_tokens` renamed to the options that mean the same here."""
     names = dict(given)
     num_beams, longest = names.pop("num_beams", None), names.pop("max_new_tokens", None)
-    if names.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines call the width of the search so
+    if names.get("num_length_candidates") is None:  # Seq2SeqTrainer and pipelines set num_beams
         names["num_length_candidates"] = num_beams
-    return names if longest is None else {**names, "max_length": longest}  # nothing comes before new tokens
+    return names if longest is None else {**names, "max_length": longest}  # every target token is a new one
 
 
 def saved_generation_config(
@@ -411,7 +411,7 @@ def saved_generation_config(
         kwargs: arguments of `from_pretrained`, such as `revision` and `token`.
 
     Raises:
-        OSError: there is one and it cannot be read.
+        OSError: it exists and cannot be read.
     """
     try:
         return config_class.from_pretrained(path, **kwargs)
@@ -433,8 +433,8 @@ def lacks_generation_config(
 ) -> bool:
     """Whether a folder or a repository of the Hub is known to have no `generation_config.json`.
 
-    Offline, a repository has the files that are cached here. If the Hub does not answer, only a file that is known to
-    be missing counts as missing. `others` are arguments of `from_pretrained` that do not matter here.
+    Offline, the cached files count. If the Hub does not answer, a file counts as missing only if the cache says so.
+    `others` are arguments of `from_pretrained` that do not matter here.
     """
     name = os.path.join(subfolder or "", GENERATION_CONFIG_NAME)
     if os.path.isdir(path):

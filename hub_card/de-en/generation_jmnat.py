@@ -1,7 +1,7 @@
 """Decoding of JM-NAT (section 4.4): candidate lengths, the passes of `passes_jmnat`, choice of the best candidate.
 
-A model with `encode_for_generation`, `prepare_decoding` and `predict_tokens` gets `generate` from here, whatever
-computes it. B sentences, C length candidates, T positions.
+Any backend with `encode_for_generation`, `prepare_decoding` and `predict_tokens` gets `generate` from here.
+Shapes: B sentences, C length candidates, T positions.
 """
 
 import difflib
@@ -27,10 +27,10 @@ from .configuration_jmnat import (
 from .losses_jmnat import JMNatGenerateOutput, check_same_vocabulary, choose_candidates, first_end, length_preferences
 from .passes_jmnat import MaskPredict
 
-# In a batch of a training collator, whose `decoder_input_ids` are the reference, partly masked, and so no canvas.
+# Keys of training batches; with any of them, `decoder_input_ids` is a partly masked reference and not a canvas.
 OF_TRAINING = ("labels", "masked_positions", "encoder_targets", "loss_denominators")
-IGNORED_ARGUMENTS = ("synced_gpus", "use_cache")  # what Trainer and pipelines hand over beside, without meaning here
-# Of Transformers' own `generate`: those that are understood here, and what to use in place of the others.
+IGNORED_ARGUMENTS = ("synced_gpus", "use_cache")  # passed by Trainer and pipelines; without meaning here
+# Options of Transformers' own `generate`: those understood here, and what to use instead of the others.
 UNDERSTOOD_OPTIONS = (
     *("num_beams", "max_new_tokens", "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
     *("use_cache", "transformers_version"),
@@ -56,20 +56,20 @@ SUBSTITUTES = {
     "num_iterations decides how long decoding takes": ("max_time", "stop_strings"),
     "it is an argument of generate": ("target_lengths", "reranker", "streamer", "decoder_input_ids"),
 }
-# Preference for a length that no prediction leads to, in log-probability.
+# Preference for a length that no predicted class maps to, in log-probability.
 NOT_PREDICTED = -1e6
 
 
 @functools.lru_cache(maxsize=8)
 def token_table(ids: tuple[int, ...], vocab_size: int, device: torch.device) -> torch.Tensor:
-    """(V,) bool, True at `repeatable_tokens`. It stays on its device: no decoding has to wait for a copy.
+    """(V,) bool, True at `ids`. Cached on its device, so that decoding need not wait for a copy.
 
     Raises:
         ValueError: an id beyond the vocabulary.
     """
     for i in (min(ids), max(ids)):
         if not 0 <= i < vocab_size:
-            raise ValueError(f"repeatable_tokens holds {i}, ids must lie in [0, {vocab_size})")
+            raise ValueError(f"repeatable_tokens holds {i}, but ids must lie in [0, {vocab_size})")
     table = torch.zeros(vocab_size, dtype=torch.bool)
     table[list(ids)] = True
     return table.to(device)
@@ -77,13 +77,13 @@ def token_table(ids: tuple[int, ...], vocab_size: int, device: torch.device) -> 
 
 @functools.cache
 def library_defaults() -> dict[str, tuple]:
-    """The values of each option of Transformers' own `generate` that ask for nothing."""
+    """For each option of Transformers' own `generate`, the values that leave it off."""
     usual = vars(GenerationConfig()), GenerationConfig._get_default_generation_params()
     return {name: (None, False, *(values.get(name) for values in usual)) for name in usual[0] | usual[1]}
 
 
 def check_option_names(given: dict[str, Any]) -> None:
-    """ValueError for options, of arguments or a config, that `generate` does not have; the library's at rest pass."""
+    """ValueError for options that `generate` does not have; options of Transformers that are off are accepted."""
     refused = []
     for name, value in sorted(given.items()):
         at_rest = value is None or (isinstance(value, str | Real) and value in library_defaults().get(name, ()))
@@ -94,7 +94,7 @@ def check_option_names(given: dict[str, Any]) -> None:
 
 
 def substitute(name: str, known: Iterable[str]) -> str:
-    """What to use in place of an option that is none of the `known`."""
+    """What to use instead of an option that is not among the `known`."""
     for sentence, names in SUBSTITUTES.items():
         if name in names:
             return sentence
@@ -103,7 +103,7 @@ def substitute(name: str, known: Iterable[str]) -> str:
 
 
 def stated_options(generation_config: GenerationConfig | None) -> dict[str, Any]:
-    """What a config sets; private fields say nothing about decoding."""
+    """The options that a config sets, without its private fields."""
     fields = {} if generation_config is None else vars(generation_config)
     return {name: value for name, value in fields.items() if value is not None and not name.startswith("_")}
 
@@ -113,30 +113,30 @@ def check_target_lengths(target_lengths, num_sentences: int) -> torch.Tensor:
     target_lengths = torch.as_tensor(target_lengths).long()
     if target_lengths.shape != (num_sentences,):
         raise ValueError(
-            f"target_lengths has shape {tuple(target_lengths.shape)}, "
-            f"it must hold one length for each of {num_sentences} sentences"
+            f"target_lengths has shape {tuple(target_lengths.shape)} "
+            f"but must hold one length for each of {num_sentences} sentences"
         )
     return target_lengths
 
 
 def check_canvas(canvas, attention_mask: torch.Tensor | None, config) -> torch.Tensor:
-    """`decoder_input_ids` (B, T) as the canvas to begin with; ValueError where it cannot be one.
+    """`decoder_input_ids` (B, T) as the initial canvas; ValueError for a wrong shape, length, padding or id.
 
-    A row has as many tokens as stand before its padding. `<mask>` at its end becomes `</s>`, which is predicted
-    nowhere, so that a text is never cut off before what stands.
+    The length of a row is the number of tokens before its padding. A final `<mask>` becomes `</s>`, which is
+    predicted nowhere else, so that no given token is cut off.
     """
     canvas, pad = torch.as_tensor(canvas).long(), config.pad_token_id
     if attention_mask is not None and attention_mask.shape == canvas.shape:
         canvas = canvas.masked_fill(attention_mask == 0, pad)
     if canvas.dim() != 2 or not canvas.numel():
-        raise ValueError(f"decoder_input_ids has shape {tuple(canvas.shape)}, it must be (B, T)")
+        raise ValueError(f"decoder_input_ids has shape {tuple(canvas.shape)} but must have (B, T)")
     lengths = (canvas != pad).sum(dim=1, keepdim=True)
     if (canvas == pad).logical_and(torch.arange(canvas.shape[1], device=canvas.device) < lengths).any():
         raise ValueError("decoder_input_ids holds padding before other tokens: pad on the right")
     if lengths.min() < 2 or lengths.max() > config.max_target_length:
         raise ValueError(
             f"decoder_input_ids has rows of {int(lengths.min())} to {int(lengths.max())} tokens, "
-            f"they must have 2 to {config.max_target_length}, </s> included"
+            f"but each must have 2 to {config.max_target_length}, </s> included"
         )
     if canvas.min() < 0 or canvas.max() >= config.vocab_size:
         raise ValueError(f"decoder_input_ids must lie in [0, {config.vocab_size})")
@@ -145,11 +145,11 @@ def check_canvas(canvas, attention_mask: torch.Tensor | None, config) -> torch.T
 
 
 def check_streamer(streamer, options: JMNatOptions, *sources) -> None:
-    """ValueError for what is no streamer, and for more than one text."""
+    """ValueError for an object without the methods of a streamer, and for more than one text."""
     if streamer is None:
         return
     if not (hasattr(streamer, "put") and hasattr(streamer, "end")):
-        raise ValueError(f"streamer is a {type(streamer).__name__}, it needs the methods put and end")
+        raise ValueError(f"streamer is a {type(streamer).__name__} but must have the methods put and end")
     num_sentences = max((len(source) for source in sources if torch.is_tensor(source)), default=1)
     if num_sentences > 1 or options.num_return_sequences > 1:
         raise ValueError(
@@ -159,7 +159,7 @@ def check_streamer(streamer, options: JMNatOptions, *sources) -> None:
 
 
 def draft_sender(streamer):
-    """What sends the leading candidate to `streamer.put_draft` after a pass; None for a streamer without it."""
+    """A function that sends the leading candidate to `streamer.put_draft`; None for a streamer without it."""
     if not hasattr(streamer, "put_draft"):
         return None
 
@@ -174,7 +174,7 @@ def draft_sender(streamer):
 class JMNatGenerationMixin(GenerationMixin):
     """`generate` for models that predict all target tokens at once."""
 
-    if TYPE_CHECKING:  # what the model that is mixed in has
+    if TYPE_CHECKING:  # provided by the model class
         config: Any
         generation_config_class: Any
 
@@ -197,19 +197,19 @@ class JMNatGenerationMixin(GenerationMixin):
         decoder_input_ids: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor | JMNatGenerateOutput:
-        """Translate in exactly `num_iterations` passes over the candidates of the most probable lengths.
+        """Translate in exactly `num_iterations` passes over candidates of the most probable lengths.
 
-        Options come from the keyword arguments, then from `generation_config`, then from the model's own, then from
-        the defaults; `JMNatGenerationConfig` explains them. The result of a sentence depends on nothing else in
-        its batch.
+        Options are taken from the keyword arguments, then from `generation_config`, the model's own generation
+        config and the defaults; `JMNatGenerationConfig` explains them. The result of a sentence does not depend on
+        the others in its batch.
 
         Args:
             inputs: (B, S) source ids, also as `input_ids`; or `inputs_embeds`, or `encoder_outputs`.
             target_lengths: (B,) lengths to use instead of the predicted ones; C candidates form a window around them.
             reranker: an autoregressive seq2seq model that chooses among the candidates (noisy parallel decoding).
-            decoder_input_ids: (B, T) canvas to begin with, padded on the right: `<mask>` is predicted, all else stands
-                in every pass (prefix, infilling). Its length, `</s>` included, is the length; see `check_canvas`.
-            streamer: its `put_draft`, if it has one, gets the leading candidate after each pass, `put` the result.
+            decoder_input_ids: (B, T) initial canvas, padded on the right: `<mask>` is predicted, every other token is
+                kept (prefix, infilling). A row's length, `</s>` included, is the target length; see `check_canvas`.
+            streamer: its `put_draft`, if any, receives the leading candidate after each pass; its `put` the result.
 
         Returns:
             (B num_return_sequences, L) ids padded on the right, or a `JMNatGenerateOutput` with
@@ -256,7 +256,7 @@ class JMNatGenerationMixin(GenerationMixin):
             )
         if streamer is not None:
             if getattr(streamer, "skip_prompt", False):
-                streamer.put(output.sequences[:, :0].cpu())  # it waits for one, and there is none
+                streamer.put(output.sequences[:, :0].cpu())  # an empty prompt for it to skip
             streamer.put(output.sequences.cpu())
             streamer.end()
         if not (options.return_dict_in_generate or options.output_history):
@@ -276,18 +276,18 @@ class JMNatGenerationMixin(GenerationMixin):
     def generate_at_once(
         self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs
     ) -> JMNatGenerateOutput | None:
-        """The whole translation, by a backend that can do it in one go; None: pass by pass."""
+        """The whole translation from a backend that computes it in one call; None to decode pass by pass."""
         return None
 
     def _generate_by_passes(
         self, options: JMNatOptions, input_ids, target_lengths, reranker, canvas=None, after_pass=None, **source
     ) -> JMNatGenerateOutput:
-        """Encode once, choose lengths, make the passes, choose among the candidates."""
+        """Encode once, choose lengths, run the passes, choose among the candidates."""
         states, source_mask, length_log_probs = self.encode_for_generation(input_ids, **source)
         if canvas is None:
             lengths = self._choose_lengths(length_log_probs, options, target_lengths)
         elif len(canvas) != len(length_log_probs):
-            raise ValueError(f"decoder_input_ids has {len(canvas)} rows, it needs one for each source")
+            raise ValueError(f"decoder_input_ids has {len(canvas)} rows but must have one for each source")
         else:
             canvas = canvas.to(length_log_probs.device)
             lengths = (canvas != self.config.pad_token_id).sum(dim=1, keepdim=True)
@@ -311,10 +311,10 @@ class JMNatGenerationMixin(GenerationMixin):
         canvas: torch.Tensor | None = None,
         after_pass=None,
     ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
-        """All passes and the choice: the output, T wide, and the numbers (R,) of tokens in its sequences.
+        """Run all passes and choose: the output, T wide, and the number of tokens (R,) in each of its sequences.
 
-        With `num_positions` = T and no rule that stops rows, no step waits for the device. `rightful` are the
-        `_rightful_repeats` where these are known already.
+        With `num_positions` = T and no rule that stops rows, no step waits for the device. `rightful` may pass
+        `_rightful_repeats` that were computed before.
         """
         suppressed = self._suppressed_tokens(options, lengths.device)
         if rightful is None:
@@ -328,10 +328,10 @@ class JMNatGenerationMixin(GenerationMixin):
         return choose_candidates(decoding, source_mask, input_ids, reranker)
 
     def _resolve_generation_options(self, generation_config, kwargs: dict[str, Any]) -> JMNatOptions:
-        """Merge arguments, the config given and the model's own, which may all ask for the same, and check."""
+        """Merge the arguments, the given config and the model's own into checked options."""
         if not isinstance(generation_config, GenerationConfig | None):
             kind = type(generation_config).__name__
-            raise ValueError(f"generation_config is a {kind}, it must be a GenerationConfig")
+            raise ValueError(f"generation_config is a {kind} but must be a GenerationConfig")
         saved = stated_options(self.generation_config)
         if saved.get("num_beams") == 1:  # Seq2SeqTrainer writes the library's default into it
             del saved["num_beams"]
@@ -348,7 +348,7 @@ class JMNatGenerationMixin(GenerationMixin):
         return options
 
     def _check_options(self, options: JMNatOptions) -> None:
-        """Check against the model; as many candidates remain as there are lengths from 2 to the longest allowed."""
+        """Check options against the model, and limit the candidates to the lengths from 2 to the longest allowed."""
         if self.config.decoder_input == "source_copy" and options.num_iterations > 1:
             raise ValueError(
                 f"num_iterations={options.num_iterations} must be 1 with decoder_input='source_copy': "
@@ -365,22 +365,22 @@ class JMNatGenerationMixin(GenerationMixin):
         if options.num_length_candidates > self.config.max_target_length:
             raise ValueError(
                 f"num_length_candidates={options.num_length_candidates} is more than the "
-                f"{self.config.max_target_length} lengths there are"
+                f"{self.config.max_target_length} possible target lengths: choose fewer"
             )
         longest = self._longest_target(options)
         options.num_length_candidates = min(options.num_length_candidates, longest - 1)
         if options.num_return_sequences > options.num_length_candidates:
             raise ValueError(
                 f"num_return_sequences={options.num_return_sequences} is more than the "
-                f"{options.num_length_candidates} lengths from 2 to {longest}: allow longer ones by max_length"
+                f"{options.num_length_candidates} target lengths from 2 to {longest}: raise max_length"
             )
 
     def _options_of_canvas(self, options: JMNatOptions, target_lengths) -> JMNatOptions:
-        """One candidate, of the canvas's length: `</s>` is predicted nowhere, and no token is deleted."""
+        """Options for a canvas: one candidate of its length, `</s>` never predicted, no token deleted."""
         if self.config.decoder_input == "source_copy":
             raise ValueError("decoder_input_ids is not supported with decoder_input='source_copy': it has no masks")
         if target_lengths is not None or options.num_return_sequences > 1:
-            raise ValueError("decoder_input_ids is one candidate: leave target_lengths and num_return_sequences out")
+            raise ValueError("decoder_input_ids is one candidate: leave out target_lengths and num_return_sequences")
         options = replace(options, num_length_candidates=1, delete_repeats=False, collapse_repeats=False)
         return replace(options, suppress_tokens=[*self._suppressed_ids(options), self.config.eos_token_id])
 
@@ -392,7 +392,7 @@ class JMNatGenerationMixin(GenerationMixin):
         longest = self._longest_target(options)
         if target_lengths is None:
             preferences = length_preferences(length_log_probs, longest, options.length_shift)
-        else:  # the length itself first, then its neighbours: +1, -1, +2, -2, ...
+        else:  # prefer the given length, then its neighbours: +1, -1, +2, -2, ...
             target_lengths = check_target_lengths(target_lengths, len(length_log_probs)).to(length_log_probs.device)
             lengths = torch.arange(2, longest + 1, device=target_lengths.device)
             steps = lengths - target_lengths.clamp(min=2, max=longest)[:, None]
@@ -402,9 +402,9 @@ class JMNatGenerationMixin(GenerationMixin):
     def _rightful_repeats(
         self, options: JMNatOptions, source_mask: torch.Tensor, input_ids: torch.Tensor | None
     ) -> torch.Tensor | None:
-        """(B, V) bool, True at tokens that may stand twice in a row in a sentence's translation; None without rules.
+        """(B, V) bool, True at tokens that may occur twice in a row in a sentence's translation; None without rules.
 
-        These are `repeatable_tokens`, special tokens but `</s>`, and those that do so in the source (B, S), if known.
+        These are `repeatable_tokens`, special tokens except `</s>`, and tokens repeated in a given source (B, S).
         """
         if not any(getattr(options, rule) for rule in REPEAT_RULES):
             return None
@@ -416,7 +416,7 @@ class JMNatGenerationMixin(GenerationMixin):
         return rightful.scatter(1, torch.where(twice, input_ids[:, 1:], self.config.pad_token_id), True)
 
     def _repeatable_tokens(self, options: JMNatOptions, device: torch.device) -> torch.Tensor:
-        """(V,) bool, True at `repeatable_tokens` and special tokens but `</s>`."""
+        """(V,) bool, True at `repeatable_tokens` and special tokens except `</s>`."""
         special = (getattr(self.config, f"{name}_token_id") for name in ("pad", "mask", "bos", "unk"))
         ids = (*(options.repeatable_tokens or ()), *(i for i in special if i is not None))
         return token_table(ids, self.config.vocab_size, device)
@@ -431,12 +431,12 @@ class JMNatGenerationMixin(GenerationMixin):
         if not ids:
             return None
         suppressed = torch.zeros(self.config.vocab_size, dtype=torch.bool, device=device)
-        for i in ids:  # one by one: a list of indices would be copied to the device, which waits for it
+        for i in ids:  # one by one: a list of indices would be copied to the device, with a wait for it
             suppressed[i].fill_(True)
         return suppressed
 
     def adjust_generation_fn(self, generation_config, *args, **kwargs):
-        """Load our own class of generation config; the inherited method would read the base class and drop options."""
+        """Load our own generation config class; the inherited method reads the base class, which drops options."""
         names = ("from_auto_class", "from_pipeline", "pretrained_model_name_or_path")
         kwargs.update(zip(names, args, strict=False))
         for name in ("from_auto_class", "from_pipeline", "trust_remote_code"):
@@ -446,5 +446,5 @@ class JMNatGenerationMixin(GenerationMixin):
             self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
         elif path is not None:
             saved = saved_generation_config(self.generation_config_class, path, **kwargs)
-            if saved is not None:  # otherwise the defaults, made from the model's config, stay
+            if saved is not None:  # otherwise keep the defaults made from the model's config
                 self.generation_config = saved

@@ -1,8 +1,8 @@
 """The terms of the training loss (Eq. 8 of the paper and its length term), and the scores and choice of candidates.
 
-All are pure functions, computed in float32 whatever the dtype that comes in, and none of them loops over sentences or
-n-grams. Shapes: B sentences, C length candidates, T target positions, V vocabulary, N masked positions of the whole
-batch, L length classes.
+The functions are pure, compute in float32 whatever the input's dtype, and do not loop over sentences or n-grams.
+Shapes: B sentences, C length candidates, T target positions, V vocabulary, N masked positions of the whole batch,
+L length classes.
 """
 
 from dataclasses import dataclass
@@ -20,19 +20,19 @@ from .configuration_jmnat import JMNatOptions
 NGRAM_ALIGNMENTS = ("any", "gold")
 
 
-# Preference for a length that no prediction leads to, in log-probability.
+# Preference for a length that no predicted class maps to, in log-probability.
 NOT_PREDICTED = -1e6
-# A vocabulary may be rounded up in a model, to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
+# Models may pad their vocabulary to a multiple of 8 (fairseq) or of up to 64 (for speed on a GPU).
 VOCABULARY_PADDING = 64
-# Vocabulary logits that a reranker makes at once, in elements: the rows beyond it are scored in further pieces.
+# Elements of logits that a reranker computes at once; larger batches are scored in several parts.
 MAX_LOGITS = 2**27
-# Logits that are looked at together. On a CPU they stay in its cache; on a GPU there must be enough to keep it busy.
+# Elements of logits per block: on a CPU a block should fit its cache, on a GPU it should keep the device busy.
 BLOCK = {"cpu": 2**18}
 LARGE_BLOCK = 2**28
 
 
 class _ChosenLogProbs(torch.autograd.Function):
-    """See `chosen_log_probs`. Backward computes the softmax anew, so that no log-probabilities have to be kept."""
+    """See `chosen_log_probs`. Backward recomputes the softmax, so that no log-probabilities have to be kept."""
 
     @staticmethod
     def blocks(logits: torch.Tensor):
@@ -68,13 +68,13 @@ class _ChosenLogProbs(torch.autograd.Function):
 def chosen_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities (N, K) of `tokens` (N, K) under softmax of logits (N, V), and their means (N,) over all V.
 
-    What `log_softmax` and `gather` give, in less memory and time. Logits that are normalised stay what they are.
+    Same result as `log_softmax` and `gather`, in less memory and time. Normalised logits are left unchanged.
     """
     return _ChosenLogProbs.apply(logits, tokens)
 
 
 def smoothed_nll(target_log_probs: torch.Tensor, mean_log_probs: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Sum of `(1 - smoothing) * -log p(target) + smoothing * mean over V of -log p`, from both logarithms."""
+    """Sum of `(1 - smoothing) * -log p(target) + smoothing * mean over V of -log p`, from both log-probabilities."""
     if smoothing == 0.0:
         return -target_log_probs.sum()
     return -(1.0 - smoothing) * target_log_probs.sum() - smoothing * mean_log_probs.sum()
@@ -94,12 +94,12 @@ def label_smoothed_nll(logits: torch.Tensor, targets: torch.Tensor, smoothing: f
 def length_nll(length_logits: torch.Tensor, target_lengths: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Sum over sentences of the negative log-likelihood of the target length (section 4.4).
 
-    With `smoothing`, of all lengths from 1 on, each weighted by a Gaussian around the target length with that standard
-    deviation, whose weights sum to 1: near lengths are nearly right, which classes by themselves do not tell.
+    With `smoothing`, it averages over all lengths from 1, weighted by a normalised Gaussian around the target length
+    with that standard deviation: separate classes do not express that near lengths are nearly right.
 
     Args:
-        length_logits: (B, L), one class per number of target tokens; class 0 is impossible, the type's lowest number.
-        target_lengths: (B,), `</s>` counted; a sentence without target, 0, adds nothing.
+        length_logits: (B, L), one class per number of target tokens; class 0 is impossible (the dtype's minimum).
+        target_lengths: (B,), `</s>` included; a sentence without a target has length 0 and adds nothing.
     """
     if not smoothing:
         return F.cross_entropy(length_logits.float(), target_lengths, ignore_index=0, reduction="sum")
@@ -112,7 +112,7 @@ def length_nll(length_logits: torch.Tensor, target_lengths: torch.Tensor, smooth
 def reference_log_probs(
     logits: torch.Tensor, labels: torch.Tensor, masked_positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What every masked position gives to every token of its own reference: entry [b, t, s] = log p_{b,t}(y_{b,s}).
+    """Log-probabilities of all reference tokens at every masked position: entry [b, t, s] = log p_{b,t}(y_{b,s}).
 
     Args:
         logits: (N, V), the rows of the masked positions in row-major order.
@@ -120,15 +120,15 @@ def reference_log_probs(
         masked_positions: (B, T) bool with N True entries.
 
     Returns:
-        (B, T, T) float32; 0 in rows that are not masked and in columns at padding, which must not be read. The
-        diagonal holds the log-probabilities of the targets. And (N,), the means of all log-probabilities of a row.
+        (B, T, T) float32; 0 in rows that are not masked and in columns of padding, which must not be read. The
+        diagonal holds the log-probabilities of the targets. Also (N,), each row's mean log-probability over V.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: `masked_positions` has another shape than `labels`.
     """
     if labels.shape != masked_positions.shape:
         raise ValueError(
-            f"masked_positions has shape {tuple(masked_positions.shape)}, it must be that of labels, "
+            f"masked_positions has shape {tuple(masked_positions.shape)} but must have that of labels, "
             f"{tuple(labels.shape)}"
         )
     batch_size, length = labels.shape
@@ -137,7 +137,7 @@ def reference_log_probs(
         none = logits.float().sum(dim=1)  # (0,)
         return none.new_zeros(batch_size, length, length) + none.sum(), none
     references = labels.clamp(min=0)
-    # The repetitions' total is known from the shape, so the device is not asked for it.
+    # With the total given, repeat_interleave does not synchronise with the device.
     references = references.repeat_interleave(masked_positions.sum(dim=1), dim=0, output_size=num_masked)
     token_log_probs, means = chosen_log_probs(logits, references)  # (N, T), (N,)
     row_of_position = (masked_positions.flatten().cumsum(dim=0) - 1).clamp(min=0)
@@ -160,15 +160,15 @@ def ngram_loss(
 
         L_gram = |A| - sum_g min(C(g), sum_{t in A} q_t(g))
 
-    The bound is |A| and not the paper's number of masked sets, which the matches exceed where sets touch.
+    The bound is |A|, not the paper's number of masked sets, because the matches exceed that where sets touch.
 
     Args:
         token_log_probs: (B, T, T), entry [b, t, s] = log p_{b,t}(y_{b,s}), see `reference_log_probs`.
         labels: (B, T), -100 at padding.
         masked_positions: (B, T) bool.
         ngram_size: n >= 1.
-        alignment: "any" counts an n-gram wherever in A the decoder puts it; "gold" is the literal Eq. 6, where each
-            start counts at its own position alone.
+        alignment: "any" counts an n-gram wherever in A the decoder predicts it; "gold" is the literal Eq. 6, where an
+            n-gram counts only at its own position.
 
     Returns:
         (B,) float32 in [0, |A|]; 0 where A is empty.
@@ -177,9 +177,9 @@ def ngram_loss(
         ValueError: `ngram_size` below 1 or an unknown `alignment`.
     """
     if ngram_size < 1:
-        raise ValueError(f"ngram_size is {ngram_size}, it must be at least 1")
+        raise ValueError(f"ngram_size={ngram_size} must be at least 1")
     if alignment not in NGRAM_ALIGNMENTS:
-        raise ValueError(f"alignment is {alignment!r}, it must be one of {', '.join(NGRAM_ALIGNMENTS)}")
+        raise ValueError(f"alignment={alignment!r} is not one of {', '.join(NGRAM_ALIGNMENTS)}")
     num_starts = labels.shape[1] - ngram_size + 1
     if num_starts < 1:
         return token_log_probs.new_zeros(labels.shape[0], dtype=torch.float32)
@@ -199,7 +199,7 @@ def ngram_loss(
     log_probs = token_log_probs.new_zeros((), dtype=torch.float32)
     for window in windows:
         log_probs = log_probs + token_log_probs[:, window, window].float()
-    # Filled before exp: nothing outside A, infinite or not, can reach the sum or its gradient.
+    # Filled before exp, so that values outside A, even infinite ones, reach neither the sum nor its gradient.
     expected = log_probs.masked_fill(~pairs, float("-inf")).exp().sum(dim=1)  # (B, W): sum over t in A of q_t(g_s)
 
     counts, is_first = _count_ngrams(labels, pairs, starts, windows)
@@ -211,12 +211,12 @@ def ngram_loss(
 def _count_ngrams(
     labels: torch.Tensor, pairs: torch.Tensor, starts: torch.Tensor, windows: list[slice]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """C(g_s) of the n-gram that starts at each s in A (B, W), and whether s is the first start of this n-gram (B, W).
+    """For each start s in A: the count C(g_s) of its n-gram (B, W), and whether s is that n-gram's first start (B, W).
 
     Args:
         pairs: (B, W, W) bool, True where both starts are in A.
         starts: (B, W) bool, True for s in A.
-        windows: n slices of T positions that give the first, second, .. token of the W n-grams.
+        windows: n slices of T positions; slice i selects token i of the W n-grams.
     """
     same_token = labels.unsqueeze(2) == labels.unsqueeze(1)  # (B, T, T)
     same_ngram = pairs
@@ -229,7 +229,7 @@ def _count_ngrams(
 
 
 def first_end(tokens: torch.Tensor, lengths: torch.Tensor, eos_token_id: int) -> torch.Tensor:
-    """Number of tokens (..) up to and with the first `</s>` of (.., T), all of a row's tokens where it has none."""
+    """Number of tokens (..) up to and including the first `</s>` in (.., T); the row's length if it has none."""
     positions = torch.arange(tokens.shape[-1], device=tokens.device)
     ends = torch.where(tokens == eos_token_id, positions + 1, tokens.shape[-1] + 1).amin(dim=-1)
     return torch.minimum(ends, lengths)
@@ -241,7 +241,7 @@ def length_divisors(lengths: torch.Tensor, options: JMNatOptions) -> torch.Tenso
 
 
 def candidate_scores(log_probs: torch.Tensor, lengths: torch.Tensor, options: JMNatOptions) -> torch.Tensor:
-    """Sum of log_probs (.., T), which are 0 at padding, divided by `length_divisors`."""
+    """Sum of log_probs (.., T), 0 at padding, divided by `length_divisors`."""
     return log_probs.sum(dim=-1) / length_divisors(lengths, options)
 
 
@@ -253,7 +253,7 @@ def consensus(tokens: torch.Tensor, ends: torch.Tensor, voters: torch.Tensor) ->
     Args:
         tokens: (B, C, T).
         ends: (B, C) numbers of tokens.
-        voters: (B, C) bool, the candidates that the others are compared with.
+        voters: (B, C) bool, True at candidates that the others are compared with.
 
     Returns:
         (B, C) in [0, 1]; 0 where there is no other voter.
@@ -274,7 +274,7 @@ class ModelReranker:
     """Scores candidates by an autoregressive sequence-to-sequence model that shares their vocabulary (section 4.4).
 
     Raises:
-        ValueError: the model does not tell its decoder_start_token_id.
+        ValueError: the model has no decoder_start_token_id.
     """
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int):
@@ -288,14 +288,14 @@ class ModelReranker:
     def score(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, candidate_ids: torch.Tensor
     ) -> torch.Tensor:
-        """Mean log-probability (N,) of candidates (N, T), padded right, `</s>` included; -inf for one without tokens.
+        """Mean log-probability (N,) of candidates (N, T), `</s>` included; -inf for a candidate without tokens.
 
-        The sources (B, S) have N / B candidates each, in consecutive rows.
+        Candidates are padded on the right; each source (B, S) has N / B of them, in consecutive rows.
         """
         per_source, remainder = divmod(len(candidate_ids), len(input_ids))
         if remainder or not per_source:
             raise ValueError(
-                f"candidate_ids has {len(candidate_ids)} rows: give a multiple of the {len(input_ids)} of input_ids"
+                f"candidate_ids has {len(candidate_ids)} rows but must have a multiple of input_ids' {len(input_ids)}"
             )
         states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         labels = candidate_ids.masked_fill(candidate_ids == self.pad_token_id, -100)
@@ -320,7 +320,7 @@ def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tenso
     """Scores (B, C) of candidates (B, C, T).
 
     Args:
-        reranker: an object with a method `score` as `ModelReranker` has it, or an autoregressive model.
+        reranker: an autoregressive model, or an object with a method `score` like that of `ModelReranker`.
     """
     if not hasattr(reranker, "score"):
         reranker = ModelReranker(reranker, pad_token_id)
@@ -328,7 +328,7 @@ def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tenso
 
 
 def check_same_vocabulary(of_reranker: int, own: int) -> None:
-    """ValueError where the sizes differ by more than rounding up for speed explains."""
+    """ValueError if the vocabulary sizes differ by more than padding for speed explains."""
     if abs(of_reranker - own) >= VOCABULARY_PADDING:
         raise ValueError(
             f"reranker has {of_reranker} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
@@ -336,9 +336,9 @@ def check_same_vocabulary(of_reranker: int, own: int) -> None:
 
 
 def length_preferences(length_log_probs: torch.Tensor, longest: int, shift: int) -> torch.Tensor:
-    """(B, longest - 1), by which target lengths from 2 to `longest` are chosen: those of the classes (B, L) + `shift`.
+    """Preferences (B, longest - 1) for the target lengths from 2 to `longest`: the classes (B, L), moved by `shift`.
 
-    A length outside counts as the nearest inside. Those that no class leads to come last, the nearest first.
+    A length out of range counts as the nearest one in range. Lengths without a class come last, the nearest first.
     """
     classes = torch.arange(longest + 1, device=length_log_probs.device)
     lengths = (classes + shift).clamp(min=2, max=longest)
@@ -353,16 +353,16 @@ class JMNatGenerateOutput(ModelOutput):
     """Result of `generate(..., return_dict_in_generate=True)`; R is B num_return_sequences, best first.
 
     Args:
-        sequences: (R, T') ids up to and with the first `</s>`, padded on the right.
-        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization, with a reranker its mean
-            log-probability in place of the model's; and consensus_weight * consensus.
+        sequences: (R, T') ids up to and including the first `</s>`, padded on the right.
+        sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization + consensus_weight *
+            consensus. With a reranker, its mean log-probability replaces the model's.
         token_scores: (R, T') log-probabilities, 0 at padding.
-        lengths: (R,) T of the candidate, `</s>` included, without the repeats that were deleted or collapsed.
+        lengths: (R,) T of the candidate, `</s>` included, without deleted or collapsed repeats.
         num_passes: (B,) most passes that any candidate of the sentence took.
         tokens_per_forward: (R,) tokens of each sequence per decoder pass, as text diffusion models report it.
         history: with `output_history`, one `JMNatPass` per pass; `history[-1].tokens` are the final candidates, before
             repeats are collapsed.
-        candidate_lengths: (B, C) the lengths tried, most probable first.
+        candidate_lengths: (B, C) the lengths that were tried, most probable first.
         best_candidates: (B, num_return_sequences) index of each returned sequence among the candidates.
     """
 
@@ -380,7 +380,7 @@ class JMNatGenerateOutput(ModelOutput):
 def choose_candidates(
     decoding, source_mask=None, input_ids=None, reranker=None
 ) -> tuple[JMNatGenerateOutput, torch.Tensor]:
-    """The `num_return_sequences` best candidates of each sentence, best first, and their numbers of tokens (R,).
+    """The `num_return_sequences` best candidates of each sentence, best first, and their lengths in tokens (R,).
 
     Args:
         decoding: a `MaskPredict` after its last pass.

@@ -27,26 +27,26 @@ from .passes_jmnat import JMNatDecodingState
 
 logger = logging.get_logger(__name__)
 NOT_MASKED = (
-    "Training without masks in decoder_input_ids, or masked_positions, teaches the first decoding pass at most: take "
+    "Training without masks in decoder_input_ids, or masked_positions, teaches the first decoding pass at most: use "
     "DataCollatorForJMNat of the package modeling_jmnat as the data collator"
 )
 
 
 @dataclass
 class JMNatEncoderOutput(BaseModelOutput):
-    """`last_hidden_state` (B, S, D) is without `[LEN]`, and so is the last of `hidden_states`, which is the same.
+    """`last_hidden_state` (B, S, D), which is also the last of `hidden_states`, excludes `[LEN]`.
 
-    The others of `hidden_states`, and `attentions`, hold `[LEN]` at index 0.
+    The other `hidden_states` and the `attentions` include `[LEN]` at index 0.
     """
 
     length_logits: torch.Tensor | None = None  # (B, L)
 
 
 def as_encoder_output(encoder_outputs: ModelOutput | tuple) -> Any:
-    """Outputs of an earlier call, as they were returned: with or without names."""
+    """The encoder's output with named fields, from what an earlier call returned: a `ModelOutput` or a tuple."""
     if isinstance(encoder_outputs, ModelOutput):
         return encoder_outputs
-    states, *others = encoder_outputs  # tuples, when asked for, and the length logits
+    states, *others = encoder_outputs  # tuples of hidden states and attentions, if requested, and the length logits
     return JMNatEncoderOutput(states, length_logits=next((x for x in others if torch.is_tensor(x)), None))
 
 
@@ -67,7 +67,7 @@ class JMNatSeq2SeqLMOutput(ModelOutput):
     """Loss of Eq. 8 with its unweighted parts, and logits.
 
     `loss = nll_loss + a1 encoder_loss + a2 ngram_loss + a3 length_loss`; a part that was not computed is None.
-    `logits` is None in training mode with labels: there the masked positions alone are projected onto the vocabulary.
+    `logits` is None in training mode with labels, where only the masked positions are projected onto the vocabulary.
     """
 
     loss: torch.Tensor | None = None
@@ -89,12 +89,12 @@ class JMNatSeq2SeqLMOutput(ModelOutput):
 def sinusoidal_positions(
     num_positions: int, dim: int, device: torch.device, first: int = 0, of_marian: bool = False
 ) -> torch.Tensor:
-    """Sinusoids (num_positions, dim) of the positions from `first` on: sine in the first half of columns, then cosine.
+    """Sinusoids (num_positions, dim) of the positions from `first`: sines in the first half of columns, then cosines.
 
     Frequencies are 10000**(-i / (dim/2 - 1)) as in fairseq, or 10000**(-2i / dim) as in Marian and Vaswani et al.
     """
     half = dim // 2
-    # Marian's tables are made in double precision, which some devices lack.
+    # Marian computes its tables in double precision, which some devices lack.
     dtype = torch.float64 if of_marian and device.type != "mps" else torch.float32
     step = math.log(10000.0) / (half if of_marian else max(half - 1, 1))
     frequencies = torch.exp(torch.arange(half, device=device).to(dtype) * -step)
@@ -112,22 +112,22 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 def prepare_attention_mask(config: JMNatConfig, attend_mask: torch.Tensor | None, dtype: torch.dtype):
-    """Boolean mask (B, 1, 1 or T, S) -> additive, once for all layers: SDPA would do it in each of them."""
+    """Boolean mask (B, 1, 1 or T, S) -> additive mask, once for all layers; SDPA would convert it in each of them."""
     if attend_mask is None or config._attn_implementation not in ("eager", "sdpa"):
         return attend_mask
     return torch.zeros_like(attend_mask, dtype=dtype).masked_fill_(~attend_mask, torch.finfo(dtype).min)
 
 
 def never_empty(attention_mask: torch.Tensor) -> torch.Tensor:
-    """(B, S) bool; a row without tokens, as whole rows of padding are, becomes True everywhere."""
+    """(B, S) bool; rows of padding alone become True everywhere."""
     return attention_mask | ~attention_mask.any(dim=1, keepdim=True)
 
 
 def decoder_attend_mask(attention_mask: torch.Tensor, exclude_self: bool) -> torch.Tensor:
     """(B, T) bool -> (B, 1, 1 or T, T) bool for self- and positional attention.
 
-    With `exclude_self` no position attends to itself, but a target with a single valid position may, and a row without
-    tokens attends to all its padding: an empty softmax is something that eager attention and SDPA answer differently.
+    With `exclude_self` no position attends to itself, except in a target of a single token. A row without tokens
+    attends to all its padding, because eager attention and SDPA differ in what they return for an empty softmax.
     """
     attend = never_empty(attention_mask)[:, None, None, :]
     if not exclude_self:
@@ -138,7 +138,7 @@ def decoder_attend_mask(attention_mask: torch.Tensor, exclude_self: bool) -> tor
 
 
 class JMNatAttention(nn.Module):
-    """Multi-head attention; queries, keys and values may each come from another tensor."""
+    """Multi-head attention; queries, keys and values may come from different tensors."""
 
     def __init__(self, config: JMNatConfig, num_heads: int):
         super().__init__()
@@ -166,7 +166,7 @@ class JMNatAttention(nn.Module):
         key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Self-attention, cross-attention to `key_value_states` (B, S, D), or to keys and values projected before."""
+        """Self-attention, or cross-attention to `key_value_states` (B, S, D) or to their projections `key_value`."""
         if key_value is None:
             key_value = self.project_key_value(hidden_states if key_value_states is None else key_value_states)
         return self.attend(self.split_heads(self.q_proj(hidden_states)), *key_value, attention_mask, **kwargs)
@@ -185,14 +185,14 @@ class JMNatAttention(nn.Module):
 class JMNatPositionalAttention(JMNatAttention):
     """Attention whose queries and keys are positions and whose values are the hidden states (Gu et al. 2018).
 
-    Its probabilities depend on the target length alone, so that decoding computes them once (`probs`).
+    Its probabilities depend only on the target length, so decoding computes them once (`probs`).
     """
 
     def project_positions(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.split_heads(self.q_proj(positions)), self.split_heads(self.k_proj(positions))
 
     def position_probs(self, positions: torch.Tensor, attend_mask: torch.Tensor) -> torch.Tensor:
-        """positions (1, T, D), boolean attend_mask (R, 1, T, T) -> probabilities (R, H, T, T)."""
+        """Positions (1, T, D) and boolean attend_mask (R, 1, T, T) -> probabilities (R, H, T, T)."""
         query, key = self.project_positions(positions)
         scores = (torch.matmul(query, key.transpose(2, 3)) * self.scaling).float()
         return scores.masked_fill(~attend_mask, torch.finfo(scores.dtype).min).softmax(dim=-1).to(positions.dtype)
@@ -200,7 +200,7 @@ class JMNatPositionalAttention(JMNatAttention):
     def forward(  # type: ignore[override]
         self, hidden_states, attention_mask=None, positions=None, probs=None, **kwargs
     ):
-        """hidden_states (B, T, D); either positions (1, T, D) with attention_mask, or `probs` (B, H, T, T)."""
+        """hidden_states (B, T, D), with either positions (1, T, D) and attention_mask, or `probs` (B, H, T, T)."""
         value = self.split_heads(self.v_proj(hidden_states))
         if probs is not None:
             return self.out_proj(torch.matmul(probs, value).transpose(1, 2).flatten(2)), probs
@@ -268,12 +268,12 @@ class JMNatDecoderLayer(JMNatLayer):
         wanted_positions: torch.Tensor | None = None,
         **kwargs,
     ) -> Any:
-        """hidden_states (R, T, D). Encoder tensors may have fewer rows, B: R/B consecutive rows share each of them.
+        """One layer over hidden_states (R, T, D). Encoder tensors have B rows, each shared by R/B consecutive rows.
 
-        With `wanted_positions` (R, M) only their states are returned (R, M, D), and cross-attention and feed-forward,
-        which mix no positions, compute no others.
+        With `wanted_positions` (R, M), cross-attention and feed-forward, which mix no positions, compute only these
+        states, (R, M, D).
 
-        Without hidden_states it returns what all decoding passes share: keys and values of cross-attention (B, H, S,
+        Without hidden_states, it returns what all decoding passes share: keys and values of cross-attention (B, H, S,
         D/H) and, from a boolean attention_mask, the probabilities of positional attention (R, H, T, T) or None.
         """
         if hidden_states is None:
@@ -321,7 +321,7 @@ class JMNatPreTrainedModel(PreTrainedModel):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs belong. Offloaded weights are nowhere, but there is a device that computes with them."""
+        """The device for inputs. Offloaded weights have none, so their execution device is returned instead."""
         hook = getattr(self.get_input_embeddings(), "_hf_hook", None)
         place = getattr(hook, "execution_device", None)
         return super().device if place is None else torch.device(place)
@@ -359,7 +359,7 @@ class JMNatPreTrainedModel(PreTrainedModel):
 class JMNatStack(JMNatPreTrainedModel):
     """What encoder and decoder share: token embeddings, positions, the final layer norm of pre-layer-norm models."""
 
-    longest = "max_position_embeddings"  # the field of the config that limits the number of tokens
+    longest = "max_position_embeddings"  # the config field that limits the number of tokens
 
     def __init__(self, config: JMNatConfig):
         super().__init__(config)
@@ -368,26 +368,26 @@ class JMNatStack(JMNatPreTrainedModel):
         self.embed_positions: nn.Embedding | None = None
         if config.position_embedding_type == "learned":
             num_positions = getattr(config, self.longest) + self.position_offset
-            padding = config.pad_token_id if config.position_offset is None else None  # else it is a position as any
+            padding = config.pad_token_id if config.position_offset is None else None  # else that row is a position
             self.embed_positions = nn.Embedding(num_positions, config.d_model, padding)
         self.layer_norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_eps) if config.normalize_before else None
         self.gradient_checkpointing = False
 
     @property
     def position_offset(self) -> int:
-        """The number of the first token's position."""
+        """The index of the first token's position."""
         offset = self.config.position_offset
         return self.config.pad_token_id + 1 if offset is None else offset
 
     def position_embeddings(self, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Ranks of tokens (.., S) from 0, none above S, -> embeddings (.., S, D)."""
+        """Ranks of tokens (.., S), from 0 and below S, -> embeddings (.., S, D)."""
         length, most = positions.shape[-1], getattr(self.config, self.longest)
         if length > most and (count := int(positions.max()) + 1) > most:  # the rest may be padding
-            raise ValueError(f"{type(self).__name__} got {count} tokens, {self.longest}={most} is the most")
+            raise ValueError(f"{type(self).__name__} got {count} tokens, more than {self.longest}={most}: split them")
         first = self.position_offset
         if self.embed_positions is not None:
             return self.embed_positions(positions + first).to(positions.device)
-        # Computed anew: a constant made in __init__ would not survive loading on the meta device.
+        # Computed in each call: a constant made in __init__ would not survive loading on the meta device.
         table = sinusoidal_positions(length, self.config.d_model, positions.device, first, of_marian=first == 0)
         return F.embedding(positions, table).to(dtype)
 
@@ -395,7 +395,7 @@ class JMNatStack(JMNatPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError(f"{type(self).__name__} needs exactly one of token ids and embeddings")
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids).to(input_ids.device)  # where the table is, with a device map
+            inputs_embeds = self.embed_tokens(input_ids).to(input_ids.device)  # a device map may place them elsewhere
         return inputs_embeds * self.embed_scale
 
 
@@ -403,14 +403,12 @@ def token_mask(attention_mask, input_ids, inputs_embeds, pad_token_id: int) -> t
     """(B, S) bool, True at tokens: the mask given, else every token but padding, else everything.
 
     Raises:
-        ValueError: a mask of another shape than the tokens: what is missing would pass for padding.
+        ValueError: the mask has another shape than the tokens; missing columns would be taken for padding.
     """
     if attention_mask is not None:
         shapes = tuple(attention_mask.shape), tuple(inputs_embeds.shape[:2] if input_ids is None else input_ids.shape)
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"attention_mask has the shape {shapes[0]}, the tokens have {shapes[1]}: it must be the same"
-            )
+            raise ValueError(f"attention_mask has shape {shapes[0]} but must have that of the tokens, {shapes[1]}")
         return attention_mask.bool()
     if input_ids is not None:
         return input_ids != pad_token_id
@@ -454,9 +452,9 @@ class JMNatEncoder(JMNatStack):
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
-        hidden_states = hidden_states.to(classes.device)  # the last layer may be on another one
+        hidden_states = hidden_states.to(classes.device)  # the last layer may be on another device
         length_logits = F.linear(hidden_states[:, 0], lengths)
-        # Not -inf, which would spread as NaN where outputs are subtracted.
+        # Not -inf, which would give NaN where outputs are subtracted.
         length_logits = F.pad(length_logits[:, 1:], (1, 0), value=torch.finfo(length_logits.dtype).min)
         return JMNatEncoderOutput(last_hidden_state=hidden_states[:, 1:], length_logits=length_logits)
 
@@ -491,8 +489,8 @@ class JMNatDecoder(JMNatStack):
     ) -> BaseModelOutputWithCrossAttentions:
         """Canvas (R, T) -> states (R, T, D), or (R, M, D) at `wanted_positions` (R, M).
 
-        With `state` all that does not change between decoding passes comes from there: the masks, the keys and values
-        of cross-attention and the probabilities of positional attention.
+        `state` provides what does not change between decoding passes: the masks, the keys and values of
+        cross-attention and the probabilities of positional attention.
         """
         hidden_states = self.embed(input_ids, inputs_embeds)
         positions = None if state is None else state.positions
@@ -507,7 +505,7 @@ class JMNatDecoder(JMNatStack):
         attention_mask = prepare_attention_mask(self.config, state.attend_mask, hidden_states.dtype)
         encoder_mask = prepare_attention_mask(self.config, state.encoder_attend_mask, hidden_states.dtype)
         for index, layer in enumerate(self.layers):
-            # Gradient checkpointing follows gradients through positional arguments alone.
+            # Gradient checkpointing tracks gradients only through positional arguments.
             hidden_states = layer(
                 hidden_states,
                 encoder_hidden_states,
@@ -521,11 +519,11 @@ class JMNatDecoder(JMNatStack):
             )
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
-        hidden_states = hidden_states.to(positions.device)  # the last layer may be on another one
+        hidden_states = hidden_states.to(positions.device)  # the last layer may be on another device
         return BaseModelOutputWithCrossAttentions(last_hidden_state=hidden_states)
 
     def target_positions(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Embeddings (1, T, D) of the positions of hidden_states (R, T, ..), of the same type."""
+        """Embeddings (1, T, D) of the positions of hidden_states (R, T, ..), of the same dtype."""
         ranks = torch.arange(hidden_states.shape[1], device=hidden_states.device)
         return self.position_embeddings(ranks, hidden_states.dtype)[None]
 
@@ -535,7 +533,7 @@ class JMNatDecoder(JMNatStack):
         source_mask: torch.Tensor | None,
         encoder_hidden_states: torch.Tensor | None = None,
     ) -> JMNatDecodingState:
-        """What stays the same in all passes. Without `encoder_hidden_states` the masks alone, for a single pass.
+        """What all passes share; without `encoder_hidden_states`, only the masks, for a single pass.
 
         Args:
             target_mask: (R, T) bool, True at target positions.
@@ -573,7 +571,7 @@ class JMNatModel(JMNatPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self):
-        """The source's; with `tie_word_embeddings=False` the target has its own, and `shared` is unused."""
+        """The source embeddings; with `tie_word_embeddings=False` the target has its own, and `shared` is unused."""
         return self.encoder.embed_tokens
 
     def set_input_embeddings(self, value):
@@ -595,13 +593,13 @@ class JMNatModel(JMNatPreTrainedModel):
     ) -> JMNatSeq2SeqModelOutput:
         """Source (B, S) and masked target (B, T) -> decoder states (B, T, D) and length logits (B, L).
 
-        A mask left out is taken from `<pad>`. `encoder_outputs` of an earlier call spare the encoder's work.
+        Masks that are left out are derived from `<pad>`. `encoder_outputs` of an earlier call replace the encoder.
 
         Raises:
-            ValueError: no decoder input.
+            ValueError: neither `decoder_input_ids` nor `decoder_inputs_embeds` is given.
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:
-            raise ValueError("decoder_input_ids is missing: give it, or labels to JMNatForConditionalGeneration")
+            raise ValueError("decoder_input_ids is missing: pass it, or pass labels to JMNatForConditionalGeneration")
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, inputs_embeds, **kwargs)
         encoded = as_encoder_output(encoder_outputs)
@@ -627,7 +625,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.shared.weight"}
     generation_config_class = JMNatGenerationConfig
-    # The loss is a mean over tokens that labels do not tell: Trainer must not divide it by their number.
+    # The loss is a mean over masked tokens, not over labels, so Trainer must not divide it by the number of labels.
     accepts_loss_kwargs = False
 
     def __init__(self, config: JMNatConfig):
@@ -656,14 +654,14 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
 
         Args:
             input_ids: (B, S) source after masking, ending in `</s>`.
-            attention_mask: (B, S), 1 at tokens; left out, every token but `<pad>`.
-            decoder_input_ids: (B, T) target after masking; left out, a canvas of `<mask>` as long as `labels`.
-            decoder_attention_mask: (B, T); left out, taken from `labels`, else from `<pad>`. Padding is on the right.
+            attention_mask: (B, S), 1 at tokens. Default: every token except `<pad>`.
+            decoder_input_ids: (B, T) target after masking. Default: a canvas of `<mask>` as long as `labels`.
+            decoder_attention_mask: (B, T), padded on the right. Default: derived from `labels`, else from `<pad>`.
             labels: (B, T) the whole target, -100 at padding. A second `</s>` at its end is not part of its length.
-            masked_positions: (B, T) bool, True where a token is to be predicted; left out, where `<mask>` is read.
-            encoder_targets: (B, S) source tokens to be predicted, -100 elsewhere.
+            masked_positions: (B, T) bool, True at tokens to predict. Default: where `decoder_input_ids` is `<mask>`.
+            encoder_targets: (B, S) source tokens to predict, -100 elsewhere.
             loss_denominators: (2,) numbers of masked target tokens and of sentences to divide by, those of the global
-                batch in distributed or accumulated training; left out, this batch's own.
+                batch in distributed or accumulated training. Default: those of this batch.
 
         Raises:
             ValueError: neither decoder input nor labels; a target longer than `max_target_length`.
@@ -689,53 +687,53 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             **kwargs,
         )
         result = JMNatSeq2SeqLMOutput(**{name: outputs[name] for name in outputs if name != "last_hidden_state"})
-        if labels is None or not self.training:  # in training the masked positions alone are projected
+        if labels is None or not self.training:  # in training only the masked positions are projected
             result.logits = self.project(outputs.last_hidden_state)  # (B, T, V)
             if encoder_targets is not None:
                 result.encoder_logits = self.project(outputs.encoder_last_hidden_state)  # (B, S, V)
         if labels is not None:
             predicted = self.predicted_positions(labels, decoder_input_ids, masked_positions)
             self.add_losses(result, outputs, labels, predicted, encoder_targets, loss_denominators)
-        return JMNatSeq2SeqLMOutput(**result)  # in the order of its fields, for those who unpack it
+        return JMNatSeq2SeqLMOutput(**result)  # in the order of the fields, for callers that unpack it
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
-        """States (.., D) -> logits (.., V), where the states are."""
+        """States (.., D) -> logits (.., V) on the same device."""
         return self.lm_head(states).to(states.device)
 
     def check_batch(self, labels, masked_positions, others) -> None:
-        # Without it, wrong targets would be learned.
+        # Otherwise the model would silently learn wrong targets.
         for name in ("correction_positions", "glancing_order", "second_mask_order"):
             if name in others:
-                raise ValueError(f"{name} is for JMNatTrainer alone: leave its option out of the data collator")
+                raise ValueError(f"{name} needs JMNatTrainer: use it, or leave its option out of the data collator")
         if self.training and labels is None and masked_positions is not None:
             raise ValueError(
-                "labels is missing: a Trainer takes it away with label_smoothing_factor, which must be 0 (the model's "
-                "own loss has the option label_smoothing)"
+                "labels is missing: Trainer removes it when label_smoothing_factor is set; leave that at 0, and set "
+                "label_smoothing of the model instead"
             )
 
     def predicted_positions(self, labels, decoder_input_ids, masked_positions) -> torch.Tensor:
-        """(B, T) bool, True at target tokens to predict: as given, else where `<mask>` is read."""
+        """(B, T) bool, True at target tokens to predict: as given, else where the input is `<mask>`."""
         if masked_positions is None:
             if decoder_input_ids is None:
-                raise ValueError("masked_positions is missing: it cannot be told from decoder_inputs_embeds")
+                raise ValueError("masked_positions is missing: it cannot be derived from decoder_inputs_embeds")
             masked_positions = decoder_input_ids == self.config.mask_token_id
         return masked_positions.bool() & (labels != -100)
 
     def fully_masked(self, labels: torch.Tensor) -> torch.Tensor:
-        """A canvas of `<mask>` (B, T) as long as each of labels (B, T, -100 at padding)."""
+        """A canvas (B, T) with `<mask>` at every token of labels (B, T), which are -100 at padding."""
         if self.training and self.config.decoder_input == "mask":
             logger.warning_once(NOT_MASKED)
         canvas = torch.full_like(labels, self.config.mask_token_id)
         return canvas.masked_fill(labels == -100, self.config.pad_token_id)
 
     def add_losses(self, result, outputs, labels, masked_positions, encoder_targets, loss_denominators):
-        """Fill in the loss and its parts (Eq. 8 and section 4.4); only masked positions are projected."""
+        """Add the loss and its parts to `result` (Eq. 8 and section 4.4); only masked positions are projected."""
         config = self.config
         if loss_denominators is None:
             num_masked, num_sentences = masked_positions.sum().clamp(min=1), labels.shape[0]
         else:
             num_masked, num_sentences = loss_denominators
-        index = masked_positions.flatten().nonzero().squeeze(1)  # (N,), asked of the device once
+        index = masked_positions.flatten().nonzero().squeeze(1)  # (N,); the only synchronisation with the device
         if self.training and not torch.compiler.is_compiling() and not len(index):
             logger.warning_once(NOT_MASKED)
         states = outputs.last_hidden_state if result.logits is None else result.logits
@@ -761,7 +759,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             result.encoder_loss = encoder_nll / num_masked
             result.loss = result.loss + config.encoder_loss_weight * result.encoder_loss
         if result.length_logits is not None and config.length_loss_weight:
-            # A text ends at its first `</s>`; a canvas that was made too long for it has further ones.
+            # A text ends at its first `</s>`; a canvas that was drawn too long has more of them.
             is_end = labels == config.eos_token_id
             target_lengths = (labels != -100).sum(dim=1) - (is_end[:, 1:] & is_end[:, :-1]).sum(dim=1)
             length_loss = length_nll(result.length_logits, target_lengths, config.length_smoothing)
@@ -769,9 +767,12 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             result.loss = result.loss + config.length_loss_weight * result.length_loss
 
     def copy_source(self, input_ids, attention_mask, target_mask: torch.Tensor) -> torch.Tensor:
-        """Decoder input (R, T) of the basic NAT from source ids (B, S), each for R/B rows of target_mask (R, T).
+        """Decoder input (R, T) of the basic NAT: each source (B, S) copied to R/B rows of target_mask (R, T).
 
-        Target position t of T copies source token floor(t S / T).
+        Target position t of T copies source token floor(t S / T) (section 3).
+
+        Raises:
+            ValueError: `input_ids` is None.
         """
         if input_ids is None:
             raise ValueError("input_ids is missing: decoder_input='source_copy' copies it to the decoder")
@@ -782,7 +783,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         target_lengths = target_mask.sum(dim=1, keepdim=True).clamp(min=1)
         first = source_mask.int().argmax(dim=1, keepdim=True)  # left padding comes before it
         positions = torch.arange(target_mask.shape[1], device=input_ids.device)[None]
-        last = (source_lengths - 1).clamp(min=0)  # a source of padding alone has its first <pad> copied
+        last = (source_lengths - 1).clamp(min=0)  # from a source of padding alone, copy its first <pad>
         return input_ids.gather(1, first + (positions * source_lengths // target_lengths).clamp(max=last))
 
     def encode_for_generation(
@@ -793,21 +794,21 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             encoder_outputs = self.model.encoder(input_ids, attention_mask, inputs_embeds)
         encoder_outputs = as_encoder_output(encoder_outputs)
         if encoder_outputs.get("length_logits") is None:
-            raise ValueError("encoder_outputs has no length_logits, which the encoder of this model returns")
+            raise ValueError("encoder_outputs has no length_logits: pass the output of this model's own encoder")
         states = encoder_outputs.last_hidden_state
         source_mask = token_mask(attention_mask, input_ids, states, self.config.pad_token_id)
         return states, source_mask, encoder_outputs.length_logits.float().log_softmax(dim=-1)
 
     def prepare_decoding(self, encoder_hidden_states, source_mask, target_mask) -> JMNatDecodingState:
-        """All that the passes share, see `JMNatDecoder.prepare_state`."""
+        """What all passes share, see `JMNatDecoder.prepare_state`."""
         return self.model.decoder.prepare_state(target_mask, source_mask, encoder_hidden_states)
 
     def predict_tokens(
         self, canvas: torch.Tensor, positions: torch.Tensor, state: JMNatDecodingState, suppressed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One decoder pass over canvas (R, T): most probable tokens at `positions` (R, M), their log-probabilities.
+        """One decoder pass over canvas (R, T): the most probable tokens at `positions` (R, M), and log-probabilities.
 
-        `suppressed` (V,) is True at tokens that are taken out before the softmax.
+        `suppressed` (V,) is True at tokens that are removed before the softmax.
         """
         hidden_states = self.model.decoder(canvas, state=state, wanted_positions=positions).last_hidden_state
         logits = self.project(hidden_states)  # (R, M, V)

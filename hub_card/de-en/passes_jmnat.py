@@ -1,13 +1,13 @@
 """Mask-predict decoding (section 4.4 of the paper): k decoder passes over the length candidates of a batch.
 
-`MaskPredict.run` is the algorithm. The objects that it uses each answer one question:
+`MaskPredict.run` is the algorithm. Each of its objects answers one question:
 
 - `Canvas`: which tokens stand in the candidates, and how probable are they?
-- `Repeats`: which of them repeat their neighbour and should not?
+- `Repeats`: which of them wrongly repeat their neighbour?
 - `Remasking`, with `RemaskOrder`: which positions are masked again before a pass?
 - `ActiveRows`: which rows are still in the batch, and what do all their passes share?
 
-The algorithm asks two methods of its model, `prepare_decoding` and `predict_tokens`, so that every backend shares it.
+A model needs only `prepare_decoding` and `predict_tokens` for it, so that all backends share the algorithm.
 Shapes: B sentences, C length candidates, R = B C rows, A <= R active rows, S source tokens, T target positions, M
 positions to predict, V vocabulary, D width, H heads.
 """
@@ -26,21 +26,21 @@ from .losses_jmnat import candidate_scores, consensus, first_end
 class JMNatPass(NamedTuple):
     """One pass over all candidates; positions beyond a candidate's length hold `<pad>`."""
 
-    canvas: torch.Tensor  # (B, C, T) what the decoder read
+    canvas: torch.Tensor  # (B, C, T) the decoder's input
     tokens: torch.Tensor  # (B, C, T) the candidate after the pass
     log_probs: torch.Tensor  # (B, C, T) of these tokens
 
 
 @dataclass
 class JMNatDecodingState:
-    """What all passes share. Tensors over sources have B' rows, each of which serves A / B' consecutive canvas rows.
+    """What all passes share. Tensors over sources have B' rows, each for A / B' consecutive rows of the canvas.
 
     Args:
         attend_mask: (A, 1, 1 or T, T) bool for self- and positional attention.
         encoder_attend_mask: (B', 1, 1, S) bool.
         key_values: per layer, keys and values of cross-attention, (B', H, S, D/H) each.
         position_probs: per layer, probabilities of positional attention (A, H, T, T).
-        positions: their embeddings (1, T, D).
+        positions: embeddings of the target positions (1, T, D).
     """
 
     attend_mask: torch.Tensor
@@ -50,9 +50,9 @@ class JMNatDecodingState:
     positions: torch.Tensor | None = None
 
     def select(self, rows: torch.Tensor) -> "JMNatDecodingState":
-        """Keep the canvas rows `rows` (A',), which rise.
+        """Keep the canvas rows with the indices `rows` (A',), in ascending order.
 
-        Sources stay shared where each then serves as many rows as the others; else every row gets a copy of its own.
+        Sources stay shared while all of them have equally many rows; otherwise every row gets its own copy.
         """
         selected = replace(self, attend_mask=self.attend_mask[rows])
         if self.position_probs is not None:
@@ -80,23 +80,23 @@ class Positions(NamedTuple):
     valid: torch.Tensor | None  # (A, M)
 
     def put(self, values: torch.Tensor, new: torch.Tensor | int) -> torch.Tensor:
-        """`values` (A, T) with `new`, (A, M) or one number, at these positions."""
+        """`values` (A, T) with `new`, of shape (A, M) or a single number, at these positions."""
         if self.valid is not None:
             new = torch.where(self.valid, new, values.gather(1, self.columns))
         return values.scatter(1, self.columns, new)
 
 
 class Canvas(NamedTuple):
-    """Rows of candidates; positions beyond a row's length hold `<pad>` with the log-probability 0."""
+    """Candidates, one per row; positions beyond a row's length hold `<pad>` with the log-probability 0."""
 
     tokens: torch.Tensor  # (A, T)
     log_probs: torch.Tensor  # (A, T) of these tokens
-    num_passes: torch.Tensor  # (A,) decoder passes that the row has taken
+    num_passes: torch.Tensor  # (A,) decoder passes taken so far
     lengths: torch.Tensor  # (A,) numbers of tokens
 
     @classmethod
     def of_masks(cls, lengths: torch.Tensor, num_positions: int, mask_token_id: int, pad_token_id: int) -> "Canvas":
-        """`<mask>` at the first of T positions, as many as `lengths` (A,) says."""
+        """`<mask>` at the first `lengths` (A,) of T = `num_positions` positions."""
         inside = torch.arange(num_positions, device=lengths.device) < lengths[:, None]
         tokens = torch.where(inside, mask_token_id, pad_token_id)
         return cls(tokens, torch.zeros_like(tokens, dtype=torch.float32), torch.zeros_like(lengths), lengths)
@@ -110,11 +110,11 @@ class Canvas(NamedTuple):
         return Canvas(*(values[rows] for values in self))
 
     def with_rows(self, rows: torch.Tensor, others: "Canvas") -> "Canvas":
-        """The rows numbered `rows` (A,) replaced by `others`, which has A rows."""
+        """A copy in which `others`, of A rows, replaces the rows with the indices `rows` (A,)."""
         return Canvas(*(values.index_copy(0, rows, new) for values, new in zip(self, others, strict=True)))
 
     def without(self, repeats: torch.Tensor, pad_token_id: int) -> "Canvas":
-        """The tokens after them move up where `repeats` (A, T) is True; of a run the highest probability stays."""
+        """Remove the tokens where `repeats` (A, T) is True; a run of equal tokens keeps its highest probability."""
         places = (~repeats).cumsum(dim=1) - 1
         tokens = torch.full_like(self.tokens, pad_token_id).scatter(1, places, self.tokens)
         log_probs = torch.zeros_like(self.log_probs)
@@ -123,18 +123,18 @@ class Canvas(NamedTuple):
 
 
 class Repeats(NamedTuple):
-    """Which tokens of a row repeat the one before and should not."""
+    """Which tokens of a row wrongly repeat the token before."""
 
-    rightful: torch.Tensor  # (B, V) bool, True at tokens that may stand twice in a row in a sentence's translation
+    rightful: torch.Tensor  # (B, V) bool, True at tokens that may occur twice in a row in a sentence's translation
     sentences: torch.Tensor  # (A,) indices of the rows' sentences
 
     def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """tokens (A, T) -> (A, T) bool, True at a token that wrongly equals the one before."""
+        """Tokens (A, T) -> (A, T) bool, True at a token that wrongly equals the one before."""
         same = F.pad(tokens[:, 1:] == tokens[:, :-1], (1, 0))
         return same & ~self.rightful[self.sentences[:, None], tokens]
 
     def less_probable(self, canvas: Canvas) -> torch.Tensor:
-        """(A, T) bool, True at the less probable one of each two neighbours, the second of equally probable ones."""
+        """(A, T) bool, True at the less probable token of each repeated pair; at the second one in a tie."""
         second = self(canvas.tokens)
         ahead = second & (canvas.log_probs > F.pad(canvas.log_probs[:, :-1], (1, 0)))  # of the one before
         return (second & ~ahead) | F.pad(ahead[:, 1:], (0, 1))
@@ -146,8 +146,8 @@ class Repeats(NamedTuple):
 def num_remasked(lengths, iteration: int, num_iterations: int, schedule: str):
     """How many tokens are masked again before pass `iteration` + 1: an int for an int, a tensor for a tensor.
 
-    The share 1 - i/k (`linear`) or cos(pi i / 2k) (`cosine`), rounded down; at least 1. In whole numbers, so that no
-    rounding error can take one token away (T cos 60 degrees is T/2).
+    The share 1 - i/k (`linear`) or cos(pi i / 2k) (`cosine`), rounded down, at least 1. In integer arithmetic, so that
+    rounding errors cannot lose a token (T cos 60 degrees is T/2).
     """
     share = num_iterations - iteration, num_iterations
     if schedule == "cosine":
@@ -159,14 +159,14 @@ def num_remasked(lengths, iteration: int, num_iterations: int, schedule: str):
 class RemaskOrder:
     """In which order the positions of rows are masked again.
 
-    With `set_size` n = 1 that is by rising probability. With n > 1 (adjacent re-masking) each token takes along the n
-    consecutive tokens that begin with it (the last n of the row, where it stands closer to the end): first itself,
-    then its nearest. What does not change between passes is computed once.
+    With `set_size` n = 1, by ascending probability. With n > 1 (adjacent re-masking), each token is followed by the
+    others of the n consecutive tokens that begin with it, the nearest first; near the end of a row these are its last
+    n tokens. What does not change between passes is computed once.
 
     Args:
         lengths: (A,) numbers of tokens.
         num_positions: T.
-        fixed: (A, T) bool, True at tokens that stand in every pass; None: there are none.
+        fixed: (A, T) bool, True at tokens that every pass keeps; None: there are none.
     """
 
     def __init__(self, lengths: torch.Tensor, num_positions: int, set_size: int = 1, fixed=None):
@@ -185,7 +185,7 @@ class RemaskOrder:
             self.distances = (members - positions[:, :, None]).abs().flatten(1).masked_fill(~inside, self.never)
 
     def __call__(self, log_probs: torch.Tensor, first: torch.Tensor | None = None) -> torch.Tensor:
-        """Log-probabilities of the present tokens (A, T) -> positions (A, T), those of `first` first, padding last."""
+        """Log-probabilities of the current tokens (A, T) -> positions (A, T): those in `first`, others, padding."""
         order = log_probs.masked_fill(self.padding, math.inf).argsort(dim=1, stable=True)
         if first is not None:
             order = order.gather(1, (~first | self.padding).gather(1, order).byte().argsort(dim=1, stable=True))
@@ -204,9 +204,9 @@ class Remasking:
         lengths: (A,) numbers of tokens.
         num_positions: T.
         set_size: n of adjacent re-masking, 1 without it.
-        equal_lengths: whether all lengths are known to be T; then no row has fewer positions to predict than another.
-        repeats: `Repeats` of the same rows; None: no rule asks for them.
-        fixed: as for `RemaskOrder`; the schedule counts the other tokens.
+        equal_lengths: whether all lengths are known to be T, so that every row has equally many positions to predict.
+        repeats: `Repeats` of the same rows; None: no rule needs them.
+        fixed: as for `RemaskOrder`; the schedule counts only the other tokens.
     """
 
     def __init__(self, options, lengths, num_positions, set_size, equal_lengths, repeats=None, fixed=None):
@@ -229,7 +229,7 @@ class Remasking:
         return Positions(self.order.positions, None if self.all_valid else ~self.order.padding)
 
     def __call__(self, iteration: int, canvas: Canvas) -> Positions:
-        """What pass `iteration` + 1 predicts, by the canvas after the one before."""
+        """The positions that pass `iteration` + 1 predicts, given the canvas after the previous pass."""
         if iteration == 0:
             return self.every_position()
         options, log_probs = self.options, canvas.log_probs
@@ -242,45 +242,45 @@ class Remasking:
         columns = self.order(log_probs, first)[:, :most]
         if self.all_valid:
             return Positions(columns, None)
-        counts = torch.minimum(num_remasked(self.num_free, *schedule), self.num_free)  # none of a row that is fixed
+        counts = torch.minimum(num_remasked(self.num_free, *schedule), self.num_free)  # 0 if the whole row is fixed
         valid = self.order.positions[:, :most] < counts[:, None]
         if threshold is not None:
             valid = valid & (log_probs.gather(1, columns) < math.log(threshold))
         return Positions(columns, valid)
 
 
-# Which rows go on ----------------------------------------------------------------------------------------------------
+# Which rows continue -------------------------------------------------------------------------------------------------
 
 
 class ActiveRows:
-    """The rows that still take passes; the others have left the batch, and what they came to is kept.
+    """The rows that still take passes; the others have left the batch, and their results are kept.
 
     Args:
         canvas: of all R rows.
         remasking: for the same rows.
-        state: what `prepare_decoding` gave for them.
+        state: the result of `prepare_decoding` for them.
     """
 
     def __init__(self, canvas: Canvas, remasking: Remasking, state):
         self.canvas, self.remasking, self.state = canvas, remasking, state  # of the active rows
-        self.numbers: torch.Tensor | None = None  # (A,) of the active rows among all; None: all are active
-        self.left = canvas  # R rows, those of active ones are out of date
+        self.numbers: torch.Tensor | None = None  # (A,) indices of the active rows; None: all are active
+        self.left = canvas  # R rows; active ones are out of date here
 
     @property
     def any_left(self) -> bool:
         return self.canvas.tokens.shape[0] > 0
 
     def active(self, values: torch.Tensor) -> torch.Tensor:
-        """Of values (R,) those of the active rows (A,)."""
+        """Select the active rows' values (A,) from those of all rows (R,)."""
         return values if self.numbers is None else values[self.numbers]
 
     def all_rows(self, canvas: Canvas | None = None) -> Canvas:
-        """R rows: the active ones as they are now, or as in `canvas`, and the others as they left."""
+        """R rows: the active ones as they are now (or as in `canvas`), the others as they left."""
         canvas = self.canvas if canvas is None else canvas
         return canvas if self.numbers is None else self.left.with_rows(self.numbers, canvas)
 
     def keep(self, going_on: torch.Tensor) -> None:
-        """Let the rows leave where `going_on` (A,) is False."""
+        """Remove the rows where `going_on` (A,) is False from the batch."""
         kept = going_on.nonzero().flatten()
         if len(kept) == len(going_on):
             return
@@ -295,20 +295,20 @@ class ActiveRows:
 
 
 class MaskPredict:
-    """k passes over one batch of canvases, which begin as `<mask>` everywhere.
+    """k passes over a batch of canvases that start as all `<mask>`.
 
     Args:
         model: anything with `config`, `prepare_decoding` and `predict_tokens`.
         options: resolved options.
         lengths: (B, C) target lengths.
-        states, source_mask: what the encoder made of the sources, (B, S, D) and (B, S).
+        states, source_mask: the encoder's output, (B, S, D), and (B, S) bool.
         suppressed: (V,) bool, True at ids that are never predicted, or None.
-        num_positions: T, at least the longest length; None asks the device for that length. With it no row leaves the
-            batch, so that no step waits for the device.
-        rightful: (B, V), see `Repeats`; None: no rule asks for it.
-        canvas: (R, T) what the rows begin with, in which all but `<mask>` and `<pad>` stands; None: `<mask>` alone.
+        num_positions: T, at least the longest length; None asks the device for that length. If it is given, no row
+            leaves the batch, so that no step waits for the device.
+        rightful: (B, V), see `Repeats`; None: no rule needs it.
+        canvas: (R, T) initial rows, whose tokens other than `<mask>` and `<pad>` are kept; None: all `<mask>`.
 
-    `candidates` are all R rows; `given_up` (B, C) is True at those that `prune_candidates` has left behind.
+    `candidates` are all R rows; `given_up` (B, C) is True at those that `prune_candidates` has dropped.
     """
 
     def __init__(
@@ -338,7 +338,7 @@ class MaskPredict:
         self.rows = ActiveRows(rows, remasking, model.prepare_decoding(*self.sources, self.target_mask))
 
     def run(self, first_tokens: torch.Tensor | None = None, after_pass=None) -> None:
-        """All passes; `first_tokens` (R, T) are in place of `<mask>` in the first, `after_pass` is called by each."""
+        """All passes; `first_tokens` (R, T) replace the first canvas; `after_pass` is called with self after each."""
         for iteration in range(self.options.num_iterations):
             self.one_pass(iteration, first_tokens)
             is_last = iteration + 1 == self.options.num_iterations or not self.rows.any_left
@@ -350,7 +350,7 @@ class MaskPredict:
                 break
 
     def one_pass(self, iteration: int, first_tokens: torch.Tensor | None = None) -> None:
-        """Mask the least probable tokens, predict them, and let rows go that need no further pass."""
+        """Mask the least probable tokens, predict them, and stop the rows that need no further pass."""
         if self.options.delete_repeats and 0 < iteration == self.options.num_iterations - 1:
             self.delete_repeats()
         rows, before = self.rows, self.rows.canvas
@@ -367,7 +367,7 @@ class MaskPredict:
             self.stop_rows(iteration, before)
 
     def delete_repeats(self, kept: torch.Tensor | None = None) -> None:
-        """Join repeats of the active rows, except where `kept` (A,) is True, and go on with the shorter rows."""
+        """Merge repeats in the active rows, except where `kept` (A,) is True, and continue with the shorter rows."""
         rows, repeats = self.rows, self.rows.remasking.repeats
         if repeats is None:
             return
@@ -388,7 +388,7 @@ class MaskPredict:
         return self.rows.canvas.updated(positions, *predicted)
 
     def stop_rows(self, iteration: int, before: Canvas) -> None:
-        """Let rows go that a rule stops, and candidates that are given up, after pass `iteration` + 1."""
+        """Stop the rows that a rule stops, and drop candidates if it is time, after pass `iteration` + 1."""
         options, after = self.options, self.rows.canvas
         going_on = []  # (A,) bool each, False at rows that stop
         if options.early_stop and iteration > 0:
@@ -406,14 +406,14 @@ class MaskPredict:
             self.rows.keep(going_on)
 
     def give_up_candidates(self) -> None:
-        """Give up all but the `prune_to` best candidates of each sentence."""
+        """Drop all but the `prune_to` best candidates of each sentence."""
         options = self.options
         num_kept = max(options.num_return_sequences, min(options.prune_to, options.num_length_candidates))
-        best = self.scores().sort(dim=1, descending=True, stable=True).indices  # of equals the more probable length
+        best = self.scores().sort(dim=1, descending=True, stable=True).indices  # ties: the more probable length
         self.given_up.logical_or_(torch.ones_like(self.given_up).scatter(1, best[:, :num_kept], False))
 
     def finish(self, iteration: int) -> None:
-        """After the last pass, `iteration` + 1: give candidates up where that was still to come."""
+        """After the last pass, `iteration` + 1: drop candidates if pruning was due in a later pass."""
         prune_after = self.options.prune_candidates
         if prune_after is not None and iteration < prune_after <= self.options.num_iterations:
             self.give_up_candidates()
@@ -424,7 +424,7 @@ class MaskPredict:
         return self.rows.all_rows()
 
     def texts(self) -> Canvas:
-        """The `candidates`, with `collapse_repeats` without their repeats."""
+        """The `candidates`; with `collapse_repeats`, their repeats are removed."""
         candidates = self.candidates
         if self.repeats is None or not self.options.collapse_repeats:
             return candidates
@@ -438,7 +438,7 @@ class MaskPredict:
         self.history.append(JMNatPass(*entries))
 
     def scores(self, scores: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, C): `scores` or `candidate_scores`, plus the weighted consensus; -inf at candidates given up."""
+        """(B, C) `scores` or `candidate_scores`, plus the weighted consensus; -inf at candidates given up."""
         options = self.options
         tokens, log_probs, _, lengths = (values.unflatten(0, self.lengths.shape) for values in self.texts())
         if scores is None:

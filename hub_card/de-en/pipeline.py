@@ -1,6 +1,6 @@
-"""Text in, text out: the pipeline of Transformers for JM-NAT, in the place of its former translation pipeline.
+"""Text in, text out: the Transformers pipeline for JM-NAT, replacing the translation pipeline that version 5 removed.
 
-The file is one of those that a saved model carries along, so that it works where this package is not installed.
+This file is saved along with a model, so that it works where this package is not installed.
 """
 
 import os
@@ -16,7 +16,7 @@ from transformers.pipelines.base import ChunkPipeline
 from .plain_text import Sentence
 from .tokenization_jmnat import one_line, set_repeatable_tokens, show_canvas
 
-# As `config.custom_pipelines` holds it: `pipeline("translation", model=..., trust_remote_code=True)` finds the class.
+# Saved as `config.custom_pipelines`, by which `pipeline("translation", model=..., trust_remote_code=True)` finds it.
 CUSTOM_PIPELINES = {
     "translation": {
         "impl": "pipeline.JMNatTranslationPipeline",
@@ -24,9 +24,9 @@ CUSTOM_PIPELINES = {
         "type": "text",
     }
 }
-# A line without such a sign before others cannot hold several sentences.
+# A line without such a sign before its end cannot hold several sentences.
 MAY_END = re.compile(r"""[.!?…؟۔।]["'”’“»«›‹)\]]*\s|[。！？]""")
-LAST_SIGNS = re.compile(r"(?<!\W)\W+$")  # tried once in a run of signs, not at each of them
+LAST_SIGNS = re.compile(r"(?<!\W)\W+$")  # matches only at the start of a run of signs, for speed
 WIDE_SPACES = re.compile(r"[^\S\x00-\x7f]")
 
 
@@ -34,7 +34,7 @@ def words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Where sentencex ends a sentence too early. Words are written as inside a sentence: `Sat` is a day, `sat` is not.
+# Words after which sentencex ends a sentence too early, spelled as inside a sentence: `Sat` is a day, `sat` is not.
 LAST_WORD = re.compile(r"([^\W\d_][\w.]*)\.\s*$")
 FIRST_WORD = re.compile(r"\W*(\w+)")
 ORDINAL = re.compile(r"(?:^|(\w+)\s+|\W)\d{1,3}\.\s*$")
@@ -43,7 +43,7 @@ DATE_WORDS = {
     "de": words("Jan Feb Mär Mrz Apr Jun Jul Aug Sep Sept Okt Nov Dez Mo Di Mi Do Fr Sa So"),
     "en": words("Jan Feb Mar Apr Jun Jul Aug Sep Sept Oct Nov Dec Mon Tue Tues Wed Thu Thur Thurs Fri Sat Sun"),
 }
-TITLES = {  # a name or a number always follows
+TITLES = {  # always followed by a name or a number
     "de": words(
         "Dr Prof Dipl Ing Hr Hrn Frl Fam Fa Hl Nr Stv Stellv ca bzw bspw bsp z.B d.h i.d.R u.a m.E o.g s.o v.a z.T "
         "vgl sog geb evtl ggf insb Inh"
@@ -52,7 +52,7 @@ TITLES = {  # a name or a number always follows
         "Dr Prof Mr Mrs Ms Messrs Mt Ft St Gen Col Capt Lt Sgt Maj Rev Hon Gov Sen Rep Pres approx cf e.g i.e resp vs"
     ),
 }
-BEFORE_OTHERS = {  # the sentence goes on with a number or a small letter; in German also with most other words
+BEFORE_OTHERS = {  # the sentence continues before a number or a small letter; in German before most other words too
     "de": words(
         "Abb Abs Abt Anm Art Aufl Bd Hbf Jh Kap Mill Mio Mrd Tsd abzgl allg amerik ausschl bes bzgl ders dt ebd ehem "
         "einschl engl entspr exkl frz gem ges gest griech inkl ital jew lat lt max min mind russ span urspr wg zw zzgl"
@@ -62,7 +62,7 @@ BEFORE_OTHERS = {  # the sentence goes on with a number or a small letter; in Ge
         "para pp pt sec tel temp vol"
     ),
 }
-# German: before an ordinal number that belongs to the next word, and what begins a sentence rather than follows one.
+# German: words before an ordinal number, and words that begin a sentence rather than follow an ordinal.
 BEFORE_ORDINALS = words(
     "ab alle am auf beim bis das dein deine dem den der des die dieser diesem diesen dieses ein eine einem einen "
     "einer eines ihr ihre ihrem ihren ihrer im ins jede jedem jeden jeder jedes kein keine mein meine meinem meinen "
@@ -74,16 +74,16 @@ BEGINNINGS = words(
     "Nach Nein Nicht Nun Ob Sein Seine Seit So Sie Um Und Unser Viele Vom Von Vor Wann Warum Was Wenn Wer Wie Wir Wo "
     "Zu Zum Zur"
 )
-# What is done with a text, or a sentence of it, that is longer than the model can read.
+# What to do with a text, or a sentence of it, that is longer than the model can read.
 LONG_LINES = ("split", "truncate", "skip", "error")
-# Longer ones are cut before they are counted in tokens: of millions of characters that alone would take seconds.
+# Longer texts are cut before tokenisation, which would take seconds for millions of characters.
 CHARACTERS_PER_TOKEN = 32
 CLAUSE_END = re.compile(r"[,;:)](?=\s)|[、，；：]|\s[-–—](?=\s)")
 SPACE = re.compile(r"(?=\s)")
 
 
 class Texts(torch.utils.data.Dataset):
-    """A column of a data set as Transformers' loaders know it: results have a length, and workers share the texts."""
+    """A column of texts as a PyTorch data set, so that results have a length and workers share the texts."""
 
     def __init__(self, texts: Sequence[str]):
         self.texts = texts
@@ -96,33 +96,33 @@ class Texts(torch.utils.data.Dataset):
 
 
 class JMNatTranslationPipeline(ChunkPipeline):
-    """`pipe(text)` gives `[{"translation_text": ...}]`, `pipe([text, ...])` a list of such records.
+    """`pipe(text)` returns `[{"translation_text": ...}]`, `pipe([text, ...])` a list of such records.
 
-    A generator or a column of a data set is read as it is translated: an iterator comes back, with a list of records
-    for each text, as from Transformers' own pipelines that generate. `pipe(list(column))` gives a list of records.
-    Where `num_return_sequences` is above 1 every text gets a list of that many records, best first.
+    A generator or a column of a data set is translated lazily: the result is an iterator with a list of records per
+    text, as from the generating pipelines of Transformers. `pipe(list(column))` returns a list of records. With
+    `num_return_sequences` above 1, every text gets a list of that many records, best first.
 
     A text is split into lines and sentences, which are translated in batches with those of other texts and joined
-    again by the white space that stood between them: a model trained on sentences translates several at once badly.
+    by their original white space, because a model trained on sentences translates several at once badly.
 
-    Args (at the beginning or with each call):
-        batch_size: sentences that are translated together (1).
-        split_sentences: False translates each text as one sentence; by default `split_sentences` of the model's
+    Args (when the pipeline is made, or in a call):
+        batch_size: number of sentences to translate together (1).
+        split_sentences: False translates each text as one sentence. Default: `split_sentences` of the model's
             configuration (True).
-        long_lines: what is done with a sentence that is longer than the model can read: "split" at the ends of clauses
+        long_lines: what to do with a sentence that is longer than the model can read: "split" at the ends of clauses
             and at spaces (the default), "truncate", "skip" (the translation of its text is empty) or "error".
-        truncation: True is `long_lines="truncate"`, as in other pipelines.
-        src_lang: two-letter language whose abbreviations do not end a sentence; by default `source_language` of the
+        truncation: True is the same as `long_lines="truncate"`, as in other pipelines.
+        src_lang: two-letter language whose abbreviations do not end a sentence. Default: `source_language` of the
             model's configuration.
-        return_history: records also hold `history`: what the decoder read in each pass, ` __` for a masked token, and
-            at the end the translation.
+        return_history: add `history` to the records: the decoder's input in each pass, with ` __` for a masked token,
+            and finally the translation.
         streamer: as for `generate`, for one text at a time; it ends after the last sentence of the text.
         any option of `generate`: `num_iterations`, `num_length_candidates`, `num_return_sequences`, ...
 
     Raises:
-        ValueError: an input that is no text, a sentence longer than the model allows with `long_lines="error"`, an
-            option that `generate` refuses, or a model that is no JM-NAT.
-        ImportError: a text may hold several sentences and sentencex is not installed.
+        ValueError: an input that is not a text, a sentence longer than the model allows with `long_lines="error"`, an
+            option that `generate` refuses, or a model other than JM-NAT.
+        ImportError: a text may have several sentences and sentencex is not installed.
     """
 
     model: Any
@@ -138,7 +138,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
         if getattr(model.config, "model_type", None) != "jmnat":
             raise ValueError(
                 f"this pipeline translates with JM-NAT, not with a {model.config.model_type} model, for which "
-                "Transformers has had no translation pipeline since version 5: use its generate"
+                "Transformers has had no translation pipeline since version 5: use that model's generate"
             )
         if device is None and not isinstance(model, torch.nn.Module):
             device = model.device  # exported graphs stay where they are
@@ -159,7 +159,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
             raise ValueError(f"src_lang={src_lang!r} must be a two-letter language such as 'de'")
         if truncation not in (None, False, "do_not_truncate"):
             if long_lines not in (None, "truncate"):
-                raise ValueError(f"truncation={truncation!r} contradicts long_lines={long_lines!r}: give one of them")
+                raise ValueError(f"truncation={truncation!r} contradicts long_lines={long_lines!r}: give only one")
             long_lines = "truncate"
         if long_lines is not None:
             check_long_lines(long_lines)
@@ -187,7 +187,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
         src_lang: str | None = None,
         long_lines: str = "split",
     ) -> Iterator[dict]:
-        """The pieces of a text, each with its ids and the white space around it."""
+        """The pieces of a text, each with its ids and its outer white space."""
         check_text(text)
         config = self.model.config
         if split_sentences is None:
@@ -202,9 +202,9 @@ class JMNatTranslationPipeline(ChunkPipeline):
             yield {**part, "is_last": number == len(whole)}
 
     def read(self, piece: str, long_lines: str) -> Iterator[dict | None]:
-        """A piece, or the parts of one that is too long: `input_ids` and `attention_mask` (1, S), and white space.
+        """`input_ids` and `attention_mask` (1, S) and white space of a piece, or of its parts if it is too long.
 
-        None stands for a sentence that is to be skipped.
+        None stands for a sentence to be skipped.
         """
         longest = self.model.config.max_position_embeddings
         stripped = piece.strip()
@@ -240,7 +240,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
         return len(self.encode(Sentence.read(text.strip(), self.tokenizer).text)) <= longest
 
     def _forward(self, model_inputs: dict, **generation) -> Any:  # type: ignore[override]
-        """Translate one piece, or a batch of them where the loader has made lists of what is no tensor."""
+        """Translate one piece, or a batch of pieces, in which the loader has turned other values into lists."""
         spaces, is_last = model_inputs["space"], model_inputs["is_last"]
         batched = isinstance(is_last, list)
         if generation.get("streamer") is not None:
@@ -254,7 +254,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
         return {"is_last": is_last, "result": results if batched else results[0]}
 
     def read_output(self, output, spaces: list[dict]) -> list[dict]:
-        """For each piece its `num_return_sequences` texts, and their canvases by pass if the history is there."""
+        """For each piece, its `num_return_sequences` texts and scores, and their canvases by pass if recorded."""
         texts = self.tokenizer.batch_decode(output.sequences, skip_special_tokens=True)
         texts = [one_line(text) for text in texts]
         scores = output.sequences_scores.tolist()
@@ -278,7 +278,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
         return results
 
     def postprocess(self, model_outputs: list[dict], return_scores: bool = False) -> list[dict]:  # type: ignore[override]
-        """Join the pieces of one text: a record for each of the `num_return_sequences` translations."""
+        """Join the pieces of one text into a record for each of its `num_return_sequences` translations."""
         pieces = [output["result"] for output in model_outputs]
         records = []
         for rank in range(len(pieces[0]["texts"])):
@@ -286,7 +286,7 @@ class JMNatTranslationPipeline(ChunkPipeline):
             if pieces[0]["history"] is not None:
                 canvases = [[*piece["history"][rank], piece["texts"][rank]] for piece in pieces]
                 record["history"] = join_passes(pieces, canvases)
-            if return_scores:  # known without the model: no score of it
+            if return_scores:  # pieces that need no model have no score
                 scores = [piece["scores"][rank] for piece in pieces if piece["sentence"].translation is None]
                 record["score"] = sum(scores) / len(scores) if scores else 0.0
             records.append(record)
@@ -302,9 +302,9 @@ class JMNatTranslationPipeline(ChunkPipeline):
 
 
 class SentenceStreamer:
-    """The `streamer` of a text for one of its sentences, or for a batch, which `generate` refuses.
+    """Wraps the `streamer` of a text for one of its sentences, or for a batch, which `generate` refuses.
 
-    It ends with the last sentence; a blank piece has nothing to show.
+    It ends with the last sentence, and shows nothing for a blank piece.
     """
 
     def __init__(self, streamer, is_last: bool | list[bool], spaces: dict | list[dict]):
@@ -317,16 +317,16 @@ class SentenceStreamer:
 
 
 def join(pieces: list[dict], texts: list[str]) -> str:
-    """The texts of consecutive pieces, with the white space that stood around them in the source."""
+    """Join the texts of consecutive pieces by the white space of the source."""
     return "".join(piece["before"] + text + piece["after"] for piece, text in zip(pieces, texts, strict=True))
 
 
 def join_passes(pieces: list[dict], canvases: list[list[str]]) -> list[str]:
-    """The canvases of consecutive pieces joined pass by pass.
+    """Join the canvases of consecutive pieces pass by pass.
 
     Args:
-        canvases: of each piece, one a pass and at the end the translation. A piece that stopped before others is shown
-            as it came out.
+        canvases: for each piece, its canvas in each pass and finally its translation, which is repeated if the piece
+            stopped before others.
     """
     return [
         join(pieces, [of_piece[min(turn, len(of_piece) - 1)] for of_piece in canvases])
@@ -335,9 +335,9 @@ def join_passes(pieces: list[dict], canvases: list[list[str]]) -> list[str]:
 
 
 def sentences_of(text: str, language: str) -> list[str]:
-    """Cut a text after each line and each sentence; joined, the pieces are the text again.
+    """Cut a text after each line and each sentence; joined, the pieces give the text again.
 
-    White space alone goes with the piece before it. A text of one line that plainly is one sentence needs no library.
+    A piece of white space is added to the piece before. Lines that cannot hold several sentences need no library.
     """
     pieces: list[str] = []
     for line in text.splitlines(keepends=True):
@@ -351,7 +351,7 @@ def sentences_of(text: str, language: str) -> list[str]:
 
 
 def split_line(line: str, language: str) -> list[str]:
-    """Cut a line after each sentence by the rules of sentencex and, above them, those of `sentence_goes_on`."""
+    """Cut a line after each sentence by the rules of sentencex, unless `sentence_goes_on`."""
     try:
         import sentencex
     except ImportError:
@@ -359,7 +359,7 @@ def split_line(line: str, language: str) -> list[str]:
             "splitting a text into sentences needs sentencex: pip install sentencex, "
             "or give split_sentences=False to translate each text as one sentence"
         ) from None
-    # Version 1.0 counts bytes at some places and stops at a wide space after a letter and a full stop (`z. B.`).
+    # Version 1.0 counts bytes in some places, and fails at a wide space after a letter and a full stop (`z. B.`).
     sentences: list[str] = []
     position = 0
     for sentence in sentencex.segment(language, WIDE_SPACES.sub(" ", line)):
@@ -373,11 +373,11 @@ def split_line(line: str, language: str) -> list[str]:
 
 
 def sentence_goes_on(before: str, after: str, language: str) -> bool:
-    """Whether no sentence ends between two pieces: after ordinals and abbreviations, in German and English.
+    """Whether two pieces are one sentence, after an ordinal or abbreviation of German or English.
 
-    "am 3. Okt.", "der 2. Weltkrieg", "die Fa. Meier", "approx. 5"; but "Er wurde 3. Dann ging er." are two sentences.
+    "am 3. Okt.", "der 2. Weltkrieg", "die Fa. Meier", "approx. 5"; but "Er wurde 3. Dann ging er." is two sentences.
     """
-    if before.endswith("."):  # no white space: `Dipl.-Ing.`
+    if before.endswith("."):  # no white space after it, as in `Dipl.-Ing.`
         return True
     following = FIRST_WORD.match(after)
     if language not in DATE_WORDS or following is None:
@@ -401,10 +401,10 @@ def sentence_goes_on(before: str, after: str, language: str) -> bool:
 
 
 def check_text(text: object, name: str = "a text to translate") -> str:
-    """The text itself.
+    """Return the text if it is valid.
 
     Raises:
-        ValueError: it is no string, or no Unicode text because of half a surrogate pair.
+        ValueError: it is not a string, or has a lone surrogate, which Unicode text may not have.
     """
     if not isinstance(text, str):
         raise ValueError(f"{name} must be a string, not {type(text).__name__}: {text!r}")
@@ -425,14 +425,15 @@ def check_long_lines(value: object) -> None:
 
 
 def truncate(ids: list[int], longest: int) -> list[int]:
-    """The first ids of a sentence, and its `</s>`."""
+    """The first `longest` ids of a sentence, of which the last is its `</s>`."""
     return ids if len(ids) <= longest else [*ids[: longest - 1], ids[-1]]
 
 
 def cut_long(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Halve a text, and its halves, until each piece fits; joined, the pieces are the text again.
+    """Halve a text, and its halves, until each piece fits; joined, the pieces give the text again.
 
-    The place is the nearest to the middle of its middle half, in this order: the end of a clause, white space, any.
+    It is cut as near to its middle as possible: at the end of a clause or else at white space, if there is one in its
+    middle half, else in the middle.
     """
     if len(text) < 2 or fits(text):
         return [text]

@@ -1,6 +1,6 @@
 """Text before and after the model: cleaned, with marks for what is copied, and with letters that the model knows.
 
-The file is one of those that a saved model carries along.
+This file is saved along with a model.
 """
 
 import re
@@ -14,27 +14,27 @@ from typing import Any
 
 from tokenizers import Regex, normalizers
 
-# Characters of the private use area, each of which stands for something that is copied.
+# Characters of the private use area that stand for text to be copied.
 MARKS = tuple(map(chr, range(0xE000, 0xE00A)))
-REPLACEMENT = "\ufffd"  # what a failed decoding leaves
+REPLACEMENT = "\ufffd"  # left by a failed decoding
 SURROGATES = re.compile("[\ud800-\udfff]")
 
 # Clean text ----------------------------------------------------------------------------------------------------------
 
-# Patterns of the normalizer: written as ranges, so that every engine of regular expressions reads the same.
+# Patterns of the normalizer, written as ranges so that all regular expression engines agree.
 SPACES = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u2800\u3000]+"
-# Control and format characters (not the visible ones of Arabic and Kaithi), fillers, and what a failed decoding left.
+# Control and format characters (except the visible ones of Arabic and Kaithi), fillers, replacement characters.
 INVISIBLE = (
     "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\u3164\ufeff\uffa0\ufff9-\ufffb\ufffd\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001]"
 )
-# Joiners belong between letters of Arabic, Indic and Mongolian scripts and between emoji, with marks (\p{M}) on them,
-# tags behind a black flag. What is removed itself is no neighbour, so that cleaning twice changes nothing.
+# Joiners are kept between letters of Arabic, Indic and Mongolian scripts and between emoji, even with combining marks
+# (\p{M}); tags are kept after a black flag. Removed characters do not count as neighbours, so cleaning is idempotent.
 JOINED = (
     "\u0600-\u061b\u061d-\u08ff\u0900-\u109f\u1780-\u180d\u180f-\u18af\u2190-\u27ff\u2801-\u2bff\u3030-\u303d"
     "\u3297-\u3299\ufe0f\U0001f000-\U0001faff"
 )
-# Patterns that begin with what they remove are found faster.
+# Patterns that begin with the characters they remove are found faster.
 AFTER_JOINED = "|".join(rf"[{JOINED}]" + r"\p{M}" * marks + "." for marks in range(4))
 JOINERS = rf"[\u180e\u200c\u200d](?:(?<!{AFTER_JOINED})|(?!(?!\u034f)[{JOINED}\p{{M}}]))"
 AFTER_FLAG = "|".join("\U0001f3f4" + "[\U000e0020-\U000e007e]" * tags + "." for tags in range(7))
@@ -42,26 +42,26 @@ TAGS = f"[\U000e0020-\U000e007f](?<!{AFTER_FLAG})"
 
 
 def text_normalizer(unicode_form: str = "NFC", lowercase: bool = False) -> normalizers.Sequence:
-    """One space for white space of every kind, no invisible characters, nothing at the edges, in NFC or NFKC."""
+    """A normalizer to NFC or NFKC that also collapses white space, strips it, and removes invisible characters."""
     if unicode_form not in ("NFC", "NFKC"):
         raise ValueError(f"unicode_form={unicode_form!r} must be 'NFC' or 'NFKC'")
     steps: list[Any] = [normalizers.NFKC()] if unicode_form == "NFKC" else []
-    steps += [normalizers.Lowercase()] if lowercase else []  # what NFKC spells out, too; NFC may join what comes of it
-    # Invisible characters are told by neighbours in their final form; accents behind them are joined to letters then.
+    steps += [normalizers.Lowercase()] if lowercase else []  # after NFKC, which spells out letters; before NFC
+    # Which characters are invisible depends on their neighbours in NFC; removing them may call for NFC again.
     invisible = normalizers.Replace(Regex("|".join((INVISIBLE, JOINERS, TAGS))), "")
     steps += [normalizers.NFC(), invisible, normalizers.NFC()]
     return normalizers.Sequence([*steps, normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()])
 
 
 def clean_text(text: str) -> str:
-    """The text as tokenizers trained from now on read it."""
+    """The text as normalised by newly trained tokenizers."""
     return CLEAN.normalize_str(text)
 
 
 CLEAN = text_normalizer()
 
 
-# What a translation copies -------------------------------------------------------------------------------------------
+# Text that a translation copies --------------------------------------------------------------------------------------
 
 ADDRESS_END = r"""[^\s<>"'“”«».,:;!?)\]}…]"""
 FILE_TYPES = (
@@ -71,17 +71,17 @@ FILE_TYPES = (
 BLANK = "\u2800"  # white space in Braille, which is a symbol to Python
 NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
 NUMBER = r"\d+(?:[.,:/'’-]\d+)*"
-BULLETS = "•‣⁃∙"  # those that are no symbols to Unicode
-UNSEEN = re.compile(rf"{INVISIBLE}|\s|[\u180e\u200c\u200d\ufe0f\U000e0020-\U000e007f]")  # and what joins emoji
+BULLETS = "•‣⁃∙"  # bullets that Unicode does not class as symbols
+UNSEEN = re.compile(rf"{INVISIBLE}|\s|[\u180e\u200c\u200d\ufe0f\U000e0020-\U000e007f]")  # including emoji joiners
 ANY_MARK = re.compile(f"[{''.join(MARKS)}]")
 NO_SPACE = re.compile(r"\S+")
 EDGE_SIGNS = re.compile(r"""^["'“”„«»(\[]+|["'“”«»)\],.;:!?…]+$""")  # around a word
 LONE_LETTER = re.compile(r"[\W\d_]*[A-HJ-Zb-z][\W\d_]*")  # of a list or a formula; "I" and "a" are words
 SHORT_NUMBER = re.compile(r"\d{1,2}")
-MENDED_FROM = 0.5  # share of characters that a spoilt copy has in common with what it should be
+MENDED_FROM = 0.5  # least similarity (0 to 1) of a garbled copy to the item that it should be
 WORD = re.compile(r"[^\W\d_]+")
-# What a translation copies, the most special first. `protect` adds words with characters that have no piece. Patterns
-# of long runs are tried where a run begins, not at each of its characters.
+# Text that a translation copies, the most specific patterns first. `find_copied` adds words with unknown characters.
+# Patterns for long runs match only at the start of a run, so that they are not tried at each of its characters.
 COPIED = re.compile(
     "|".join(
         (
@@ -92,12 +92,12 @@ COPIED = re.compile(
             r"\$\{[^{}\s]*\}|\$\([A-Za-z_]\w*\)|\$[A-Za-z_]\w*\$?|%[A-Za-z_]\w+%|@[A-Z_][A-Z0-9_]*@|\[\[[^\[\]]*\]\]",
             r"\{\{[^{}]*\}\}|\{[\w.:!,%]*\}|%\([A-Za-z_]\w*\)[-+ 0#]?\d*[a-z]|%\d+(?![\w$])",
             r"%(?:\d+\$)?[-+0#]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[diouxXeEfgGcsp@](?!\w)",
-            # Paths, options, identifiers, names of files and sites.
+            # Paths, options, identifiers, file names and host names.
             r"(?<![\w/~.])(?:~|\.{1,2})?(?:/[\w.+@-]*\w)+/?|\b[A-Za-z]:\\[^\s\"<>|]*[\w\\]|(?<![\w-])--[A-Za-z][\w-]*\w",
             rf"\b(?<!\w-)(?<![\w-]\.)(?=\w)[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES})\b",
             r"\b(?:[a-z]\w*?(?:_[a-z0-9]+)+|[A-Z]\w*?(?:_[A-Z0-9]+)+)\b",
             r"\b[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\b|\b0x[0-9A-Fa-f]+\b",
-            # Amounts of money, telephone numbers, dates and times, numbers: a short ordinal ("3. Mai") is a word.
+            # Amounts of money, telephone numbers, dates and times, numbers. A short ordinal ("3. Mai") is a word.
             rf"(?<![\w.,])[€$£¥][ \xa0\u202f]?{NUMBER}",
             r"(?<![\w.,])[+-]?\d{1,3}(?:[ \xa0\u2009\u202f]\d{3})+(?!\d)(?:[.,]\d+)?(?:[ \xa0\u202f]?[€$£¥](?!\w))?",
             rf"(?<![\w.,])(?<!\d[:/'’-])[+-]?{NUMBER}[ \xa0\u202f]?[€$£¥](?!\w)",
@@ -110,10 +110,10 @@ COPIED = re.compile(
 
 
 def find_copied(tokenizer, text: str) -> list[tuple[int, int]]:
-    """Spans of the text that are to be copied, in order.
+    """Spans of the text that a translation should copy, in order.
 
-    Those of `COPIED`, and words that hold characters without a piece of their own, which would be predicted byte by
-    byte; several such words in a row are one span.
+    These are matches of `COPIED`, and words with unknown characters, which would be predicted byte by byte; several
+    such words in a row form one span.
     """
     spans = [match.span() for match in COPIED.finditer(text)]
     taken = {position for span in spans for position in range(*span)}
@@ -123,9 +123,9 @@ def find_copied(tokenizer, text: str) -> list[tuple[int, int]]:
 
 
 def _kind(tokenizer, character: str) -> str:
-    """u: unknown, i: invisible, t: tag, of a flag, w: of a word, a space, or - for another sign.
+    """u: unknown, i: invisible, t: tag of a flag, w: part of a word, a space, or - for any other sign.
 
-    Models without marks are to write ASCII and punctuation themselves.
+    Models without marks translate ASCII and punctuation themselves.
     """
     if character.isspace():
         return " "
@@ -141,15 +141,15 @@ def _kind(tokenizer, character: str) -> str:
 
 @lru_cache(maxsize=4096)
 def is_invisible(character: str) -> bool:
-    """Whether cleaning removes a character, even behind a flag, to which invisible tags belong."""
+    """Whether cleaning removes a character. Tested after a flag, where tags are kept."""
     return clean_text(f"\U0001f3f4{character}") == "\U0001f3f4"
 
 
 def put_marks(text: str, spans: Sequence[tuple[int, int]], items: Sequence[str], first: int = 0) -> str:
-    """A text with marks in the place of those of its spans that hold one of the first ten `items`.
+    """Replace each span that equals one of the first ten `items` by that item's mark.
 
     Args:
-        first: number of the mark of the first item.
+        first: index of the first item's mark.
     """
     marks = {item: MARKS[(first + number) % len(MARKS)] for number, item in enumerate(items[: len(MARKS)])}
     pieces, position = [], 0
@@ -160,11 +160,11 @@ def put_marks(text: str, spans: Sequence[tuple[int, int]], items: Sequence[str],
 
 
 def protect(tokenizer, text: str) -> tuple[str, list[str]]:
-    """Put marks in the place of what is to be copied: numbers, addresses, markup, words in unknown characters.
+    """Replace text to be copied (numbers, addresses, markup, words in unknown characters) by marks.
 
     Returns:
-        The text with marks, and what they stand for, for `restore`: items that stand twice share a mark, and at most
-        ten are marked. Where the vocabulary has no marks, the text as it is and nothing.
+        The text with marks, and the items they stand for (see `restore`), at most ten; equal items share a mark. If
+        the vocabulary has no marks, the unchanged text and an empty list.
     """
     if not tokenizer.has_marks:
         return text, []
@@ -174,10 +174,10 @@ def protect(tokenizer, text: str) -> tuple[str, list[str]]:
 
 
 def protect_pair(tokenizer, source: str, target: str) -> tuple[str, str]:
-    """Source and target of a training pair with marks for what stands in both.
+    """Source and target of a training pair with marks for text that both contain.
 
-    One pair in eight also has its names marked, so that marks are learned in every place of a sentence. Which one, and
-    the first mark, depends on the source alone: every mark is trained as often as the others.
+    In one pair of eight, names are marked too, so that the model learns marks anywhere in a sentence. A hash of the
+    source chooses these pairs and the first mark, so that all marks are trained equally often.
     """
     if not tokenizer.has_marks:
         return source, target
@@ -192,15 +192,15 @@ def protect_pair(tokenizer, source: str, target: str) -> tuple[str, str]:
 
 
 def spans_of(items: Sequence[str], text: str) -> list[tuple[int, int]]:
-    """Where one of the items stands, not as a part of another word or number; the longest of several counts."""
+    """Spans of the items in a text, except inside another word or number; of overlapping items, the longest."""
     longest_first = "|".join(map(re.escape, sorted(items, key=len, reverse=True)))
     return [match.span() for match in re.finditer(rf"(?<![^\W_])(?:{longest_first})(?!\d)", text)] if items else []
 
 
 def restore(text: str, items: Sequence[str]) -> str:
-    """A translation with `items` in the place of their marks.
+    """A translation in which each mark is replaced by its item.
 
-    A mark that stands for nothing, or comes once more while another item has none, stands for the first such item.
+    A mark without an item, or repeated while another item's mark is missing, takes the first item that is missing.
     """
     of_items = dict(zip(MARKS, items, strict=False))
     waiting = [item for mark, item in of_items.items() if mark not in text]
@@ -217,14 +217,14 @@ def restore(text: str, items: Sequence[str]) -> str:
 
 
 def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
-    """A translation in which each item of its source stands as it is there.
+    """A translation that contains each of the source's `items` unchanged.
 
-    What looks most like a missing item gives way to it, if half of it is alike. Otherwise the item is put where it
-    stands in the source, in words; but a number of one or two digits may well have become a word.
+    A missing item replaces the words most similar to it, if they are similar enough. Otherwise it is inserted at its
+    relative position in the source, counted in words; except numbers of up to two digits, which may be spelled out.
     """
     for item in dict.fromkeys(items):
         cleaned = clean_text(item)
-        if cleaned not in ("", item) and item not in translation:  # the white space in it is of another kind
+        if cleaned not in ("", item) and item not in translation:  # they differ in the kind of white space
             translation = translation.replace(cleaned, item)
         if places(item, translation):
             continue
@@ -247,7 +247,7 @@ def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
 
 
 def most_alike(item: str, text: str, words: list[tuple[int, int]], taken: set[int]) -> tuple[int, int] | None:
-    """The span of consecutive words, none of it `taken`, that is most like an item; None where none is half alike."""
+    """The span of consecutive words, outside `taken`, most similar to an item; None if none is similar enough."""
     best, chosen = MENDED_FROM, None
     matcher = SequenceMatcher(None, "", clean_text(item), autojunk=False)
     for first in range(len(words)):
@@ -263,7 +263,7 @@ def most_alike(item: str, text: str, words: list[tuple[int, int]], taken: set[in
 
 
 def places(item: str, text: str) -> list[tuple[int, int]]:
-    """Where an item stands, not as a part of a longer number."""
+    """Spans of an item in a text, except inside a longer number."""
     before, after = (r"(?<!\d)" if item[0].isdigit() else "", r"(?!\d)" if item[-1].isdigit() else "")
     return [match.span() for match in re.finditer(before + re.escape(item) + after, text)]
 
@@ -272,21 +272,21 @@ def places(item: str, text: str) -> list[tuple[int, int]]:
 
 
 def in_capitals(text: str) -> bool:
-    """Whether a text is written in capitals; a word of up to four may be an abbreviation."""
+    """Whether a text is in capitals; a single word of up to four letters, perhaps an abbreviation, does not count."""
     letters = "".join(filter(str.isalpha, text))
     return letters.isupper() and (len(letters) > 4 or len(text.split()) > 1 < len(letters))
 
 
 def in_small_letters(text: str) -> bool:
-    """Whether two words or more are written without a capital."""
+    """Whether a text has at least two words and no capital."""
     return text == text.lower() != text.upper() and sum(any(map(str.isalpha, word)) for word in text.split()) > 1
 
 
 def truecased(tokenizer, text: str) -> str:
-    """A text in small letters, with the capitals that the vocabulary knows.
+    """A lower-case text with the capitals that the vocabulary suggests.
 
-    A word gets one where it is then written in fewer pieces, or in pieces that were merged earlier, which are the more
-    frequent ones; the first word of a sentence that ends in a full stop gets one in any case.
+    A word is capitalised if it then has fewer pieces, or pieces that were merged earlier, which are more frequent. The
+    first word of a sentence that ends in `.`, `!` or `?` is always capitalised.
     """
 
     def spelled(word: re.Match) -> str:
@@ -306,17 +306,16 @@ def truecased(tokenizer, text: str) -> str:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence as the model reads it, and how its translation is written.
+    """A sentence as the model reads it, and what its translation needs.
 
     Args:
-        text: for the tokenizer, with marks and in letters that the model knows.
-        source: the sentence as it was, without the signs `around` it.
-        items: what its translation copies.
-        has_marks: whether the vocabulary has marks, which then stand for the first ten items.
-        around: signs before and after it that the vocabulary does not know (a bullet, an emoji), with their spaces.
-        capitals: whether the translation is written in capitals.
-        translation: known without the model: nothing for a sentence without characters, and the sentence itself
-            where it has no word.
+        text: input of the tokenizer, with marks and in letters that the model knows.
+        source: the sentence as given, without the signs `around` it.
+        items: pieces of the source that the translation copies.
+        has_marks: whether the vocabulary has marks; they stand for the first ten items.
+        around: unknown signs before and after the sentence (a bullet, an emoji), with their spaces.
+        capitals: whether the translation is to be in capitals.
+        translation: set where no model is needed: "" for an empty sentence, the sentence itself if it has no words.
     """
 
     text: str
@@ -329,8 +328,8 @@ class Sentence:
 
     @classmethod
     def read(cls, sentence: str, tokenizer: Any) -> "Sentence":
-        """Of a sentence without white space around it. Tokenizers of other models get it as it is."""
-        if not hasattr(tokenizer, "is_unknown") or SURROGATES.search(sentence):  # which the tokenizer refuses
+        """Prepare a sentence without outer white space. For tokenizers of other models it stays as it is."""
+        if not hasattr(tokenizer, "is_unknown") or SURROGATES.search(sentence):  # the tokenizer refuses surrogates
             return cls(sentence, translation=None if sentence else "")
         if code := tokenizer.language_code(sentence):
             read = cls.read(sentence.removeprefix(code).strip(), tokenizer)
@@ -338,7 +337,7 @@ class Sentence:
         sentence = sentence.replace(REPLACEMENT, "")
         if not tokenizer.normalize_text(sentence):
             return cls("", translation="")
-        # A letter and its accent, which are two characters in some texts, are known if what they form is.
+        # A letter followed by a combining accent is known if the composed character is.
         composed = unicodedata.normalize("NFC", sentence).replace(BLANK, " ")
         around = {sign for sign in composed if UNSEEN.match(sign) or is_unknown_sign(sign, tokenizer)}
         core = composed.strip("".join(around))
@@ -349,7 +348,7 @@ class Sentence:
         marked = put_marks(core, spans, items)
         if LONE_LETTER.fullmatch(core) or (items and not any(map(str.isalpha, marked))):
             return cls(sentence, translation=sentence)
-        text = marked if tokenizer.has_marks else core  # without marks the letters of items are read as well
+        text = marked if tokenizer.has_marks else core  # without marks, items count as text
         capitals = not tokenizer.lowercase and in_capitals(text)
         if capitals or (not tokenizer.lowercase and in_small_letters(text)):
             marked = truecased(tokenizer, marked.lower())
@@ -358,7 +357,7 @@ class Sentence:
         return cls(text, core, items, tokenizer.has_marks, (before, after), capitals)
 
     def write(self, translation: str, is_draft: bool = False) -> str:
-        """The translation of `text` as that of the sentence; what a draft lacks is still to come."""
+        """Turn the translation of `text` into that of the sentence. Items that a draft lacks are not inserted."""
         if self.translation is not None:
             return self.translation
         before, after = self.around
@@ -370,11 +369,11 @@ class Sentence:
 
 
 def _cleaned_signs(text: str) -> str:
-    """Bullets and emoji without invisible characters that do not belong to them; white space stays as it is."""
+    """Bullets and emoji without stray invisible characters; white space is kept."""
     return re.sub(r"\S+", lambda signs: clean_text(signs[0]), text)
 
 
 def is_unknown_sign(character: str, tokenizer) -> bool:
-    """Whether a character is a bullet or a pictogram, or part of one, that would be written in bytes."""
+    """Whether a character is a bullet or (part of) a pictogram that would become bytes."""
     of_signs = unicodedata.category(character) in ("So", "Sk") or character in BULLETS
     return of_signs and tokenizer.is_unknown(character)

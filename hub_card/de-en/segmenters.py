@@ -1,7 +1,7 @@
 """Text to the pieces of a fixed vocabulary, for tokenizers that come from other toolkits.
 
-Tokenizers trained here do all of it in their tokenizer.json. Those of converted models look pieces up there, and the
-pieces are made before: by the merges of subword-nmt and fastBPE, or by the SentencePiece models of one language each.
+Tokenizers trained here need only their tokenizer.json. Those of converted models use it to look up pieces that are
+made before: by the merges of subword-nmt and fastBPE, or by a SentencePiece model for each language.
 """
 
 import itertools
@@ -18,19 +18,19 @@ from tokenizers import Tokenizer, models
 END_OF_WORD = "</w>"
 CONTINUATION = "@@"
 CACHED_WORDS = 100_000
-SPACE = "\u2581"  # what SentencePiece writes for one
-UNKNOWN_PENALTY = np.float32(10)  # of SentencePiece: so much less likely than the rarest piece
+SPACE = "\u2581"  # SentencePiece's sign for it
+UNKNOWN_PENALTY = np.float32(10)  # as in SentencePiece, below the log-probability of the rarest piece
 
 
 class BytePairSegmenter:
     """Text to byte-pair pieces with spaces between them, by the merges of subword-nmt or fastBPE.
 
-    Tokenizers of converted fairseq models need it: their vocabulary holds pieces as the dictionary writes them
-    (`wor@@`, `d`), and not every piece that a merge passes through.
+    Tokenizers of converted fairseq models need it: their vocabulary has pieces as in the dictionary (`wor@@`, `d`),
+    and lacks intermediate results of merges.
 
     Args:
-        merges: pairs of pieces such as `"t h"` and `"e r</w>"`, the first ones are merged first.
-        end_of_word_pieces: pieces end words with `</w>` (`wor d</w>`) instead of marking continuations (`wor@@ d`).
+        merges: pairs of pieces such as `"t h"` and `"e r</w>"` in order of priority.
+        end_of_word_pieces: mark the ends of words by `</w>` (`wor d</w>`) instead of continuations (`wor@@ d`).
     """
 
     def __init__(self, merges: Sequence[str], end_of_word_pieces: bool = False):
@@ -38,7 +38,7 @@ class BytePairSegmenter:
         self.ranks: dict[tuple[str, ...], int] = {}
         for rank, merge in enumerate(merges):
             self.ranks.setdefault(tuple(merge.split(" ")), rank)
-        # subword-nmt 0.1 let the end of the word be a piece of its own.
+        # In subword-nmt 0.1 the end of the word was a separate piece.
         self.end_stands_alone = any(END_OF_WORD in pair for pair in self.ranks)
         self.segment_word = lru_cache(CACHED_WORDS)(self._segment_word)
 
@@ -70,10 +70,10 @@ def _merge(pieces: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 class SentencePieceSegmenter:
-    """Text to the pieces of a SentencePiece model with spaces between them, the same pieces as SentencePiece gives.
+    """Text to the pieces of a SentencePiece model, separated by spaces; identical to SentencePiece's own.
 
     Args:
-        model: a `tokenizers.Tokenizer` as JSON, unigram (Kudo 2018) or byte pairs; its ids mean nothing.
+        model: a `tokenizers.Tokenizer` as JSON, unigram (Kudo 2018) or byte pairs; its ids are not used.
     """
 
     def __init__(self, model: str):
@@ -82,12 +82,12 @@ class SentencePieceSegmenter:
         self.is_unigram = isinstance(self.tokenizer.model, models.Unigram)
 
     def normalize(self, text: str) -> str:
-        """The text as it is segmented, with spaces instead of SentencePiece's mark for them."""
+        """The text as normalised before segmentation, with spaces instead of SentencePiece's sign."""
         return self.tokenizer.normalizer.normalize_str(text).replace(SPACE, " ").strip(" ")
 
     def __call__(self, text: str) -> str:
         pieces = self.tokenizer.encode(text).tokens
-        # Pieces of one repeated string, as `0` and `00`, are as likely in any order: rounding decides between them.
+        # Pieces that repeat one string, such as `0` and `00`, are equally likely in any order: rounding decides.
         tied = (one + other == other + one and one != other for one, other in itertools.pairwise(pieces))
         if self.is_unigram and any(tied):
             pieces = self.segment_in_single_precision(text)
@@ -101,11 +101,11 @@ class SentencePieceSegmenter:
         return {piece: np.float32(score) for i, (piece, score) in enumerate(pieces["vocab"]) if i != unknown}
 
     def segment_in_single_precision(self, text: str) -> list[str]:
-        """The same by SentencePiece's own search, sum for sum, which `tokenizers` does in double precision."""
+        """As SentencePiece's own search, with its single-precision sums; `tokenizers` uses double precision."""
         text = self.tokenizer.normalizer.normalize_str(text)
         unknown = min(self.scores.values()) - UNKNOWN_PENALTY
         longest = max(map(len, self.scores))
-        # The best way to each place: its score, where its last piece begins, and whether that is in the vocabulary.
+        # The best path to each position: its score, the start of its last piece, and whether that piece is known.
         best = {0: (np.float32(0), 0, True)}
         for begin in range(len(text)):
             steps = {
@@ -130,15 +130,15 @@ class SentencePieceSegmenter:
 
 
 def moses_tool(tool: str, language: str, escape: bool = False, split_dashes: bool = False) -> Callable[[str], str]:
-    """Moses `"tokenizer"` or `"detokenizer"` of a language: a function from a string to a string.
+    """Moses `"tokenizer"` or `"detokenizer"` of a language, as a function from a string to a string.
 
-    Without `escape` entities stay as they are in both directions (`&` is not `&amp;`). With `split_dashes`
+    Without `escape`, entities are left alone in both directions (`&` does not become `&amp;`). With `split_dashes`,
     `well-known` becomes `well @-@ known`; the detokenizer always joins it. A language without a list of abbreviations
     uses the English one, as in Moses.
 
     Raises:
         ImportError: sacremoses is not installed.
-        ValueError: `language` is no language code.
+        ValueError: `language` is not a language code.
     """
     if not re.fullmatch("[a-z]{2,3}", language):
         raise ValueError(f"Moses language {language!r} must be a code such as 'de' or 'en'")
@@ -146,7 +146,7 @@ def moses_tool(tool: str, language: str, escape: bool = False, split_dashes: boo
         import sacremoses
     except ImportError:
         raise ImportError(
-            "This tokenizer applies Moses tokenisation, which needs sacremoses: pip install sacremoses"
+            "this tokenizer applies Moses tokenisation, which needs sacremoses: pip install sacremoses"
         ) from None
     if tool == "tokenizer":
         tokenizer = sacremoses.MosesTokenizer(lang=language)

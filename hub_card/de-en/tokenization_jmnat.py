@@ -1,11 +1,11 @@
-"""Raw text to ids and back: one joint byte-pair vocabulary for both languages, with Moses tokenisation as an option.
+"""Raw text to ids and back: one joint byte-pair vocabulary for both languages, with optional Moses tokenisation.
 
-Token ids 0 to 4 are `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>` (fairseq's order). Pieces hold their spaces as they are,
-and characters outside the vocabulary become bytes, so that any text comes back exactly once it is normalised: white
-space of every kind counts as one space, invisible characters and white space at the edges are gone, Unicode NFC.
+Token ids 0 to 4 are `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>` (fairseq's order). Pieces include their spaces and
+characters outside the vocabulary become bytes, so decoding restores any text exactly, up to its normalisation:
+Unicode NFC, runs of white space become one space, and outer white space and invisible characters are removed.
 
-Marks are characters of the private use area, each of which stands for something that is to be copied: a number, a
-URL, a word in another script (see `plain_text.protect`).
+Marks are characters of the private use area that stand for text to be copied: a number, a URL, a word in another
+script (see `plain_text.protect`).
 """
 
 import copy
@@ -26,13 +26,13 @@ from .segmenters import END_OF_WORD, SPACE, BytePairSegmenter, SentencePieceSegm
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
 MIN_FREQUENCY = 2  # pairs of pieces seen less often than this are not merged
-CHARACTERS_PER_PIECE = 1_000_000  # a character rarer than one in so many (or than MIN_FREQUENCY) is written in bytes
+CHARACTERS_PER_PIECE = 1_000_000  # a character rarer than one in this many (or than MIN_FREQUENCY) becomes bytes
 MARK_PIECES = (*MARKS, *(f" {mark}" for mark in MARKS))
 # Marks, words, numbers and runs of other signs, each with the space before it; any further white space stands alone.
 PIECE_PATTERN = r" ?[\ue000-\ue009]| ?[\p{L}\p{M}]+| ?\p{N}+| ?[^\s\p{L}\p{M}\p{N}\ue000-\ue009]+|\s"
-SPACE_MARKS = "\u0120\u2581"  # what other tokenizers write for a space; the first is a letter
+SPACE_MARKS = "\u0120\u2581"  # other tokenizers' signs for a space; the first one counts as a letter
 LANGUAGE_CODE = re.compile(">>.*?<<", re.DOTALL)  # of the target, before a source of a multilingual Marian model
-# A model may write any character; one line in stays one line out, whatever a reader takes for a line or a column.
+# A model may generate any of these; each input line must stay one output line, however a reader splits lines.
 LINE_BREAKS = re.compile("[\t\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 
 
@@ -41,19 +41,19 @@ class JMNatTokenizer(TokenizersBackend):
 
     Options (saved in `tokenizer_config.json`, restored by `from_pretrained`):
         moses_source_lang, moses_target_lang: two-letter languages such as "de" and "en". Text is then tokenised by
-            Moses (sacremoses, without escaping) before the byte-pair pieces, and decoded text is detokenised in the
-            target language. None, the default, leaves text as it is, and decoding gives it back exactly.
-        lowercase: whether the normalizer lower-cases (set by `train_joint_tokenizer`; here for information).
-        moses_escape, moses_split_dashes: Moses writes `&` as `&amp;` and splits at dashes (`@-@`), as the data of many
-            fairseq models. False by default.
+            Moses (sacremoses, without escaping) before it is split into pieces, and decoded text is detokenised in
+            the target language. None, the default, leaves text as it is, and decoding restores it exactly.
+        lowercase: whether the normalizer lower-cases (set by `train_joint_tokenizer`, for information only).
+        moses_escape, moses_split_dashes: whether Moses writes `&` as `&amp;` and splits at dashes (`@-@`), as in the
+            data of many fairseq models. False by default.
         bpe_merges, bpe_end_of_word_pieces: see `BytePairSegmenter`; for vocabularies of converted fairseq models.
         source_segmenter, target_segmenter: see `SentencePieceSegmenter`; for vocabularies of Marian and M2M100.
-        source_start, target_start: first token of every source, and of every target, which tells a
-            multilingual model the language.
+        source_start, target_start: first token of every source, and of every target: the language codes of a
+            multilingual model.
 
     Special tokens written out in the text (`</s>`, `<mask>`) are plain text (`split_special_tokens=True`).
 
-    The class has no `__init__` on purpose: Transformers rebuilds a subclass that has one from its vocabulary and
+    The class has no `__init__` on purpose: Transformers would rebuild a subclass with one from its vocabulary and
     merges alone, without normalizer, pre-tokenizer and decoder.
     """
 
@@ -74,7 +74,7 @@ class JMNatTokenizer(TokenizersBackend):
         return bool(self.init_kwargs.get("lowercase", False))
 
     def normalize_text(self, text: str) -> str:
-        """The text in the form that decoding gives back, by the normalizer that is saved with the tokenizer."""
+        """The text as decoding restores it: normalised by the normalizer that is saved with the tokenizer."""
         if (segmenter := self._segmenter("target")) is not None:
             return segmenter.normalize(text)
         normalizer = self.backend_tokenizer.normalizer
@@ -85,19 +85,19 @@ class JMNatTokenizer(TokenizersBackend):
 
     @property
     def has_marks(self) -> bool:
-        """Whether marks have pieces of their own; then the model expects what is to be copied to be marked."""
+        """Whether the vocabulary has marks; if so, the model expects text to be copied to be marked."""
         return self.backend_tokenizer.token_to_id(MARKS[0]) is not None
 
     @property
     def known_characters(self) -> frozenset[str]:
-        """The characters that have a piece of their own, marks aside."""
+        """The characters that have their own piece, except marks."""
         if "characters" not in self._made:
             letters = frozenset(piece for piece in self.get_vocab() if len(piece) == 1)
             self._made["characters"] = letters - {*MARKS}
         return self._made["characters"]
 
     def is_unknown(self, character: str) -> bool:
-        """Whether a character would be written in bytes; behind a full stop, which an accent does not join."""
+        """Whether a character would become bytes. Tested after a full stop, which combining accents do not change."""
         known = self.known_characters
         unknown = self._made.setdefault("unknown", {})
         if character not in known and character not in unknown:
@@ -105,13 +105,13 @@ class JMNatTokenizer(TokenizersBackend):
         return character not in known and unknown[character]
 
     def language_code(self, text: str) -> str:
-        """What a source for a Marian model of several target languages begins with, such as `>>eng<<`, or nothing."""
+        """The code at the start of a source of a multilingual Marian model, such as `>>eng<<`; "" if there is none."""
         code = LANGUAGE_CODE.match(text)
         return code[0] if code and self.backend_tokenizer.token_to_id(code[0]) is not None else ""
 
     @property
     def _made(self) -> dict:
-        """What calls have made. No attribute: `datasets` compares tokenizers by a hash of their attributes."""
+        """Cache of calls; not an attribute, because `datasets` compares tokenizers by a hash of their attributes."""
         return MADE_BY_CALLS.setdefault(self, {})
 
     @property
@@ -132,7 +132,7 @@ class JMNatTokenizer(TokenizersBackend):
         self._begin_with("target")
 
     def _begin_with(self, side: str) -> None:
-        """Have texts begin with the language's token of a side, if there is one on either side."""
+        """Let texts begin with the start token of `side`, if either side has one."""
         tokens = {name: self.init_kwargs.get(f"{name}_start") for name in ("source", "target")}
         if any(tokens.values()):
             backend = self.backend_tokenizer
@@ -142,19 +142,19 @@ class JMNatTokenizer(TokenizersBackend):
         self, text, text_pair=None, is_split_into_words=False, **kwargs
     ):
         try:
-            if not is_split_into_words:  # split words have their tokenisation already
+            if not is_split_into_words:  # split words are tokenised already
                 text = _map_strings(self.split_text, text)
                 text_pair = None if text_pair is None else _map_strings(self.split_text, text_pair)
             return super()._encode_plus(text, text_pair=text_pair, is_split_into_words=is_split_into_words, **kwargs)
         except Exception:
             self._switch_to_input_mode()
             raise
-        finally:  # how this batch was padded and cut would be saved, and change the hash
+        finally:  # the batch's padding and truncation settings would be saved and change the hash
             self.backend_tokenizer.no_padding()
             self.backend_tokenizer.no_truncation()
 
     def save_pretrained(self, save_directory, *args, **kwargs) -> tuple[str, ...]:
-        """As ever, but code of the folder it came from is named only where it is written, too: see `publishing`."""
+        """As inherited, but names custom code only where that code is saved along with it (see `publishing`)."""
         if self._auto_class is None and "auto_map" in self.init_kwargs:
             self.init_kwargs["auto_map"] = elsewhere(self.init_kwargs["auto_map"])
             if not self.init_kwargs["auto_map"]:
@@ -162,9 +162,13 @@ class JMNatTokenizer(TokenizersBackend):
         return super().save_pretrained(save_directory, *args, **kwargs)
 
     def split_text(self, text: str) -> str:
-        """What comes before the vocabulary: Moses tokenisation and the pieces of `bpe_merges`, if they are on."""
+        """The steps before the vocabulary: Moses tokenisation, segmenters and `bpe_merges`, where they are set.
+
+        Raises:
+            ValueError: the text has a lone surrogate.
+        """
         if SURROGATES.search(text):
-            raise ValueError(f"text {text!r} holds half of a character (a lone surrogate): read it as UTF-8")
+            raise ValueError(f"text {text!r} has a lone surrogate (half of a character): read it as UTF-8")
         language = self.moses_target_lang if self._reads_target else self.moses_source_lang
         if language:
             text = self._moses("tokenizer", language)(text)
@@ -187,7 +191,7 @@ class JMNatTokenizer(TokenizersBackend):
         return text
 
     def _segmenter(self, side: str) -> SentencePieceSegmenter | None:
-        """That of the `"source"` or the `"target"`, made at its first use."""
+        """The segmenter of the `"source"` or `"target"` side, made at its first use; None if there is none."""
         model = self.init_kwargs.get(f"{side}_segmenter")
         if model and ("segmenter", model) not in self._made:
             self._made["segmenter", model] = SentencePieceSegmenter(model)
@@ -205,9 +209,9 @@ MADE_BY_CALLS: WeakKeyDictionary[JMNatTokenizer, dict] = WeakKeyDictionary()
 
 
 def show_canvas(tokenizer, ids: Sequence[int]) -> str:
-    """A canvas for a person: pieces as they stand in the text, ` __` where a token is still to be predicted.
+    """A canvas in readable form: its pieces, with ` __` where a token is still to be predicted.
 
-    Pieces of a fairseq dictionary, a vocabulary of whole symbols, hold no spaces and are shown with spaces between.
+    Symbols of a fairseq dictionary contain no spaces, so they are shown with spaces between them.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     of_whole_symbols = backend is not None and isinstance(backend.model, models.WordLevel)
@@ -230,10 +234,10 @@ def one_line(text: str) -> str:
 
 
 def repeatable_tokens(tokenizer) -> list[int]:
-    """Ids that may stand twice in a row in any text: single letters, digits, signs, bytes and special tokens.
+    """Ids that may occur twice in a row in any text: single letters, digits, signs, bytes and special tokens.
 
-    All others hold two letters or more. They are words and pieces of words, which repeat each other by mistake, as
-    words predicted at once do, far more often than by right.
+    All others are words and pieces of words, with two letters or more. When tokens are predicted in parallel, such a
+    repetition is far more often an error than not.
     """
     pieces = enumerate(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
     apart = {*BYTE_TOKENS, *tokenizer.all_special_tokens}
@@ -243,7 +247,7 @@ def repeatable_tokens(tokenizer) -> list[int]:
 
 
 def set_repeatable_tokens(model, tokenizer) -> None:
-    """Tell a model's generation config what it cannot know by itself, unless it has been told."""
+    """Set `repeatable_tokens` in a model's generation config, unless it is set, from its tokenizer."""
     generation_config = getattr(model, "generation_config", None)
     if generation_config is not None and getattr(generation_config, "repeatable_tokens", None) is None:
         generation_config.repeatable_tokens = repeatable_tokens(tokenizer)
@@ -271,15 +275,15 @@ def train_joint_tokenizer(
     """Train one byte-pair vocabulary on the texts of both languages.
 
     Args:
-        texts: lines of both languages, read twice. With Moses, give lines that are tokenised already (see
-            `moses_tool`): which line belongs to which language cannot be seen here.
-        vocab_size: number of ids, special tokens (5), bytes (256) and `marks` (20) included. A small corpus may give
-            fewer.
+        texts: lines of both languages, read twice. With Moses, give tokenised lines (see `moses_tool`), because the
+            language of a line is not known here.
+        vocab_size: number of ids, including special tokens (5), bytes (256) and `marks` (20). A small corpus may
+            give fewer.
         lowercase: lower-case everything.
         moses_source_lang, moses_target_lang: both or neither; see `JMNatTokenizer`.
-        model_max_length: longest text in tokens, `</s>` included, before the tokenizer warns.
-        marks: whether the vocabulary has marks for what is to be copied.
-        unicode_form: "NFKC" also writes ligatures, full-width letters, raised digits and the like as plain ones.
+        model_max_length: longest text in tokens, `</s>` included; the tokenizer warns of longer ones.
+        marks: whether the vocabulary has marks for text to be copied.
+        unicode_form: "NFC", or "NFKC", which also replaces ligatures, full-width letters, superscripts and the like.
 
     Raises:
         ValueError: no text, a vocabulary too small for its characters, or one Moses language without the other.
@@ -296,7 +300,7 @@ def train_joint_tokenizer(
             f"({len(SPECIAL_TOKENS)} special tokens, {len(further)} bytes{' and marks' * marks} and {len(alphabet)} "
             "characters)"
         )
-    # The trainer reserves memory for all that it is asked for; each merge takes at least one character more.
+    # The trainer reserves memory for the size it is asked for, and each merge needs at least one more character.
     vocab_size = min(vocab_size, smallest + num_characters)
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE_PATTERN), "isolated")
@@ -305,7 +309,7 @@ def train_joint_tokenizer(
         vocab_size=vocab_size - len(further),
         min_frequency=MIN_FREQUENCY,
         special_tokens=list(SPECIAL_TOKENS),
-        # The alphabet is counted here: the trainer's own limit breaks ties by hash order, anew in every run.
+        # Counted here because the trainer's own limit breaks ties by hash order, which differs between runs.
         initial_alphabet=alphabet,
         limit_alphabet=len(alphabet),
         show_progress=False,
@@ -329,10 +333,10 @@ def check_moses_pair(source_lang: str | None, target_lang: str | None) -> None:
 
 
 def wrap_tokenizer(tokenizer: Tokenizer, **settings) -> JMNatTokenizer:
-    """`JMNatTokenizer` whose special tokens no text can spell, and of which `</s>` ends every text.
+    """A `JMNatTokenizer` that ends every text with `</s>` and takes special tokens in a text for plain text.
 
     Args:
-        settings: see `JMNatTokenizer`; special tokens with other names than ours, too.
+        settings: options of `JMNatTokenizer`, and special tokens if they have other names than ours.
     """
     names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token", "mask_token"), SPECIAL_TOKENS, strict=True))
     settings = {**names, **settings}
@@ -344,7 +348,7 @@ def wrap_tokenizer(tokenizer: Tokenizer, **settings) -> JMNatTokenizer:
 
 
 def text_template(tokenizer: Tokenizer, end: str, first: str | None = None) -> processors.TemplateProcessing:
-    """What puts the token `first`, if there is one, before each text, and `end` behind it."""
+    """The post-processor that puts `first`, if given, before each text and `end` after it."""
     around = [token for token in (first, end) if token]
     begin = [first] if first else []
     return processors.TemplateProcessing(
@@ -355,19 +359,19 @@ def text_template(tokenizer: Tokenizer, end: str, first: str | None = None) -> p
 
 
 def _alphabet(texts: Iterable[str]) -> tuple[list[str], int]:
-    """The characters that get a piece of their own, the space always, in code point order, and the number of all."""
+    """The characters that get their own piece (always the space), by code point, and the number of all characters."""
     counts = Counter(itertools.chain.from_iterable(texts))
     if not counts:
-        raise ValueError("texts: there is no text to train a tokenizer on")
+        raise ValueError("texts is empty: give some text to train a tokenizer on")
     rarest = max(MIN_FREQUENCY, counts.total() // CHARACTERS_PER_PIECE)
     alphabet = sorted({" "} | {character for character, count in counts.items() if count >= rarest})
     return alphabet, counts.total()
 
 
 def _with_pieces(tokenizer: Tokenizer, pieces: Sequence[str], clean: normalizers.Normalizer) -> Tokenizer:
-    """A byte-pair tokenizer that cleans its text, with bytes and perhaps marks at the end of its vocabulary.
+    """The tokenizer with `pieces` (bytes, and marks if any) added to its vocabulary, normalising with `clean`.
 
-    Bytes write the characters that it does not know. Pieces that the vocabulary has already keep their ids.
+    Bytes represent unknown characters. Pieces that the vocabulary has already keep their ids.
     """
     state = json.loads(tokenizer.to_str())
     vocabulary = state["model"]["vocab"]
@@ -376,7 +380,7 @@ def _with_pieces(tokenizer: Tokenizer, pieces: Sequence[str], clean: normalizers
     state["model"]["byte_fallback"] = True
     state["model"]["merges"] += [[" ", mark] for mark in MARKS if mark in vocabulary]
     tokenizer = Tokenizer.from_str(json.dumps(state))
-    # A space before the text makes its first word the same piece as elsewhere; the decoder takes it away again.
+    # A space before the text makes its first word the same piece as elsewhere; the decoder removes it again.
     tokenizer.normalizer = normalizers.Sequence([clean, normalizers.Prepend(" ")])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECE_PATTERN), "isolated")
     whole = [
@@ -389,18 +393,18 @@ def _with_pieces(tokenizer: Tokenizer, pieces: Sequence[str], clean: normalizers
 
 
 def renewed(tokenizer: JMNatTokenizer, marks: bool = False) -> JMNatTokenizer:
-    """A tokenizer of `train_joint_tokenizer` as it is trained today: it cleans its text. Clean text keeps its ids.
+    """An older tokenizer of `train_joint_tokenizer`, with today's normalisation. Normalised text keeps its ids.
 
     Args:
         marks: whether to append marks. The model then needs `resize_token_embeddings(len(tokenizer))`, and training on
             marked text.
 
     Raises:
-        ValueError: it is none of `train_joint_tokenizer`, or has marks.
+        ValueError: the tokenizer has another origin, or has marks already.
     """
     backend = tokenizer.backend_tokenizer
     if tokenizer.has_marks or BYTE_TOKENS[0] not in tokenizer.get_vocab():
-        raise ValueError("tokenizer must be one of train_joint_tokenizer that has no marks yet")
+        raise ValueError("tokenizer must come from train_joint_tokenizer and have no marks yet")
     copied = copy.deepcopy(tokenizer)
     clean = text_normalizer(lowercase=tokenizer.lowercase)
     copied._tokenizer = _with_pieces(backend, (*BYTE_TOKENS, *MARK_PIECES) if marks else BYTE_TOKENS, clean)
