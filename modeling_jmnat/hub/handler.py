@@ -1,4 +1,4 @@
-"""JM-NAT as a Hugging Face Inference Endpoint: `publish.py` writes this file beside the weights.
+"""JM-NAT behind a Hugging Face Inference Endpoint: `publish.py` writes this file beside the weights.
 
 The endpoint loads it from the model's folder, makes one `EndpointHandler` and calls it with the body of each request.
 """

@@ -90,7 +90,7 @@ def test_what_works_for_jmnat_alone_is_refused(trained, data, preset, teacher, t
     name, output = trained
     with pytest.raises(SystemExit):
         run(export_onnx, output, "--output", tmp_path / "graphs")
-    assert f"holds a {name} model: only JM-NAT can be exported" in capsys.readouterr().err
+    assert f"is a {name} model: only JM-NAT can be exported" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run(serve, "--model", output, "--port", 0)
     assert f"is a {name} model: only JM-NAT can be served" in capsys.readouterr().err

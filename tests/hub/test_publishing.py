@@ -457,6 +457,15 @@ def test_push_to_an_invalid_name_is_refused(trained, tmp_path, hub, capsys):
     assert "some one/tiny/model" in text
 
 
+def test_first_lines_that_tell_our_endpoint_files_stay_as_they_were():
+    """Otherwise folders published before keep their old handler, as if it were the user's own."""
+    lines = [(PACKAGE / "hub" / name).read_text(encoding="utf-8").splitlines()[0] for name in ENDPOINT_FILES]
+    assert lines == [
+        '"""JM-NAT behind a Hugging Face Inference Endpoint: `publish.py` writes this file beside the weights.',
+        "# What handler.py needs beside the weights: an endpoint installs it when it starts.",
+    ]
+
+
 def test_shipped_model_carries_the_code_of_this_package():
     names = sorted(path.name for path in SHIPPED.glob("*.py"))
     assert {"pipeline.py", "segmenters.py", "handler.py"} < set(names)
