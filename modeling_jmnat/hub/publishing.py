@@ -40,8 +40,8 @@ WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetens
 GRAPH_FILES = tuple(f"{GRAPHS_FOLDER}/{name}" for name in ("*.onnx", "output_weight*.safetensors", POSITIONS_FILE))
 CODE_FILES = ("*_jmnat.py", *(Path(module.__file__).name for module in (plain_text, segmenters, pipeline_module)))
 REPLACED_FILES = (*WEIGHT_FILES, *CODE_FILES, *GRAPH_FILES)
-# Files of an Inference Endpoint, copied from this package. Their first line distinguishes them from the user's own, and
-# must stay as it was in folders that are published already.
+# Files of an Inference Endpoint, copied from this package. Their first line distinguishes them from the user's own,
+# and must stay as it was in folders that are published already.
 ENDPOINT_FILES = ("handler.py", "requirements.txt")
 # All files of a published model; a training leaves more in its folder.
 PUBLISHED_FILES = (

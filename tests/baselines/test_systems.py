@@ -99,7 +99,7 @@ def test_what_works_for_jmnat_alone_is_refused(trained, data, preset, teacher, t
     with pytest.raises(SystemExit):
         run(benchmark, "--student", output, "--teacher", teacher, "--source", line, "--reference", line,
             "--output", tmp_path / "figures")  # fmt: skip
-    assert f"is a {name} model: it must be a JM-NAT" in capsys.readouterr().err
+    assert f"is a {name} model but must be a JM-NAT" in capsys.readouterr().err
     with pytest.raises(SystemExit):  # nor is it autoregressive
         run(train, "--system", "nat_ft", "--guide", output, "--preset", preset, "--data", data,
             "--output_dir", tmp_path / "run")  # fmt: skip
