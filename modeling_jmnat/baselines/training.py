@@ -85,7 +85,6 @@ class NatTrainer(JMNatTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, denominators = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = [self._prepare_inputs(batch) for batch in batches]
         if batches:
             counting = [batch for batch in batches if FILLER not in batch]
             plain, total = self.accelerator.unwrap_model(self.model), partial(self.accelerator.reduce, reduction="sum")

@@ -1,12 +1,11 @@
 """`jmnat NAME ...`, or `python -m modeling_jmnat.commands NAME ...`."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..utils.command_line import command
+from ..utils.command_line import command, suggestion
 from . import COMMANDS
 
 
@@ -36,9 +35,7 @@ def overview() -> str:
 
 
 def unknown(name: str) -> str:
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {close[0]}?" if close else "jmnat --help lists the commands"
-    return f"{name!r} is not a command: {hint}"
+    return f"{name!r} is not a command: {suggestion(name, COMMANDS) or 'jmnat --help lists the commands'}"
 
 
 if __name__ == "__main__":

@@ -65,6 +65,11 @@ class Decoded(NamedTuple):
         return {"system": self.system, **variant, self.setting: self.value}
 
 
+def described_pair(ours: Decoded, theirs: Decoded) -> dict:
+    """The entries of a row of `comparisons.json` that name its two systems."""
+    return ours.described() | {f"baseline_{name}": value for name, value in theirs.described().items()}
+
+
 def translations_of(results: Path, split: str, decoded: Decoded) -> dict[int, list[str]]:
     """The stored translations of each seed that was evaluated."""
     found = {}
@@ -151,8 +156,7 @@ def write_comparisons(output: Path, lowercase: bool, language: str, bleu_tokeniz
             seeds = sorted(first.keys() & second.keys())
             if seeds:
                 found = compare(scorer, [first[seed] for seed in seeds], [second[seed] for seed in seeds])
-                baseline = {f"baseline_{name}": value for name, value in theirs.described().items()}
-                rows.append({"split": split, **ours.described(), **baseline, "seeds": seeds, **found})
+                rows.append({"split": split, **described_pair(ours, theirs), "seeds": seeds, **found})
     if rows:
         write_json(results / "comparisons.json", {"resamples": RESAMPLES, "seed": SEED, "comparisons": rows})
     return rows

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..utils.atomic_files import atomic_text_file
 from ..utils.markdown import markdown
 from ..utils.text_files import iterate_lines
-from .comparisons import BEAMS, PASSES, SPLITS, changed_pairs, decoded_as
+from .comparisons import BEAMS, PASSES, SPLITS, changed_pairs, decoded_as, described_pair
 from .paper_data import CITED
 from .rows import LATENCY, TRAINING, TUNING, run_rows, select
 from .systems import (
@@ -209,11 +209,7 @@ def difference_rows(rows: Sequence[dict]) -> list[list[str] | None]:
         cells = []
         for k in PASSES:
             ours, theirs = (decoded_as(system, "independent", k) for system in (student, base))
-            conditions = {"system": ours.system, "variant": ours.variant[1:], "num_iterations": k}
-            conditions |= {f"baseline_{name}": value for name, value in theirs.described().items()}
-            found = [
-                row for row in select(rows, **conditions) if row.get("baseline_variant", "") == theirs.variant[1:]
-            ]
+            found = select(rows, **{"variant": "", "baseline_variant": None, **described_pair(ours, theirs)})
             cells += [
                 f"{row['difference']:+.2f} ({row['interval'][0]:.2f} to {row['interval'][1]:.2f}), p = {row['p']:.3f}"
                 for row in found

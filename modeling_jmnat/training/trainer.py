@@ -149,10 +149,9 @@ class TranslationTrainer(CheckpointingTrainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         batches, denominators = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = [self._prepare_inputs(batch) for batch in batches]  # those of a streamed data set are on the CPU
         self._parts_steps += 1
-        for batch in batches:
-            if FILLER not in batch:
-                self._target_tokens += batch["labels"].ne(-100).sum().to(device)
+        self._target_tokens += sum(batch["labels"].ne(-100).sum() for batch in batches if FILLER not in batch)
         return batches, denominators
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -445,6 +444,6 @@ class JMNatTrainer(TranslationTrainer):
             model, collator = self.accelerator.unwrap_model(self.model), self.data_collator
             glancing_ratio = at_this_step(self.state, collator.glancing_ratio, collator.glancing_ratio_end)
             with self.accelerator.autocast():
-                batches = [with_final_masks(model, self._prepare_inputs(batch), glancing_ratio) for batch in batches]
+                batches = [with_final_masks(model, batch, glancing_ratio) for batch in batches]
             denominators = self._get_num_items_in_batch(batches, device)
         return batches, denominators

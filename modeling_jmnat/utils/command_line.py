@@ -11,7 +11,7 @@ import re
 import select
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 from safetensors import SafetensorError
@@ -226,8 +226,13 @@ def describe_unknown(words: Sequence[str], options: Sequence[str]) -> str:
     if word is None:
         return f"{words[0]!r} belongs to no option, whose names begin with --: {all_options}"
     word = word.partition("=")[0]
-    close = difflib.get_close_matches(word, options, n=1)
-    return f"{word} is not an option of {program()}: {f'did you mean {close[0]}?' if close else all_options}"
+    return f"{word} is not an option of {program()}: {suggestion(word, options) or all_options}"
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """A question about the one of the known words that a misspelt one is closest to; empty if none is close."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]}?" if close else ""
 
 
 def wants_help(argv: Sequence[str] | None) -> bool:
