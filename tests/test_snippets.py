@@ -4,9 +4,11 @@ import ast
 import contextlib
 import doctest
 import io
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 import modeling_jmnat
 from modeling_jmnat.commands.__main__ import main
+from tests.serving.load import running_server
 from tests.test_documents import DOCUMENTS, ROOT
 
 DOCS = ROOT / "hub_card" / "docs"
@@ -23,7 +26,7 @@ ELSEWHERE = {
     "README.md": "tests/test_documents.py, in a process of its own",
     "hub_card/docs/training.md": "tests/test_documents.py, in a process of its own",
     "hub_card/docs/scores.md": "tests/test_documents.py, in a process of its own",
-    "hub_card/docs/serving.md": "tests/serving/test_server.py has a server for its client",
+    "hub_card/docs/serving.md": "below, with a server",
     "hub_card/docs/tutorial.md": "below, with its commands",
     "hub_card/docs/api.md": "below, as a doctest",
 }
@@ -124,6 +127,26 @@ def test_examples_of_the_reference(checkout):
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     assert runner.run(examples).attempted > 50
     assert not runner.failures
+
+
+def test_clients_of_a_server(checkout):
+    """Those of the page on serving: of LibreTranslate in Python, and curl."""
+    for package in ("libretranslatepy", "starlette", "uvicorn"):
+        pytest.importorskip(package)
+    blocks = BLOCK.findall((DOCS / "serving.md").read_text(encoding="utf-8"))
+    asking = [(kind, code) for kind, code, _ in blocks if "127.0.0.1:5000/" in code]
+    with running_server("--model", "hub_card/de-en", "--device", "cpu") as (_, port):
+        for kind, code in asking:
+            code = code.replace(":5000/", f":{port}/")
+            if kind == "python":
+                printed, _ = printed_by(code, {})
+                assert printed.splitlines() == promised(code)
+            elif shutil.which("curl"):
+                answers = run_shell(['curl() { command curl --silent --show-error --fail "$@"; echo; }', code])
+                translations = [json.loads(line)["translatedText"] for line in answers.splitlines()]
+                assert len(translations) == code.count("curl ")
+                assert all(translations)
+    assert {kind for kind, _ in asking} == {"python", "bash"}
 
 
 def run_shell(lines: list[str]) -> str:
