@@ -76,7 +76,8 @@ def test_the_card_of_the_shipped_model_has_the_same_rows():
         stored = select(rows, run=f"de-en/{name}", variant="")
         for row in collect(RESULTS / "shipped_models" / f"{name}.json"):
             (same,) = select(stored, num_iterations=row["num_iterations"])
-            assert {**same, "run": "", "system": name} == row
+            where = {"run": "", "system": name, "translations": None}  # they are stored beside the rows
+            assert {key: value for key, value in same.items() if key != "column"} | where == row
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,10 @@ def test_shipped_card_holds_the_measured_figures():
             result = values[test.dataset, metric]
             assert result.metric_value == round(best[metric], 2)
             assert result.metric_config == best[f"{metric}_signature"]
-            cells = [f"{row[metric]:.1f}" for row in sorted(rows, key=lambda row: row["num_iterations"])]
+            cells = []
+            for row in sorted(rows, key=lambda row: row["num_iterations"]):
+                low, high = row["intervals"][metric]
+                cells.append(f"{row[metric]:.1f} ({low:.1f} to {high:.1f})")
             assert " | ".join(cells) in card.text
     for source in facts.training_text:
         assert source["license_name"] in card.text
