@@ -260,7 +260,7 @@ def test_what_cannot_be_evaluated_gets_a_sentence_before_the_work(folder, tmp_pa
         ([*text, "--baseline", short], f"error: baseline={short} has 1 lines, but there are 30 references"),
         ([*text, "--baseline", old], f"error: baseline={old} has no translations: give a file of translations"),
         ([*text, "--baseline", none], f"error: baseline={none} has no translations"),
-        ([*text, "--baseline", tmp_path / "no.txt"], "error: [Errno 2] No such file"),
+        ([*text, "--baseline", tmp_path / "no.txt"], f"error: {tmp_path}/no.txt: No such file"),
         ([*text, "--baseline", twice, folder / "test.src"], "two baselines are called 'test.src', rename one"),
     ):
         found = refused(capsys, "--model", folder / "student", *options, "--output", tmp_path / "report.json")
