@@ -46,6 +46,19 @@ def refused(capsys, *options):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_at_a_terminal_the_figures_do_not_bury_the_scores(folder, tmp_path, monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    output = tmp_path / "report.json"
+    report = evaluated(folder, output, "--num_iterations", "1", "--metrics", "sacrebleu", "--resamples", "0")
+    scores, last = capsys.readouterr().out.splitlines()
+    assert scores.startswith("num_iterations 1: sacreBLEU")
+    if terminal:
+        assert last == f"all figures are in {output}"
+    else:
+        assert json.loads(last) == report
+
+
 def printed_by_sacrebleu(folder, *arguments, **environment):
     command = [sys.executable, "-m", "sacrebleu", *arguments, "--width", "4"]
     done = subprocess.run(
