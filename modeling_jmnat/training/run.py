@@ -159,6 +159,8 @@ def _train(run: Run, output_dir: Path) -> dict:
     )
     if run.training.should_save:
         write_json(output_dir / SETTINGS, settings)
+        parameters = trainer.model.num_parameters()
+        print(f"training {parameters:,} parameters on {len(data['train']):,} pairs", file=sys.stderr)
         if checkpoints.list_checkpoints(output_dir):
             print(f"{output_dir} holds an unfinished run: resuming from its newest whole checkpoint", file=sys.stderr)
     trainer.train(resume_from_checkpoint=True)

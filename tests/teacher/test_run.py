@@ -134,6 +134,8 @@ def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path, capsys):
     train(folder, tmp_path / "stopped")
     output = capsys.readouterr()
     stopped = json.loads(output.out.splitlines()[-1])
+    pairs = len(load_prepared(folder / "data")[0]["train"])
+    assert f"training {stopped['parameters']:,} parameters on {pairs:,} pairs" in output.err
     assert "stopped holds an unfinished run: resuming from its newest whole checkpoint" in output.err
     assert f"scoring the {len(load_prepared(folder / 'data')[0]['validation'])} validation sentences" in output.err
     assert stopped["validation_bleu_beam5"] == whole["validation_bleu_beam5"]
