@@ -50,6 +50,14 @@ def helps() -> dict[str, str]:
     return found
 
 
+def test_users_are_told_commands_and_not_scripts(helps):
+    """Which an installed package has, and a folder without a checkout of this repository has not."""
+    scripts = "|".join(path.stem for path in ROOT.glob("run_scripts/*.py"))
+    pages = [path for path in DOCS.glob("*.md") if path.stem != "fairseq"]  # one of whose scripts has the name of ours
+    told = [*helps.items(), *((path.name, path.read_text(encoding="utf-8")) for path in pages)]
+    assert not {name: found for name, text in told if (found := re.findall(rf"\b(?:{scripts})\.py\b", text))}
+
+
 def commands_in(text: str) -> list[tuple[str, list[str]]]:
     """The commands of this project in blocks and spans of code, each with its options."""
     scripts = {path.stem: re.search(r"commands\.(\w+)", path.read_text()) for path in ROOT.glob("run_scripts/*.py")}

@@ -1,6 +1,7 @@
 """Translate a test set and score it: BLEU, chrF, repeated words, length recall and speed, per number of passes."""
 
 import json
+import sys
 from pathlib import Path
 
 from ..evaluation.options import EvaluationArguments
@@ -21,4 +22,7 @@ def main(argv=None):
     if arguments.translations:
         Path(arguments.translations).mkdir(parents=True, exist_ok=True)
     report = run_evaluation(arguments)
-    print(json.dumps(report, ensure_ascii=False))
+    if arguments.output and sys.stdout.isatty():  # where thousands of characters would bury the scores
+        print(f"all figures are in {arguments.output}")
+    else:
+        print(json.dumps(report, ensure_ascii=False))

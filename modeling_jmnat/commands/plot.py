@@ -23,14 +23,14 @@ class PlotArguments:
         default=None,
         metadata={
             "help": 'JSON files with rows {"system": "JM-NAT", "bleu": 33.1, "latency_ms": 12, "label": "k = 4"}, '
-            "such as rows.json of benchmark.py."
+            "such as rows.json of `jmnat benchmark`."
         },
     )
     lengths: list[str] | None = field(
-        default=None, metadata={"help": "JSON files of evaluate.py, for BLEU of short and of long sentences."}
+        default=None, metadata={"help": "JSON files of `jmnat evaluate`, for BLEU of short and of long sentences."}
     )
     noise: list[str] | None = field(
-        default=None, metadata={"help": "JSON files of evaluate.py --noise, for BLEU against the level of noise."}
+        default=None, metadata={"help": "JSON files of `jmnat evaluate --noise`, for BLEU against the level of noise."}
     )
 
 

@@ -22,8 +22,8 @@ class PublishArguments:
     card: str | None = field(
         default=None,
         metadata={
-            "help": "YAML file with the facts of the model card and the result files of evaluate.py from which it "
-            "takes its figures, such as hub_card/de-en.yaml. Default: no card is written."
+            "help": "YAML file with the facts of the model card and the result files of `jmnat evaluate` from which "
+            "it takes its figures, such as hub_card/de-en.yaml. Default: no card is written."
         },
     )
     fp16: bool = field(

@@ -23,8 +23,8 @@ class TablesArguments:
     add: list[str] | None = field(
         default=None,
         metadata={
-            "help": "JSON files of evaluate.py or tune_decoding.py, or output folders of reproduce.py or a benchmark. "
-            "Their rows replace those of the same run, system, seed, variant, split and setting."
+            "help": "JSON files of `jmnat evaluate` or `jmnat tune`, or output folders of `jmnat reproduce` or a "
+            "benchmark. Their rows replace those of the same run, system, seed, variant, split and setting."
         },
     )
     run: str | None = field(

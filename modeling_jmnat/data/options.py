@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class PreparationArguments:
-    """Turn parallel text into a data set that `train_jmnat.py` reads. Give text files, or a data set of the Hub."""
+    """Turn parallel text into a data set that `jmnat train` reads. Give text files, or a data set of the Hub."""
 
     output_dir: str = field(metadata={"help": "New folder for the data set, the tokenizer and the counts."})
     train_source: str | None = field(

@@ -28,10 +28,10 @@ def read_evaluations(paths: Sequence[str | Path], column: str) -> dict[Path, dic
     for path in map(Path, paths):
         report = read_json(path)
         if not isinstance(report, dict) or not {"settings", "results"} <= report.keys() or not report["results"]:
-            raise ValueError(f"{path} was not written by evaluate.py --output: it has no settings and results")
+            raise ValueError(f"{path} was not written by `jmnat evaluate --output`: it has no settings and results")
         if any(column not in row for row in report["results"]):
             how = "with --noise" if column == "noise_level" else "again"
-            raise ValueError(f"{path} has no {column}: run evaluate.py {how}")
+            raise ValueError(f"{path} has no {column}: run `jmnat evaluate` {how}")
         reports[path] = report
     return reports
 

@@ -1,6 +1,6 @@
 """The paper's data sets as recipes: where the text is, how to prepare it, which preset fits, which BLEU to expect.
 
-    python run_scripts/prepare_data.py --recipe iwslt14_de_en --output_dir runs/data/iwslt14_de_en
+    jmnat prepare --recipe iwslt14_de_en --output_dir runs/data/iwslt14_de_en
 
 Vocabulary sizes, Moses tokenisation and lower-casing follow section 5.1 of the paper and the fairseq scripts that it
 used. The scores are those of its Table 2.
@@ -53,7 +53,7 @@ class Recipe:
         """The next steps with the prepared data, for a person to read."""
         return (
             f"{self.title}: train and evaluate with\n"
-            f"    python run_scripts/reproduce.py --suite table2 --preset {self.preset} "
+            f"    jmnat reproduce --suite table2 --preset {self.preset} "
             f"--num_length_candidates {self.num_length_candidates} --data DIR --output RUN\n"
             f"({self.tokens_per_step} tokens a step). The paper's tokenised BLEU (tokenized_bleu in RUN/results): "
             + ", ".join(f"{name} {score}" for name, score in self.bleu.items())

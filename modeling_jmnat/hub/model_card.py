@@ -141,10 +141,10 @@ def _read_report(path: Path, key: str) -> tuple[dict, dict[int, dict]]:
         report["settings"]["sentences"], report["settings"]["generation"], report["device"]["name"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"{path} is not a result file of evaluate.py with {key}, sacreBLEU and chrF in each row"
+            f"{path} is not a result file of `jmnat evaluate` with {key}, sacreBLEU and chrF in each row"
         ) from None
     if not rows:
-        raise ValueError(f"{path} has no results: run evaluate.py again")
+        raise ValueError(f"{path} has no results: run `jmnat evaluate` again")
     return report, rows
 
 

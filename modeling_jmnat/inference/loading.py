@@ -93,13 +93,14 @@ def load_translator(
     check_folder(directory)
     if backend.startswith("onnx"):
         return _load_exported(directory, device, dtype, int8=backend == "onnx_int8")
+    _check_model_folder(directory)
     torch_device = choose_device(device)
     try:
         config = AutoConfig.from_pretrained(directory, **NO_FOREIGN_CODE)
         model = AutoModelForSeq2SeqLM.from_pretrained(directory, config=config, dtype=dtype, **NO_FOREIGN_CODE)
         tokenizer = AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
     except UNREADABLE as error:
-        raise ValueError(f"model {directory} cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"model {directory} cannot be loaded: {_reason(directory, error)}") from None
     check_finite(model, directory)
     check_vocabulary(model, tokenizer)
     if is_jmnat(model):
@@ -120,6 +121,26 @@ def _load_exported(
     check_vocabulary(model, tokenizer)
     set_repeatable_tokens(model, tokenizer)
     return model, tokenizer
+
+
+def _check_model_folder(directory: str | Path) -> None:
+    """ValueError for a folder that holds no model, or only the checkpoints of a training that has not ended."""
+    folder = Path(directory)
+    if not folder.is_dir() or (folder / "config.json").is_file():
+        return
+    lacks = f"model {directory} cannot be loaded: it holds no config.json"
+    for checkpoint in folder.glob("checkpoint-*/config.json"):
+        raise ValueError(
+            f"{lacks}, because its training has not ended: repeat the command that trains it, or give a checkpoint, "
+            f"such as {checkpoint.parent}"
+        )
+    raise ValueError(f"{lacks}: give the folder of a saved model, or a name on the Hub")
+
+
+def _reason(directory: str | Path, error: Exception) -> str:
+    if Path(directory).is_dir():
+        return _first_line(error)
+    return f"there is no folder of this name, and it cannot be fetched from the Hub: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:
@@ -165,10 +186,11 @@ def load_teacher(
             autoregressive.
     """
     tokenizer = load_teacher_tokenizer(directory)
+    _check_model_folder(directory)
     try:
         model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto", **NO_FOREIGN_CODE)
     except UNREADABLE as error:
-        raise ValueError(f"the weights of {directory} cannot be read: {_first_line(error)}") from None
+        raise ValueError(f"the weights of {directory} cannot be read: {_reason(directory, error)}") from None
     refuse_student(directory, model.config)
     check_finite(model, directory)
     if model.config.vocab_size < len(tokenizer):
@@ -197,8 +219,9 @@ def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
     except (OSError, RuntimeError, KeyError) as error:  # SentencePiece raises RuntimeError for a damaged file
-        raise ValueError(f"the tokenizer of {directory} cannot be loaded: {_first_line(error)}") from None
+        raise ValueError(f"the tokenizer of {directory} cannot be loaded: {_reason(directory, error)}") from None
     except (ImportError, ValueError) as error:
+        _check_model_folder(directory)
         if is_sentencepiece_available():
             raise
         raise ValueError(

@@ -20,7 +20,7 @@ class TeacherArguments:
     """What to train on, and what differs from the preset's model."""
 
     preset: str = field(metadata={"help": f"{PRESET_HELP} Its section teacher overrides its section training."})
-    data: str = field(metadata={"help": "Folder that prepare_data.py wrote."})
+    data: str = field(metadata={"help": "Folder that `jmnat prepare` wrote."})
     encoder_layers: int | None = field(
         default=None,
         metadata={"help": "Encoder layers. Default: the preset's. 10 with --decoder_layers 2 decodes fast."},

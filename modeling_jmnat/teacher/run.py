@@ -1,5 +1,7 @@
 """A training run of a teacher, from prepared data and a preset to a saved model."""
 
+import sys
+
 from ..configuration_jmnat import JMNatConfig
 from ..inference.translation import translate_lines
 from ..training.run import FIXED_TRAINING_FIELDS, Run, fixed_settings, train_into_folder
@@ -19,7 +21,11 @@ def train_teacher(command: TeacherCommand) -> dict:
 
     def final_scores(trainer: TeacherTrainer) -> dict[str, float]:
         validation, tokenize = trainer.eval_dataset, command.training.bleu_tokenize
-        return validation_scores(trainer.model, trainer.processing_class, validation, num_beams, tokenize)
+        speaks = trainer.args.should_save
+        if speaks:
+            print(f"scoring the {len(validation)} validation sentences, greedy and with beam search", file=sys.stderr)
+        progress = speaks and sys.stderr.isatty()
+        return validation_scores(trainer.model, trainer.processing_class, validation, num_beams, tokenize, progress)
 
     settings = {
         "model": command.model,
@@ -33,12 +39,13 @@ def train_teacher(command: TeacherCommand) -> dict:
 
 
 def validation_scores(
-    model, tokenizer, validation, num_beams: int, bleu_tokenize: str | None = None
+    model, tokenizer, validation, num_beams: int, bleu_tokenize: str | None = None, progress: bool = False
 ) -> dict[str, float]:
     """sacreBLEU on the whole validation set, with greedy and with beam search."""
     sources, references = list(validation["source"]), list(validation["target"])
-    scores = {}
+    options, scores = {"progress": progress, "total": len(sources)}, {}
     for name, beams in (("validation_bleu_greedy", 1), (f"validation_bleu_beam{num_beams}", num_beams)):
-        texts = [result.text for result in translate_lines(model.eval(), tokenizer, sources, num_beams=beams)]
+        results = translate_lines(model.eval(), tokenizer, sources, **options, num_beams=beams)
+        texts = [result.text for result in results]
         scores[name] = round(corpus_bleu(texts, references, chosen=bleu_tokenize), 2)
     return scores

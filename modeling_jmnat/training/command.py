@@ -29,7 +29,7 @@ USAGE = "%(prog)s --preset NAME --data DIR --output_dir DIR [--OPTION VALUE ...]
 class RunArguments:
     """What to train on and what to start from."""
 
-    data: str = field(metadata={"help": "Folder that prepare_data.py wrote."})
+    data: str = field(metadata={"help": "Folder that `jmnat prepare` wrote."})
     preset: str | None = field(
         default=None, metadata={"help": f"{PRESET_HELP} An option overrides the field of its name."}
     )
@@ -47,8 +47,9 @@ class RunArguments:
     init_from_teacher: str | None = field(
         default=None,
         metadata={
-            "help": "Copy the weights that fit from this autoregressive model (train_teacher.py; same tokenizer): "
-            "embeddings, encoder, decoder self- and cross-attention, feed-forward. The best start for short runs."
+            "help": "Copy the weights that fit from this autoregressive model (of `jmnat train-teacher`; same "
+            "tokenizer): embeddings, encoder, decoder self- and cross-attention, feed-forward. The best start for "
+            "short runs."
         },
     )
     freeze: str | None = field(

@@ -104,13 +104,14 @@ class CopiedWeights:
     num_parameters: int = 0
 
     def describe(self) -> str:
-        """One sentence; tensors of the same kind in different layers are named once."""
-        kinds: dict[str, str] = {}
+        """What was copied, and by reason what was not; modules of the same kind in different layers are named once."""
+        kinds: dict[str, dict[str, None]] = {}
         for name, reason in self.left.items():
-            kinds.setdefault(".".join("*" if part.isdigit() else part for part in name.split(".")), reason)
-        left = "; ".join(f"{kind}: {reason}" for kind, reason in kinds.items())
+            module = ".".join("*" if part.isdigit() else part for part in name.split(".")[:-1])
+            kinds.setdefault(reason, {})[module] = None
         share = 100 * self.num_copied / self.num_parameters
-        return f"copied {len(self.copied)} tensors, {share:.1f} % of the parameters. Not copied: {left or 'none'}"
+        sentences = [f"copied {len(self.copied)} tensors, {share:.1f} % of the parameters"]
+        return ". ".join(sentences + [f"{reason.capitalize()}: {', '.join(left)}" for reason, left in kinds.items()])
 
 
 @torch.no_grad()

@@ -135,7 +135,8 @@ def train_into_folder(run: Run) -> dict:
             return _train(run, output_dir)
     except KeyboardInterrupt:  # before or after the training itself, or a second signal
         newest = checkpoints.newest_whole(output_dir)
-        return unfinished(output_dir, checkpoints.checkpoint_step(newest) if newest else 0)
+        max_steps = run.training.max_steps if run.training.max_steps > 0 else None  # otherwise the epochs decide
+        return unfinished(output_dir, checkpoints.checkpoint_step(newest) if newest else 0, max_steps)
 
 
 def _train(run: Run, output_dir: Path) -> dict:
@@ -158,6 +159,10 @@ def _train(run: Run, output_dir: Path) -> dict:
     )
     if run.training.should_save:
         write_json(output_dir / SETTINGS, settings)
+        parameters = trainer.model.num_parameters()
+        print(f"training {parameters:,} parameters on {len(data['train']):,} pairs", file=sys.stderr)
+        if checkpoints.list_checkpoints(output_dir):
+            print(f"{output_dir} holds an unfinished run: resuming from its newest whole checkpoint", file=sys.stderr)
     trainer.train(resume_from_checkpoint=True)
     if trainer.stopper.stopped:
         return unfinished(output_dir, trainer.state.global_step, trainer.state.max_steps)

@@ -28,10 +28,12 @@ NO_MEMORY = re.compile(
     re.IGNORECASE,
 )
 OUT_OF_MEMORY = "out of memory"
+FILE_ADVICE = {FileNotFoundError: "check the path", IsADirectoryError: "name a file in it"}
 ASKED_FOR = re.compile(r"(?:tried|unable) to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 LOST_PROCESS_ERRORS = ("DistError", "DistBackendError", "DistNetworkError", "DistStoreError")
 LOST_PROCESS = re.compile("closed by peer|reset by peer|third_party/gloo|NCCL|ProcessGroup")
 GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable: largest share of a GPU to use, such as 0.1
+REQUIRED = re.compile(r"requires `(\w+)")  # in messages of Transformers: "... requires `accelerate>=1.1.0`: ..."
 EXTRAS = {  # of setup.cfg, with the modules that they install
     "train": (
         *("accelerate", "datasets", "evaluate", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece"),
@@ -110,7 +112,16 @@ def describe_error(error: Exception, resumes: bool = False, memory: str = "") ->
         )
     if RUST_SYSTEM_ERROR.search(sentence):
         return f"a file cannot be read or written: {sentence}"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return describe_file_error(error)
     return sentence or type(error).__name__ if isinstance(error, USER_ERRORS) else None
+
+
+def describe_file_error(error: OSError) -> str:
+    """The file, what is wrong with it and what to do, without the number that Python puts in front."""
+    path = error.filename if isinstance(error.filename, int) else os.fsdecode(error.filename)
+    advice = FILE_ADVICE.get(type(error))
+    return f"{path}: {error.strerror}" + (f"; {advice}" if advice else "")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -168,9 +179,10 @@ def say(sentence: str) -> None:
 def missing_library(error: ImportError) -> str:
     """One sentence on a library to install; re-raises the error if the import fails by a bug of ours."""
     names = [cause.name.partition(".")[0] for cause in causes(error) if cause.name]
+    needed = names or REQUIRED.findall(str(error))
     for extra, modules in EXTRAS.items():
         for name in modules:
-            if name in names:
+            if name in needed:
                 return f"this command needs {name}: pip install 'modeling-jmnat[{extra}]'"
     if names:
         raise error

@@ -261,9 +261,9 @@ def test_command_draws_and_says_what_is_wrong(history, tmp_path, capsys):
     for arguments, sentence in (
         ([], "give exactly one of --run, --latency, --lengths and --noise"),
         (["--run", str(tmp_path / "run"), "--latency", str(rows)], "give exactly one of --run, --latency"),
-        (["--lengths", str(rows)], "was not written by evaluate.py"),
-        (["--lengths", str(old)], "has no by_source_words: run evaluate.py again"),
-        (["--noise", str(old)], "has no noise_level: run evaluate.py with --noise"),
+        (["--lengths", str(rows)], "was not written by `jmnat evaluate"),
+        (["--lengths", str(old)], "has no by_source_words: run `jmnat evaluate` again"),
+        (["--noise", str(old)], "has no noise_level: run `jmnat evaluate` with --noise"),
         (["--lengths", str(few)], f"has {MIN_SENTENCES} sentences, use a longer test set"),
         (["--run", str(tmp_path)], "holds no trainer_state.json"),
         (["--run", str(empty)], "has no log_history"),

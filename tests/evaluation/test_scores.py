@@ -338,7 +338,7 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
         ([student, source, source, "--reranker", f"{folder}/no"], f"error: the folder {folder}/no does not exist"),
         ([student, source, source, "--generation_options", '{"shortlist": "sl"}'], "error: generation option 'short"),
         ([student, source, source, "--target_language", "klingon"], "error: Moses language 'klingon'"),
-        ([student, str(tmp_path / "absent"), source], "error: [Errno 2] No such file"),
+        ([student, str(tmp_path / "absent"), source], f"error: {tmp_path}/absent: No such file"),
     ):
         model, source_file, reference, *options = arguments
         with pytest.raises(SystemExit) as stopped:

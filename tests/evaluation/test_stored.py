@@ -46,6 +46,19 @@ def refused(capsys, *options):
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_at_a_terminal_the_figures_do_not_bury_the_scores(folder, tmp_path, monkeypatch, capsys, terminal):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    output = tmp_path / "report.json"
+    report = evaluated(folder, output, "--num_iterations", "1", "--metrics", "sacrebleu", "--resamples", "0")
+    scores, last = capsys.readouterr().out.splitlines()
+    assert scores.startswith("num_iterations 1: sacreBLEU")
+    if terminal:
+        assert last == f"all figures are in {output}"
+    else:
+        assert json.loads(last) == report
+
+
 def printed_by_sacrebleu(folder, *arguments, **environment):
     command = [sys.executable, "-m", "sacrebleu", *arguments, "--width", "4"]
     done = subprocess.run(
@@ -260,7 +273,7 @@ def test_what_cannot_be_evaluated_gets_a_sentence_before_the_work(folder, tmp_pa
         ([*text, "--baseline", short], f"error: baseline={short} has 1 lines, but there are 30 references"),
         ([*text, "--baseline", old], f"error: baseline={old} has no translations: give a file of translations"),
         ([*text, "--baseline", none], f"error: baseline={none} has no translations"),
-        ([*text, "--baseline", tmp_path / "no.txt"], "error: [Errno 2] No such file"),
+        ([*text, "--baseline", tmp_path / "no.txt"], f"error: {tmp_path}/no.txt: No such file"),
         ([*text, "--baseline", twice, folder / "test.src"], "two baselines are called 'test.src', rename one"),
     ):
         found = refused(capsys, "--model", folder / "student", *options, "--output", tmp_path / "report.json")

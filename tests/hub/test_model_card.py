@@ -170,7 +170,7 @@ def test_facts_that_do_not_fit_are_named(write, facts, message):
 
 
 def test_files_that_do_not_fit_are_named(write, tmp_path):
-    with pytest.raises(ValueError, match=r"results.json is not a result file of evaluate.py with num_iterations"):
+    with pytest.raises(ValueError, match=r"results.json is not a result file of `jmnat evaluate` with num_iterations"):
         write(results={"results": [{"num_iterations": 1}]})
     with pytest.raises(ValueError, match=r"results.json has no results"):
         write(results=report())

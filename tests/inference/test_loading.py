@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -50,12 +51,27 @@ def test_errors_of_loading_name_the_cause(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, sentence in (
         ((tmp_path / "absent",), "absent does not exist"),
-        ((tmp_path / "empty",), "empty cannot be loaded"),
+        ((tmp_path / "empty",), "empty cannot be loaded: it holds no config.json: give the folder of a saved model"),
         ((folder / "student", "tpu"), "device='tpu' cannot be used here"),
         ((folder / "student", "cpu", "int8"), "dtype='int8' is not one of auto, float32"),
     ):
         with pytest.raises(ValueError, match=sentence):
             load_translator(*arguments)
+
+
+@pytest.mark.parametrize("load", [load_translator, load_teacher])
+def test_what_is_no_saved_model_is_said_so(load, folder, tmp_path, monkeypatch):
+    """Neither the libraries' list of model types, nor only that the Hub cannot be reached."""
+    training = tmp_path / "training"
+    shutil.copytree(folder / "student", training / "checkpoint-20")
+    sentence = (
+        "training cannot be loaded: it holds no config.json, because its training has not ended: .*checkpoint-20"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        load(training)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="trainig cannot be loaded: there is no folder of this name, and it cannot"):
+        load("trainig")
 
 
 def test_repeatable_tokens_are_set_and_saved(student, tokenizer, folder, tmp_path):

@@ -340,7 +340,7 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
     for arguments, sentence in (
         (["--model", student, "--input", str(long), "--long_lines", "error"], "error: line 2 has"),
         (["--model", student, "--input", str(empty)], f"error: {empty}: the input is empty"),
-        (["--model", student, "--input", str(tmp_path / "absent")], "error: [Errno 2] No such file"),
+        (["--model", student, "--input", str(tmp_path / "absent")], f"error: {tmp_path}/absent: No such file"),
         (["--model", str(tmp_path), "--input", str(good)], f"error: model {tmp_path} cannot be loaded"),
         (["--model", student, "--input", str(good), "--num_iterations", "0"], "error: num_iterations=0"),
         (["--model", student, "--input", str(good), "--n_best", "0"], "error: n_best=0"),

@@ -132,7 +132,12 @@ def test_a_stopped_run_ends_with_the_same_weights(folder, tmp_path, capsys):
     train(folder, tmp_path / "stopped", time_budget=1e-9)
     assert last_json(capsys)["finished"] is False
     train(folder, tmp_path / "stopped")
-    stopped = last_json(capsys)
+    output = capsys.readouterr()
+    stopped = json.loads(output.out.splitlines()[-1])
+    pairs = len(load_prepared(folder / "data")[0]["train"])
+    assert f"training {stopped['parameters']:,} parameters on {pairs:,} pairs" in output.err
+    assert "stopped holds an unfinished run: resuming from its newest whole checkpoint" in output.err
+    assert f"scoring the {len(load_prepared(folder / 'data')[0]['validation'])} validation sentences" in output.err
     assert stopped["validation_bleu_beam5"] == whole["validation_bleu_beam5"]
     weights = [load_teacher(tmp_path / name)[0].state_dict() for name in ("whole", "stopped")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

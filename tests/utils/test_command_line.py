@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,11 +181,17 @@ def test_a_missing_extra_is_named(capsys):
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("Could not import module 'Trainer'") from error
 
+    def required(argv):  # as Transformers' checks of versions do
+        raise ImportError(
+            "Using the `Trainer` requires `accelerate>=1.1.0`: Please run `pip install transformers[torch]`"
+        )
+
     for main, sentence in (
         (lambda argv: missing("datasets"), "datasets: pip install 'modeling-jmnat[train]'"),
         (lambda argv: missing("onnx.helper"), "onnx: pip install 'modeling-jmnat[bench]'"),
         (lambda argv: missing("gradio"), "gradio: pip install 'modeling-jmnat[space]'"),
         (hidden, "accelerate: pip install 'modeling-jmnat[train]'"),
+        (required, "accelerate: pip install 'modeling-jmnat[train]'"),
     ):
         with pytest.raises(SystemExit) as stopped:
             command(main)()
@@ -261,3 +268,20 @@ def test_a_file_that_tokenizers_cannot_write_gets_one_sentence(tmp_path, capsys)
         command(save)([])
     assert stopped.value.code == 1
     assert capsys.readouterr().err.startswith("error: a file cannot be read or written: Is a directory (os error 21)")
+
+
+@pytest.mark.parametrize(
+    ("opened", "sentence"),
+    [
+        ("absent.de", "absent.de: No such file or directory; check the path"),
+        ("absent/text.de", "absent/text.de: No such file or directory; check the path"),
+        (".", ".: Is a directory; name a file in it"),
+        ("file/text.de", "file/text.de: Not a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_named_first(tmp_path, monkeypatch, capsys, opened, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        command(lambda argv: Path(opened).read_text())()
+    assert capsys.readouterr().err.strip() == f"error: {sentence}"
