@@ -61,7 +61,7 @@ def test_errors_of_loading_name_the_cause(folder, tmp_path):
 
 @pytest.mark.parametrize(("name", "value"), [("d_model", "16"), ("encoder_layers", 1.5), ("normalize_before", "yes")])
 def test_a_field_of_another_type_is_named(folder, tmp_path, name, value):
-    copied = shutil.copytree(folder, tmp_path / "copy")
+    copied = shutil.copytree(folder / "student", tmp_path / "copy")
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {name: value}))
     with pytest.raises(ValueError, match=f"copy cannot be loaded: config.json: Validation error for field '{name}': "):
