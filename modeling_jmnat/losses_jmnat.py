@@ -335,6 +335,42 @@ def check_same_vocabulary(of_reranker: int, own: int) -> None:
         )
 
 
+def check_source_ids(input_ids, vocab_size: int) -> None:
+    """ValueError unless the source is a tensor (B, S) of ids of the vocabulary, at least one.
+
+    On a GPU, the ids themselves are not checked, because that would wait for it.
+    """
+    if not torch.is_tensor(input_ids):
+        raise ValueError(
+            f"input_ids is a {type(input_ids).__name__} but must be a tensor (B, S) of token ids: give "
+            "generate(**tokenizer(text, return_tensors='pt')), or translate text with JMNatTranslationPipeline"
+        )
+    shape = tuple(input_ids.shape)
+    if not input_ids.numel():
+        raise ValueError(f"input_ids has shape {shape}: at least one token is needed")
+    if len(shape) != 2:
+        raise ValueError(f"input_ids has shape {shape} but must have (B, S): give a batch, also of a single sentence")
+    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise ValueError(f"input_ids has the type {input_ids.dtype} but must hold whole numbers: use input_ids.long()")
+    extremes = (int(input_ids.min()), int(input_ids.max())) if input_ids.device.type == "cpu" else ()
+    for wrong in (i for i in extremes if not 0 <= i < vocab_size):
+        raise ValueError(
+            f"input_ids holds {wrong}, but ids must lie in [0, {vocab_size}): use the tokenizer that was saved with "
+            "this model"
+        )
+
+
+def check_target_lengths(target_lengths, num_sentences: int) -> torch.Tensor:
+    """`target_lengths` as a tensor (B,); ValueError where it has another shape."""
+    target_lengths = torch.as_tensor(target_lengths).long()
+    if target_lengths.shape != (num_sentences,):
+        raise ValueError(
+            f"target_lengths has shape {tuple(target_lengths.shape)} "
+            f"but must hold one length for each of {num_sentences} sentences"
+        )
+    return target_lengths
+
+
 def length_preferences(length_log_probs: torch.Tensor, longest: int, shift: int) -> torch.Tensor:
     """Preferences (B, longest - 1) for the target lengths from 2 to `longest`: the classes (B, L), moved by `shift`.
 

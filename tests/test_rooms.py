@@ -34,6 +34,7 @@ TRAVELLING = (
     "generation_jmnat",
     "modeling_jmnat",
     "tokenization_jmnat",
+    "spelling",
     "plain_text",
     "segmenters",
     "pipeline",

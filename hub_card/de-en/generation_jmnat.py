@@ -24,7 +24,15 @@ from .configuration_jmnat import (
     saved_generation_config,
     under_own_names,
 )
-from .losses_jmnat import JMNatGenerateOutput, check_same_vocabulary, choose_candidates, first_end, length_preferences
+from .losses_jmnat import (
+    JMNatGenerateOutput,
+    check_same_vocabulary,
+    check_source_ids,
+    check_target_lengths,
+    choose_candidates,
+    first_end,
+    length_preferences,
+)
 from .passes_jmnat import MaskPredict
 
 # Keys of training batches; with any of them, `decoder_input_ids` is a partly masked reference and not a canvas.
@@ -106,17 +114,6 @@ def stated_options(generation_config: GenerationConfig | None) -> dict[str, Any]
     """The options that a config sets, without its private fields."""
     fields = {} if generation_config is None else vars(generation_config)
     return {name: value for name, value in fields.items() if value is not None and not name.startswith("_")}
-
-
-def check_target_lengths(target_lengths, num_sentences: int) -> torch.Tensor:
-    """`target_lengths` as a tensor (B,); ValueError where it has another shape."""
-    target_lengths = torch.as_tensor(target_lengths).long()
-    if target_lengths.shape != (num_sentences,):
-        raise ValueError(
-            f"target_lengths has shape {tuple(target_lengths.shape)} "
-            f"but must hold one length for each of {num_sentences} sentences"
-        )
-    return target_lengths
 
 
 def check_canvas(canvas, attention_mask: torch.Tensor | None, config) -> torch.Tensor:
@@ -228,7 +225,7 @@ class JMNatGenerationMixin(GenerationMixin):
             )
         training, input_ids = {name: kwargs.pop(name, None) for name in OF_TRAINING}, kwargs.pop("input_ids", inputs)
         targets, given_mask = training["encoder_targets"], kwargs.pop("decoder_attention_mask", None)
-        if targets is not None and input_ids is not None:  # the source as it was before masking
+        if targets is not None and torch.is_tensor(input_ids):  # the source as it was before masking
             if targets.shape != input_ids.shape:
                 raise ValueError(f"encoder_targets has shape {(*targets.shape,)}, input_ids {(*input_ids.shape,)}")
             input_ids = torch.where(targets == -100, input_ids, targets)
@@ -266,8 +263,8 @@ class JMNatGenerationMixin(GenerationMixin):
         return output
 
     def _check_inputs(self, input_ids: torch.Tensor | None, reranker) -> None:
-        if input_ids is not None and not input_ids.numel():
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: at least one token is needed")
+        if input_ids is not None:
+            check_source_ids(input_ids, self.config.vocab_size)
         if input_ids is None and reranker is not None:
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
         if reranker is not None and not hasattr(reranker, "score"):

@@ -14,6 +14,8 @@ from typing import Any
 
 from tokenizers import Regex, normalizers
 
+from .spelling import calmed, in_capitals, in_small_letters, readable, truecased, without_letter_entities
+
 # Characters of the private use area that stand for text to be copied.
 MARKS = tuple(map(chr, range(0xE000, 0xE00A)))
 REPLACEMENT = "\ufffd"  # left by a failed decoding
@@ -63,47 +65,69 @@ CLEAN = text_normalizer()
 
 # Text that a translation copies --------------------------------------------------------------------------------------
 
+BLANK = "\u2800"  # white space in Braille, which is a symbol to Python
+NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
+UNSEEN = re.compile(rf"{INVISIBLE}|\s|[\u180e\u200c\u200d\ufe0f\U000e0020-\U000e007f]")  # including emoji joiners
+ANY_MARK = re.compile(f"[{''.join(MARKS)}]")
+NO_SPACE = re.compile(r"\S+")
+EDGE_SIGNS = re.compile(r"""^["'“”„«»(\[]+|["'“”«»)\],.;:!?…]+$""")  # around a word
+LONE_LETTER = re.compile(r"[\W\d_]*[A-HJ-Zb-zÄÖÜäöüß][\W\d_]*")  # of a list or a formula; "I" and "a" are words
+AMOUNT = re.compile(r"([+-]?\d[\d.,]*)\s?[^\s\d]{1,3}")  # a number and its unit
+SHORT_NUMBER = re.compile(r"\d{1,2}")
+MENDED_FROM = 0.5  # least similarity (0 to 1) of a garbled copy to the item that it should be
 ADDRESS_END = r"""[^\s<>"'“”«».,:;!?)\]}…]"""
 FILE_TYPES = (
     "bak|c|cfg|conf|cpp|css|csv|deb|dll|docx?|exe|gif|gz|h|html?|ini|jpe?g|js|json|log|md|mp[34]|od[pst]|pdf|png|pptx?|"
     "py|rpm|sh|so|svg|tar|toml|tsv|txt|xlsx?|xml|ya?ml|zip|com|de|io|net|org"
 )
-BLANK = "\u2800"  # white space in Braille, which is a symbol to Python
-NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
-NUMBER = r"\d+(?:[.,:/'’-]\d+)*"
-BULLETS = "•‣⁃∙"  # bullets that Unicode does not class as symbols
-UNSEEN = re.compile(rf"{INVISIBLE}|\s|[\u180e\u200c\u200d\ufe0f\U000e0020-\U000e007f]")  # including emoji joiners
-ANY_MARK = re.compile(f"[{''.join(MARKS)}]")
-NO_SPACE = re.compile(r"\S+")
-EDGE_SIGNS = re.compile(r"""^["'“”„«»(\[]+|["'“”«»)\],.;:!?…]+$""")  # around a word
-LONE_LETTER = re.compile(r"[\W\d_]*[A-HJ-Zb-z][\W\d_]*")  # of a list or a formula; "I" and "a" are words
-SHORT_NUMBER = re.compile(r"\d{1,2}")
-MENDED_FROM = 0.5  # least similarity (0 to 1) of a garbled copy to the item that it should be
-WORD = re.compile(r"[^\W\d_]+")
+# Signs and units after an amount, and signs and codes before one.
+UNITS = r"(?:[€$£¥₹₽₺₿]|(?:EUR|USD|CHF|GBP|JPY|CNY|PLN|CZK|SEK|NOK|DKK)\b|°[CF]?|[cdkm]?m[²³])(?!\w)"
+CURRENCIES = r"(?:[€$£¥₹₽₺₿]|\b(?:EUR|USD|CHF|GBP|JPY|CNY|PLN|CZK|SEK|NOK|DKK)\b)"
+GAP = r"[ \xa0\u202f]?"
+NUMBER = r"\d+(?:[.,:/'’–-]\d+)*"
+BULLETS = "•‣⁃∙ℹ‼⁉§¶†‡"  # signs that Unicode does not class as symbols
+# Selectors of variants of a letter; those of pictograms and of Mongolian and Khmer letters belong to them.
+VARIANT = re.compile(
+    rf"(?<![#*\d©®{BULLETS}\u2122{JOINED}])[\u17b4\u17b5\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
 # Text that a translation copies, the most specific patterns first. `find_copied` adds words with unknown characters.
 # Patterns for long runs match only at the start of a run, so that they are not tried at each of its characters.
 COPIED = re.compile(
     "|".join(
         (
-            rf"""(?:(?:https?|ftps?|file|git|ssh)://|mailto:)[^\s<>"]*{ADDRESS_END}|www\.[^\s<>"]*{ADDRESS_END}""",
+            rf"""(?:(?:https?|ftps?|file|git|ssh)://|mailto:|www\.)[^\s<>"]*{ADDRESS_END}""",
+            rf"""(?<![\w.@-])(?:[A-Za-z0-9-]+\.)+[a-z]{{2,}}/[^\s<>"]*{ADDRESS_END}""",
             r"(?<![\w.+-])[\w.+-]*\w@\w[\w-]*(?:\.\w[\w-]*)+",  # e-mail
             r"</?[A-Za-z][^<>]*>|&(?:#\d+|#x[0-9A-Fa-f]+|[A-Za-z]\w*);",  # markup
-            # Placeholders of shells, templates, C and Python.
-            r"\$\{[^{}\s]*\}|\$\([A-Za-z_]\w*\)|\$[A-Za-z_]\w*\$?|%[A-Za-z_]\w+%|@[A-Z_][A-Z0-9_]*@|\[\[[^\[\]]*\]\]",
-            r"\{\{[^{}]*\}\}|\{[\w.:!,%]*\}|%\([A-Za-z_]\w*\)[-+ 0#]?\d*[a-z]|%\d+(?![\w$])",
+            r"(?<![\w`])`[^`\s](?:[^`]*[^`\s])?`(?![\w`])",  # code in Markdown
+            # Placeholders of shells, templates, C and Python; the messages of ICU.
+            r"\$\{[^{}\s]*\}|\$\([A-Za-z_]\w*\)|\$[A-Za-z_]\w*\$?|%[A-Za-z_]\w+%|@[A-Za-z_]\w*@|\[\[[^\[\]]*\]\]",
+            r"\{\{[^{}]*\}\}|[#$]?\{[\w.:!,%<>^+=#-]*\}|<%[^%<>]*%>|%\([A-Za-z_]\w*\)[-+ 0#]?\d*[a-z]|%\d+(?![\w$])",
+            r"\{\w+,\s*(?:plural|select|selectordinal|number|date|time)\b(?:[^{}]|\{[^{}]*\})*\}",
             r"%(?:\d+\$)?[-+0#]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[diouxXeEfgGcsp@](?!\w)",
-            # Paths, options, identifiers, file names and host names.
-            r"(?<![\w/~.])(?:~|\.{1,2})?(?:/[\w.+@-]*\w)+/?|\b[A-Za-z]:\\[^\s\"<>|]*[\w\\]|(?<![\w-])--[A-Za-z][\w-]*\w",
+            r"(?<![\w&@#/.])[@#](?=\d*[^\W\d])\w+|[0-9#*]\ufe0f?\u20e3",  # names, hashtags, keys
+            # Paths, options, identifiers, calls, file names and host names.
+            r"(?<![\w/~.])(?:~|\.{1,2})?(?:/[\w.+@-]*\w)+/?|(?<![\w-])--[A-Za-z][\w-]*\w",
+            r"\b[A-Za-z]:\\(?:[^\s\\\"<>|:]+(?: [^\s\\\"<>|:]+){0,3}\\)*[^\s\"<>|]*[\w\\]",
             rf"\b(?<!\w-)(?<![\w-]\.)(?=\w)[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES})\b",
-            r"\b(?:[a-z]\w*?(?:_[a-z0-9]+)+|[A-Z]\w*?(?:_[A-Z0-9]+)+)\b",
+            r"\b(?:[a-z]\w*?(?:_[a-z0-9]+)+|[A-Z]\w*?(?:_[A-Z0-9]+)+)\b|\b__\w+__\b",
+            r"(?<![\w.:>])[A-Za-z_]\w*(?:(?:\.|::|->)\w+)*\(\)|(?<![\w:])[A-Za-z_]\w*(?:::\w+)+(?:<[\w:,* ]*>)?",
+            r"\b[a-z]+[A-Z][a-z0-9]{2,}(?:[A-Z][a-z0-9]*)*\b|\b[A-Z]\w{0,9}&[A-Z]\w{0,9}\b",  # `camelCase` and `R&D`
             r"\b[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}\b|\b0x[0-9A-Fa-f]+\b",
-            # Amounts of money, telephone numbers, dates and times, numbers. A short ordinal ("3. Mai") is a word.
-            rf"(?<![\w.,])[€$£¥][ \xa0\u202f]?{NUMBER}",
-            r"(?<![\w.,])[+-]?\d{1,3}(?:[ \xa0\u2009\u202f]\d{3})+(?!\d)(?:[.,]\d+)?(?:[ \xa0\u202f]?[€$£¥](?!\w))?",
-            rf"(?<![\w.,])(?<!\d[:/'’-])[+-]?{NUMBER}[ \xa0\u202f]?[€$£¥](?!\w)",
-            r"(?<![\w.,])\+\d{1,3}(?:[ /-]?(?:\(\d+\)|\d+))+",
+            r"(?<![\w:])[0-9A-Fa-f]{2}(?:[:-][0-9A-Fa-f]{2}){5}(?![\w:])",  # addresses of devices, IPv6
+            r"(?<![\w:])(?:(?:[0-9A-Fa-f]{1,4}:){7}|(?:(?:[0-9A-Fa-f]{1,4}:){1,6}|:):(?:[0-9A-Fa-f]{1,4}:){0,5})"
+            r"[0-9A-Fa-f]{1,4}(?![\w:])",
+            # Amounts, account and telephone numbers, dates and times, numbers. A short ordinal ("3. Mai") is a word.
+            r"\b[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){2,7}(?: ?[A-Z\d]{1,3})?\b",
+            r"(?<![\w.,])(?:0\d+(?:[ \xa0]\d{2,})+|\d{4}(?:[ \xa0]\d{4}){2,})(?!\w)",
+            rf"(?<![\w.,]){CURRENCIES}{GAP}{NUMBER}(?:[.,][-–])?",
+            rf"(?<![\w.,])[+-]?\d{{1,3}}(?:[ \xa0\u2009\u202f]\d{{3}})+(?!\d)(?:[.,]\d+)?(?:{GAP}{UNITS})?",
+            rf"(?<![\w.,])(?<!\d[:/'’–-])[+−-]?{NUMBER}(?:[.,][-–])?{GAP}{UNITS}",
+            r"(?<![\w.,])\+\d{1,3}(?:[ /-]?(?:\(\d+\)|\d+))+|§{1,2}[ \xa0]?\d+[a-z]?\b",
             r"\b\d{4}-\d\d-\d\dT[\d:.]*\d(?:Z|[+-]\d\d:?\d\d)?|(?<!\w)[A-Z]{1,5}-?\d[\w-]*(?:\.\d+)*",
-            r"(?<![\w.,])[v+-]?\d+(?:[.,:/'’-]\d+)+|(?:(?<![\w)\]])[+-])?(?<![^\W_])(?:\d{3,}|\d{1,2}(?!\d|\.\s))",
+            r"\b(?=[IVX]{2,}\b)X{0,3}(?:IX|IV|V?I{0,3})\b(?<=[IVX])|(?<!\w)\d+(?:[x×]\d+)+(?!\w)",  # VIII, 1920x1080
+            r"(?<![\w.,])[v+-]?\d+(?:[.,:/'’–-]\d+)+(?:-?(?:alpha|beta|dev|post|pre|rc)\.?\d*\b)?",
+            r"(?:(?<![\w)\]])[+-])?(?<![^\W_])(?:\d{3,}|\d{1,2}(?!\d|\.\s))",
         )
     )
 )
@@ -115,11 +139,17 @@ def find_copied(tokenizer, text: str) -> list[tuple[int, int]]:
     These are matches of `COPIED`, and words with unknown characters, which would be predicted byte by byte; several
     such words in a row form one span.
     """
-    spans = [match.span() for match in COPIED.finditer(text)]
+    spans = [_with_bracket(text, *match.span()) for match in COPIED.finditer(text)]
     taken = {position for span in spans for position in range(*span)}
     kinds = "".join("-" if position in taken else _kind(tokenizer, text[position]) for position in range(len(text)))
     spans += [match.span() for match in re.finditer("w*ut*(?:i?[uw]t*)*(?: ut*(?:i?[uw]t*)*)*", kinds)]
     return sorted(spans)
+
+
+def _with_bracket(text: str, begin: int, end: int) -> tuple[int, int]:
+    """A span with the bracket that closes one inside it, as in `wiki/House_(film)`."""
+    is_open = text.count("(", begin, end) > text.count(")", begin, end)
+    return begin, end + (is_open and text[end : end + 1] == ")")
 
 
 def _kind(tokenizer, character: str) -> str:
@@ -230,12 +260,14 @@ def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
             continue
         taken = {place for other in items for span in places(other, translation) for place in range(*span)}
         words = [match.span() for match in NO_SPACE.finditer(translation)]
-        spoilt = most_alike(item, translation, words, taken)
+        spoilt = bare_number(item, translation, taken) or most_alike(item, translation, words, taken)
         if spoilt is not None:
             translation = translation[: spoilt[0]] + item + translation[spoilt[1] :]
         elif not SHORT_NUMBER.fullmatch(item):
             before, _, after = source.partition(item)
-            share = len(before.split()) / max(1, len(before.split()) + len(after.split()))
+            lost = {word for other in items if not places(other, translation) for word in other.split()}
+            left, right = (sum(word not in lost for word in side.split()) for side in (before, after))
+            share = left / max(1, left + right)
             starts = [begin for begin, _ in words if not {begin - 1, begin} <= taken]  # not within another item
             place = round(share * len(starts))
             if place < len(starts):
@@ -244,6 +276,15 @@ def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
                 end = len(translation.rstrip(".!?"))
                 translation = f"{translation[:end]}{' ' if words else ''}{item}{translation[end:]}"
     return translation
+
+
+def bare_number(item: str, text: str, taken: set[int]) -> tuple[int, int] | None:
+    """The span, outside `taken`, of an amount's number (`10` for `10 m²`), and of another sign after it."""
+    amount = AMOUNT.fullmatch(item)
+    for begin, end in places(amount[1], text) if amount else ():
+        if taken.isdisjoint(range(begin, end)):
+            return begin, end + (text[end : end + 1] in {"%", "°", "€", "$", "£"})
+    return None
 
 
 def most_alike(item: str, text: str, words: list[tuple[int, int]], taken: set[int]) -> tuple[int, int] | None:
@@ -264,41 +305,8 @@ def most_alike(item: str, text: str, words: list[tuple[int, int]], taken: set[in
 
 def places(item: str, text: str) -> list[tuple[int, int]]:
     """Spans of an item in a text, except inside a longer number."""
-    before, after = (r"(?<!\d)" if item[0].isdigit() else "", r"(?!\d)" if item[-1].isdigit() else "")
+    before, after = (r"(?<!\d)" if item[0].isdecimal() else "", r"(?!\d)" if item[-1].isdecimal() else "")
     return [match.span() for match in re.finditer(before + re.escape(item) + after, text)]
-
-
-# Capitals and small letters ------------------------------------------------------------------------------------------
-
-
-def in_capitals(text: str) -> bool:
-    """Whether a text is in capitals; a single word of up to four letters, perhaps an abbreviation, does not count."""
-    letters = "".join(filter(str.isalpha, text))
-    return letters.isupper() and (len(letters) > 4 or len(text.split()) > 1 < len(letters))
-
-
-def in_small_letters(text: str) -> bool:
-    """Whether a text has at least two words and no capital."""
-    return text == text.lower() != text.upper() and sum(any(map(str.isalpha, word)) for word in text.split()) > 1
-
-
-def truecased(tokenizer, text: str) -> str:
-    """A lower-case text with the capitals that the vocabulary suggests.
-
-    A word is capitalised if it then has fewer pieces, or pieces that were merged earlier, which are more frequent. The
-    first word of a sentence that ends in `.`, `!` or `?` is always capitalised.
-    """
-
-    def spelled(word: re.Match) -> str:
-        small, capital = word[0], word[0][0].upper() + word[0][1:]
-        small_ids, capital_ids = (tokenizer(form, add_special_tokens=False)["input_ids"] for form in (small, capital))
-        return capital if (len(capital_ids), capital_ids) < (len(small_ids), small_ids) else small
-
-    text = WORD.sub(spelled, text)
-    first = WORD.search(text) if text.rstrip("\"'“”»)").endswith((".", "!", "?")) else None
-    if first is None or tokenizer.is_unknown(first[0][0].upper()):
-        return text
-    return text[: first.start()] + first[0][0].upper() + text[first.start() + 1 :]
 
 
 # A sentence and its translation --------------------------------------------------------------------------------------
@@ -316,6 +324,7 @@ class Sentence:
         around: unknown signs before and after the sentence (a bullet, an emoji), with their spaces.
         capitals: whether the translation is to be in capitals.
         translation: set where no model is needed: "" for an empty sentence, the sentence itself if it has no words.
+        spellings: words that `text` has in other letters, see `respelled`.
     """
 
     text: str
@@ -325,6 +334,7 @@ class Sentence:
     around: tuple[str, str] = ("", "")
     capitals: bool = False
     translation: str | None = None
+    spellings: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def read(cls, sentence: str, tokenizer: Any) -> "Sentence":
@@ -335,37 +345,96 @@ class Sentence:
             read = cls.read(sentence.removeprefix(code).strip(), tokenizer)
             return replace(read, text=f"{code} {read.text}")
         sentence = sentence.replace(REPLACEMENT, "")
-        if not tokenizer.normalize_text(sentence):
+        if not tokenizer.normalize_text(VARIANT.sub("", sentence)):
             return cls("", translation="")
         # A letter followed by a combining accent is known if the composed character is.
         composed = unicodedata.normalize("NFC", sentence).replace(BLANK, " ")
-        around = {sign for sign in composed if UNSEEN.match(sign) or is_unknown_sign(sign, tokenizer)}
-        core = composed.strip("".join(around))
+        signs = {sign for sign in composed if UNSEEN.match(sign) or is_unknown_sign(sign, tokenizer)}
+        given = composed.strip("".join(signs))
+        core, spellings = plainly_spelled(tokenizer, given)
         if not core:
             return cls(sentence, translation=_cleaned_signs(sentence))
         spans = find_copied(tokenizer, core)
         items = tuple(dict.fromkeys(core[begin:end] for begin, end in spans))
         marked = put_marks(core, spans, items)
-        if LONE_LETTER.fullmatch(core) or (items and not any(map(str.isalpha, marked))):
-            return cls(sentence, translation=sentence)
-        text = marked if tokenizer.has_marks else core  # without marks, items count as text
-        capitals = not tokenizer.lowercase and in_capitals(text)
-        if capitals or (not tokenizer.lowercase and in_small_letters(text)):
+        if LONE_LETTER.fullmatch(core) or not any(map(str.isalpha, marked)):
+            return cls(sentence, translation=_cleaned_signs(sentence))
+        capitals = not tokenizer.lowercase and in_capitals(marked)
+        if capitals or (not tokenizer.lowercase and in_small_letters(marked)):
             marked = truecased(tokenizer, marked.lower())
-            text = marked if tokenizer.has_marks else restore(marked, items)
-        before, after = map(_cleaned_signs, composed.split(core, 1))
-        return cls(text, core, items, tokenizer.has_marks, (before, after), capitals)
+        elif not tokenizer.lowercase:
+            marked = calmed(tokenizer, marked)
+        text = marked if tokenizer.has_marks else without_marks(marked, items)
+        around = [_cleaned_signs(outer) for outer in composed.split(given, 1)]
+        before, after = (outer if outer.strip() else "" for outer in around)
+        return cls(text, core, items, tokenizer.has_marks, (before, after), capitals, spellings=spellings)
 
     def write(self, translation: str, is_draft: bool = False) -> str:
         """Turn the translation of `text` into that of the sentence. Items that a draft lacks are not inserted."""
         if self.translation is not None:
             return self.translation
         before, after = self.around
-        text = translation.replace(REPLACEMENT, "")
-        text = text.upper() if self.capitals else text
+        text = translation.replace(REPLACEMENT, "").strip()
         if self.has_marks:
             text = restore(text, self.items)
-        return before + (text if is_draft else mend_copies(text, self.source, self.items)) + after
+        text = respelled(text if is_draft else mend_copies(text, self.source, self.items), self.spellings)
+        return before + (capitalized(text, self.items) if self.capitals else text) + after
+
+
+def plainly_spelled(tokenizer, text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """A text in letters and signs that the vocabulary knows, as far as it can be, and the spellings that this changed.
+
+    Returns:
+        The text, and what `respelled` needs to spell copied words as before.
+    """
+    if text.isascii() and "&" not in text:
+        return text, ()
+    plain = without_letter_entities(VARIANT.sub("", text))
+    plain = readable(tokenizer, plain, (match.span() for match in COPIED.finditer(plain)))
+    words = [
+        (clean_text(read).casefold(), clean_text(word))
+        for read, word in zip(plain.split(), text.split(), strict=False)
+    ]
+    changed = {read for read, word in words if read != word.casefold()}
+    return plain, tuple(pair for pair in words if pair[0] in changed)
+
+
+def respelled(text: str, spellings: Sequence[tuple[str, str]]) -> str:
+    """A translation in which copied words are spelled as in the source.
+
+    Args:
+        spellings: cleaned words as the model read them, in small letters, and as they stand in the source, in order.
+    """
+    waiting: dict[str, list[str]] = {}
+    for read, original in spellings:
+        waiting.setdefault(read, []).append(original)
+
+    def spelling(word: re.Match) -> str:
+        left = waiting.get(clean_text(word[0]).casefold(), [word[0]])
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    return re.sub(r"\S+", spelling, text) if spellings else text
+
+
+def without_marks(marked: str, items: Sequence[str]) -> str:
+    """A text for a model without marks: with its items, but without emoji and other signs between words.
+
+    Such a model would read them byte by byte; `mend_copies` inserts them again.
+    """
+    of_items = dict(zip(MARKS, items, strict=False))
+    signs = [mark for mark, item in of_items.items() if not any(c.isascii() or c.isalnum() for c in item)]
+    if signs:
+        marked = re.sub(rf"\s[{''.join(signs)}](?=\s)", "", marked)
+    return ANY_MARK.sub(lambda mark: of_items.get(mark[0], ""), marked)
+
+
+def capitalized(text: str, items: Sequence[str]) -> str:
+    """A translation in capitals, except for what it copies."""
+    kept = [span for item in items for span in places(item, text)]
+    letters = [character.upper() for character in text]
+    for begin, end in kept:
+        letters[begin:end] = text[begin:end]
+    return "".join(letters)
 
 
 def _cleaned_signs(text: str) -> str:
@@ -375,5 +444,5 @@ def _cleaned_signs(text: str) -> str:
 
 def is_unknown_sign(character: str, tokenizer) -> bool:
     """Whether a character is a bullet or (part of) a pictogram that would become bytes."""
-    of_signs = unicodedata.category(character) in ("So", "Sk") or character in BULLETS
+    of_signs = unicodedata.category(character) in ("So", "Sk", "Sm", "Co") or character in BULLETS
     return of_signs and tokenizer.is_unknown(character)

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+from huggingface_hub.errors import HFValidationError
 
 from ..plain_text import clean_text
 from ..tokenization_jmnat import one_line
@@ -18,6 +19,7 @@ from ..utils.text_files import iterate_parallel
 
 SPLITS = ("train", "validation", "test")
 SIDES = ("source", "target")
+TEXT_TYPES = ("string", "large_string", "null")  # a column of nothing but nulls has the last
 CHUNK = 10_000  # pairs in memory at a time
 
 
@@ -92,7 +94,9 @@ def read_hub_splits(
     try:
         data = datasets.load_dataset(name, config, revision=revision)
     except datasets.exceptions.DatasetsError as error:
-        raise ValueError(f"dataset_name={name!r} cannot be read ({error})") from None
+        raise ValueError(f"dataset_name={name!r} cannot be read ({error.__cause__ or error})") from None
+    except HFValidationError:  # a path
+        raise ValueError(f"dataset_name={name!r} is neither a folder nor a possible name on the Hub") from None
     splits = {}
     for split, wanted in split_names.items():
         if wanted not in data:
@@ -111,17 +115,22 @@ def read_hub_splits(
 
 
 def _check_language(data: datasets.Dataset, language: str, name: str) -> None:
-    if language in data.column_names:
-        return
-    first = data[0].get("translation")
-    if not isinstance(first, dict) or language not in first:
-        found = ", ".join(first if isinstance(first, dict) else data.column_names)
+    """ValueError unless each row has a text in a language, or none (null)."""
+    pairs = data.features.get("translation")
+    if isinstance(pairs, datasets.Translation):
+        pairs = dict.fromkeys(pairs.languages, datasets.Value("string"))
+    columns = {**(pairs if isinstance(pairs, dict) else {}), **data.features}
+    if language not in columns:
+        found = ", ".join(pairs if isinstance(pairs, dict) else columns)
         raise ValueError(f"language {language!r} is not in {name}; it has {found}")
+    kind = getattr(columns[language], "dtype", type(columns[language]).__name__)
+    if kind not in TEXT_TYPES:
+        raise ValueError(f"{name}: {language!r} has the type {kind} but must hold text: convert it to strings")
 
 
 def texts_of(rows: dict[str, list], side: str) -> Iterable[str | None]:
     """The texts of one side in a batch of rows, given as columns."""
-    return rows[side] if side in rows else (pair[side] for pair in rows["translation"])
+    return rows[side] if side in rows else ((pair or {}).get(side) for pair in rows["translation"])
 
 
 def _clean_row(text: str | None) -> str:

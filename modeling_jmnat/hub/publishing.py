@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from .. import pipeline as pipeline_module
-from .. import plain_text, segmenters
+from .. import plain_text, segmenters, spelling
 from ..configuration_jmnat import JMNatConfig
 from ..inference.loading import is_jmnat_itself, load_translator
 from ..inference.onnx_runtime import GRAPHS_FOLDER, POSITIONS_FILE
@@ -38,7 +38,8 @@ AUTO_MAP = {"AutoModel": "modeling_jmnat.JMNatModel"}  # a save enters its own c
 # Files of an earlier build or push, which must not stay beside new ones.
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 GRAPH_FILES = tuple(f"{GRAPHS_FOLDER}/{name}" for name in ("*.onnx", "output_weight*.safetensors", POSITIONS_FILE))
-CODE_FILES = ("*_jmnat.py", *(Path(module.__file__).name for module in (plain_text, segmenters, pipeline_module)))
+CODE_MODULES = (plain_text, segmenters, spelling, pipeline_module)
+CODE_FILES = ("*_jmnat.py", *(Path(module.__file__).name for module in CODE_MODULES))
 REPLACED_FILES = (*WEIGHT_FILES, *CODE_FILES, *GRAPH_FILES)
 # Files of an Inference Endpoint, copied from this package. Their first line distinguishes them from the user's own,
 # and must stay as it was in folders that are published already.

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -35,7 +36,10 @@ NO_FOREIGN_CODE = {"trust_remote_code": False}
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 BACKENDS = ("torch", "cuda_graphs", "onnx", "onnx_int8")
 # Errors of Transformers for missing, damaged and forbidden files; RuntimeError is for a truncated PyTorch archive.
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError)
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError),
+    StrictDataclassError,  # a field of config.json has another type
+)
 LOAD_ITS_OWN = "load the tokenizer that was saved with this model"
 
 Translator = PreTrainedModel | StaticShapeJMNat | ORTJMNatForConditionalGeneration
@@ -146,6 +150,8 @@ def _reason(directory: str | Path, error: Exception) -> str:
 def _first_line(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):
         return "pytorch_model.bin holds more than tensors and plain values, which is refused"
+    if isinstance(error, StrictDataclassError):  # its second line has the reason
+        return f"config.json: {' '.join(str(error).split())}"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from .atomic_files import atomic_text_file
 
+GZIP_MAGIC = b"\x1f\x8b"
+
 
 def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
     """Yield the UTF-8 lines of an open binary file without their line ends; `name` is for error messages.
@@ -32,9 +34,18 @@ def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
                 yield line.decode("utf-8")
     except UnicodeDecodeError as error:
         where = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{name}: line {number} is not valid UTF-8 ({where})") from None
+        raise ValueError(f"{name}: line {number} is not valid UTF-8 ({where}): {_advice(error.object)}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{name}: not a complete gzip file after line {number} ({error})") from None
+
+
+def _advice(data: bytes) -> str:
+    """What to do with a line that is not UTF-8."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "it looks like UTF-16; convert it, for example by `iconv -f utf-16 -t utf-8`"
+    if data.startswith(GZIP_MAGIC):
+        return "it is compressed; give it a name that ends in .gz"
+    return "convert it, for example by `iconv -f latin1 -t utf-8`"
 
 
 def iterate_lines(path: str | Path) -> Iterator[str]:

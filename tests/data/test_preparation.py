@@ -570,3 +570,41 @@ def test_data_set_can_be_read_without_the_package(files):
     prepare(PreparationArguments(**files))
     plain = datasets.load_from_disk(str(Path(files["output_dir"]) / "dataset"))
     assert plain["train"].with_format("torch")[0]["labels"].dtype.is_signed
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (lambda text: len(text), r"'de' has the type int64 but must hold text"),
+        (lambda text: [text], r"'de' has the type List but must hold text"),
+        (lambda text: {"text": text}, r"'de' has the type dict but must hold text"),
+    ],
+)
+@pytest.mark.parametrize("layout", ["translation", "columns"])
+def test_columns_without_text_are_refused(tmp_path, layout, column, message):
+    rows = [{"de": column("Ein Hund"), "en": "A dog"}] * 3
+    write_rows(tmp_path / "hub", rows if layout == "columns" else [{"translation": row} for row in rows])
+    named = {"dataset_name": str(tmp_path / "hub"), "source_lang": "de", "target_lang": "en"}
+    with pytest.raises(ValueError, match=message):
+        prepare(PreparationArguments(output_dir=str(tmp_path / "a"), **named))
+
+
+def test_rows_without_a_pair_count_as_empty(tmp_path):
+    rows = [{"translation": {"de": f"Ein Hund {n}.", "en": f"A dog {n}."}} for n in range(20)]
+    write_rows(tmp_path / "hub", [{"translation": None}, *rows, {"translation": None}], validation=rows)
+    named = {"dataset_name": str(tmp_path / "hub"), "source_lang": "de", "target_lang": "en", "vocab_size": 400}
+    counts = prepare(PreparationArguments(output_dir=str(tmp_path / "a"), **named))["pairs"]["train"]
+    assert (counts["read"], counts["empty_side"], counts["kept"]) == (22, 2, 20)
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "no where/at all"])
+def test_a_data_set_that_is_not_there_is_named(tmp_path, name):
+    named = {"dataset_name": name, "source_lang": "de", "target_lang": "en"}
+    with pytest.raises(ValueError, match="dataset_name='.*' is neither a folder nor a possible name on the Hub"):
+        prepare(PreparationArguments(output_dir=str(tmp_path / "a"), **named))
+
+
+def write_rows(folder, rows, validation=None):
+    folder.mkdir()
+    for split, of_split in (("train", rows), ("validation", validation or rows)):
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in of_split))

@@ -74,6 +74,15 @@ def test_what_is_no_saved_model_is_said_so(load, folder, tmp_path, monkeypatch):
         load("trainig")
 
 
+@pytest.mark.parametrize(("name", "value"), [("d_model", "16"), ("encoder_layers", 1.5), ("normalize_before", "yes")])
+def test_a_field_of_another_type_is_named(folder, tmp_path, name, value):
+    copied = shutil.copytree(folder / "student", tmp_path / "copy")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(ValueError, match=f"copy cannot be loaded: config.json: Validation error for field '{name}': "):
+        load_translator(copied)
+
+
 def test_repeatable_tokens_are_set_and_saved(student, tokenizer, folder, tmp_path):
     """A model alone cannot tell letters from words, so the tokenizer does; a setting in the folder has precedence."""
     assert student.generation_config.repeatable_tokens is None

@@ -174,9 +174,9 @@ def test_some_names_are_marked(tokenizer):
 
 
 def test_text_without_a_word_is_its_own_translation(tokenizer):
-    for text in ("7", "12:30", "https://example.org", "👍 👍", "10 + 5 = 15", "%s: {0}", "x", "b)", "3 x 4"):
+    for text in ("7", "12:30", "https://example.org", "👍 👍", "10 + 5 = 15", "%s: {0}", "x", "b)", "3 x 4", "…"):
         assert Sentence.read(text, tokenizer).translation == text
-    for text in ("I", "a", "7 Katzen", "Danke.", "…", "Seite 7", "ab"):
+    for text in ("I", "a", "7 Katzen", "Danke.", "Seite 7", "ab"):
         assert Sentence.read(text, tokenizer).translation is None
     for text in ("", "\u200b\ufeff"):
         assert Sentence.read(text, tokenizer).translation == ""
@@ -335,3 +335,111 @@ def test_no_replacement_character_is_written(tokenizer):
         sentence = Sentence.read(text, tokenizer)
         assert "\ufffd" not in sentence.write("The \ufffd\ufffd word")
     assert Sentence.read("\ufffd", tokenizer).translation == ""
+
+
+# Text as people have it ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        *("DE89 3704 0044 0532 0130 00", "030 123456", "0049 30 123456", "4111 1111 1111 1111", "EUR 20,00"),
+        *("20,00 EUR", "CHF 20.-", "10 m²", "20 °C", "−5 °C", "1939–1945", "§ 5", "VIII", "1920x1080", "v1.2.3-rc1"),
+        *("@max_muster", "#wetter2024", "1️⃣", "`git commit -m`", "#{name}", "{name:>10}", "<%= name %>", "__name__"),
+        *("{n, plural, one {# Datei} other {# Dateien}}", "example.org/a?b=1#c", "C:\\Program Files\\App"),
+        *(
+            "https://de.example.org/wiki/Haus_(Film)",
+            "00:1A:2B:3C:4D:5E",
+            "fe80::1",
+            "::1",
+            "foo.bar()",
+            "std::vector",
+        ),
+        *("toString", "AT&T", "getElementById"),
+    ],
+)
+def test_further_kinds_are_found_whole(tokenizer, item):
+    for text in ("Das ist {} hier.", "({})", "{}"):
+        marked, items = protect(tokenizer, text.replace("{}", item))
+        assert items == [item], text
+        assert restore(marked, items) == text.replace("{}", item)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Wie geht`s und was macht`s?", "Er sagte: Hallo :: Welt", "C# und F#", "a -> b", "IIII", "Leser:innen", ":D"],
+)
+def test_what_only_looks_like_them_is_left_alone(tokenizer, text):
+    assert protect(tokenizer, text) == (text, [])
+
+
+@pytest.mark.parametrize("run", ["a->", "a::", "`a", "{a, plural {", "http://(a", "1 ", "0 12 ", "C:\\a ", "@", "<%"])
+def test_further_patterns_take_no_longer_than_the_text(tokenizer, run):
+    begin = time.perf_counter()
+    protect(tokenizer, run * (8_000 // len(run)))
+    assert time.perf_counter() - begin < 2
+
+
+@pytest.mark.parametrize("signs", ["...", "---", "!", "***", "=====", "?!", "–", "(…)", "1. 2. 3.", "%", "\u200b!"])
+def test_signs_alone_need_no_model(tokenizer, signs):
+    assert Sentence.read(signs, tokenizer).translation == signs.replace("\u200b", "")
+
+
+@pytest.mark.parametrize("invisible", ["\ufe0f", "\ufe0e\u200b", "\u180b", "\u17b4", "\U000e0100", "\ufeff\ufe00"])
+def test_selectors_of_variants_are_not_read(cased, invisible):
+    assert Sentence.read(invisible, cased).translation == ""
+    sentence = Sentence.read(f"Die{invisible} Datei", cased)
+    assert cased.normalize_text(sentence.text) == "Die Datei"
+
+
+@pytest.mark.parametrize("before", ["\u2060 ", "\xad ", "\u2800", "\ufeff\u2009"])
+def test_nothing_invisible_is_left_at_the_edges(cased, before):
+    sentence = Sentence.read(f"{before}Die Datei{before[::-1]}", cased)
+    assert sentence.write(" The file ") == "The file"
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("die ﬁndigen Köpfe öﬀnen", "die findigen Köpfe öffnen"),
+        ("Ｄｉｅ Ｄａｔｅｉ", "Die Datei"),
+        ("𝐃𝐢𝐞 𝐃𝐚𝐭𝐞𝐢", "Die Datei"),
+        ("Die E‑Mail‐Datei", "Die E-Mail-Datei"),
+        ("Wie geht´s", "Wie geht's"),
+        ("F&uuml;r die Gr&ouml;&szlig;e &amp; mehr", "Für die Größe &amp; mehr"),
+        ("Die DATEI wird GESPEICHERT", "Die Datei wird gespeichert"),
+        ("DIE STRAßE UND DIE GRÖẞE.", "Die Straße und die Größe."),
+    ],
+)
+def test_letters_are_read_in_forms_that_the_vocabulary_knows(cased, text, read):
+    assert Sentence.read(text, cased).text == read
+
+
+def test_copied_words_keep_their_own_letters(cased):
+    sentence = Sentence.read("Die ﬁne‐Datei und Ｄａｔｅｉ, nicht Datei", cased)
+    assert sentence.write("The fine-Datei and not Datei but Datei,") == "The ﬁne‐Datei and not Datei but Ｄａｔｅｉ,"
+    assert Sentence.read("Siehe http://a.de/ﬁle", cased).text == "Siehe http://a.de/ﬁle"
+
+
+def test_signs_between_words_are_not_read_without_marks(cased):
+    sentence = Sentence.read("Die 👍🏽 Datei wird 👩\u200d👩\u200d👧 geöffnet", cased)
+    assert sentence.text == "Die Datei wird geöffnet"
+    assert sentence.write("The file is opened") == "The 👍🏽 file is 👩\u200d👩\u200d👧 opened"
+
+
+def test_an_amount_takes_the_place_of_its_bare_number(cased):
+    assert Sentence.read("Die Fläche ist 10 m² groß", cased).write("It is 10% big") == "It is 10 m² big"
+    assert Sentence.read("Es kostet 5 ₹ heute", cased).write("It costs 5 today") == "It costs 5 ₹ today"
+
+
+def test_text_in_capitals_keeps_what_is_copied(cased):
+    sentence = Sentence.read("DIE DATEI UNTER http://a.de/b ÖFFNEN", cased)
+    assert sentence.capitals
+    assert sentence.write("Open the file at http://a.de/b now") == "OPEN THE FILE AT http://a.de/b NOW"
+
+
+def test_bullets_of_word_processors_stay_in_front(cased):
+    for sign in ("\uf0b7", "\uf0a7\t", "→", "§"):
+        sentence = Sentence.read(f"{sign} Die Datei", cased)
+        assert sentence.text == "Die Datei"
+        assert sentence.write("The file") == f"{sign} The file"

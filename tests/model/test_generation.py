@@ -10,7 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GenerationConfig, MarianConfig, MarianMTModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import (
+    BatchEncoding,
+    GenerationConfig,
+    MarianConfig,
+    MarianMTModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+)
 
 from modeling_jmnat import JMNatForConditionalGeneration, JMNatGenerationConfig
 from modeling_jmnat.configuration_jmnat import OPTION_NAMES, JMNatOptions
@@ -284,6 +291,27 @@ def test_ways_to_give_the_source():
         model.generate(input_ids[:0, :4])
     with pytest.raises(ValueError, match="encoder_outputs has no length_logits"):
         model.generate(encoder_outputs=(named.last_hidden_state,))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("Hallo", r"input_ids is a str but must be a tensor \(B, S\) of token ids"),
+        ([[5, 6, 2]], "input_ids is a list but must be a tensor"),
+        (np.array([[5, 6, 2]]), "input_ids is a ndarray but must be a tensor"),
+        (BatchEncoding({"input_ids": torch.tensor([[5, 2]])}), "input_ids is a BatchEncoding but must be a tensor"),
+        (torch.tensor([5, 6, 2]), r"input_ids has shape \(3,\) but must have \(B, S\)"),
+        (torch.ones(1, 3, 4), r"input_ids has shape \(1, 3, 4\) but must have \(B, S\)"),
+        (torch.tensor([[5.0, 2.0]]), "input_ids has the type torch.float32 but must hold whole numbers"),
+        (torch.tensor([[5, 23, 2]]), r"input_ids holds 23, but ids must lie in \[0, 23\)"),
+        (torch.tensor([[5, -100, 2]]), r"input_ids holds -100, but ids must lie in \[0, 23\)"),
+    ],
+)
+def test_sources_that_are_no_batch_of_ids_are_refused(source, message):
+    model = random_model()
+    for given in ({"inputs": source}, {"input_ids": source}):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**given)
 
 
 # ------------------------------------------------------------------------------------------------------- work it takes

@@ -57,6 +57,21 @@ def test_invalid_utf8_names_file_and_line(tmp_path, bad):
         read_lines(path)
 
 
+@pytest.mark.parametrize(
+    ("data", "advice"),
+    [
+        ("grün\n".encode("latin-1"), "convert it, for example by `iconv -f latin1 -t utf-8`"),
+        ("grün\n".encode("utf-16"), "it looks like UTF-16"),
+        (b"\xfe\xff" + "grün\n".encode("utf-16-be"), "it looks like UTF-16"),
+        (gzip.compress(b"gut\n"), "it is compressed; give it a name that ends in .gz"),
+    ],
+)
+def test_other_encodings_come_with_advice(tmp_path, data, advice):
+    (tmp_path / "a").write_bytes(data)
+    with pytest.raises(ValueError, match=rf"line 1 is not valid UTF-8 .*: {advice}"):
+        read_lines(tmp_path / "a")
+
+
 def test_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.de").write_bytes(b"")
     (tmp_path / "empty.de.gz").write_bytes(gzip.compress(b""))
