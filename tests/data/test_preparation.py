@@ -308,7 +308,7 @@ def bad_inputs():
     return [
         (cut_target, r"train\.de has 600 lines and .*train\.en has 1: line-aligned files need the same number"),
         (empty_file, r"valid\.de: the file is empty"),
-        (missing_file, r"No such file or directory: .*test\.de\.gone"),
+        (missing_file, r"test\.de\.gone: No such file or directory; check the path"),
         (bad_bytes, r"train\.de: line 7 is not valid UTF-8"),
         (empty_test_line, r"test\.en: line 11 is empty: every test sentence needs text on both sides"),
         (long_line, r"valid\.de: line 21 has \d+ tokens: at most max_model_tokens=512 are allowed"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modeling_jmnat.inference.translation import LONGER_TARGETS, parse_generation_options, translate_lines
+from modeling_jmnat.tokenization_jmnat import one_line
 from tests.helpers.teacher_samples import WORDS, random_lines, random_teacher
 from tests.helpers.translation_samples import SCRIPTS, load_script, tiny_student
 
@@ -158,7 +159,9 @@ def test_a_generated_line_break_does_not_split_the_line(student, tokenizer):
         (result,) = translate_lines(student, tokenizer, [WORDS[3]], num_iterations=1, suppress_tokens=others)
         assert result.token_ids
         assert set(result.token_ids) == {newline}
-        assert result.text == " " * len(result.token_ids)
+        assert result.text == ""  # white space at the edges is cut off
+        between = one_line(f"a{tokenizer.decode(result.token_ids)}b")
+        assert between == "a" + " " * len(result.token_ids) + "b"
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

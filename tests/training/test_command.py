@@ -424,7 +424,7 @@ def test_start_from_a_teacher_by_the_command(data, preset, normalize_before, tmp
         *("--keep_best", 0, "--normalize_before", normalize_before),
     )
     output = capfd.readouterr()
-    assert "set to zero" in output.err
+    assert "Set to zero" in output.err
     assert last_json(output.out)["finished"]
     student = JMNatForConditionalGeneration.from_pretrained(tmp_path / "run")
     fc1 = "model.decoder.layers.0.fc1.weight"

@@ -141,7 +141,7 @@ print(json.dumps([tokenizer(lines)["input_ids"], tokenizer(text_target=lines)["i
 def test_the_command_reports_copied_weights(folder, tmp_path, capsys):
     init.main(["--from", str(folder), "--output", str(tmp_path / "start"), "--language_code", ">>eng<<"])
     output = capsys.readouterr().out.splitlines()
-    assert "set to zero" in output[0]
+    assert "Set to zero" in output[0]
     assert json.loads(output[-1])["copied"] > 0.7 * json.loads(output[-1])["parameters"]
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "start")
     assert tokenizer("ab")["input_ids"][0] == tokenizer.convert_tokens_to_ids(">>eng<<")
