@@ -5,9 +5,11 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import huggingface_hub
@@ -169,9 +171,16 @@ def stand_in_hub() -> Iterator[Hub]:
 
 def take_for_the_hub(monkeypatch, server, cache) -> None:
     """Let this process take `server` for the Hub, with the cache folder `cache`."""
+    without_waiting(monkeypatch)
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+
+
+def without_waiting(monkeypatch) -> None:
+    """Let requests that fail be repeated at once, not after 1, 2, 4, ... seconds."""
+    clock = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", clock)

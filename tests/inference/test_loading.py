@@ -26,6 +26,7 @@ from modeling_jmnat.tokenization_jmnat import repeatable_tokens
 from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from modeling_jmnat.utils.hub_folders import check_folder
 from modeling_jmnat.utils.id_batches import pad_batch
+from tests.helpers.hub_server import without_waiting
 from tests.helpers.teacher_samples import TINY, random_teacher
 from tests.helpers.translation_samples import tiny_student
 
@@ -70,6 +71,7 @@ def test_what_is_no_saved_model_is_said_so(load, folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=sentence):
         load(training)
     monkeypatch.chdir(tmp_path)
+    without_waiting(monkeypatch)
     with pytest.raises(ValueError, match="trainig cannot be loaded: there is no folder of this name, and it cannot"):
         load("trainig")
 
