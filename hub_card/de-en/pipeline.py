@@ -37,7 +37,7 @@ def words(text: str) -> frozenset[str]:
 # Words after which sentencex ends a sentence too early, spelled as inside a sentence: `Sat` is a day, `sat` is not.
 LAST_WORD = re.compile(r"([^\W\d_][\w.]*)\.\s*$")
 FIRST_WORD = re.compile(r"\W*(\w+)")
-ORDINAL = re.compile(r"(?:^|(\w+)\s+|\W)\d{1,3}\.\s*$")
+ORDINAL = re.compile(r"(?:^|(\w+)\s+(?:\d{1,3}\.\s+(?:und|oder|bis)\s+)?|\W)\d{1,3}\.\s*$")  # "die 5. und 6."
 LIST_NUMBER = re.compile(r"\s*\d{1,3}\.\s*")
 DATE_WORDS = {
     "de": words("Jan Feb Mär Mrz Apr Jun Jul Aug Sep Sept Okt Nov Dez Mo Di Mi Do Fr Sa So"),
@@ -46,7 +46,7 @@ DATE_WORDS = {
 TITLES = {  # always followed by a name or a number
     "de": words(
         "Dr Prof Dipl Ing Hr Hrn Frl Fam Fa Hl Nr Stv Stellv ca bzw bspw bsp z.B d.h i.d.R u.a m.E o.g s.o v.a z.T "
-        "vgl sog geb evtl ggf insb Inh"
+        "vgl sog geb evtl ggf insb Inh Hd z.Hd Kfm Kffr Hrsg Übers Bearb"
     ),
     "en": words(
         "Dr Prof Mr Mrs Ms Messrs Mt Ft St Gen Col Capt Lt Sgt Maj Rev Hon Gov Sen Rep Pres approx cf e.g i.e resp vs"
