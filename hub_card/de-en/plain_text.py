@@ -14,7 +14,15 @@ from typing import Any
 
 from tokenizers import Regex, normalizers
 
-from .spelling import calmed, in_capitals, in_small_letters, readable, truecased, without_letter_entities
+from .spelling import (
+    calmed,
+    changed_outside,
+    in_capitals,
+    in_small_letters,
+    readable,
+    truecased,
+    without_letter_entities,
+)
 
 # Characters of the private use area that stand for text to be copied.
 MARKS = tuple(map(chr, range(0xE000, 0xE00A)))
@@ -378,7 +386,9 @@ class Sentence:
         if self.has_marks:
             text = restore(text, self.items)
         text = respelled(text if is_draft else mend_copies(text, self.source, self.items), self.spellings)
-        return before + (capitalized(text, self.items) if self.capitals else text) + after
+        if self.capitals:  # all but what is copied
+            text = changed_outside(text, str.upper, (span for item in self.items for span in places(item, text)))
+        return before + text + after
 
 
 def plainly_spelled(tokenizer, text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
@@ -426,15 +436,6 @@ def without_marks(marked: str, items: Sequence[str]) -> str:
     if signs:
         marked = re.sub(rf"\s[{''.join(signs)}](?=\s)", "", marked)
     return ANY_MARK.sub(lambda mark: of_items.get(mark[0], ""), marked)
-
-
-def capitalized(text: str, items: Sequence[str]) -> str:
-    """A translation in capitals, except for what it copies."""
-    kept = [span for item in items for span in places(item, text)]
-    letters = [character.upper() for character in text]
-    for begin, end in kept:
-        letters[begin:end] = text[begin:end]
-    return "".join(letters)
 
 
 def _cleaned_signs(text: str) -> str:

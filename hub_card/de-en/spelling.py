@@ -6,7 +6,7 @@ This file is saved along with a model.
 import operator
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from html import unescape
 
 WORD = re.compile(r"[^\W\d_]+")
@@ -14,8 +14,7 @@ SHORT_WORD = 3  # letters; such a word in capitals may be an abbreviation
 LETTER_ENTITY = re.compile(r"&(?:#\d+|#x[0-9A-Fa-f]+|[A-Za-z]+);")
 PLAIN_KINDS = ("<compat>", "<wide>", "<narrow>", "<font>", "<noBreak>")  # of decompositions that leave the meaning
 PLAIN_FORMS = {
-    **dict.fromkeys("\u2010\u2011\u2012\ufe63\u2212", "-"),
-    **dict.fromkeys("\u2013\u2014\u2015", "-"),
+    **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\ufe63\u2212", "-"),
     **dict.fromkeys("\u00b4\u2018\u2019\u201a\u201b\u2032\u02bc\u2039\u203a", "'"),
     **dict.fromkeys("“”„‟«»″", '"'),
     "\u1e9e": "ß",
@@ -96,11 +95,16 @@ def readable(tokenizer, text: str, kept: Iterable[tuple[int, int]]) -> str:
     Args:
         kept: spans that stay as they are.
     """
-    plain = [plain_form(tokenizer, character) for character in text]
-    if any(map(operator.ne, plain, text)):
+    return changed_outside(text, lambda character: plain_form(tokenizer, character), kept)
+
+
+def changed_outside(text: str, change: Callable[[str], str], kept: Iterable[tuple[int, int]]) -> str:
+    """A text with each character changed outside the spans in `kept`, which are read only if there is a change."""
+    changed = list(map(change, text))
+    if any(map(operator.ne, changed, text)):
         for begin, end in kept:
-            plain[begin:end] = text[begin:end]
-    return "".join(plain)
+            changed[begin:end] = text[begin:end]
+    return "".join(changed)
 
 
 def plain_form(tokenizer, character: str) -> str:
