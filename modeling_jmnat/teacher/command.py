@@ -27,6 +27,13 @@ class TeacherArguments:
     )
     decoder_layers: int | None = field(default=None, metadata={"help": "Decoder layers. Default: the preset's."})
     dropout: float | None = field(default=None, metadata={"help": "Dropout after each block. Default: the preset's."})
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start with the weights of this model of the same sizes and vocabulary: a teacher, to train it on "
+            "other text, or a JM-NAT, which has a teacher's layers. Default: random weights."
+        },
+    )
     num_beams: int = field(
         default=5, metadata={"help": "Beam size of the final score, and default beam size of the saved model."}
     )

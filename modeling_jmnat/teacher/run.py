@@ -4,6 +4,7 @@ import sys
 
 from ..configuration_jmnat import JMNatConfig
 from ..inference.translation import translate_lines
+from ..training.initial_weights import copy_into_teacher
 from ..training.run import FIXED_TRAINING_FIELDS, Run, fixed_settings, train_into_folder
 from ..utils.bleu import corpus_bleu
 from .command import TeacherCommand
@@ -17,6 +18,8 @@ def train_teacher(command: TeacherCommand) -> dict:
 
     def make_trainer(processing_class, **datasets) -> TeacherTrainer:
         model = build_teacher(command.model, processing_class, num_beams)
+        if command.run.init_from is not None:
+            copy_into_teacher(model, command.run.init_from, processing_class)
         return TeacherTrainer(model, command.training, processing_class, **datasets)
 
     def final_scores(trainer: TeacherTrainer) -> dict[str, float]:
@@ -30,6 +33,7 @@ def train_teacher(command: TeacherCommand) -> dict:
     settings = {
         "model": command.model,
         "training": fixed_settings(command.training, (*FIXED_TRAINING_FIELDS, "label_smoothing_factor")),
+        "start": {"init_from": command.run.init_from},
     }
     longest = num_positions(JMNatConfig(**command.model))
     limits = {"max_position_embeddings": longest, "max_target_length": longest - 1}

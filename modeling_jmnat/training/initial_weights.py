@@ -8,7 +8,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_jmnat import JMNatConfig
-from ..inference.loading import check_vocabulary, load_teacher, load_teacher_tokenizer
+from ..inference.loading import (
+    check_vocabulary,
+    is_jmnat_itself,
+    load_teacher,
+    load_teacher_tokenizer,
+    load_translator,
+)
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..tokenization_jmnat import JMNatTokenizer, set_repeatable_tokens
 from ..utils.fingerprints import shown, tokenizer_fingerprint
@@ -176,6 +182,49 @@ def copy_teacher_weights(
     return report
 
 
+@torch.no_grad()
+def copy_into_teacher(teacher: PreTrainedModel, folder: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a new teacher the weights of a saved one, or those that it shares with a JM-NAT.
+
+    Args:
+        teacher: as `build_teacher` makes it.
+        folder: the saved model, or its name on the Hub.
+        tokenizer: of the data.
+
+    Raises:
+        ValueError: the saved model has another tokenizer or other sizes, or computes something else with them.
+    """
+    model, theirs = load_translator(folder, "cpu", "float32")
+    check_same_tokenizer(theirs, tokenizer, folder)
+    source = dict(model.named_parameters())
+    learned = {name: weight for name, weight in teacher.named_parameters() if weight.requires_grad}  # not sinusoids
+    there, here = computation_of(model), computation_of(teacher)
+    if not is_jmnat_itself(model.config):
+        there["model_type"], here["model_type"] = model.config.model_type, teacher.config.model_type
+    for name, weight in learned.items():
+        there[name], here[name] = tuple(source[name].shape) if name in source else None, tuple(weight.shape)
+    for name, value in here.items():
+        if there[name] != value:
+            raise ValueError(
+                f"{name} is {there[name]} in init_from {folder} and {value} here: choose the preset and the numbers "
+                "of layers that it was trained with"
+            )
+    for name, weight in learned.items():
+        weight.copy_(source[name])
+
+
+def computation_of(model: PreTrainedModel) -> dict:
+    """What decides, beside its weights, what a model with Bart's layers computes."""
+    names = ("d_model", "encoder_layers", "decoder_layers", *SAME_COMPUTATION)
+    return {
+        **{name: getattr(model.config, name, None) for name in names},
+        "normalize_before": has_last_norm(model),
+        "position_embedding_type": getattr(model.config, "position_embedding_type", "sinusoidal"),
+        "position_offset": first_position(model),
+        "output_bias": getattr(model.config, "output_bias", output_bias_of(model) is not None),
+    }
+
+
 def rows_for(table: torch.Tensor, shared: int, size: int) -> torch.Tensor:
     """The first `shared` rows of a table (V, ..), followed by their mean up to `size` rows."""
     table = table[:shared]
@@ -194,7 +243,7 @@ def check_same_layers(config: JMNatConfig, teacher: PreTrainedModel) -> None:
     The shapes of the weights do not show this.
     """
     theirs = {name: getattr(teacher.config, name, None) for name in SAME_COMPUTATION}
-    theirs["normalize_before"] = getattr(teacher.get_encoder(), "layer_norm", None) is not None
+    theirs["normalize_before"] = has_last_norm(teacher)
     for name, value in theirs.items():
         if value is not None and value != getattr(config, name):
             raise ValueError(
@@ -211,7 +260,7 @@ def number_positions_alike(student: JMNatForConditionalGeneration, teacher: PreT
     """
     if student.config.position_embedding_type != "sinusoidal":
         return
-    offset = 0 if teacher.config.model_type in COUNT_FROM_0 else teacher.config.pad_token_id + 1
+    offset = first_position(teacher)
     if student.config.position_offset not in (None, offset):
         raise ValueError(
             f"position_offset={student.config.position_offset} is not the teacher's, {offset}: leave position_offset "
@@ -219,3 +268,14 @@ def number_positions_alike(student: JMNatForConditionalGeneration, teacher: PreT
         )
     if offset != student.get_encoder().position_offset:
         student.config.position_offset = offset
+
+
+def first_position(model: PreTrainedModel) -> int:
+    """The number of the first position of a model with sinusoids."""
+    counted_from = 0 if model.config.model_type in COUNT_FROM_0 else model.config.pad_token_id + 1
+    return getattr(model.get_encoder(), "position_offset", counted_from)
+
+
+def has_last_norm(model: PreTrainedModel) -> bool:
+    """Whether layer norms stand before each block, so that another one follows the last."""
+    return getattr(model.get_encoder(), "layer_norm", None) is not None

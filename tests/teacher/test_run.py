@@ -152,6 +152,29 @@ def test_other_settings_in_the_same_folder_are_refused(folder, tmp_path, capsys)
         assert "holds a run with" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("preset", ["pre", "post"])
+def test_start_with_the_weights_of_a_teacher_or_of_its_student(folder, tmp_path, capsys, preset):
+    """A student begins with its teacher's weights, and gives them back: not one update changes them on the way."""
+    train(folder, tmp_path / "first", preset)
+    student = ["--preset", str(folder / f"{preset}.yaml"), "--data", str(folder / "data"), "--use_cpu", "True"]
+    student += ["--init_from_teacher", str(tmp_path / "first"), "--output_dir", str(tmp_path / "student")]
+    load_script("train_jmnat").main([*student, "--max_steps", "1", "--learning_rate", "0", "--weight_decay", "0"])
+    weights = load_teacher(tmp_path / "first")[0].state_dict()
+    for start in ("first", "student"):
+        unchanged = {"init_from": tmp_path / start, "max_steps": 1, "learning_rate": 0, "weight_decay": 0}
+        train(folder, tmp_path / f"as_{start}", preset, keep_best=0, eval_strategy="no", **unchanged)
+        again = load_teacher(tmp_path / f"as_{start}")[0].state_dict()
+        assert weights.keys() == again.keys()
+        assert all(torch.equal(weights[name], again[name]) for name in weights)
+    capsys.readouterr()
+    other = {"pre": "post", "post": "pre"}[preset]
+    for start in ("first", "student"):
+        for changes, name in (({"preset": other}, "normalize_before"), ({"decoder_layers": 2}, "decoder_layers")):
+            with pytest.raises(SystemExit):
+                train(folder, tmp_path / "refused", **{"preset": preset, "init_from": tmp_path / start, **changes})
+            assert f"error: {name} is " in capsys.readouterr().err
+
+
 def test_preset_gives_defaults_and_options_override(folder, tmp_path):
     command = parse_teacher_command(command_line(folder, tmp_path, max_steps=7, dropout=0.25), "")
     assert (command.training.max_steps, command.training.learning_rate, command.training.max_tokens) == (7, 5e-3, 400)
