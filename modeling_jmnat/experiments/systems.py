@@ -127,6 +127,7 @@ def jm_with(name: str, label: str, settings: dict, **fields) -> Student:
 FULL_WEIGHT = {"encoder_loss_weight": 1.0}
 JM_BOTH = jm_with("both", "distilled and raw text", {}, data="both")
 CM_BOTH = cm_with("both", "distilled and raw text", {}, data="both")
+RAW = Student("raw", "JM-NAT, raw instead of distilled text", data="raw")
 JM_BOTH_FULL_WEIGHT = jm_with("both_encoder_weight_1", "distilled and raw text, a1 = 1", FULL_WEIGHT, data="both")
 # CM-NAT with only the source side of JM-NAT: its gain comes from masking the source, the rest from masking the target.
 CM_BOTH_ENCODER_MASK = cm_with(
@@ -141,6 +142,7 @@ COMPARISONS = (
     (JM_BOTH_FULL_WEIGHT, CM_BOTH),
     (JM_BOTH_FULL_WEIGHT, CM_BOTH_ENCODER_MASK),
     (CM_BOTH_ENCODER_MASK, CM_BOTH),
+    (JM_BOTH_FULL_WEIGHT, RAW),
     (JM_BOTH, CM_BOTH),
     (JM, CM),
 )
@@ -205,7 +207,7 @@ ABLATIONS = (
     Student("source_mask_0.05", "JM-NAT, 5 % of the source masked", {"source_mask_ratio": 0.05}),
     Student("source_mask_0.2", "JM-NAT, 20 % of the source masked", {"source_mask_ratio": 0.2}),
     Student("full_mask_0.2", "JM-NAT, 20 % of the targets fully masked (not in the paper)", {"full_mask_ratio": 0.2}),
-    Student("raw", "JM-NAT, raw instead of distilled text", data="raw"),
+    RAW,
     cm_with("raw", "raw instead of distilled text", {}, data="raw"),
     Student("from_scratch", "JM-NAT, without the teacher's weights", from_teacher=False),
 )
