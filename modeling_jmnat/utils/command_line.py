@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError
 
 from .help_text import help_text, option_names, usage_of
-from .signals import handling
+from .signals import ENDING, handling
 
 # Errors that a user can fix. Any other error is a bug of ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, SafetensorError, FloatingPointError)
@@ -50,8 +50,8 @@ EXTRAS = {  # of setup.cfg, with the modules that they install
 def command(main=None, *, resumes: bool = False, memory: str = ""):
     """Wrap `main(argv=None)` of a command: an error that a user can fix is printed as one sentence, with exit code 1.
 
-    SIGTERM ends the command as Ctrl-C does, so that nothing half-written is left. If the reader of its standard output
-    goes away (`| head`), it ends silently.
+    SIGTERM and SIGHUP end the command as Ctrl-C does, so that nothing half-written is left. If the reader of its
+    standard output goes away (`| head`), it ends silently.
 
     Args:
         resumes: whether repeating the command resumes it.
@@ -73,7 +73,7 @@ def command(main=None, *, resumes: bool = False, memory: str = ""):
             # faster.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             limit_gpu_memory()
-            with handling(stop, signal.SIGTERM), flushed_output():
+            with handling(stop, *ENDING), flushed_output():
                 return main(argv)
         except ImportError as error:
             fail(missing_library(error))

@@ -38,7 +38,7 @@ def test_damaged_weights_and_missing_libraries_get_one_sentence(tmp_path, capsys
         assert text.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_and_removes_temporary_files(tmp_path, capsys, number):
     before = signal.getsignal(signal.SIGTERM)
 
