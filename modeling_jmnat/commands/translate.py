@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from ..utils.atomic_files import atomic_text_file
 from ..utils.command_line import check_counts, command, parse_arguments
+from ..utils.locks import file_lock
 from ..utils.text_files import decode_lines, iterate_lines
 from .shipped import shipped_model
 
@@ -329,6 +330,7 @@ def main(argv=None):
             file = sys.stdout
             file.reconfigure(encoding="utf-8", newline="\n")
         else:
+            stack.enter_context(file_lock(arguments.output, "output"))
             file = stack.enter_context(atomic_text_file(arguments.output))
         figures = run_translation(arguments, file, window_lines)
         file.flush()
