@@ -251,6 +251,9 @@ class JMNatGenerationMixin(GenerationMixin):
             output = self._generate_by_passes(
                 options, input_ids, target_lengths, reranker, canvas, draft_sender(streamer), **source
             )
+        if output.sequences_scores.isnan().any():
+            why = "weights are NaN or infinite, or too large for their dtype"
+            raise ValueError(f"the scores are NaN because {why}: load an earlier checkpoint, or float32")
         if streamer is not None:
             if getattr(streamer, "skip_prompt", False):
                 streamer.put(output.sequences[:, :0].cpu())  # an empty prompt for it to skip

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..utils.atomic_files import whole_folder, write_json
+from ..utils.finite import is_finite
 from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
 
@@ -149,6 +150,9 @@ def _mean(checkpoints: list[_Weights], key: str) -> torch.Tensor:
     total = first.double()
     for checkpoint in checkpoints[1:]:
         total += checkpoint.tensor(key).double()
+    if not is_finite(total):
+        directories = ", ".join(str(checkpoint.directory) for checkpoint in checkpoints)
+        raise ValueError(f"{key} is not finite in one of {directories}: average earlier checkpoints")
     return (total / len(checkpoints)).to(first.dtype)
 
 
