@@ -16,6 +16,7 @@ from ..utils.atomic_files import whole_folder, write_json
 from ..utils.finite import is_finite
 from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
+from ..utils.model_files import changed_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -58,6 +59,8 @@ class _Weights:
                 file = stack.enter_context(safe_open(directory / name, framework="pt"))
             except SafetensorError as error:
                 raise ValueError(f"{directory / name} is not a complete safetensors file ({error})") from None
+            if (damage := changed_file(directory, name)) is not None:
+                raise ValueError(f"{directory} is damaged: {damage}. Average other checkpoints")
             self._files.update(dict.fromkeys(file.keys(), file))
 
     def keys(self) -> set[str]:
