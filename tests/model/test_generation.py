@@ -1389,5 +1389,5 @@ def test_weights_that_are_not_finite_give_no_translation(name, value):
     model = random_model()
     model.model.get_parameter(name).data.view(-1)[-1] = value
     ids, mask = pad(random_sources(model))
-    with pytest.raises(ValueError, match="the scores are NaN because weights are NaN or infinite"):
+    with pytest.raises(ValueError, match="the scores are NaN, so weights are not finite"):
         model.generate(ids, attention_mask=mask)
