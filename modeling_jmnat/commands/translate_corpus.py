@@ -213,6 +213,14 @@ def check_complete(translations: Path, lines: int) -> None:
         raise RuntimeError(f"{translations} holds {len(found)} rows of {len(np.unique(found))} ids, not {lines}")
 
 
+def check_result(output_dir: Path, translations: Path, lines: int) -> None:
+    """ValueError unless the result is whole: a file of it, or of a run that was interrupted, may have been lost."""
+    try:
+        check_complete(translations, lines)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"output_dir={output_dir} is damaged ({error}): delete it and translate again") from None
+
+
 def translate_corpus(arguments: CorpusArguments) -> dict:
     """Translate the blocks that are missing; returns the figures."""
     import ray  # noqa: F401  first, so that the error names this package and not one that it installs
@@ -246,12 +254,14 @@ def translate_corpus(arguments: CorpusArguments) -> dict:
                 load = functools.partial(load_translate, dataclasses.replace(arguments, **full_paths(arguments)))
                 engine.translate_blocks(output_dir / "input", translations, finished, load, pool)
                 seconds = time.perf_counter() - start
-                check_complete(translations, lines)
+                check_result(output_dir, translations, lines)
                 figures |= {"seconds": round(seconds, 1), "lines_per_second": round(lines / seconds, 1)}
                 write_json(output_dir / RESULT, figures)
             for folder in (output_dir / "input", finished):
                 shutil.rmtree(folder, ignore_errors=True)
             if arguments.source_text is not None:
+                if complete:
+                    check_result(output_dir, translations, lines)
                 figures["pairs"] = engine.write_texts(translations, arguments.source_text, arguments.target_text)
     return figures
 

@@ -69,6 +69,7 @@ def command(main=None, *, resumes: bool = False, memory: str = ""):
             raise KeyboardInterrupt
 
         try:
+            open_missing_streams()
             # Read when torch is loaded. Idle threads that do not spin make two trainings on two cores up to nine times
             # faster.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -139,6 +140,13 @@ def is_lost_process(error: BaseException) -> bool:
     names = {cls.__name__ for cls in type(error).__mro__}  # names, because their library may not be loaded
     said = isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error))
     return bool(said) or not names.isdisjoint(LOST_PROCESS_ERRORS)
+
+
+def open_missing_streams() -> None:
+    """Discard output to a stream that was closed before the command began (`>&-`), and keep files off its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 @contextlib.contextmanager

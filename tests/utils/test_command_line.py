@@ -158,6 +158,13 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(option):
     assert (done.stdout, done.stderr) == ("141\n", "")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_may_be_closed(closed):
+    line = f"{sys.executable} -m modeling_jmnat.commands --version {closed}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_broken_pipe_to_another_process_is_an_error(capsys):
     with pytest.raises(SystemExit) as stopped:
         command(raising(BrokenPipeError(32, "Broken pipe")))()
