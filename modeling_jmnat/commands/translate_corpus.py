@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..utils.command_line import check_counts, command, parse_arguments
 from .shipped import shipped_model
-from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options
+from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options, prefixed, tell_languages
 
 SEARCH_BACKENDS = {"torch": "transformers", "ctranslate2": "ctranslate2"}  # for autoregressive models
 SETTINGS, RESULT = "settings.json", "translation.json"
@@ -65,17 +65,6 @@ class CorpusArguments(DecodingArguments):
     id_column: str | None = field(
         default=None, metadata={"help": "Column with unique ids. Default: rows are numbered from 0."}
     )
-    languages: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Source and target language in the codes of a multilingual autoregressive model, such as deu_Latn "
-            "eng_Latn (NLLB)."
-        },
-    )
-    source_prefix: str | None = field(
-        default=None,
-        metadata={"help": "Text to put before each source if the model expects one, such as '>>eng<< '."},
-    )
     block_lines: int = field(
         default=4096,
         metadata={"help": "Lines to translate and write together; a kill loses the work on unfinished blocks."},
@@ -118,23 +107,21 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
         ValueError: as `load_translator`, or options do not apply to the model.
     """
     from ..inference.glossary import Glossary
-    from ..inference.loading import check_languages, is_jmnat, load_translator, set_languages
+    from ..inference.loading import is_jmnat, load_translator
     from ..inference.search_model import search_model
     from ..inference.translation import check_options, translate_lines
 
     backend = arguments.backend
     place = (arguments.device, arguments.dtype)
     model, tokenizer = load_translator(arguments.model, *place, "torch" if backend == "ctranslate2" else backend)
+    tell_languages(arguments, model, tokenizer)
     options = decoding_options(arguments, model, tokenizer)
     check_options(model, options)
     split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
     if is_jmnat(model):
-        if backend == "ctranslate2" or arguments.languages or arguments.source_prefix:
+        if backend == "ctranslate2":
             raise ValueError("backend=ctranslate2, languages and source_prefix do not apply to JM-NAT: leave them out")
     else:
-        if arguments.languages is not None:
-            set_languages(model, tokenizer, arguments.languages)
-        check_languages(arguments.model, tokenizer, model.generation_config)
         model, options = search_model(model, tokenizer, SEARCH_BACKENDS.get(backend, backend), options), {}
     translate = functools.partial(
         translate_lines,
@@ -146,11 +133,9 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
         long_lines=arguments.long_lines,
         **options,
     )
-    prefix = arguments.source_prefix or ""
 
     def translate_block(texts: list[str]) -> list[tuple[str, float | None]]:
-        prefixed = (prefix + text if text.strip() else text for text in texts)
-        return [translation.candidates[0] for translation in translate(prefixed)]
+        return [translation.candidates[0] for translation in translate(prefixed(arguments, texts))]
 
     return translate_block
 
