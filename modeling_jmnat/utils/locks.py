@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .atomic_files import remove_killed
+
 LOCK = ".lock"
 POLL_SECONDS = 0.1
 
@@ -44,7 +46,7 @@ def folder_lock(folder: str | Path, argument: str, beside: bool = False) -> Iter
 def file_lock(file: str | Path | None, argument: str) -> Iterator[None]:
     """Lock an output file for this process inside this context, by a file `.NAME.lock` beside it.
 
-    None, devices, pipes and paths that cannot be written are not locked.
+    What killed processes left beside it is deleted. None, devices, pipes and paths that cannot be written are not locked.
 
     Raises:
         ValueError: another process holds the lock.
@@ -54,6 +56,7 @@ def file_lock(file: str | Path | None, argument: str) -> Iterator[None]:
         yield
         return
     with _held(path.with_name(f".{path.name}{LOCK}"), f"{argument}={file}", "file"):
+        remove_killed(path)
         yield
 
 

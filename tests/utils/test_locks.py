@@ -127,6 +127,12 @@ def test_a_file_is_locked_by_its_path_and_devices_are_not(tmp_path):
             pass
         with file_lock(tmp_path / "other", "output"):
             pass
+    for name in (".new.123.tmp", ".new.1.123.tmp", ".new.x.tmp"):  # the first one was left by a killed process
+        (tmp_path / name).touch()
+    with file_lock(tmp_path / "new", "output"):
+        assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == [".new.1.123.tmp", ".new.x.tmp"]
+    for name in (".new.1.123.tmp", ".new.x.tmp"):
+        (tmp_path / name).unlink()
     for path in (None, os.devnull, tmp_path, tmp_path / "absent" / "new"):
         with file_lock(path, "output"), file_lock(path, "output"):
             pass
