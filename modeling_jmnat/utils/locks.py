@@ -46,7 +46,8 @@ def folder_lock(folder: str | Path, argument: str, beside: bool = False) -> Iter
 def file_lock(file: str | Path | None, argument: str) -> Iterator[None]:
     """Lock an output file for this process inside this context, by a file `.NAME.lock` beside it.
 
-    What killed processes left beside it is deleted. None, devices, pipes and paths that cannot be written are not locked.
+    What killed processes left beside it is deleted. None, devices, pipes and paths that cannot be written are not
+    locked.
 
     Raises:
         ValueError: another process holds the lock.
