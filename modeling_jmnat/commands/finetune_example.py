@@ -104,7 +104,7 @@ def main(argv=None):
     with folder_lock(training.output_dir, "output_dir"):
         found = {"before": scorer.evaluate()}
         trainer.train()
-        check_finite(model, f"step {trainer.state.global_step}, which are not saved")
+        check_finite(model, f"step {trainer.state.global_step}")
         scorer.state = trainer.state  # so that the log has the step of the scores
         found["after"] = scorer.evaluate()
         trainer.save_model()
