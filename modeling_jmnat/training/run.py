@@ -115,8 +115,8 @@ def train_into_folder(run: Run) -> dict:
     """Train, or resume, and write the final model.
 
     Writes into `output_dir`: `config.json`, `model.safetensors`, tokenizer, `generation_config.json`,
-    `trainer_state.json` (the log), `run_settings.json` and, last, `results.json`. SIGTERM, SIGINT, SIGHUP and the time budget
-    leave a checkpoint instead, from which the same call resumes.
+    `trainer_state.json` (the log), `run_settings.json` and, last, `results.json`. SIGTERM, SIGINT, SIGHUP and the
+    time budget leave a checkpoint instead, from which the same call resumes.
 
     Returns:
         The figures of `results.json`; `finished` is False, and there are few others, if training was stopped.
