@@ -36,7 +36,8 @@ from .losses_jmnat import (
 from .passes_jmnat import MaskPredict
 
 # Keys of training batches; with any of them, `decoder_input_ids` is a partly masked reference and not a canvas.
-OF_TRAINING = ("labels", "masked_positions", "encoder_targets", "loss_denominators")
+OF_TRAINING = ("labels", "masked_positions", "encoder_targets", "loss_denominators", "correction_positions")
+OF_TRAINING += ("glancing_order", "second_mask_order")
 IGNORED_ARGUMENTS = ("synced_gpus", "use_cache")  # passed by Trainer and pipelines; without meaning here
 # Options of Transformers' own `generate`: those understood here, and what to use instead of the others.
 UNDERSTOOD_OPTIONS = (
@@ -251,6 +252,8 @@ class JMNatGenerationMixin(GenerationMixin):
             output = self._generate_by_passes(
                 options, input_ids, target_lengths, reranker, canvas, draft_sender(streamer), **source
             )
+        if output.sequences_scores.isnan().any():
+            raise ValueError("the scores are NaN, so weights are not finite or too large for their dtype: load others")
         if streamer is not None:
             if getattr(streamer, "skip_prompt", False):
                 streamer.put(output.sequences[:, :0].cpu())  # an empty prompt for it to skip

@@ -7,6 +7,7 @@ import json
 
 from ..benchmark.options import BenchmarkArguments
 from ..utils.command_line import command, parse_arguments
+from ..utils.locks import folder_lock
 
 
 @command(resumes=True)
@@ -14,4 +15,6 @@ def main(argv=None):
     (arguments,) = parse_arguments(argv, BenchmarkArguments, __doc__)
     from ..benchmark.cpu_run import run_benchmark
 
-    print(json.dumps(run_benchmark(arguments)))
+    with folder_lock(arguments.output, "output"):
+        figures = run_benchmark(arguments)
+    print(json.dumps(figures))

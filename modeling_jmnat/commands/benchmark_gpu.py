@@ -8,6 +8,7 @@ import json
 
 from ..benchmark.options import GPUBenchmarkArguments
 from ..utils.command_line import command, parse_arguments
+from ..utils.locks import folder_lock
 
 
 @command
@@ -15,4 +16,6 @@ def main(argv=None):
     (arguments,) = parse_arguments(argv, GPUBenchmarkArguments, __doc__)
     from ..benchmark.gpu_run import run_benchmark
 
-    print(json.dumps(run_benchmark(arguments)))
+    with folder_lock(arguments.output, "output"):
+        figures = run_benchmark(arguments)
+    print(json.dumps(figures))

@@ -4,6 +4,7 @@ import json
 
 from ..benchmark.options import TrainingBenchmarkArguments
 from ..utils.command_line import command, parse_arguments
+from ..utils.locks import folder_lock
 
 
 @command
@@ -11,4 +12,6 @@ def main(argv=None):
     (arguments,) = parse_arguments(argv, TrainingBenchmarkArguments, __doc__)
     from ..benchmark.training_run import run_benchmark
 
-    print(json.dumps(run_benchmark(arguments)))
+    with folder_lock(arguments.output, "output"):
+        figures = run_benchmark(arguments)
+    print(json.dumps(figures))

@@ -2,11 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
+from contextlib import nullcontext
 
 from ..evaluation.options import EvaluationArguments
 from ..utils.atomic_files import check_writable
 from ..utils.command_line import command, parse_arguments
+from ..utils.locks import file_lock, folder_lock
 
 
 @command(memory="--batch_tokens")
@@ -19,9 +20,12 @@ def main(argv=None):
     logging.disable_progress_bar()
     if arguments.output:
         check_writable(arguments.output)
-    if arguments.translations:
-        Path(arguments.translations).mkdir(parents=True, exist_ok=True)
-    report = run_evaluation(arguments)
+    translations = arguments.translations
+    with (
+        file_lock(arguments.output, "output"),
+        folder_lock(translations, "translations") if translations else nullcontext(),
+    ):
+        report = run_evaluation(arguments)
     if arguments.output and sys.stdout.isatty():  # where thousands of characters would bury the scores
         print(f"all figures are in {arguments.output}")
     else:

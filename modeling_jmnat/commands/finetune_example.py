@@ -71,6 +71,8 @@ def main(argv=None):
 
     from .. import DataCollatorForJMNat, EpochCallback
     from ..inference.loading import NO_FOREIGN_CODE, is_jmnat_itself
+    from ..utils.finite import check_finite
+    from ..utils.locks import folder_lock
 
     arguments, training = parse_arguments(argv, (ExampleArguments, Seq2SeqTrainingArguments), __doc__, DEFAULTS)
     check_counts(arguments, ("train_pairs", "valid_pairs"))
@@ -81,6 +83,7 @@ def main(argv=None):
     model = AutoModelForSeq2SeqLM.from_pretrained(name, **NO_FOREIGN_CODE)
     if not is_jmnat_itself(model.config):
         raise ValueError(f"model {name} is a {model.config.model_type} model but must be a JM-NAT")
+    check_finite(model, name)
     model.generation_config.num_iterations = 4
 
     def load(split, limit):
@@ -98,10 +101,12 @@ def main(argv=None):
     new_masks = EpochCallback(collator)
     trainer = Trainer(model, training, collator, train, processing_class=tokenizer, callbacks=[new_masks])
 
-    found = {"before": scorer.evaluate()}
-    trainer.train()
-    scorer.state = trainer.state  # so that the log has the step of the scores
-    found["after"] = scorer.evaluate()
-    trainer.save_model()
+    with folder_lock(training.output_dir, "output_dir"):
+        found = {"before": scorer.evaluate()}
+        trainer.train()
+        check_finite(model, f"step {trainer.state.global_step}")
+        scorer.state = trainer.state  # so that the log has the step of the scores
+        found["after"] = scorer.evaluate()
+        trainer.save_model()
     figures = {f"{name}_{when}": found[when][f"eval_{name}"] for name in LOGGED for when in found}
     print(json.dumps({**figures, "output_dir": training.output_dir}))

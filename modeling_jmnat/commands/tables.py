@@ -9,10 +9,12 @@ translations that were scored. Comments in its Markdown files declare their tabl
 
 import json
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..utils.command_line import command, parse_arguments
+from ..utils.locks import folder_lock
 
 
 @dataclass
@@ -57,10 +59,13 @@ def main(argv=None):
 
     folders = [Path(folder) for folder in arguments.results]
     figures = {}
-    if arguments.add:
-        sources = [Path(source) for source in arguments.add]
-        new, replaced = add_results(*folders, sources, arguments.run, arguments.only, arguments.with_translations)
-        figures = {"new": new, "replaced": replaced}
-    documents = [path for folder in folders for path in sorted(folder.glob("*.md"))]
-    changed = [str(path) for path in documents if write_document(path)]
+    with ExitStack() as locks:
+        for folder in dict.fromkeys(folder.resolve() for folder in folders):
+            locks.enter_context(folder_lock(folder, "results"))
+        if arguments.add:
+            sources = [Path(source) for source in arguments.add]
+            new, replaced = add_results(*folders, sources, arguments.run, arguments.only, arguments.with_translations)
+            figures = {"new": new, "replaced": replaced}
+        documents = [path for folder in folders for path in sorted(folder.glob("*.md"))]
+        changed = [str(path) for path in documents if write_document(path)]
     print(json.dumps({**figures, "documents": len(documents), "changed": changed}))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from ..utils.atomic_files import atomic_text_file
 from ..utils.command_line import check_counts, command, parse_arguments
+from ..utils.locks import file_lock
 from ..utils.text_files import decode_lines, iterate_lines
 from .shipped import shipped_model
 
@@ -58,6 +59,17 @@ class DecodingArguments:
     num_beams: int | None = field(default=None, metadata={"help": "Beam size of an autoregressive model."})
     generation_options: str | None = field(
         default=None, metadata={"help": """Further decoding options as JSON, such as '{"early_stop": true}'."""}
+    )
+    languages: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Source and target language in the codes of a multilingual autoregressive model, such as deu_Latn "
+            "eng_Latn (NLLB)."
+        },
+    )
+    source_prefix: str | None = field(
+        default=None,
+        metadata={"help": "Text to put before each source if the model expects one, such as '>>eng<< '."},
     )
     glossary: str | None = field(
         default=None,
@@ -145,6 +157,25 @@ def decoding_options(arguments: DecodingArguments, model, tokenizer) -> dict:
         "num_beams": arguments.num_beams,
     }
     return options | {name: value for name, value in given.items() if value is not None}
+
+
+def tell_languages(arguments: DecodingArguments, model, tokenizer) -> None:
+    """Set the languages of a multilingual model; ValueError if they are missing, or for a JM-NAT."""
+    from ..inference.loading import check_languages, is_jmnat, set_languages
+
+    if is_jmnat(model):
+        if arguments.languages or arguments.source_prefix:
+            raise ValueError("languages and source_prefix do not apply to JM-NAT: leave them out")
+        return
+    if arguments.languages is not None:
+        set_languages(model, tokenizer, arguments.languages)
+    check_languages(arguments.model, tokenizer, model.generation_config)
+
+
+def prefixed(arguments: DecodingArguments, texts: Iterable[str]) -> Iterable[str]:
+    """The texts with `source_prefix`; blank ones stay."""
+    prefix = arguments.source_prefix or ""
+    return (prefix + text if text.strip() else text for text in texts)
 
 
 def generation_options(arguments: TranslationArguments, model, tokenizer) -> dict:
@@ -263,7 +294,9 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
         raise ValueError("--glossary gives only one translation per line: leave --n_best out")
     glossary = None if arguments.glossary is None else Glossary.read(arguments.glossary)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
+    tell_languages(arguments, model, tokenizer)
     split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
+    split = split and not arguments.source_prefix  # which belongs to each sentence
     options = generation_options(arguments, model, tokenizer)
     check_options(model, options)
     translate = functools.partial(
@@ -282,8 +315,10 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
         **options,
     )
     if document_format(arguments) != "text":
-        return translate_document(arguments, file, translate) | {"device": str(model.device)}
-    translations = translate(checked_lines(arguments, LineReader(model, tokenizer, split, arguments.long_lines)))
+        of_document = translate_document(arguments, file, lambda texts: translate(prefixed(arguments, texts)))
+        return of_document | {"device": str(model.device)}
+    reader = LineReader(model, tokenizer, split, arguments.long_lines)
+    translations = translate(prefixed(arguments, checked_lines(arguments, reader)))
     sentences = tokens = passes = long_lines = 0
     start = time.perf_counter()
     for translation in translations:
@@ -329,6 +364,7 @@ def main(argv=None):
             file = sys.stdout
             file.reconfigure(encoding="utf-8", newline="\n")
         else:
+            stack.enter_context(file_lock(arguments.output, "output"))
             file = stack.enter_context(atomic_text_file(arguments.output))
         figures = run_translation(arguments, file, window_lines)
         file.flush()

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..utils.command_line import check_counts, command, parse_arguments
 from .shipped import shipped_model
-from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options
+from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options, prefixed, tell_languages
 
 SEARCH_BACKENDS = {"torch": "transformers", "ctranslate2": "ctranslate2"}  # for autoregressive models
 SETTINGS, RESULT = "settings.json", "translation.json"
@@ -65,17 +65,6 @@ class CorpusArguments(DecodingArguments):
     id_column: str | None = field(
         default=None, metadata={"help": "Column with unique ids. Default: rows are numbered from 0."}
     )
-    languages: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Source and target language in the codes of a multilingual autoregressive model, such as deu_Latn "
-            "eng_Latn (NLLB)."
-        },
-    )
-    source_prefix: str | None = field(
-        default=None,
-        metadata={"help": "Text to put before each source if the model expects one, such as '>>eng<< '."},
-    )
     block_lines: int = field(
         default=4096,
         metadata={"help": "Lines to translate and write together; a kill loses the work on unfinished blocks."},
@@ -118,23 +107,21 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
         ValueError: as `load_translator`, or options do not apply to the model.
     """
     from ..inference.glossary import Glossary
-    from ..inference.loading import check_languages, is_jmnat, load_translator, set_languages
+    from ..inference.loading import is_jmnat, load_translator
     from ..inference.search_model import search_model
     from ..inference.translation import check_options, translate_lines
 
     backend = arguments.backend
     place = (arguments.device, arguments.dtype)
     model, tokenizer = load_translator(arguments.model, *place, "torch" if backend == "ctranslate2" else backend)
+    tell_languages(arguments, model, tokenizer)
     options = decoding_options(arguments, model, tokenizer)
     check_options(model, options)
     split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
     if is_jmnat(model):
-        if backend == "ctranslate2" or arguments.languages or arguments.source_prefix:
+        if backend == "ctranslate2":
             raise ValueError("backend=ctranslate2, languages and source_prefix do not apply to JM-NAT: leave them out")
     else:
-        if arguments.languages is not None:
-            set_languages(model, tokenizer, arguments.languages)
-        check_languages(arguments.model, tokenizer, model.generation_config)
         model, options = search_model(model, tokenizer, SEARCH_BACKENDS.get(backend, backend), options), {}
     translate = functools.partial(
         translate_lines,
@@ -146,11 +133,9 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
         long_lines=arguments.long_lines,
         **options,
     )
-    prefix = arguments.source_prefix or ""
 
     def translate_block(texts: list[str]) -> list[tuple[str, float | None]]:
-        prefixed = (prefix + text if text.strip() else text for text in texts)
-        return [translation.candidates[0] for translation in translate(prefixed)]
+        return [translation.candidates[0] for translation in translate(prefixed(arguments, texts))]
 
     return translate_block
 
@@ -213,6 +198,14 @@ def check_complete(translations: Path, lines: int) -> None:
         raise RuntimeError(f"{translations} holds {len(found)} rows of {len(np.unique(found))} ids, not {lines}")
 
 
+def check_result(output_dir: Path, translations: Path, lines: int) -> None:
+    """ValueError unless the result is whole: a file of it, or of a run that was interrupted, may have been lost."""
+    try:
+        check_complete(translations, lines)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"output_dir={output_dir} is damaged ({error}): delete it and translate again") from None
+
+
 def translate_corpus(arguments: CorpusArguments) -> dict:
     """Translate the blocks that are missing; returns the figures."""
     import ray  # noqa: F401  first, so that the error names this package and not one that it installs
@@ -246,12 +239,14 @@ def translate_corpus(arguments: CorpusArguments) -> dict:
                 load = functools.partial(load_translate, dataclasses.replace(arguments, **full_paths(arguments)))
                 engine.translate_blocks(output_dir / "input", translations, finished, load, pool)
                 seconds = time.perf_counter() - start
-                check_complete(translations, lines)
+                check_result(output_dir, translations, lines)
                 figures |= {"seconds": round(seconds, 1), "lines_per_second": round(lines / seconds, 1)}
                 write_json(output_dir / RESULT, figures)
             for folder in (output_dir / "input", finished):
                 shutil.rmtree(folder, ignore_errors=True)
             if arguments.source_text is not None:
+                if complete:
+                    check_result(output_dir, translations, lines)
                 figures["pairs"] = engine.write_texts(translations, arguments.source_text, arguments.target_text)
     return figures
 

@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from ..evaluation.options import TuningArguments
 from ..utils.atomic_files import atomic_text_file
 from ..utils.command_line import command, parse_arguments
+from ..utils.locks import file_lock
 
 
 @command(memory="--batch_tokens")
@@ -22,7 +23,10 @@ def main(argv=None):
 
     logging.disable_progress_bar()
     # Opened before the work, so that a path that cannot be written costs no time.
-    with atomic_text_file(arguments.output) if arguments.output else nullcontext() as file:
+    with (
+        file_lock(arguments.output, "output"),
+        atomic_text_file(arguments.output) if arguments.output else nullcontext() as file,
+    ):
         report, model = run_tuning(arguments)
         if file:
             json.dump(report, file, indent=2, ensure_ascii=False, allow_nan=False)

@@ -151,6 +151,11 @@ def check_folders(model: str) -> None:
     if not folders_of(model):
         raise ValueError(f"model {model} is not a folder, so settings cannot be saved in it: give --save False")
     for folder in folders_of(model):
+        if (file := folder / GENERATION_CONFIG_NAME).is_symlink():  # as in the Hub's cache
+            raise ValueError(
+                f"model {model}: {file} is a link to {file.readlink()}, which would be changed: replace it by a copy, "
+                "or give --save False"
+            )
         if translators_in(folder):
             exporter()  # fails if the packages for updating the graphs' options are missing
         try:

@@ -26,7 +26,7 @@ from ..utils.atomic_files import same_path, write_json
 from ..utils.command_line import GPU_MEMORY_SHARE
 from ..utils.json_files import read_json
 from ..utils.locks import folder_lock, try_lock
-from ..utils.signals import received
+from ..utils.signals import ENDING, received
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 90  # for a stage to write its checkpoint after it was asked to stop
@@ -126,7 +126,8 @@ class StageRunner:
     def run(self, stages: Sequence[Stage]) -> dict[str, str]:
         """Run the stages that are not done and return the state of each: done, stopped, failed or waiting.
 
-        SIGTERM and SIGINT stop all stages, as the end of the time budget does, and then raise `KeyboardInterrupt`.
+        SIGTERM, SIGHUP and SIGINT stop all stages as the end of the time budget does, and then raise
+        `KeyboardInterrupt`.
 
         Raises:
             ValueError: a stage was done with other options, or needs a stage that does not exist.
@@ -138,7 +139,7 @@ class StageRunner:
         with tqdm(total=len(stages), initial=done, desc="stages", unit="stage", disable=None) as bar:
             try:
                 # Signals are noted, not raised: an exception while a process is being started would lose it.
-                with received(signal.SIGINT, signal.SIGTERM) as signals:
+                with received(signal.SIGINT, *ENDING) as signals:
                     while not signals:
                         bar.update(self.collect(running, states, attempts))
                         if self.seconds_left() <= 0:

@@ -14,9 +14,9 @@ from ..utils.atomic_files import write_json
 from ..utils.fingerprints import file_digest, model_digest
 from ..utils.json_files import read_json
 from ..utils.text_files import read_lines, read_parallel, write_lines
+from .inputs import BEGUN_WITH, has_begun
 from .runner import Stage
 
-BEGUN_WITH = "begun_with.json"
 LARGEST_HELD_OUT = 1000  # sentences
 HELD_OUT_SHARE = 20  # at most one in this many training sentences is held out
 SIDES = ("src", "tgt")
@@ -87,7 +87,7 @@ class Conversion:
             files = zip(("source", "target"), getattr(self, name), strict=True)
             now.update({f"{name}_{side}": file_digest(path) for side, path in files if path is not None})
         begun = self.output / BEGUN_WITH
-        if begun.is_file():
+        if has_begun(self.output) or begun.is_file():
             before = read_json(begun, what_to_do="restore it or choose another --output")
             changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             if changed:

@@ -19,6 +19,7 @@ from ..configuration_jmnat import JMNatConfig, JMNatGenerationConfig
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..tokenization_jmnat import set_repeatable_tokens
 from ..utils.atomic_files import whole_folder
+from ..utils.finite import check_finite
 from ..utils.locks import folder_lock
 from .fairseq_tokenizer import build_tokenizer, read_bpe_codes, read_joint_dictionary
 
@@ -346,6 +347,7 @@ def convert_fairseq_checkpoint(
     symbols = read_joint_dictionary(source_dict, target_dict)
     merges = None if bpe_codes is None else read_bpe_codes(bpe_codes)
     model, release = load_fairseq_model(checkpoints)
+    check_finite(model, ", ".join(map(str, checkpoints)))
     config = model.config
     if len(symbols) != config.vocab_size:
         raise ValueError(

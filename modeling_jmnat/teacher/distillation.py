@@ -34,6 +34,7 @@ from .text_decoder import TextDecoder
 
 PLAN_NAME = "distillation_plan.json"
 SUMMARY_NAME = "distillation.json"
+ROW = (str, str | None, int, int)  # source, hypothesis, and the numbers of their tokens
 LONGEST_WAIT = timedelta(days=7)  # for the slowest process, instead of 10 or 30 minutes
 
 
@@ -135,10 +136,12 @@ class ShardStore:
                 for line in file:
                     count += 1
                     try:
-                        source, hypothesis, source_tokens, hypothesis_tokens = json.loads(line)
-                    except (ValueError, TypeError):
-                        raise self._damaged(shard, f"is damaged or cut short in line {count}") from None
-                    yield source, hypothesis, source_tokens, hypothesis_tokens
+                        row = json.loads(line)
+                    except ValueError:
+                        row = None
+                    if not (isinstance(row, list) and len(row) == len(ROW) and all(map(isinstance, row, ROW))):
+                        raise self._damaged(shard, f"is damaged or cut short in line {count}")
+                    yield tuple(row)
             if count != expected:
                 raise self._damaged(shard, f"has {count} lines instead of {expected}")
 

@@ -8,13 +8,13 @@ from contextlib import AbstractContextManager
 
 from transformers import TrainerCallback
 
-from ..utils.signals import handling
+from ..utils.signals import ENDING, handling
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (*ENDING, signal.SIGINT)
 
 
 class StopCallback(TrainerCallback):
-    """Ends training after the current step, with a checkpoint, on SIGTERM, on SIGINT or when the time is up.
+    """Ends training after the current step, with a checkpoint, on SIGTERM, SIGINT or SIGHUP, or when the time is up.
 
     Args:
         time_budget: minutes from the creation of this object; None: unlimited.
@@ -51,7 +51,7 @@ class StopCallback(TrainerCallback):
         os.write(2, b"\nstopping after this step, with a checkpoint\n")  # print is not safe inside a handler
 
     def listening(self) -> AbstractContextManager:
-        """A context in which the two signals stop the training."""
+        """A context in which `STOP_SIGNALS` stop the training."""
         return handling(self._on_signal, *STOP_SIGNALS)
 
 

@@ -13,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..utils.atomic_files import whole_folder, write_json
+from ..utils.finite import is_finite
 from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
+from ..utils.model_files import changed_file
 
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
@@ -57,6 +59,8 @@ class _Weights:
                 file = stack.enter_context(safe_open(directory / name, framework="pt"))
             except SafetensorError as error:
                 raise ValueError(f"{directory / name} is not a complete safetensors file ({error})") from None
+            if (damage := changed_file(directory, name)) is not None:
+                raise ValueError(f"{directory} is damaged: {damage}. Average other checkpoints")
             self._files.update(dict.fromkeys(file.keys(), file))
 
     def keys(self) -> set[str]:
@@ -149,6 +153,9 @@ def _mean(checkpoints: list[_Weights], key: str) -> torch.Tensor:
     total = first.double()
     for checkpoint in checkpoints[1:]:
         total += checkpoint.tensor(key).double()
+    if not is_finite(total):
+        directories = ", ".join(str(checkpoint.directory) for checkpoint in checkpoints)
+        raise ValueError(f"{key} is not finite in one of {directories}: average earlier checkpoints")
     return (total / len(checkpoints)).to(first.dtype)
 
 

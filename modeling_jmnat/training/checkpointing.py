@@ -43,7 +43,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
 
     - A checkpoint gets its name only when it is complete; `train(resume_from_checkpoint=True)` resumes from the newest
       complete one.
-    - SIGTERM, SIGINT and the end of `time_budget` stop training after the current step, with a checkpoint.
+    - SIGTERM, SIGINT, SIGHUP and the end of `time_budget` stop training after the current step, with a checkpoint.
     - With `ema_decay`, everything but the training step itself uses the averaged weights.
     - `keep_best` keeps the checkpoints with the highest BLEU, from which `choose_final_weights` chooses.
     - A NaN or infinite loss, gradient or weight ends training with a FloatingPointError; it is never saved.

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from ..utils.atomic_files import UNFINISHED, remove_folder, write_json
 from ..utils.fingerprints import file_digest
 from ..utils.json_files import read_json
+from ..utils.model_files import MANIFEST, changed_file
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # instead, if LoRA is trained
 TRAINING_WEIGHTS = "training_weights.safetensors"
 TRAINER_STATE = "trainer_state.json"
-MANIFEST = "manifest.json"
 DEEPSPEED = "latest"  # DeepSpeed's file with the name of the folder of optimizer states, one file per process
 RESUMED_FROM = (
     "*.safetensors",
@@ -69,30 +69,6 @@ def write_manifest(checkpoint: Path, step: dict[str, int]) -> None:
         for path in paths
     }
     write_json(checkpoint / MANIFEST, {"files": files, "step": step})
-
-
-def changed_file(checkpoint: Path, name: str | None = None) -> str | None:
-    """A description of the first file that differs from the manifest; None if none does or there is no manifest.
-
-    Args:
-        name: check only this file.
-    """
-    try:
-        files = read_json(checkpoint / MANIFEST, keys=("files",))["files"]
-        recorded = {file: (entry["bytes"], entry["sha256"]) for file, entry in files.items()}
-    except FileNotFoundError:  # a checkpoint of an earlier version
-        return None
-    except (OSError, ValueError, AttributeError, TypeError, KeyError):
-        return f"{MANIFEST} cannot be read"
-    for file, (size, sha256) in recorded.items():
-        path = checkpoint / file
-        if name not in (None, file):
-            continue
-        if not path.is_file():
-            return f"{file} is missing"
-        if path.stat().st_size != size or file_digest(path) != sha256:
-            return f"{file} is not as it was written"
-    return None
 
 
 def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from ..utils.json_files import read_json
+from ..utils.model_files import MANIFEST
 from .arguments import TranslationTrainingArguments
-from .checkpoints import MANIFEST
 
 # Settings that determine the number of batches of a step.
 STEP_FIELDS = ("world_size", "gradient_accumulation_steps", "batch_parts")

@@ -20,6 +20,7 @@ from ..utils.fingerprints import data_settings, legacy_tokenizer_digest, same_fi
 from ..utils.finite import check_finite
 from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
+from ..utils.model_files import weight_files
 from ..utils.signals import terminated_as_interrupted
 from . import checkpoints
 from .arguments import TranslationTrainingArguments
@@ -114,8 +115,8 @@ def train_into_folder(run: Run) -> dict:
     """Train, or resume, and write the final model.
 
     Writes into `output_dir`: `config.json`, `model.safetensors`, tokenizer, `generation_config.json`,
-    `trainer_state.json` (the log), `run_settings.json` and, last, `results.json`. SIGTERM, SIGINT and the time budget
-    leave a checkpoint instead, from which the same call resumes.
+    `trainer_state.json` (the log), `run_settings.json` and, last, `results.json`. SIGTERM, SIGINT, SIGHUP and the
+    time budget leave a checkpoint instead, from which the same call resumes.
 
     Returns:
         The figures of `results.json`; `finished` is False, and there are few others, if training was stopped.
@@ -151,6 +152,11 @@ def _train(run: Run, output_dir: Path) -> dict:
         settings["training"] |= go_on_with_other_processes(run.training, output_dir)
     compare_settings(output_dir, settings, tokenizer)
     if (output_dir / RESULTS).is_file():
+        if not weight_files(output_dir):
+            raise ValueError(
+                f"output_dir {output_dir} holds {RESULTS} but no weights: restore model.safetensors, or delete "
+                f"{RESULTS} and repeat the command, which goes on from the last checkpoint"
+            )
         print(f"{output_dir} holds the finished run of this command: nothing is left to do", file=sys.stderr)
         return read_json(output_dir / RESULTS, what_to_do="delete it and repeat the command, which writes it again")
     set_seed(run.training.seed)  # before the weights are drawn

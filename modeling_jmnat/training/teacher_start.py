@@ -85,7 +85,7 @@ def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **lay
     """The configuration in which the teacher's weights compute the same as in the teacher."""
     theirs = teacher.config
     positions = teacher.get_encoder().embed_positions
-    learned = positions.weight.requires_grad and "Sinusoidal" not in type(positions).__name__
+    learned = "Sinusoidal" not in type(positions).__name__ and positions.weight.requires_grad
     longest = theirs.max_position_embeddings if learned else min(theirs.max_position_embeddings, LONGEST_SINUSOIDS)
     fields = {name: getattr(theirs, name) for name in COPIED_FIELDS} | layers
     norms = [module for module in teacher.modules() if isinstance(module, nn.LayerNorm)]

@@ -305,7 +305,7 @@ class TranslationTrainer(CheckpointingTrainer):
         self.model.eval()
         self._is_evaluating = True
         with self._final_model(), torch.no_grad():
-            metrics = self._computed_metrics(dataset, ignore_keys, gen_kwargs)
+            metrics = self._computed_metrics(dataset, ignore_keys, metric_key_prefix, gen_kwargs)
             metrics.update(corpus_losses(self, dataset))
             metrics.update(self._translation_scores(dataset))
         self._is_evaluating = False
@@ -319,7 +319,7 @@ class TranslationTrainer(CheckpointingTrainer):
         self._parts_since += time.perf_counter() - start  # not training time
         return metrics
 
-    def _computed_metrics(self, dataset, ignore_keys, gen_kwargs: dict) -> dict[str, float]:
+    def _computed_metrics(self, dataset, ignore_keys, prefix: str, gen_kwargs: dict) -> dict[str, float]:
         """The figures of `compute_metrics`, for predictions made as in `Seq2SeqTrainer.evaluate`."""
         if self.compute_metrics is None:
             return {}
@@ -327,8 +327,8 @@ class TranslationTrainer(CheckpointingTrainer):
         usual = {"max_length": args.generation_max_length, "num_beams": args.generation_num_beams}
         self._gen_kwargs = {name: value for name, value in usual.items() if value is not None} | gen_kwargs
         loader = self.get_eval_dataloader(dataset)
-        output = self.evaluation_loop(loader, "Evaluation", ignore_keys=ignore_keys, metric_key_prefix="computed")
-        return {name.removeprefix("computed_"): value for name, value in output.metrics.items()}
+        output = self.evaluation_loop(loader, "Evaluation", ignore_keys=ignore_keys, metric_key_prefix=prefix)
+        return {name.removeprefix(f"{prefix}_"): value for name, value in output.metrics.items()}
 
     def evaluation_loop(self, *args, **kwargs):
         # `Seq2SeqTrainer` would also count the sentences that are repeated to fill the last batches of processes.

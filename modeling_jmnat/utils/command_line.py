@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from safetensors import SafetensorError
 
 from .help_text import help_text, option_names, usage_of
-from .signals import handling
+from .signals import ENDING, handling
 
 # Errors that a user can fix. Any other error is a bug of ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, SafetensorError, FloatingPointError)
@@ -50,8 +50,8 @@ EXTRAS = {  # of setup.cfg, with the modules that they install
 def command(main=None, *, resumes: bool = False, memory: str = ""):
     """Wrap `main(argv=None)` of a command: an error that a user can fix is printed as one sentence, with exit code 1.
 
-    SIGTERM ends the command as Ctrl-C does, so that nothing half-written is left. If the reader of its standard output
-    goes away (`| head`), it ends silently.
+    SIGTERM and SIGHUP end the command as Ctrl-C does, so that nothing half-written is left. If the reader of its
+    standard output goes away (`| head`), it ends silently.
 
     Args:
         resumes: whether repeating the command resumes it.
@@ -69,11 +69,12 @@ def command(main=None, *, resumes: bool = False, memory: str = ""):
             raise KeyboardInterrupt
 
         try:
+            open_missing_streams()
             # Read when torch is loaded. Idle threads that do not spin make two trainings on two cores up to nine times
             # faster.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             limit_gpu_memory()
-            with handling(stop, signal.SIGTERM), flushed_output():
+            with handling(stop, *ENDING), flushed_output():
                 return main(argv)
         except ImportError as error:
             fail(missing_library(error))
@@ -139,6 +140,13 @@ def is_lost_process(error: BaseException) -> bool:
     names = {cls.__name__ for cls in type(error).__mro__}  # names, because their library may not be loaded
     said = isinstance(error, RuntimeError) and LOST_PROCESS.search(str(error))
     return bool(said) or not names.isdisjoint(LOST_PROCESS_ERRORS)
+
+
+def open_missing_streams() -> None:
+    """Discard output to a stream that was closed before the command began (`>&-`), and keep files off its number."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
 
 
 @contextlib.contextmanager

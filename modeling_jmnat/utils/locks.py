@@ -1,11 +1,14 @@
-"""Locks that let one process at a time use an output folder. They end with their process, however it ends."""
+"""Locks that let one process at a time use an output folder or file. They end with their process, however it ends."""
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .atomic_files import remove_killed
 
 LOCK = ".lock"
 POLL_SECONDS = 0.1
@@ -30,19 +33,46 @@ def folder_lock(folder: str | Path, argument: str, beside: bool = False) -> Iter
     is_new = not beside and not path.exists()
     path = path.with_name(f".{path.name}{LOCK}") if beside else path / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _held(path, f"{argument}={folder}", "folder"):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # fails if something has been written into it
+                path.parent.rmdir()
+
+
+@contextmanager
+def file_lock(file: str | Path | None, argument: str) -> Iterator[None]:
+    """Lock an output file for this process inside this context, by a file `.NAME.lock` beside it.
+
+    What killed processes left beside it is deleted. None, devices, pipes and paths that cannot be written are not
+    locked.
+
+    Raises:
+        ValueError: another process holds the lock.
+    """
+    path = Path(os.devnull if file is None else file).resolve()
+    if not os.access(path.parent, os.W_OK) or (path.exists() and not path.is_file()):
+        yield
+        return
+    with _held(path.with_name(f".{path.name}{LOCK}"), f"{argument}={file}", "file"):
+        remove_killed(path)
+        yield
+
+
+@contextmanager
+def _held(path: Path, named: str, kind: str) -> Iterator[None]:
+    """Hold the lock `path`; ValueError, about what is `named`, if another process holds it."""
     descriptor = _open_locked(path)
     if descriptor is None:
-        raise ValueError(
-            f"{argument}={folder} is in use by another process: wait until it ends or choose another folder"
-        )
+        raise ValueError(f"{named} is in use by another process: wait until it ends or choose another {kind}")
     try:
         yield
     finally:
         with suppress(OSError):
             if _is_at(descriptor, path):
                 path.unlink()
-            if is_new:
-                path.parent.rmdir()  # fails if something has been written into it
         os.close(descriptor)
 
 
@@ -70,7 +100,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def try_lock(descriptor: int, seconds: float = 0.0) -> bool:
     """Lock an open file, trying for some time; False if another process holds it. Child processes inherit the lock.
 
-    Does nothing on Windows, which has no such locks.
+    True without a lock on Windows and on file systems that have no such locks.
     """
     if sys.platform == "win32":
         return True
@@ -85,3 +115,7 @@ def try_lock(descriptor: int, seconds: float = 0.0) -> bool:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(POLL_SECONDS)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+                raise
+            return True

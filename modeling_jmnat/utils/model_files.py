@@ -5,8 +5,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from .fingerprints import file_digest
 from .json_files import read_json
 
+MANIFEST = "manifest.json"  # of a training's checkpoint: sizes and checksums of its files
 JSON_FILES = {  # with keys that they must have; each file may be missing
     "config.json": (),
     "generation_config.json": (),
@@ -21,7 +23,8 @@ GET_IT_AGAIN = "save or download the model again"
 def check_model_files(folder: str | Path) -> None:
     """Refuse a folder with a damaged file, or with an index of weights that names missing files.
 
-    Of files of weights only the header is read, because reading the numbers takes time.
+    Of files of weights only the header is read, because reading the numbers takes time; of a training's checkpoint,
+    they are compared with its manifest.
 
     Raises:
         ValueError: naming the file.
@@ -35,6 +38,32 @@ def check_model_files(folder: str | Path) -> None:
             check_safetensors(path)
         else:
             check_archive(path)
+        if (damage := changed_file(folder, path.name)) is not None:
+            raise ValueError(f"{folder} is damaged: {damage}. Use another checkpoint, or one of its copies")
+
+
+def changed_file(checkpoint: Path, name: str | None = None) -> str | None:
+    """A description of the first file that differs from the manifest; None if none does or there is no manifest.
+
+    Args:
+        name: check only this file.
+    """
+    try:
+        files = read_json(checkpoint / MANIFEST, keys=("files",))["files"]
+        recorded = {file: (entry["bytes"], entry["sha256"]) for file, entry in files.items()}
+    except FileNotFoundError:  # no checkpoint, or one of an earlier version
+        return None
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return f"{MANIFEST} cannot be read"
+    for file, (size, sha256) in recorded.items():
+        path = checkpoint / file
+        if name not in (None, file):
+            continue
+        if not path.is_file():
+            return f"{file} is missing"
+        if path.stat().st_size != size or file_digest(path) != sha256:
+            return f"{file} is not as it was written"
+    return None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .signals import HANGUP
+
 POLL_SECONDS = 1.0
 LONGEST_SOCKET_PATH = 103  # bytes, on macOS; Linux allows four more
 _owner: int | None = None
@@ -19,7 +21,7 @@ def has_room_for_sockets(folder: str, characters: int) -> bool:
 
 @contextmanager
 def ending_together() -> Iterator[None]:
-    """Let processes that are forked in this context end with this one, and ignore Ctrl-C.
+    """Let processes that are forked in this context end with this one, and ignore Ctrl-C and SIGHUP.
 
     Otherwise those of a killed process would wait for work forever, and keep its lock.
     """
@@ -41,6 +43,8 @@ def _begin_in_child() -> None:
     if owner is None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if HANGUP is not None:
+        signal.signal(HANGUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def watch() -> None:

@@ -259,6 +259,16 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(folder, tmp_
     assert expected in capsys.readouterr().err
 
 
+def test_a_link_is_not_written_through(folder, tmp_path, tune, monkeypatch, capsys):
+    """As of the files in the Hub's cache."""
+    monkeypatch.setattr(tuning_run, "load_translator", lambda *arguments: pytest.fail("the work has begun"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "generation_config.json").symlink_to(folder / "student" / "generation_config.json")
+    with pytest.raises(SystemExit):
+        tune.main(["--model", str(tmp_path / "model"), "--source", "text", "--reference", "text"])
+    assert "generation_config.json is a link to" in capsys.readouterr().err
+
+
 def test_a_failing_save_leaves_the_report_and_the_old_file(folder, tmp_path, tune, monkeypatch, capsys):
     def fill_the_disk(config, folder, config_file_name):
         (folder / config_file_name).write_text("{")

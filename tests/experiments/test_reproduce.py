@@ -239,6 +239,17 @@ def test_a_run_begun_without_the_file_gets_one(data, preset, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_stage_runs")
+def test_stages_without_the_file_are_refused(data, preset, tmp_path, capsys):
+    command = ["--preset", preset, "--data", data, "--output", tmp_path / "run"]
+    reproduce(capsys, *command)
+    (tmp_path / "run" / "begun_with.json").unlink()
+    (tmp_path / "run" / "logs" / "teacher.log").write_text("begun")
+    with pytest.raises(SystemExit):
+        reproduce(capsys, *command)
+    assert "holds stages of a run but no begun_with.json" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_stage_runs")
 def test_a_run_with_unversioned_fingerprints_resumes(preset, tmp_path, capsys):
     """With the digests of the data that the code wrote then."""
     held_out = {"test_source": str(tmp_path / "validation.src"), "test_target": str(tmp_path / "validation.tgt")}

@@ -84,6 +84,11 @@ def test_held_out_sentences_are_spread_and_not_trained_on(tmp_path, teacher, tex
     Path(text[1]).write_text(Path(text[1]).read_text().upper())
     with pytest.raises(ValueError, match="was begun with another train_target"):
         conversion.begin()
+    (conversion.output / "begun_with.json").unlink()
+    (conversion.output / "logs").mkdir()
+    (conversion.output / "logs" / "start.log").write_text("begun")
+    with pytest.raises(ValueError, match=r"holds stages of a run but no begun_with\.json"):
+        conversion.begin()
 
 
 @pytest.mark.parametrize(

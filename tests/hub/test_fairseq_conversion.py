@@ -307,6 +307,11 @@ def test_tensors_that_do_not_fit_are_named(jmnat, name):
     assert_refused(jmnat, message, state=state)
 
 
+def test_weights_that_are_not_finite_are_refused(jmnat):
+    jmnat.state["encoder.layers.0.fc1.bias"][2] = float("nan")
+    assert_refused(jmnat, r"are not finite \(model\.encoder\.layers\.0\.fc1\.bias\)")
+
+
 def test_superfluous_tensors_are_named(jmnat):
     jmnat.state["decoder.project_out_dim.weight"] = torch.zeros(16, 16)
     assert_refused(jmnat, "holds the tensor decoder.project_out_dim.weight, which does not fit its settings")

@@ -1381,3 +1381,13 @@ def test_an_autoregressive_model_of_the_same_vocabulary_reranks():
         scores.append(total / len(text))
     torch.testing.assert_close(output.sequences_scores, torch.tensor(scores), rtol=1e-4, atol=1e-5)
     assert output.sequences_scores.view(6, 4).diff(dim=1).le(0).all()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["encoder.layers.0.fc1.bias", "shared.weight"])
+def test_weights_that_are_not_finite_give_no_translation(name, value):
+    model = random_model()
+    model.model.get_parameter(name).data.view(-1)[-1] = value
+    ids, mask = pad(random_sources(model))
+    with pytest.raises(ValueError, match="the scores are NaN, so weights are not finite"):
+        model.generate(ids, attention_mask=mask)

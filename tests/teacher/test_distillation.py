@@ -190,7 +190,8 @@ def test_damaged_shards_and_plans_are_named(folder, tmp_path):
     distill(options)
     shard = sorted((tmp_path / "shards").iterdir())[0]
     whole = shard.read_bytes()
-    damages = (whole[:-30], whole[:-200], b"", whole.replace(b"[", b"{", 1), b"3\n" + whole, b"\xff" + whole)
+    damages = [whole[:-30], whole[:-200], b"", whole.replace(b"[", b"{", 1), b"3\n" + whole, b"\xff" + whole]
+    damages.append(re.sub(rb", (\d+)]\n", rb', "\1"]\n', whole, count=1))
     for damaged in damages:
         shard.write_bytes(damaged)
         with pytest.raises(ValueError, match=rf"^{shard} .*: delete it and run the same command again$"):

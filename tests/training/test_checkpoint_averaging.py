@@ -110,6 +110,11 @@ def other(name, value):
         ({"bias": torch.zeros(5)}, {}, "other lacks the tensor model.shared.weight"),
         (other("bias", torch.zeros(6)), {}, r"tensor bias has shape \[6\].*and \[5\]"),
         (other("positions", torch.arange(3) + 1), {}, "tensor positions holds torch.int64 values that differ"),
+        (
+            other("model.shared.weight", torch.full((5, 4), float("nan"))),
+            {},
+            "model.shared.weight is not finite in one",
+        ),
         (other("bias", torch.zeros(5)), {"encoder_attention_heads": 2}, "config field encoder_attention_heads is 2"),
         (other("bias", torch.zeros(5)), {"tokenizer": "[]"}, "checkpoints must share one tokenizer"),
     ],

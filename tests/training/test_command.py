@@ -169,7 +169,7 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_weights(through, data
     assert not (run / checkpoints.UNFINISHED).exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signals_stop_with_a_checkpoint(through, data, preset, tmp_path, number):
     run = tmp_path / "run"
     arguments = ("--preset", preset, "--data", data, "--output_dir", run)
@@ -182,6 +182,16 @@ def test_signals_stop_with_a_checkpoint(through, data, preset, tmp_path, number)
     assert 3 <= figures["step"] < 24
     assert checkpoints.newest_whole(run).name == f"checkpoint-{figures['step']}"
     assert not (run / "results.json").exists()
+    train(*arguments)
+    assert_same_model(run, through)
+
+
+def test_a_finished_run_without_its_weights_is_not_called_finished(through, data, preset, tmp_path, capfd):
+    run = shutil.copytree(through, tmp_path / "run")
+    (run / "model.safetensors").unlink()
+    arguments = ("--preset", preset, "--data", data, "--output_dir", run)
+    expect_error(capfd, f"{run} holds results.json but no weights", *arguments)
+    (run / "results.json").unlink()
     train(*arguments)
     assert_same_model(run, through)
 

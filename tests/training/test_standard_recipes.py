@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import sacrebleu
+import torch
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from modeling_jmnat import DataCollatorForJMNat, JMNatTrainer, JMNatTrainingArguments
@@ -35,7 +36,7 @@ def chrf_of(tokenizer):
     def chrf(prediction):
         texts = [np.where(ids < 0, tokenizer.pad_token_id, ids) for ids in prediction]
         hypotheses, references = (tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in texts)
-        return {"chrf": sacrebleu.corpus_chrf(hypotheses, [references]).score, "count": len(hypotheses)}
+        return {"chrf": sacrebleu.corpus_chrf(hypotheses, [references]).score, "eval_count": len(hypotheses)}
 
     return chrf
 
@@ -127,9 +128,14 @@ def test_masks_that_a_stock_trainer_cannot_use_are_refused(tiny, tmp_path, masks
     """They would make the model learn to copy what it reads, or be ignored."""
     data, tokenizer = tiny
     arguments = Seq2SeqTrainingArguments(str(tmp_path), **BASE, max_steps=1)
-    trainer = Seq2SeqTrainer(tiny_model(tokenizer), arguments, DataCollatorForJMNat(tokenizer, **masks), data["train"])
+    collator = DataCollatorForJMNat(tokenizer, **masks)
+    trainer = Seq2SeqTrainer(tiny_model(tokenizer), arguments, collator, data["train"])
     with pytest.raises(ValueError, match="needs JMNatTrainer"):
         trainer.train()
+    batch = collator([data["train"][index] for index in range(4)])
+    clean = torch.where(batch["encoder_targets"] == -100, batch["input_ids"], batch["encoder_targets"])
+    model = trainer.model.eval()
+    assert torch.equal(model.generate(**batch), model.generate(clean, attention_mask=batch["attention_mask"]))
 
 
 # JMNatTrainer as Seq2SeqTrainer --------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from modeling_jmnat.teacher.reranking import load_reranker
 from modeling_jmnat.training.teacher_start import start_from_teacher
 from tests.helpers.fresh_process import run_without_package
 from tests.helpers.marian_teacher import opus_model, train_segmenter, write_tokenizer
-from tests.helpers.translation_samples import random_lines
+from tests.helpers.teacher_samples import random_teacher
+from tests.helpers.translation_samples import random_lines, tiny_tokenizer
 from tests.training.test_initial_weights import encoder_states
 
 OF_A_HALF = {"layers": 6, "ffn_dim": 48, "attention_heads": 4}
@@ -227,3 +228,18 @@ def test_the_teacher_chooses_among_the_candidates(start, teacher, folder):
         with torch.no_grad():
             assert score == pytest.approx(-teacher(**batch).loss.item(), abs=1e-4)
     assert output.sequences_scores.view(4, 3).diff(dim=1).le(0).all()
+
+
+def test_a_teacher_whose_sinusoids_are_no_parameters(tmp_path):
+    """As those of M2M100 and NLLB."""
+    tokenizer = tiny_tokenizer()
+    theirs = random_teacher(tokenizer)
+    theirs.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    start_from_teacher(tmp_path / "teacher", tmp_path / "start")
+    ours = student_at(tmp_path / "start")
+    assert ours.config.position_embedding_type == "sinusoidal"
+    ids = torch.tensor([[9, 30, 17, 2]])
+    torch.testing.assert_close(
+        encoder_states(ours, ids, torch.ones_like(ids)), theirs.get_encoder()(ids).last_hidden_state
+    )

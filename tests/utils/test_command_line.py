@@ -38,7 +38,7 @@ def test_damaged_weights_and_missing_libraries_get_one_sentence(tmp_path, capsys
         assert text.count("\n") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_and_removes_temporary_files(tmp_path, capsys, number):
     before = signal.getsignal(signal.SIGTERM)
 
@@ -156,6 +156,13 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(option):
     line = f"(sleep 0.5; {sys.executable} -m modeling_jmnat.commands --help) | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_may_be_closed(closed):
+    line = f"{sys.executable} -m modeling_jmnat.commands --version {closed}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_broken_pipe_to_another_process_is_an_error(capsys):

@@ -1,5 +1,7 @@
 """Locks: one process at a time, for as long as it lives; nothing is left in the folder."""
 
+import errno
+import fcntl
 import os
 import signal
 import threading
@@ -7,7 +9,7 @@ import time
 
 import pytest
 
-from modeling_jmnat.utils.locks import LOCK, folder_lock, try_lock
+from modeling_jmnat.utils.locks import LOCK, file_lock, folder_lock, try_lock
 
 
 class Holder:
@@ -115,3 +117,33 @@ def test_a_lock_can_be_waited_for(tmp_path):
         assert not try_lock(second.fileno())
         threading.Timer(0.3, first.close).start()
         assert try_lock(second.fileno(), seconds=10)
+
+
+def test_a_file_is_locked_by_its_path_and_devices_are_not(tmp_path):
+    (tmp_path / "link").symlink_to("new")
+    message = f"^output={tmp_path / 'link'} is in use by another process: wait until it ends or choose another file$"
+    with file_lock(tmp_path / "new", "output"):
+        with pytest.raises(ValueError, match=message), file_lock(tmp_path / "link", "output"):
+            pass
+        with file_lock(tmp_path / "other", "output"):
+            pass
+    for name in (".new.123.tmp", ".new.1.123.tmp", ".new.x.tmp"):  # the first one was left by a killed process
+        (tmp_path / name).touch()
+    with file_lock(tmp_path / "new", "output"):
+        assert sorted(path.name for path in tmp_path.glob(".*.tmp")) == [".new.1.123.tmp", ".new.x.tmp"]
+    for name in (".new.1.123.tmp", ".new.x.tmp"):
+        (tmp_path / name).unlink()
+    for path in (None, os.devnull, tmp_path, tmp_path / "absent" / "new"):
+        with file_lock(path, "output"), file_lock(path, "output"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_file_system_without_locks_is_used_without_them(tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with folder_lock(tmp_path / "new", "output"):
+        (tmp_path / "new" / "result").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["new", "result"]

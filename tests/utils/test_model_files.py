@@ -1,5 +1,6 @@
 """A damaged file of a model folder is named before anything is loaded, whatever is to be done with the model."""
 
+import functools
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from modeling_jmnat.inference.loading import load_teacher, load_translator
 from modeling_jmnat.training.checkpoint_averaging import average_checkpoints
+from modeling_jmnat.training.checkpoints import write_manifest
 from modeling_jmnat.utils.hub_folders import fetch_folder
 from modeling_jmnat.utils.json_files import read_json
 from modeling_jmnat.utils.model_files import check_model_files
@@ -53,6 +55,20 @@ DAMAGES = {
     ),
     "archive cut": ("pytorch_model.bin is cut short", lambda folder: as_archive(folder, cut=True)),
 }
+
+
+def test_weights_other_than_a_checkpoints_manifest_says_are_refused(tmp_path):
+    folder = save_translators(tmp_path) / "student"
+    write_manifest(folder, {})
+    load_translator(folder)
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    sentence = f"^{folder} is damaged: model.safetensors is not as it was written"
+    average = functools.partial(average_checkpoints, output_dir=tmp_path / "average")
+    for use in (load_translator, lambda folder: fetch_folder(folder, ()), lambda folder: average([folder])):
+        with pytest.raises(ValueError, match=sentence):
+            use(folder)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
