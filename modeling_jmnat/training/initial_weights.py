@@ -19,6 +19,10 @@ from .options import FREE_MODEL_FIELDS, ModelOptions
 
 # Fields in which the teacher's configuration, where it has them, must agree for its weights to compute the same.
 SAME_COMPUTATION = ("activation_function", "scale_embedding", "encoder_attention_heads", "decoder_attention_heads")
+VOCABULARY_TABLES = (
+    *("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"),
+    *("lm_head.weight", "lm_head.bias"),
+)
 COUNT_FROM_0 = ("marian", "pegasus")  # model types whose sinusoids begin at position 0
 
 
@@ -43,7 +47,7 @@ def initial_model(
     if run.init_from is not None:
         model = trained_model(run.init_from, model_fields, tokenizer)
     else:
-        fields_of_teacher = {"output_bias": teacher is not None and output_bias_of(teacher) is not None}
+        fields_of_teacher = {} if teacher is None else tables_of(teacher)
         config_class: type[JMNatConfig] = model_class.config_class
         config = config_class.for_tokenizer(tokenizer, **model_fields, **fields_of_teacher)
         model = model_class(config)
@@ -133,7 +137,8 @@ def copy_teacher_weights(
     Raises:
         ValueError: the vocabularies differ in size without `shared_tokens`, less than half of the weights fit, or the
             student would compute something else with the same weights (another activation function, number of heads,
-            position of layer norms or numbering of positions).
+            position of layer norms or numbering of positions, or one table of embeddings where the teacher has
+            several).
     """
     if shared_tokens is None and teacher.config.vocab_size != student.config.vocab_size:
         raise ValueError(
@@ -142,11 +147,11 @@ def copy_teacher_weights(
         )
     check_same_layers(student.config, teacher)
     number_positions_alike(student, teacher)
-    theirs = dict(teacher.named_parameters())
+    theirs = dict(teacher.named_parameters(remove_duplicate=False))  # a shared table under all its names
     if (bias := output_bias_of(teacher)) is not None:
         theirs["lm_head.bias"] = bias
     if shared_tokens is not None:
-        for name in theirs.keys() & {"model.shared.weight", "lm_head.weight", "lm_head.bias"}:
+        for name in theirs.keys() & {*VOCABULARY_TABLES}:
             theirs[name] = rows_for(theirs[name], shared_tokens, student.config.vocab_size)
     report = CopiedWeights()
     for name, parameter in student.named_parameters():
@@ -188,6 +193,17 @@ def output_bias_of(teacher: PreTrainedModel) -> torch.Tensor | None:
     return None if bias is None or not bias.any() else bias.flatten()
 
 
+def tables_of(teacher: PreTrainedModel) -> dict[str, bool]:
+    """The fields of a configuration that say which tables of the vocabulary a teacher has."""
+    return {"output_bias": output_bias_of(teacher) is not None, "tie_word_embeddings": has_one_table(teacher)}
+
+
+def has_one_table(teacher: PreTrainedModel) -> bool:
+    """Whether encoder, decoder and output projection have the same embeddings."""
+    tables = (teacher.get_encoder().embed_tokens, teacher.get_decoder().embed_tokens, teacher.get_output_embeddings())
+    return all(torch.equal(tables[0].weight, table.weight) for table in tables[1:])
+
+
 def check_same_layers(config: JMNatConfig, teacher: PreTrainedModel) -> None:
     """ValueError for a student whose layers would compute something else with the teacher's weights.
 
@@ -195,6 +211,7 @@ def check_same_layers(config: JMNatConfig, teacher: PreTrainedModel) -> None:
     """
     theirs = {name: getattr(teacher.config, name, None) for name in SAME_COMPUTATION}
     theirs["normalize_before"] = getattr(teacher.get_encoder(), "layer_norm", None) is not None
+    theirs["tie_word_embeddings"] = has_one_table(teacher)
     for name, value in theirs.items():
         if value is not None and value != getattr(config, name):
             raise ValueError(
