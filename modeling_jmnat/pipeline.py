@@ -238,8 +238,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         """Translate one piece, or a batch of pieces, in which the loader has turned other values into lists."""
         spaces, is_last = model_inputs["space"], model_inputs["is_last"]
         batched = isinstance(is_last, list)
-        if generation.get("streamer") is not None:
-            generation["streamer"] = SentenceStreamer(generation["streamer"], is_last, spaces)
+        if hasattr(streamer := generation.get("streamer"), "put"):  # `generate` refuses anything else
+            generation["streamer"] = SentenceStreamer(streamer, is_last, spaces)
         output = self.model.generate(
             input_ids=model_inputs["input_ids"],
             attention_mask=model_inputs["attention_mask"],
