@@ -146,7 +146,7 @@ def check_streamer(streamer, options: JMNatOptions, *sources) -> None:
     """ValueError for an object without the methods of a streamer, and for more than one text."""
     if streamer is None:
         return
-    if not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+    if isinstance(streamer, type) or not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         raise ValueError(f"streamer is a {type(streamer).__name__} but must have the methods put and end")
     num_sentences = max((len(source) for source in sources if torch.is_tensor(source)), default=1)
     if num_sentences > 1 or options.num_return_sequences > 1:
@@ -271,6 +271,8 @@ class JMNatGenerationMixin(GenerationMixin):
         if input_ids is None and reranker is not None:
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
         if reranker is not None and not hasattr(reranker, "score"):
+            if not hasattr(reranker, "config"):
+                raise ValueError(f"reranker is a {type(reranker).__name__} but must be an autoregressive model")
             check_same_vocabulary(reranker.config.vocab_size, self.config.vocab_size)
 
     def generate_at_once(

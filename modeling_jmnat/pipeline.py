@@ -6,12 +6,13 @@ This file is saved along with a model, so that it works where this package is no
 import os
 import re
 import types
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.base import ChunkPipeline
+from transformers.pipelines.pt_utils import KeyDataset
 
 from .plain_text import Sentence
 from .tokenization_jmnat import one_line, set_repeatable_tokens, show_canvas
@@ -82,19 +83,6 @@ CLAUSE_END = re.compile(r"[,;:)](?=\s)|[、，；：]|\s[-–—](?=\s)")
 SPACE = re.compile(r"(?=\s)")
 
 
-class Texts(torch.utils.data.Dataset):
-    """A column of texts as a PyTorch data set, so that results have a length and workers share the texts."""
-
-    def __init__(self, texts: Sequence[str]):
-        self.texts = texts
-
-    def __len__(self):
-        return len(self.texts)
-
-    def __getitem__(self, index):
-        return self.texts[index]
-
-
 class JMNatTranslationPipeline(ChunkPipeline):
     """`pipe(text)` returns `[{"translation_text": ...}]`, `pipe([text, ...])` a list of such records.
 
@@ -145,6 +133,9 @@ class JMNatTranslationPipeline(ChunkPipeline):
         super().__init__(model, *args, device=device, **kwargs)  # type: ignore[misc]
         set_repeatable_tokens(model, self.tokenizer)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "call_count": 0}  # use must not change the hash by which `datasets` finds results again
+
     def _sanitize_parameters(
         self,
         split_sentences=None,
@@ -157,6 +148,10 @@ class JMNatTranslationPipeline(ChunkPipeline):
     ):
         if not isinstance(src_lang, (str, type(None))):
             raise ValueError(f"src_lang={src_lang!r} must be a two-letter language such as 'de'")
+        flags = {"split_sentences": split_sentences, "return_history": return_history, "return_scores": return_scores}
+        for name, value in flags.items():
+            if not isinstance(value, bool | None):
+                raise ValueError(f"{name}={value!r} must be True or False")
         if truncation not in (None, False, "do_not_truncate"):
             if long_lines not in (None, "truncate"):
                 raise ValueError(f"truncation={truncation!r} contradicts long_lines={long_lines!r}: give only one")
@@ -173,10 +168,10 @@ class JMNatTranslationPipeline(ChunkPipeline):
         if isinstance(inputs, (list, tuple)):
             results = super().__call__(list(inputs), *args, **kwargs) if inputs else []
             return [records[0] for records in results] if all(len(records) == 1 for records in results) else results
-        as_they_are = (str, bytes, dict, types.GeneratorType, torch.utils.data.Dataset)  # `preprocess` refuses some
-        if isinstance(inputs, Sequence) and not isinstance(inputs, as_they_are):
-            inputs = Texts(inputs)
-        elif isinstance(inputs, Iterable) and not isinstance(inputs, as_they_are):
+        as_they_are = (str, bytes, Mapping, types.GeneratorType, torch.utils.data.Dataset)  # `preprocess` refuses some
+        if isinstance(inputs, KeyDataset) or (isinstance(inputs, Sequence) and not isinstance(inputs, as_they_are)):
+            inputs = torch.utils.data.Subset(inputs, range(len(inputs)))  # type: ignore[arg-type]
+        elif isinstance(inputs, Iterable) and not (isinstance(inputs, as_they_are) or hasattr(inputs, "columns")):
             inputs = (text for text in inputs)
         return super().__call__(inputs, *args, **kwargs)
 
@@ -243,8 +238,8 @@ class JMNatTranslationPipeline(ChunkPipeline):
         """Translate one piece, or a batch of pieces, in which the loader has turned other values into lists."""
         spaces, is_last = model_inputs["space"], model_inputs["is_last"]
         batched = isinstance(is_last, list)
-        if generation.get("streamer") is not None:
-            generation["streamer"] = SentenceStreamer(generation["streamer"], is_last, spaces)
+        if hasattr(streamer := generation.get("streamer"), "put"):  # `generate` refuses anything else
+            generation["streamer"] = SentenceStreamer(streamer, is_last, spaces)
         output = self.model.generate(
             input_ids=model_inputs["input_ids"],
             attention_mask=model_inputs["attention_mask"],

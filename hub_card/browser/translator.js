@@ -40,13 +40,67 @@ export class Translator {
      * @param ort onnxruntime-web or onnxruntime-node.
      * @param session of `browser_translator.onnx` or its int8 twin.
      * @param Tokenizer of @huggingface/tokenizers.
-     * @param files what config.json, tokenizer.json, tokenizer_config.json and browser_translator.json hold.
+     * @param files what config.json, tokenizer.json, tokenizer_config.json, browser_translator.json and spelling.json
+     *     hold.
      */
-    constructor(ort, session, Tokenizer, { config, tokenizer, tokenizerConfig, defaults }) {
-        Object.assign(this, { ort, session, config, defaults });
+    constructor(ort, session, Tokenizer, { config, tokenizer, tokenizerConfig, defaults, spelling }) {
+        const known = new Set(Object.keys(tokenizer.model.vocab)); // characters among them have a piece of their own
+        Object.assign(this, { ort, session, config, defaults, spelling, known, lowercase: tokenizerConfig.lowercase });
         // Special tokens that are written out in a text are plain text, as in Python; so this tokenizer has none.
         this.tokenizer = new Tokenizer({ ...tokenizer, added_tokens: [] }, tokenizerConfig);
         this.special = new Set(tokenizer.added_tokens.filter(token => token.special).map(token => token.id));
+    }
+
+    /**
+     * A sentence as the model knows it, and `write`, which makes of its translation that of the sentence: the twin of
+     * `Sentence` in plain_text.py for capitals, plain letters, and bullets and emoji at the ends.
+     */
+    read(sentence) {
+        const characters = Array.from(sentence);
+        const isOuter = one => /[\s\u200d\ufe0f]/.test(one) || (this.isSign(one) && !this.known.has(one));
+        const begin = characters.findIndex(one => !isOuter(one));
+        const end = characters.findLastIndex(one => !isOuter(one)) + 1;
+        if (begin < 0) return { text: "", write: () => sentence };
+        const outer = [characters.slice(0, begin), characters.slice(end)].map(signs => signs.join(""));
+        const [before, after] = outer.map(signs => (signs.trim() ? signs : ""));
+        let text = characters.slice(begin, end).map(one => this.plainForm(one)).join("");
+        const capitals = !this.lowercase && inCapitals(text);
+        if (capitals || (!this.lowercase && inSmallLetters(text))) text = this.truecased(text.toLowerCase());
+        const write = translation => before + (capitals ? translation.toUpperCase() : translation) + after;
+        return { text, write };
+    }
+
+    isSign(character) {
+        return /[\p{So}\p{Sk}\p{Sm}\p{Co}]/u.test(character) || this.spelling.bullets.includes(character);
+    }
+
+    /** A letter or sign that the vocabulary lacks in a form that it has, if there is one. */
+    plainForm(character) {
+        if (character < "\x80" || this.known.has(character)) return character;
+        const isVariant = /[\u2026\ufb00-\ufb06\uff01-\uff5e\u{1d400}-\u{1d7ff}]/u.test(character);
+        const form = this.spelling.plain[character] ?? (isVariant ? character.normalize("NFKC") : character);
+        return Array.from(form).every(one => this.known.has(one)) ? form : character;
+    }
+
+    /** A text in small letters with the capitals that the vocabulary suggests; see `truecased` in spelling.py. */
+    truecased(text) {
+        text = text.replace(/\p{L}+/gu, word => this.inUsualLetters(word));
+        if (!/[.!?]["'“”»)]*$/.test(text)) return text;
+        return text.replace(/\p{L}/u, first => (this.known.has(first.toUpperCase()) ? first.toUpperCase() : first));
+    }
+
+    /** A word in small letters or with a capital, whichever has fewer pieces, or earlier ones. */
+    inUsualLetters(word) {
+        const [small, capital] = [word, capitalised(word)].map(form => ({
+            form,
+            ids: this.tokenizer.encode(form, { add_special_tokens: false }).ids,
+        }));
+        const place = small.ids.findIndex((id, index) => id !== capital.ids[index]);
+        const isCapital =
+            capital.ids.length === small.ids.length
+                ? place >= 0 && capital.ids[place] < small.ids[place]
+                : capital.ids.length < small.ids.length;
+        return (isCapital ? capital : small).form;
     }
 
     /** Ids of a sentence; an Error for one that is too long. */
@@ -126,6 +180,26 @@ export class Translator {
         const logProbs = last.slice(index * positions, index * positions + length);
         return { length, logProb: logProbs.reduce((sum, one) => sum + one, 0) / length, passes };
     }
+}
+
+/** `Katze` of `katze`. */
+function capitalised(word) {
+    const [first, ...others] = word;
+    return first.toUpperCase() + others.join("");
+}
+
+/** Whether a text is in capitals; a single word of up to four letters, perhaps an abbreviation, does not count. */
+function inCapitals(text) {
+    const letters = text.match(/\p{L}/gu) ?? [];
+    const cased = letters.join("").replaceAll("ß", "");
+    if (cased !== cased.toUpperCase() || cased === cased.toLowerCase()) return false;
+    return letters.length > 4 || (letters.length > 1 && /\S\s+\S/.test(text));
+}
+
+/** Whether a text has at least two words and no capital. */
+function inSmallLetters(text) {
+    const words = text.split(/\s+/).filter(word => /\p{L}/u.test(word));
+    return text === text.toLowerCase() && text !== text.toUpperCase() && words.length > 1;
 }
 
 /** Plain numbers of a tensor: int64 ones come as BigInt. */

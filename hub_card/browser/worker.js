@@ -96,6 +96,7 @@ async function load() {
         tokenizer: json("tokenizer.json"),
         tokenizerConfig: json("tokenizer_config.json"),
         defaults: json("browser_translator.json"),
+        spelling: json("spelling.json"),
     });
     await translator.translate(".", { num_iterations: 1 }); // the first one takes longer: nobody waits for this one
     const { source_language: source, target_language: target } = translator.config;
@@ -105,13 +106,15 @@ async function load() {
 
 async function translate({ translator, source, rules }, { job, text, options }) {
     const pieces = sentencesOf(text, source, rules);
-    for (const piece of pieces) translator.encode(piece.text); // what is too long is said before anything is done
+    for (const piece of pieces) translator.encode(translator.read(piece.text).text); // what is too long is said first
     const count = pieces.filter(piece => piece.text).length;
     let milliseconds = 0;
     for (const { before, text, after } of pieces) {
         // What has no letter stays as it is: 7, 12:30.
-        const isWritten = /\p{L}/u.test(text);
-        const translation = isWritten ? await translator.translate(text, options) : { text };
+        const sentence = translator.read(text);
+        const isWritten = /\p{L}/u.test(sentence.text);
+        const translation = isWritten ? await translator.translate(sentence.text, options) : { text };
+        if (isWritten) translation.text = sentence.write(translation.text);
         milliseconds += translation.milliseconds ?? 0;
         await new Promise(resolve => setTimeout(resolve)); // a newer job may have come
         if (job !== newest) return;

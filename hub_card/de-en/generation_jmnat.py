@@ -36,7 +36,8 @@ from .losses_jmnat import (
 from .passes_jmnat import MaskPredict
 
 # Keys of training batches; with any of them, `decoder_input_ids` is a partly masked reference and not a canvas.
-OF_TRAINING = ("labels", "masked_positions", "encoder_targets", "loss_denominators")
+OF_TRAINING = ("labels", "masked_positions", "encoder_targets", "loss_denominators", "correction_positions")
+OF_TRAINING += ("glancing_order", "second_mask_order")
 IGNORED_ARGUMENTS = ("synced_gpus", "use_cache")  # passed by Trainer and pipelines; without meaning here
 # Options of Transformers' own `generate`: those understood here, and what to use instead of the others.
 UNDERSTOOD_OPTIONS = (
@@ -145,7 +146,7 @@ def check_streamer(streamer, options: JMNatOptions, *sources) -> None:
     """ValueError for an object without the methods of a streamer, and for more than one text."""
     if streamer is None:
         return
-    if not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+    if isinstance(streamer, type) or not (hasattr(streamer, "put") and hasattr(streamer, "end")):
         raise ValueError(f"streamer is a {type(streamer).__name__} but must have the methods put and end")
     num_sentences = max((len(source) for source in sources if torch.is_tensor(source)), default=1)
     if num_sentences > 1 or options.num_return_sequences > 1:
@@ -251,6 +252,8 @@ class JMNatGenerationMixin(GenerationMixin):
             output = self._generate_by_passes(
                 options, input_ids, target_lengths, reranker, canvas, draft_sender(streamer), **source
             )
+        if output.sequences_scores.isnan().any():
+            raise ValueError("the scores are NaN, so weights are not finite or too large for their dtype: load others")
         if streamer is not None:
             if getattr(streamer, "skip_prompt", False):
                 streamer.put(output.sequences[:, :0].cpu())  # an empty prompt for it to skip
@@ -268,6 +271,8 @@ class JMNatGenerationMixin(GenerationMixin):
         if input_ids is None and reranker is not None:
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
         if reranker is not None and not hasattr(reranker, "score"):
+            if not hasattr(reranker, "config"):
+                raise ValueError(f"reranker is a {type(reranker).__name__} but must be an autoregressive model")
             check_same_vocabulary(reranker.config.vocab_size, self.config.vocab_size)
 
     def generate_at_once(

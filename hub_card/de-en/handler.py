@@ -49,11 +49,12 @@ class EndpointHandler:
             ValueError: what cannot be translated, in one sentence, which the endpoint answers as `{"error": ...}` with
                 status 400.
         """
-        parameters = data.get("parameters") or {}
-        if "inputs" not in data or not isinstance(parameters, dict):
+        parameters = data.get("parameters") or {} if isinstance(data, dict) and "inputs" in data else None
+        further = parameters.get("generate_parameters") or {} if isinstance(parameters, dict) else None
+        if not (isinstance(parameters, dict) and isinstance(further, dict)):
             raise ValueError('the request must be {"inputs": text or list of texts, "parameters": {option: value}}')
-        options = dict(parameters)
-        options |= options.pop("generate_parameters", None) or {}
+        options = {**parameters, **further}
+        options.pop("generate_parameters", None)
         try:
             return self.pipeline(data["inputs"], **options)
         except (TypeError, ValueError) as error:

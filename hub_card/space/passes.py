@@ -112,6 +112,17 @@ def encode(model, tokenizer, text: str) -> torch.Tensor:
     return ids.to(model.device)
 
 
+def sentence_of(tokenizer, text: str):
+    """The text as the pipeline reads it: capitals, quotation marks and emoji in a form that the model knows.
+
+    None for a tokenizer of another kind. The code lies beside that of the tokenizer.
+    """
+    package, _, module = type(tokenizer).__module__.rpartition(".")
+    if module != "tokenization_jmnat" or not isinstance(text, str):
+        return None
+    return importlib.import_module(f"{package}.plain_text").Sentence.read(" ".join(text.split()), tokenizer)
+
+
 def check_number(name: str, value, largest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value not in range(1, largest + 1):
         raise ValueError(f"{name} must be a whole number from 1 to {largest}, not {value}.")
@@ -145,7 +156,9 @@ def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjac
     """
     num_passes = check_number("The number of passes", num_passes, MAX_PASSES)
     num_candidates = check_number("The number of lengths", num_candidates, MAX_CANDIDATES)
-    ids = encode(model, tokenizer, text)
+    check_size(text)
+    sentence = sentence_of(tokenizer, text)
+    ids = encode(model, tokenizer, text if sentence is None else sentence.text)
     with LOCK, timed(model) as pass_seconds:
         start = time.perf_counter()
         output = model.generate(
@@ -164,6 +177,7 @@ def translate(model, tokenizer, text: str, num_passes=4, num_candidates=4, adjac
         mean = output.history[-1].log_probs[0, index, :length].mean().item()
         candidates.append(Candidate(length, mean, read_passes(tokenizer, output.history, index, length)))
     text = tokenizer.decode(output.sequences[0], skip_special_tokens=True)
+    text = text if sentence is None else sentence.write(text)
     consensus = model.generation_config.consensus_weight > 0
     return Translation(text, candidates, pass_seconds, max(total - sum(pass_seconds), 0.0), consensus)
 

@@ -101,7 +101,7 @@ def load_translator(
     torch_device = choose_device(device)
     try:
         config = AutoConfig.from_pretrained(directory, **NO_FOREIGN_CODE)
-        model = AutoModelForSeq2SeqLM.from_pretrained(directory, config=config, dtype=dtype, **NO_FOREIGN_CODE)
+        model = _with_all_layers(directory, config=config, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
     except UNREADABLE as error:
         raise ValueError(f"model {directory} cannot be loaded: {_reason(directory, error)}") from None
@@ -111,6 +111,23 @@ def load_translator(
         set_repeatable_tokens(model, tokenizer)
     model = model.to(torch_device).eval()
     return (StaticShapeJMNat(model) if backend == "cuda_graphs" else model), tokenizer
+
+
+def _with_all_layers(directory: str | Path, **options) -> PreTrainedModel:
+    """Load a model; ValueError if its config.json and its weights have different layers.
+
+    Transformers warns only, and translations are nonsense.
+    """
+    model, report = AutoModelForSeq2SeqLM.from_pretrained(
+        directory, output_loading_info=True, **options, **NO_FOREIGN_CODE
+    )
+    for kind, where in (("missing_keys", "but not in"), ("unexpected_keys", "only in")):
+        for name in sorted(name for name in report[kind] if ".layers." in name):
+            raise ValueError(
+                f"config.json and the weights do not belong together: {name} is {where} the weights; get the folder "
+                "again, or save the model again"
+            )
+    return model
 
 
 def _load_exported(
@@ -194,7 +211,7 @@ def load_teacher(
     tokenizer = load_teacher_tokenizer(directory)
     _check_model_folder(directory)
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=dtype or "auto", **NO_FOREIGN_CODE)
+        model = _with_all_layers(directory, dtype=dtype or "auto")
     except UNREADABLE as error:
         raise ValueError(f"the weights of {directory} cannot be read: {_reason(directory, error)}") from None
     refuse_student(directory, model.config)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,7 +85,7 @@ class TranslationServer:
         try:
             fields = await read_fields(request, self.limits.max_body_bytes)
             checked = check_fields(fields, self.languages, self.limits.max_characters)
-            translations = await self._translations(checked)
+            translations = await _while_connected(request, self._translations(checked))
             status = 200
             return JSONResponse(answer(checked, translations, self.languages[0]))
         except HTTPException as error:
@@ -124,6 +124,19 @@ class TranslationServer:
 
     async def show_metrics(self, request: Request) -> Response:
         return Response(self.metrics.page(), headers={"content-type": Metrics.content_type})
+
+
+async def _while_connected(request: Request, work: Coroutine) -> Any:
+    """The result of `work`, which is cancelled if the client hangs up; the body of the request must have been read."""
+    tasks = work_done, hung_up = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not work_done.done():
+            raise ClientDisconnect
+        return work_done.result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _constant(value: Any) -> Callable:

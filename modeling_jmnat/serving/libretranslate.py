@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
+import python_multipart  # noqa: F401  which Starlette asks for only when a form arrives
 from starlette.datastructures import MultiDict
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -121,10 +122,10 @@ def check_fields(fields: dict[str, Any], languages: Sequence[str], max_character
 
 
 def _language(value: Any, name: str) -> str:
-    """`en` of `EN` and of `en-GB`."""
+    """`en` of `EN`, of `en-GB` and of `en_GB`."""
     if not isinstance(value, str):
         raise bad_request(f"{name} must be a language code")
-    return value.strip().lower().partition("-")[0]
+    return value.strip().lower().replace("_", "-").partition("-")[0]
 
 
 def _alternatives(value: Any) -> int:

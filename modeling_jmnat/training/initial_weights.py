@@ -25,6 +25,10 @@ from .options import FREE_MODEL_FIELDS, ModelOptions
 
 # Fields in which the teacher's configuration, where it has them, must agree for its weights to compute the same.
 SAME_COMPUTATION = ("activation_function", "scale_embedding", "encoder_attention_heads", "decoder_attention_heads")
+VOCABULARY_TABLES = (
+    *("model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"),
+    *("lm_head.weight", "lm_head.bias"),
+)
 COUNT_FROM_0 = ("marian", "pegasus")  # model types whose sinusoids begin at position 0
 
 
@@ -49,7 +53,7 @@ def initial_model(
     if run.init_from is not None:
         model = trained_model(run.init_from, model_fields, tokenizer)
     else:
-        fields_of_teacher = {"output_bias": teacher is not None and output_bias_of(teacher) is not None}
+        fields_of_teacher = {} if teacher is None else tables_of(teacher)
         config_class: type[JMNatConfig] = model_class.config_class
         config = config_class.for_tokenizer(tokenizer, **model_fields, **fields_of_teacher)
         model = model_class(config)
@@ -139,7 +143,8 @@ def copy_teacher_weights(
     Raises:
         ValueError: the vocabularies differ in size without `shared_tokens`, less than half of the weights fit, or the
             student would compute something else with the same weights (another activation function, number of heads,
-            position of layer norms or numbering of positions).
+            position of layer norms or numbering of positions, or one table of embeddings where the teacher has
+            several).
     """
     if shared_tokens is None and teacher.config.vocab_size != student.config.vocab_size:
         raise ValueError(
@@ -148,11 +153,11 @@ def copy_teacher_weights(
         )
     check_same_layers(student.config, teacher)
     number_positions_alike(student, teacher)
-    theirs = dict(teacher.named_parameters())
+    theirs = dict(teacher.named_parameters(remove_duplicate=False))  # a shared table under all its names
     if (bias := output_bias_of(teacher)) is not None:
         theirs["lm_head.bias"] = bias
     if shared_tokens is not None:
-        for name in theirs.keys() & {"model.shared.weight", "lm_head.weight", "lm_head.bias"}:
+        for name in theirs.keys() & {*VOCABULARY_TABLES}:
             theirs[name] = rows_for(theirs[name], shared_tokens, student.config.vocab_size)
     report = CopiedWeights()
     for name, parameter in student.named_parameters():
@@ -198,11 +203,11 @@ def copy_into_teacher(teacher: PreTrainedModel, folder: str, tokenizer: PreTrain
     check_same_tokenizer(theirs, tokenizer, folder)
     source = dict(model.named_parameters())
     learned = {name: weight for name, weight in teacher.named_parameters() if weight.requires_grad}  # not sinusoids
-    there, here = computation_of(model), computation_of(teacher)
-    if not is_jmnat_itself(model.config):
-        there["model_type"], here["model_type"] = model.config.model_type, teacher.config.model_type
-    for name, weight in learned.items():
-        there[name], here[name] = tuple(source[name].shape) if name in source else None, tuple(weight.shape)
+    there, here = ({"model_type": of.config.model_type} for of in (model, teacher))
+    if is_jmnat_itself(model.config) or there == here:
+        there, here = computation_of(model), computation_of(teacher)
+        for name, weight in learned.items():
+            there[name], here[name] = tuple(source[name].shape) if name in source else None, tuple(weight.shape)
     for name, value in here.items():
         if there[name] != value:
             raise ValueError(
@@ -221,7 +226,7 @@ def computation_of(model: PreTrainedModel) -> dict:
         "normalize_before": has_last_norm(model),
         "position_embedding_type": getattr(model.config, "position_embedding_type", "sinusoidal"),
         "position_offset": first_position(model),
-        "output_bias": getattr(model.config, "output_bias", output_bias_of(model) is not None),
+        **tables_of(model),
     }
 
 
@@ -237,6 +242,18 @@ def output_bias_of(teacher: PreTrainedModel) -> torch.Tensor | None:
     return None if bias is None or not bias.any() else bias.flatten()
 
 
+def tables_of(teacher: PreTrainedModel) -> dict[str, bool]:
+    """The fields of a configuration that say which tables of the vocabulary a teacher, or a JM-NAT, has."""
+    has_bias = getattr(teacher.config, "output_bias", output_bias_of(teacher) is not None)
+    return {"output_bias": has_bias, "tie_word_embeddings": has_one_table(teacher)}
+
+
+def has_one_table(teacher: PreTrainedModel) -> bool:
+    """Whether encoder, decoder and output projection have the same embeddings."""
+    tables = (teacher.get_encoder().embed_tokens, teacher.get_decoder().embed_tokens, teacher.get_output_embeddings())
+    return all(torch.equal(tables[0].weight, table.weight) for table in tables[1:])
+
+
 def check_same_layers(config: JMNatConfig, teacher: PreTrainedModel) -> None:
     """ValueError for a student whose layers would compute something else with the teacher's weights.
 
@@ -244,6 +261,7 @@ def check_same_layers(config: JMNatConfig, teacher: PreTrainedModel) -> None:
     """
     theirs = {name: getattr(teacher.config, name, None) for name in SAME_COMPUTATION}
     theirs["normalize_before"] = has_last_norm(teacher)
+    theirs["tie_word_embeddings"] = has_one_table(teacher)
     for name, value in theirs.items():
         if value is not None and value != getattr(config, name):
             raise ValueError(

@@ -19,7 +19,7 @@ from ..tokenization_jmnat import JMNatTokenizer, set_repeatable_tokens
 from ..utils.atomic_files import whole_folder
 from ..utils.hub_folders import fetch_folder
 from ..utils.locks import folder_lock
-from .initial_weights import CopiedWeights, copy_teacher_weights, output_bias_of
+from .initial_weights import CopiedWeights, copy_teacher_weights, tables_of
 
 KINDS = ("marian", "m2m_100", "pegasus", "bart", "mbart", "plbart")  # model types whose layers have Bart's names
 TOKENIZER_FILES = ("*.json", "*.spm", "*.model", "merges.txt")
@@ -98,7 +98,7 @@ def config_of_student(teacher: PreTrainedModel, tokenizer: JMNatTokenizer, **lay
         position_embedding_type="learned" if learned else "sinusoidal",
         max_position_embeddings=longest,
         max_target_length=longest,
-        output_bias=output_bias_of(teacher) is not None,
+        **tables_of(teacher),
         # If texts begin with a language code that the tokenizer does not add, later sentences would have none.
         split_sentences=tokenizer.init_kwargs.get("source_start") is not None or not begin_with_language,
     )

@@ -36,7 +36,7 @@ GPU_MEMORY_SHARE = "JMNAT_GPU_MEMORY_SHARE"  # environment variable: largest sha
 REQUIRED = re.compile(r"requires `(\w+)")  # in messages of Transformers: "... requires `accelerate>=1.1.0`: ..."
 EXTRAS = {  # of setup.cfg, with the modules that they install
     "train": (
-        *("accelerate", "datasets", "evaluate", "matplotlib", "pyarrow", "sacrebleu", "sentencepiece"),
+        *("accelerate", "datasets", "evaluate", "matplotlib", "pandas", "pyarrow", "sacrebleu", "sentencepiece"),
         *("tensorboard", "yaml"),
     ),
     "bench": ("ctranslate2", "onnx", "onnxruntime", "onnxscript"),

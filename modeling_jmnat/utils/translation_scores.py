@@ -104,6 +104,8 @@ class Scorer:
         by_sentence: Mapping[str, Callable[[Sequence[str]], Sequence[float]]] | None = None,
     ):
         check_metrics(metrics)
+        if not isinstance(target_language, str) or not isinstance(lowercase, bool):
+            raise ValueError(f"{target_language=} must be a code such as 'en', and {lowercase=} True or False")
         self.num_sentences = len(references)
         self._streams = reference_streams(references)
         self.language = language_without_spaces(self._streams[0], target_language)
@@ -338,7 +340,7 @@ def moses_splitter(language: str) -> Callable[[str], str]:
 
 def check_hypotheses(hypotheses: Sequence[str], num_references: int, name: str = "hypotheses") -> None:
     """ValueError unless there are as many texts as references, and at least one."""
-    is_list = hypotheses is not None and not isinstance(hypotheses, str)
+    is_list = hypotheses is not None and not isinstance(hypotheses, str | Mapping)
     if not is_list or not len(hypotheses) or len(hypotheses) != num_references:
         count = len(hypotheses) if is_list else f"{hypotheses!r} instead of a list of"
         raise ValueError(f"{count} {name} and {num_references} references: give equally many, at least one")
@@ -352,7 +354,7 @@ def reference_streams(references: References) -> list[list]:
     Raises:
         ValueError: there are no references, or some are neither texts nor lists of at least one text.
     """
-    if references is None or isinstance(references, str) or not len(references):
+    if references is None or isinstance(references, str | Mapping) or not len(references):
         raise ValueError(f"references={references!r} must be a list of at least one text, or of lists of texts")
     rows = [[item] if isinstance(item, str) or item is None else list(item) for item in references]
     for number, row in enumerate(rows):
@@ -366,6 +368,8 @@ def reference_streams(references: References) -> list[list]:
 def check_text(value, name: str) -> None:
     if not isinstance(value, str):
         raise ValueError(f"{name} is {value!r} ({type(value).__name__}) but must be a string ('' if it is empty)")
+    if re.search("[\ud800-\udfff]", value):
+        raise ValueError(f"{name} is {value!r}, which has half of a character: read the text as UTF-8")
 
 
 def check_metrics(names: Sequence[str]) -> None:

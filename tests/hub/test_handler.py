@@ -39,6 +39,9 @@ print(json.dumps({"backend": endpoint.backend, "answers": answers}))
 BAD = (
     ({}, 'the request must be {"inputs": text or list of texts, "parameters": {option: value}}'),
     ({"inputs": "a", "parameters": [1]}, 'the request must be {"inputs": text or list of texts'),
+    ([], 'the request must be {"inputs": text or list of texts'),
+    ({"inputs": "a", "parameters": {"generate_parameters": [1]}}, 'the request must be {"inputs": text or list'),
+    ({"inputs": "a", "parameters": {"streamer": 1}}, "streamer is a int but must have the methods put and end"),
     ({"inputs": None}, "a text to translate must be a string, not NoneType"),
     ({"inputs": ["a", 5]}, "a text to translate must be a string, not int: 5"),
     ({"inputs": "a", "parameters": {"num_iterations": 0}}, "num_iterations=0"),

@@ -168,6 +168,18 @@ def test_nan_weights_are_refused(load, name, value, student, tokenizer, tmp_path
         load(tmp_path)
 
 
+@pytest.mark.parametrize(("layers", "where"), [(3, "but not in"), (1, "only in")])
+@pytest.mark.parametrize(("load", "name"), [(load_translator, "student"), (load_teacher, "teacher")])
+def test_weights_of_another_number_of_layers_are_refused(load, name, layers, where, folder, tmp_path):
+    """Transformers would leave the other layers at random values, or leave them out."""
+    copied = shutil.copytree(folder / name, tmp_path / "copy")
+    config = json.loads((copied / "config.json").read_text())
+    assert config["encoder_layers"] == 2
+    (copied / "config.json").write_text(json.dumps(config | {"encoder_layers": layers}))
+    with pytest.raises(ValueError, match=rf"config.json and the weights do not belong together: .* is {where} the"):
+        load(copied)
+
+
 @pytest.fixture
 def foreign(tmp_path, tokenizer):
     """A folder of a model that Transformers does not know, whose code leaves a trace when it is run."""

@@ -1334,6 +1334,8 @@ def test_a_reranker_with_a_score_method_chooses():
         assert texts(together) == [
             texts(generate(model, [source], reranker=ShortestFirst(), **options))[0] for source in sources
         ]
+    with pytest.raises(ValueError, match="reranker is a str but must be an autoregressive model"):
+        generate(model, sources, reranker="opus-mt")
     with pytest.raises(ValueError, match="reranker needs input_ids"):
         model.generate(inputs_embeds=model.get_input_embeddings()(expected_ids), reranker=ShortestFirst())
 

@@ -6,10 +6,12 @@ import random
 import re
 import sys
 import time
+from collections import UserDict
 
 import pytest
 import torch
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 from transformers import GPT2Config, GPT2LMHeadModel, TextGenerationPipeline, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -88,7 +90,8 @@ def test_texts_lists_generators_and_columns_are_accepted(translate):
         assert not isinstance(results, list)
         assert list(results) == streamed
     assert translate([]) == []
-    assert list(translate(iter([]))) == []
+    for empty in (iter([]), Dataset.from_dict({"de": []})["de"], KeyDataset(Dataset.from_dict({"de": []}), "de")):
+        assert list(translate(empty)) == []
 
 
 def test_streams_have_the_structure_of_transformers_own_pipelines(translate, tokenizer):
@@ -112,6 +115,13 @@ def test_streams_have_the_structure_of_transformers_own_pipelines(translate, tok
     assert len(translate(column["de"])) == len(own(KeyDataset(column, "de"))) == 3
     assert translate(list(column["de"])) == translate(TEXTS[:3])
     assert list(translate(column["de"], num_workers=1)) == list(translate(column["de"]))
+
+
+def test_use_does_not_change_the_hash_of_a_pipeline(translate):
+    """So that `datasets` finds what it has translated before."""
+    before = Hasher.hash(translate)
+    assert translate(TEXTS[:2], batch_size=2, return_history=True)
+    assert Hasher.hash(translate) == before
 
 
 def test_generators_are_read_as_they_are_translated(translate):
@@ -347,8 +357,17 @@ def test_without_sentencex_the_error_says_what_to_install(repeat, monkeypatch):
     assert repeat("Ein Satz. Noch einer.", split_sentences=False)
 
 
+class Table:
+    """A data frame, over whose columns Python iterates."""
+
+    columns = ("de",)
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
 def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
-    for bad in (3, b"Ja.", {"de": "Ja."}, [TEXTS[0], None], (text for text in [{"de": "Ja."}])):
+    for bad in (3, b"Ja.", {"de": "Ja."}, UserDict(de="Ja."), Table(), [TEXTS[0], None], iter([{"de": "Ja."}])):
         with pytest.raises(ValueError, match="a text to translate must be a string, not"):
             list(translate(bad))
     long = "wort " * model.config.max_position_embeddings
@@ -359,6 +378,9 @@ def test_bad_inputs_get_one_sentence(model, tokenizer, translate):
         translate(TEXTS, num_iteration=3)
     with pytest.raises(ValueError, match="src_lang=5 must be a two-letter language"):
         translate(TEXTS, src_lang=5)
+    for option in ("split_sentences", "return_scores", "return_history"):
+        with pytest.raises(ValueError, match=f"{option}='no' must be True or False"):
+            translate(TEXTS, **{option: "no"})
     with pytest.raises(ValueError, match="num_iterations=0 must be a whole number"):
         translate(TEXTS, num_iterations=0)
     with pytest.raises(ValueError, match="translates with JM-NAT, not with a"):

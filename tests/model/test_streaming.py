@@ -97,6 +97,8 @@ def test_several_texts_cannot_be_streamed():
     model = random_model(16)
     with pytest.raises(ValueError, match="streamer is a object but must have the methods put and end"):
         model.generate(SOURCE, streamer=object())
+    with pytest.raises(ValueError, match="streamer is a type but must have the methods put and end"):
+        model.generate(SOURCE, streamer=Recorder)
     for options in ({"input_ids": SOURCE.repeat(2, 1)}, {"input_ids": SOURCE, "num_return_sequences": 2}):
         streamer = Recorder()
         with pytest.raises(ValueError, match="streamer takes one text, not .*: give one sentence at a time"):

@@ -1,5 +1,7 @@
 """Jobs of several requests share batches: each gets the pipeline's own answer, and none affects another."""
 
+import asyncio
+import json
 import threading
 
 import pytest
@@ -107,3 +109,39 @@ def test_a_cancelled_request_is_not_translated(translator):
     batcher.close()
     assert wanted.done()
     assert batches == [1, 1]
+
+
+def test_what_nobody_waits_for_is_not_translated(translator):
+    """Of two clients, the second one hangs up while the text of the first one is translated."""
+    pytest.importorskip("starlette")
+    app = pytest.importorskip("modeling_jmnat.serving.app")
+    server = app.TranslationServer(translator, ("de", "en"), app.Limits(1000, 10_000, 10, 0.0))
+    server.batcher, gate, batches = started(translator)
+    scope = {"type": "http", "method": "POST", "path": "/translate", "query_string": b"", "root_path": ""}
+    scope |= {"headers": [(b"content-type", b"application/json")]}
+    statuses = []
+
+    async def client(text, stays):
+        body = json.dumps({"q": text, "source": "de", "target": "en"}).encode()
+        messages = [{"type": "http.request", "body": body}] + [{"type": "http.disconnect"}] * (not stays)
+
+        async def receive():
+            return messages.pop(0) if messages else await asyncio.Event().wait()
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        await server.app()(dict(scope), receive, send)
+
+    async def both():
+        first = asyncio.ensure_future(client(TEXTS[0], stays=True))
+        while not batches:
+            await asyncio.sleep(0.01)
+        await client(TEXTS[1], stays=False)
+        gate.set()
+        await first
+
+    asyncio.run(both())
+    server.batcher.close()
+    assert batches == [1]
+    assert [status for status in statuses if status] == [400, 200]

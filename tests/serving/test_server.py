@@ -106,7 +106,7 @@ def test_json_and_forms_of_every_kind_get_the_same_answer(port, pipe):
 def test_lists_alternatives_and_the_language(port, pipe):
     records = pipe(TEXTS[:2], num_return_sequences=3)
     texts = [list(dict.fromkeys(record["translation_text"] for record in of_text)) for of_text in records]
-    status, found = ask_json(port, q=TEXTS[:2], alternatives=2, source="auto", target="EN")
+    status, found = ask_json(port, q=TEXTS[:2], alternatives=2, source="auto", target="EN_us")
     assert status == 200
     assert found == {
         "translatedText": [of_text[0] for of_text in texts],

@@ -17,12 +17,15 @@ ort.env.wasm.wasmBinary = unpacked("vendor/ort-wasm-simd-threaded.wasm");
 const session = await ort.InferenceSession.create(readFileSync(graph), { logSeverityLevel: 3 });
 const [config, tokenizer, tokenizerConfig] = ["config", "tokenizer", "tokenizer_config"].map(json);
 const defaults = json("browser_translator");
-const translator = new Translator(ort, session, Tokenizer, { config, tokenizer, tokenizerConfig, defaults });
+const files = { config, tokenizer, tokenizerConfig, defaults, spelling: json("spelling") };
+const translator = new Translator(ort, session, Tokenizer, files);
 
 const plain = ({ type, dims, data }) => ({ type, dims, data: Array.from(data, one => String(Number(one))) });
-const result = { ids: [], translations: [], sentences: [], feeds: [] };
+const result = { ids: [], reads: [], translations: [], sentences: [], feeds: [] };
 for (const text of texts) {
     result.ids.push(translator.encode(text));
+    const sentence = translator.read(text);
+    result.reads.push([sentence.text, sentence.write("A Dog.")]);
     if (options) result.translations.push(await translator.translate(text, options));
 }
 for (const [language, text] of languages) result.sentences.push(sentencesOf(text, language, json("sentences")));

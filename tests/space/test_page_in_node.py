@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from modeling_jmnat import ORTJMNatForConditionalGeneration
 from modeling_jmnat.inference.translator_options import OPTIONS_FILE, translator_feeds
 from modeling_jmnat.pipeline import sentences_of
+from modeling_jmnat.plain_text import Sentence
 from tests.helpers.static_page import SHIPPED
 
 pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
@@ -27,6 +28,11 @@ ODD_TEXTS = (
     "Cafe\u0301 a\u0308\u0323 \ufeffﬁ ½ Ⅳ",
     "نص‌ها क्‍ष 🏴󠁧󠁢󠁥󠁮󠁧󠁿",
     "„Zitat“ – 1.234,56 € … $HOME/x_y",
+)
+OTHERWISE_SPELLED = (
+    *("ICH HABE KEINE ZEIT.", "STRAßE GESPERRT!", "UNO", "DIE UNO", "ich habe keine zeit.", "ein haus", "Ein Haus"),
+    *("• Ein Hund schläft.", "👩‍👩‍👧 Hallo du", "Das ist gut. 😀", "→ weiter", "5 > 3 ist wahr", "– Ein Punkt"),
+    *("ﬁnden Sie das?", "Ｈａｌｌｏ Welt", "𝐇allo ‐ Welt", "Er sagte: ‟Komm her!”", "Das geht´s."),
 )
 TEXTS_OF_SENTENCES = (
     'Dr. Meier kam am 3. Mai. Er ging bald. Ist das so? "Ja." Nein.',
@@ -57,6 +63,13 @@ def test_ids_are_those_of_python(in_node, real_sentences):
     tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
     texts = [*real_sentences, *ODD_TEXTS]
     assert in_node(texts)["ids"] == tokenizer(texts)["input_ids"]
+
+
+def test_capitals_and_signs_are_read_as_in_python(in_node):
+    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    for text, found in zip(OTHERWISE_SPELLED, in_node(OTHERWISE_SPELLED)["reads"], strict=True):
+        sentence = Sentence.read(text, tokenizer)
+        assert found == [sentence.text, sentence.write("A Dog.")], text
 
 
 def test_200_sentences_and_their_passes_are_those_of_python(in_node, graphs, real_sentences):

@@ -13,7 +13,7 @@ import rendering
 import torch
 import yaml
 
-from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration, JMNatTokenizer
+from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration, JMNatTokenizer, JMNatTranslationPipeline
 from tests.helpers.teacher_samples import random_lines
 from tests.helpers.translation_samples import save_translators, tiny_student, tiny_tokenizer
 
@@ -110,7 +110,13 @@ def test_word_by_word_is_greedy_search_with_its_probabilities(translators):
     assert result.other_seconds > 0
 
 
-@pytest.mark.parametrize("text", ["", "  \n\t ", None])
+@pytest.mark.parametrize("text", [SENTENCE.upper(), f"• {SENTENCE}", f"{SENTENCE} 😀", "7", f"“{SENTENCE}”"])
+def test_odd_texts_are_translated_as_in_the_pipeline(translators, text):
+    pipe = JMNatTranslationPipeline(*translators[0], num_iterations=3, num_length_candidates=4)
+    assert passes.translate(*translators[0], text, 3, 4).text == pipe(text)[0]["translation_text"]
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t ", "\u200b", None])
 def test_nothing_to_translate(translators, text):
     with pytest.raises(ValueError, match="Please type a German sentence first"):
         passes.translate(*translators[0], text)

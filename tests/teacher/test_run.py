@@ -168,8 +168,8 @@ def test_start_with_the_weights_of_a_teacher_or_of_its_student(folder, tmp_path,
         assert all(torch.equal(weights[name], again[name]) for name in weights)
     capsys.readouterr()
     other = {"pre": "post", "post": "pre"}[preset]
-    for start in ("first", "student"):
-        for changes, name in (({"preset": other}, "normalize_before"), ({"decoder_layers": 2}, "decoder_layers")):
+    for start, kind in (("first", "model_type"), ("student", "normalize_before")):
+        for changes, name in (({"preset": other}, kind), ({"decoder_layers": 2}, "decoder_layers")):
             with pytest.raises(SystemExit):
                 train(folder, tmp_path / "refused", **{"preset": preset, "init_from": tmp_path / start, **changes})
             assert f"error: {name} is " in capsys.readouterr().err

@@ -6,7 +6,7 @@ from torch import nn
 from transformers import M2M100Config, M2M100ForConditionalGeneration, MarianConfig, MarianMTModel
 
 from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration
-from modeling_jmnat.training.initial_weights import copy_teacher_weights, output_bias_of
+from modeling_jmnat.training.initial_weights import copy_teacher_weights, output_bias_of, tables_of
 from tests.helpers.random_models import pad, random_sources
 
 SIZES = {
@@ -103,6 +103,23 @@ def test_the_encoder_computes_the_teachers_states(kind, fields):
     right = student.get_encoder().position_offset
     student.config.position_offset = right + 2
     assert largest_difference(student, teacher) > 1e-2
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_each_of_several_tables_is_the_teachers(shared):
+    """Encoder, decoder and output projection with embeddings of their own, or only the output projection."""
+    teacher = random_teacher("marian", tie_word_embeddings=False, share_encoder_decoder_embeddings=shared)
+    assert tables_of(teacher) == {"output_bias": False, "tie_word_embeddings": False}
+    student = student_of(teacher, tie_word_embeddings=False)
+    copy_teacher_weights(student, teacher)
+    assert largest_difference(student, teacher) < 1e-5
+    for ours, theirs in (
+        (student.get_decoder().embed_tokens, teacher.get_decoder().embed_tokens),
+        (student.lm_head, teacher.lm_head),
+    ):
+        assert torch.equal(ours.weight, theirs.weight)
+    with pytest.raises(ValueError, match="tie_word_embeddings is False in the teacher and True here"):
+        copy_teacher_weights(student_of(teacher), teacher)
 
 
 @pytest.mark.parametrize("kind", TEACHERS)

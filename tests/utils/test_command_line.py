@@ -195,6 +195,7 @@ def test_a_missing_extra_is_named(capsys):
 
     for main, sentence in (
         (lambda argv: missing("datasets"), "datasets: pip install 'modeling-jmnat[train]'"),
+        (lambda argv: missing("pandas"), "pandas: pip install 'modeling-jmnat[train]'"),
         (lambda argv: missing("onnx.helper"), "onnx: pip install 'modeling-jmnat[bench]'"),
         (lambda argv: missing("gradio"), "gradio: pip install 'modeling-jmnat[space]'"),
         (hidden, "accelerate: pip install 'modeling-jmnat[train]'"),

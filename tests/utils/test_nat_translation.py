@@ -124,6 +124,10 @@ print(json.dumps([found, results.failed, results.attempted]))
         ({"predictions": ["a"], "references": [["a", None]]}, r"references\[0\] is None"),
         ({"predictions": ["a"], "references": ["a"], "metrics": ["bleu"]}, r"metrics=\['bleu'\] must be"),
         ({"predictions": ["a"], "references": ["a"], "target_language": "English"}, "Moses language 'English'"),
+        ({"predictions": ["a"], "references": ["a"], "target_language": None}, "target_language=None must be a code"),
+        ({"predictions": ["a"], "references": ["a"], "lowercase": "no"}, "and lowercase='no' True or False"),
+        ({"predictions": ["\ud800"], "references": ["a"]}, r"predictions\[0\] is '.ud800', which has half of a"),
+        ({"predictions": ["a"], "references": {"a": 1}}, "references={'a': 1} must be a list"),
     ],
 )
 def test_what_cannot_be_scored_gets_a_sentence_and_the_next_call_works(metric, inputs, sentence):
