@@ -327,11 +327,13 @@ def reranker_scores(reranker, input_ids, attention_mask, candidates: torch.Tenso
     return reranker.score(input_ids, attention_mask, candidates.flatten(0, 1)).view(candidates.shape[:2])
 
 
-def check_same_vocabulary(of_reranker: int, own: int) -> None:
-    """ValueError if the vocabulary sizes differ by more than padding for speed explains."""
-    if abs(of_reranker - own) >= VOCABULARY_PADDING:
+def check_same_vocabulary(reranker, own: int) -> None:
+    """ValueError for no model, or one whose vocabulary size differs by more than padding for speed explains."""
+    if not hasattr(reranker, "config"):
+        raise ValueError(f"reranker is a {type(reranker).__name__} but must be an autoregressive model")
+    if abs((theirs := reranker.config.vocab_size) - own) >= VOCABULARY_PADDING:
         raise ValueError(
-            f"reranker has {of_reranker} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
+            f"reranker has {theirs} tokens and the model {own}: it needs the same vocabulary, or a method `score`"
         )
 
 

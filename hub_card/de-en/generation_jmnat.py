@@ -271,9 +271,7 @@ class JMNatGenerationMixin(GenerationMixin):
         if input_ids is None and reranker is not None:
             raise ValueError("reranker needs input_ids: inputs_embeds or encoder_outputs alone are not enough")
         if reranker is not None and not hasattr(reranker, "score"):
-            if not hasattr(reranker, "config"):
-                raise ValueError(f"reranker is a {type(reranker).__name__} but must be an autoregressive model")
-            check_same_vocabulary(reranker.config.vocab_size, self.config.vocab_size)
+            check_same_vocabulary(reranker, self.config.vocab_size)
 
     def generate_at_once(
         self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs

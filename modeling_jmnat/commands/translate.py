@@ -172,6 +172,12 @@ def tell_languages(arguments: DecodingArguments, model, tokenizer) -> None:
     check_languages(arguments.model, tokenizer, model.generation_config)
 
 
+def splits(arguments: DecodingArguments, model) -> bool:
+    """Whether lines are split into sentences; a prefix would have to stand before each of them."""
+    wanted = arguments.split_sentences and getattr(model.config, "split_sentences", True)
+    return wanted and not arguments.source_prefix
+
+
 def prefixed(arguments: DecodingArguments, texts: Iterable[str]) -> Iterable[str]:
     """The texts with `source_prefix`; blank ones stay."""
     prefix = arguments.source_prefix or ""
@@ -295,8 +301,7 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
     glossary = None if arguments.glossary is None else Glossary.read(arguments.glossary)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     tell_languages(arguments, model, tokenizer)
-    split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
-    split = split and not arguments.source_prefix  # which belongs to each sentence
+    split = splits(arguments, model)
     options = generation_options(arguments, model, tokenizer)
     check_options(model, options)
     translate = functools.partial(

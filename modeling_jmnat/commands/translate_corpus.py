@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..utils.command_line import check_counts, command, parse_arguments
 from .shipped import shipped_model
-from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options, prefixed, tell_languages
+from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options, prefixed, splits, tell_languages
 
 SEARCH_BACKENDS = {"torch": "transformers", "ctranslate2": "ctranslate2"}  # for autoregressive models
 SETTINGS, RESULT = "settings.json", "translation.json"
@@ -117,10 +117,10 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
     tell_languages(arguments, model, tokenizer)
     options = decoding_options(arguments, model, tokenizer)
     check_options(model, options)
-    split = arguments.split_sentences and getattr(model.config, "split_sentences", True)
+    split = splits(arguments, model)
     if is_jmnat(model):
         if backend == "ctranslate2":
-            raise ValueError("backend=ctranslate2, languages and source_prefix do not apply to JM-NAT: leave them out")
+            raise ValueError("backend=ctranslate2 does not apply to JM-NAT: choose torch, onnx or onnx_int8")
     else:
         model, options = search_model(model, tokenizer, SEARCH_BACKENDS.get(backend, backend), options), {}
     translate = functools.partial(
@@ -129,7 +129,7 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
         tokenizer,
         max_batch_tokens=arguments.batch_tokens or DEFAULT_BATCH_TOKENS.get(backend),
         glossary=None if arguments.glossary is None else Glossary.read(arguments.glossary),
-        split_sentences=split and not arguments.source_prefix,
+        split_sentences=split,
         long_lines=arguments.long_lines,
         **options,
     )

@@ -170,7 +170,7 @@ def test_bad_options_are_one_sentence(models, tmp_path, capsys):
         ({"long_lines": "error"}, "long_lines=error does not apply to a corpus: choose split, truncate or skip"),
         ({"input": tmp_path / "none"}, "No such file"),
         ({"model": tmp_path / "none"}, "none does not exist"),
-        ({"backend": "ctranslate2"}, "do not apply to JM-NAT"),
+        ({"backend": "ctranslate2"}, "backend=ctranslate2 does not apply to JM-NAT"),
         ({"backend": "magic"}, "backend='magic' is not one of"),
         ({"num_beams": -1}, "num_beams=-1 must be at least 1"),
         ({"model": models / "teacher", "generation_options": '{"min_length": 3}'}, "min_length does not apply"),
