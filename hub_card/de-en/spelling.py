@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from html import unescape
 
 WORD = re.compile(r"[^\W\d_]+")
+COMPOUND = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)+")
 SHORT_WORD = 3  # letters; such a word in capitals may be an abbreviation
 LETTER_ENTITY = re.compile(r"&(?:#\d+|#x[0-9A-Fa-f]+|[A-Za-z]+);")
 PLAIN_KINDS = ("<compat>", "<wide>", "<narrow>", "<font>", "<noBreak>")  # of decompositions that leave the meaning
@@ -66,10 +67,13 @@ def calmed(tokenizer, text: str) -> str:
     """A text in which words in capitals (`Das ist WICHTIG`) are written as usual.
 
     A word of up to three letters counts only beside a longer one. The vocabulary must have half as many pieces for the
-    usual letters, or a single one: abbreviations stay.
+    usual letters, or a single one. Abbreviations stay, and capitals that are part of a compound with other letters
+    (`ANSI-Zeichensatz`).
     """
     found = list(WORD.finditer(text))
-    capitals = [is_upper(word[0]) and len(word[0]) > 1 for word in found]
+    compounds = (compound for compound in COMPOUND.finditer(text) if not is_upper(compound[0]))
+    parts = {part.start() for compound in compounds for part in WORD.finditer(text, *compound.span())}
+    capitals = [is_upper(word[0]) and len(word[0]) > 1 and word.start() not in parts for word in found]
     loud = [is_capital and len(word[0]) > SHORT_WORD for is_capital, word in zip(capitals, found, strict=True)]
     pieces, position = [], 0
     for number, word in enumerate(found):

@@ -288,6 +288,11 @@ def test_capitals_are_truecased_and_come_back(cased):
     assert Sentence.read("eine neue datei", cased).text == "eine neue Datei"
 
 
+def test_words_in_capitals_are_calmed(cased):
+    assert Sentence.read("Die DATEI wird geöffnet.", cased).text == "Die Datei wird geöffnet."
+    assert Sentence.read("Die neue-DATEI ist im ORDNER.", cased).text == "Die neue-DATEI ist im Ordner."
+
+
 def test_most_words_of_real_text_get_their_capitals_back(cased):
     with gzip.open(CORPUS / "test.de.gz", "rt", encoding="utf-8", newline="\n") as file:
         lines = [line.rstrip("\n") for line in file]
@@ -305,7 +310,11 @@ def test_most_words_of_real_text_get_their_capitals_back(cased):
     assert right > small * 1.2  # better than small letters alone
 
 
-@pytest.mark.parametrize("text", ["NATO", "OK", "A4", "Die NATO kam", "iPhone", "x = Y", "Ä", "datei", "日本", "§ 5"])
+@pytest.mark.parametrize(
+    "text",
+    ["NATO", "OK", "A4", "Die NATO kam", "iPhone", "x = Y", "Ä", "datei", "日本", "§ 5"]
+    + ["Die DATEI-Größe", "Eine neue PDF-DATEI-Ansicht", "DATEI-Menü"],
+)
 def test_other_text_keeps_its_letters(cased, text):
     sentence = Sentence.read(text, cased)
     assert sentence.text == text
