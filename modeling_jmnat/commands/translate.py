@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from ..evaluation.options import LANGUAGES_HELP, SOURCE_PREFIX_HELP
 from ..utils.atomic_files import atomic_text_file
 from ..utils.command_line import check_counts, command, parse_arguments
 from ..utils.locks import file_lock
@@ -60,17 +61,8 @@ class DecodingArguments:
     generation_options: str | None = field(
         default=None, metadata={"help": """Further decoding options as JSON, such as '{"early_stop": true}'."""}
     )
-    languages: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Source and target language in the codes of a multilingual autoregressive model, such as deu_Latn "
-            "eng_Latn (NLLB)."
-        },
-    )
-    source_prefix: str | None = field(
-        default=None,
-        metadata={"help": "Text to put before each source if the model expects one, such as '>>eng<< '."},
-    )
+    languages: list[str] | None = field(default=None, metadata={"help": LANGUAGES_HELP})
+    source_prefix: str | None = field(default=None, metadata={"help": SOURCE_PREFIX_HELP})
     glossary: str | None = field(
         default=None,
         metadata={

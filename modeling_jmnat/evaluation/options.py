@@ -22,6 +22,12 @@ REPEAT_SETTINGS = {
 }
 
 
+LANGUAGES_HELP = (
+    "Source and target language in the codes of a multilingual autoregressive model, such as deu_Latn eng_Latn (NLLB)."
+)
+SOURCE_PREFIX_HELP = "Text to put before each source if the model expects one, such as '>>eng<< '."
+
+
 @dataclass
 class EvaluationArguments:
     """What to evaluate, on which text, with which decoding options."""
@@ -91,17 +97,8 @@ class EvaluationArguments:
             "help": "Folder of a COMET model to score with as well; needs unbabel-comet, and you must trust the model."
         },
     )
-    languages: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Source and target language in the codes of a multilingual autoregressive model, such as deu_Latn "
-            "eng_Latn (NLLB)."
-        },
-    )
-    source_prefix: str | None = field(
-        default=None,
-        metadata={"help": "Text to put before each source if the model expects one, such as '>>eng<< '."},
-    )
+    languages: list[str] | None = field(default=None, metadata={"help": LANGUAGES_HELP})
+    source_prefix: str | None = field(default=None, metadata={"help": SOURCE_PREFIX_HELP})
     target_language: str | None = field(
         default=None,
         metadata={

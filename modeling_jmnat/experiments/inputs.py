@@ -63,9 +63,11 @@ def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
     Raises:
         ValueError: something differs; the message names it.
     """
-    if not has_begun(settings.output):
+    check_recorded(settings.output)
+    path = settings.output / BEGUN_WITH
+    if not path.is_file() or not any((settings.output / "logs").glob("*")):  # no stage has begun
         return
-    begun = read_json(settings.output / BEGUN_WITH, what_to_do="restore it or choose another --output")
+    begun = read_json(path, what_to_do="restore it or choose another --output")
     recorded, now = begun.get("data", {}), inputs["data"]["tokenizer"]
     if same_fingerprint(recorded.get("tokenizer"), now, lambda: legacy_folder_digest(settings.data / "tokenizer")):
         recorded["tokenizer"] = now
@@ -80,15 +82,13 @@ def check_inputs(settings: SuiteSettings, inputs: Mapping[str, dict]) -> None:
             )
 
 
-def has_begun(output: Path) -> bool:
-    """Whether a stage has been started in this folder; ValueError if it is not known with which inputs."""
-    logs = list((output / "logs").glob("*"))
-    if not (output / BEGUN_WITH).is_file() and any(log.stat().st_size for log in logs):
+def check_recorded(output: Path) -> None:
+    """ValueError for a folder in which stages have been started, and it is not known with which inputs."""
+    if not (output / BEGUN_WITH).is_file() and any(log.stat().st_size for log in (output / "logs").glob("*")):
         raise ValueError(
             f"output={output} holds stages of a run but no {BEGUN_WITH}, which says what it was begun with: restore "
             "that file or choose another --output"
         )
-    return bool(logs) and (output / BEGUN_WITH).is_file()
 
 
 def begin_run(settings: SuiteSettings, inputs: Mapping[str, dict], text: Mapping[str, Sequence[str]]) -> None:

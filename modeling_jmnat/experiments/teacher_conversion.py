@@ -14,7 +14,7 @@ from ..utils.atomic_files import write_json
 from ..utils.fingerprints import file_digest, model_digest
 from ..utils.json_files import read_json
 from ..utils.text_files import read_lines, read_parallel, write_lines
-from .inputs import BEGUN_WITH, has_begun
+from .inputs import BEGUN_WITH, check_recorded
 from .runner import Stage
 
 LARGEST_HELD_OUT = 1000  # sentences
@@ -86,8 +86,9 @@ class Conversion:
         for name in ("train", "validation", "test"):
             files = zip(("source", "target"), getattr(self, name), strict=True)
             now.update({f"{name}_{side}": file_digest(path) for side, path in files if path is not None})
+        check_recorded(self.output)
         begun = self.output / BEGUN_WITH
-        if has_begun(self.output) or begun.is_file():
+        if begun.is_file():
             before = read_json(begun, what_to_do="restore it or choose another --output")
             changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
             if changed:
