@@ -151,29 +151,10 @@ def decoding_options(arguments: DecodingArguments, model, tokenizer) -> dict:
     return options | {name: value for name, value in given.items() if value is not None}
 
 
-def tell_languages(arguments: DecodingArguments, model, tokenizer) -> None:
-    """Set the languages of a multilingual model; ValueError if they are missing, or for a JM-NAT."""
-    from ..inference.loading import check_languages, is_jmnat, set_languages
-
-    if is_jmnat(model):
-        if arguments.languages or arguments.source_prefix:
-            raise ValueError("languages and source_prefix do not apply to JM-NAT: leave them out")
-        return
-    if arguments.languages is not None:
-        set_languages(model, tokenizer, arguments.languages)
-    check_languages(arguments.model, tokenizer, model.generation_config)
-
-
 def splits(arguments: DecodingArguments, model) -> bool:
     """Whether lines are split into sentences; a prefix would have to stand before each of them."""
     wanted = arguments.split_sentences and getattr(model.config, "split_sentences", True)
     return wanted and not arguments.source_prefix
-
-
-def prefixed(arguments: DecodingArguments, texts: Iterable[str]) -> Iterable[str]:
-    """The texts with `source_prefix`; blank ones stay."""
-    prefix = arguments.source_prefix or ""
-    return (prefix + text if text.strip() else text for text in texts)
 
 
 def generation_options(arguments: TranslationArguments, model, tokenizer) -> dict:
@@ -285,14 +266,14 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
     """Translate into `file` and return the figures."""
     from ..inference.glossary import Glossary
     from ..inference.lines import LineReader, describe_long_lines
-    from ..inference.loading import is_jmnat, load_translator
+    from ..inference.loading import is_jmnat, load_translator, prefixed, tell_languages
     from ..inference.translation import check_options, translate_lines
 
     if arguments.glossary is not None and arguments.n_best is not None:
         raise ValueError("--glossary gives only one translation per line: leave --n_best out")
     glossary = None if arguments.glossary is None else Glossary.read(arguments.glossary)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
-    tell_languages(arguments, model, tokenizer)
+    tell_languages(arguments.model, model, tokenizer, arguments.languages, arguments.source_prefix)
     split = splits(arguments, model)
     options = generation_options(arguments, model, tokenizer)
     check_options(model, options)
@@ -312,10 +293,12 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
         **options,
     )
     if document_format(arguments) != "text":
-        of_document = translate_document(arguments, file, lambda texts: translate(prefixed(arguments, texts)))
+        of_document = translate_document(
+            arguments, file, lambda texts: translate(prefixed(arguments.source_prefix, texts))
+        )
         return of_document | {"device": str(model.device)}
     reader = LineReader(model, tokenizer, split, arguments.long_lines)
-    translations = translate(prefixed(arguments, checked_lines(arguments, reader)))
+    translations = translate(prefixed(arguments.source_prefix, checked_lines(arguments, reader)))
     sentences = tokens = passes = long_lines = 0
     start = time.perf_counter()
     for translation in translations:

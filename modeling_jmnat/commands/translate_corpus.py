@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ..utils.command_line import check_counts, command, parse_arguments
 from .shipped import shipped_model
-from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options, prefixed, splits, tell_languages
+from .translate import DEFAULT_BATCH_TOKENS, DecodingArguments, decoding_options, splits
 
 SEARCH_BACKENDS = {"torch": "transformers", "ctranslate2": "ctranslate2"}  # for autoregressive models
 SETTINGS, RESULT = "settings.json", "translation.json"
@@ -107,14 +107,14 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
         ValueError: as `load_translator`, or options do not apply to the model.
     """
     from ..inference.glossary import Glossary
-    from ..inference.loading import is_jmnat, load_translator
+    from ..inference.loading import is_jmnat, load_translator, prefixed, tell_languages
     from ..inference.search_model import search_model
     from ..inference.translation import check_options, translate_lines
 
     backend = arguments.backend
     place = (arguments.device, arguments.dtype)
     model, tokenizer = load_translator(arguments.model, *place, "torch" if backend == "ctranslate2" else backend)
-    tell_languages(arguments, model, tokenizer)
+    tell_languages(arguments.model, model, tokenizer, arguments.languages, arguments.source_prefix)
     options = decoding_options(arguments, model, tokenizer)
     check_options(model, options)
     split = splits(arguments, model)
@@ -135,7 +135,7 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
     )
 
     def translate_block(texts: list[str]) -> list[tuple[str, float | None]]:
-        return [translation.candidates[0] for translation in translate(prefixed(arguments, texts))]
+        return [translation.candidates[0] for translation in translate(prefixed(arguments.source_prefix, texts))]
 
     return translate_block
 

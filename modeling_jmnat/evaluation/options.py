@@ -225,6 +225,8 @@ class TuningArguments:
         default=None,
         metadata={"help": "Autoregressive model that chooses among the length candidates of a JM-NAT."},
     )
+    languages: list[str] | None = field(default=None, metadata={"help": LANGUAGES_HELP})
+    source_prefix: str | None = field(default=None, metadata={"help": SOURCE_PREFIX_HELP})
     target_language: str = field(
         default="en", metadata={"help": "Language of the references, which determines sacreBLEU's tokenizer."}
     )

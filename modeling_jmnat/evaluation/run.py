@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from ..inference.lines import LineReader, describe_long_lines
-from ..inference.loading import is_jmnat, load_translator, set_languages
+from ..inference.loading import is_jmnat, load_translator, prefixed, tell_languages
 from ..inference.translation import check_options, parse_generation_options
 from ..teacher.reranking import load_reranker
 from ..utils.atomic_files import write_json
@@ -113,6 +113,8 @@ def described_settings(arguments: EvaluationArguments, model, generation: dict, 
         "target_language": language,
         "bleu_tokenize": arguments.bleu_tokenize,
         "batch_tokens": arguments.batch_tokens,
+        "languages": arguments.languages,
+        "source_prefix": arguments.source_prefix,
         "split_sentences": arguments.split_sentences,
         "long_lines": arguments.long_lines,
         "noise": arguments.noise,
@@ -135,9 +137,8 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     if arguments.backend != "torch" and arguments.noise in STATE_NOISES:
         raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends do not give access to states")
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
-    if arguments.languages is not None:
-        set_languages(model, tokenizer, arguments.languages)
-    sources = [(arguments.source_prefix or "") + source for source in sources]
+    tell_languages(arguments.model, model, tokenizer, arguments.languages, arguments.source_prefix)
+    sources = list(prefixed(arguments.source_prefix, sources))
     varied, shared = decoding_settings(arguments, model)
     for setting in varied:
         check_options(model, shared | setting)

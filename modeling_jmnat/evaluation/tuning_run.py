@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from ..configuration_jmnat import JMNatOptions
 from ..inference.lines import LineReader
-from ..inference.loading import is_jmnat, load_translator
+from ..inference.loading import is_jmnat, load_translator, prefixed, tell_languages
 from ..inference.onnx_runtime import GRAPHS_FOLDER, translators_in
 from ..inference.translation import check_options, parse_generation_options
 from ..onnx_export import exporter
@@ -104,6 +104,8 @@ def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
         check_folders(arguments.model)
     sources, references = read_parallel(arguments.source, arguments.reference)
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype)
+    tell_languages(arguments.model, model, tokenizer, arguments.languages, arguments.source_prefix)
+    sources = list(prefixed(arguments.source_prefix, sources))
     LineReader(model, tokenizer).check(sources)  # too long ones are refused before the work
     shared = parse_generation_options(arguments.generation_options)
     tokenizer_of_bleu = bleu_tokenizer(references, arguments.target_language, arguments.bleu_tokenize)
@@ -116,6 +118,8 @@ def run_tuning(arguments: TuningArguments) -> tuple[dict, PreTrainedModel]:
             "model": Path(arguments.model).resolve().name,
             "source": Path(arguments.source).name,
             "sentences": len(sources),
+            "languages": arguments.languages,
+            "source_prefix": arguments.source_prefix,
             "lowercase": arguments.lowercase,
             "bleu_tokenize": tokenizer_of_bleu,
             "generation": shared,

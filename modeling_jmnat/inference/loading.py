@@ -6,7 +6,7 @@ multilingual model without a target language.
 
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -267,47 +267,78 @@ def is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def check_languages(
-    directory: str | Path, tokenizer: PreTrainedTokenizerBase, generation_config: GenerationConfig
+    directory: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    generation_config: GenerationConfig,
+    argument: str = "languages",
 ) -> None:
     """ValueError for a multilingual model without a target language, which would choose one itself."""
     if is_multilingual(tokenizer) and generation_config.forced_bos_token_id is None:
         raise ValueError(
-            f"{directory} is multilingual: give its source and target language, for example with --teacher_languages"
+            f"{directory} is multilingual: give its source and target language, for example with --{argument}"
         )
 
 
-def set_languages(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> None:
+def tell_languages(
+    directory: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    languages: Sequence[str] | None,
+    source_prefix: str | None,
+) -> None:
+    """Set the languages of a multilingual model; ValueError if they are missing, or for a JM-NAT."""
+    if is_jmnat(model):
+        if languages or source_prefix:
+            raise ValueError("languages and source_prefix do not apply to JM-NAT: leave them out")
+        return
+    if languages is not None:
+        set_languages(model, tokenizer, languages)
+    check_languages(directory, tokenizer, model.generation_config)
+
+
+def prefixed(source_prefix: str | None, texts: Iterable[str]) -> Iterator[str]:
+    """The texts with what a model expects before each; blank ones stay."""
+    return ((source_prefix or "") + text if text.strip() else text for text in texts)
+
+
+def set_languages(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    languages: Sequence[str],
+    argument: str = "languages",
+) -> None:
     """Set the source and target language of a multilingual model.
 
     Args:
-        languages: see `language_tokens`.
+        languages, argument: see `language_tokens`.
 
     Raises:
         ValueError: there are not two codes, or the tokenizer does not know them.
     """
-    _, target = language_tokens(tokenizer, languages)
+    _, target = language_tokens(tokenizer, languages, argument)
     tokenizer.src_lang = languages[0].strip("_")
     model.generation_config.forced_bos_token_id = tokenizer.convert_tokens_to_ids(target)
 
 
-def language_tokens(tokenizer: PreTrainedTokenizerBase, languages: Sequence[str]) -> tuple[str, str]:
+def language_tokens(
+    tokenizer: PreTrainedTokenizerBase, languages: Sequence[str], argument: str = "languages"
+) -> tuple[str, str]:
     """The tokens of source and target language in a multilingual model's vocabulary.
 
     Args:
         languages: the tokenizer's codes of source and target: deu_Latn eng_Latn for NLLB, de en for M2M100,
             de_DE en_XX for mBART.
+        argument: what the caller calls them, for messages.
 
     Raises:
         ValueError: there are not two codes, or the tokenizer does not know them.
     """
     if len(languages) != 2:
-        raise ValueError(f"teacher_languages={' '.join(languages)!r} must be two codes, of source and target")
+        raise ValueError(f"{argument}={' '.join(languages)!r} must be two codes, of source and target")
     codes = [code.strip("_") for code in languages]
     named = {token for name, token in tokenizer.special_tokens_map.items() if name.endswith("_token")}
     known = {*tokenizer.all_special_tokens, *getattr(tokenizer, "lang_token_to_id", ())} - named
     source, target = (next((token for token in (f"__{code}__", code) if token in known), None) for code in codes)
     if not is_multilingual(tokenizer) or source is None or target is None:
-        raise ValueError(
-            f"teacher_languages={' '.join(codes)!r} are not languages of the teacher's {type(tokenizer).__name__}"
-        )
+        raise ValueError(f"{argument}={' '.join(codes)!r} are not languages of the model's {type(tokenizer).__name__}")
     return source, target

@@ -50,7 +50,7 @@ def tokenizer_of_teacher(
         return theirs, len(theirs)
     options: dict[str, str | None] = {}
     if languages is not None:
-        first = language_tokens(theirs, languages)
+        first = language_tokens(theirs, languages, "teacher_languages")
         options = dict(zip(("source_start", "target_start"), first, strict=True))
     if language_code is not None:
         if theirs.convert_tokens_to_ids(language_code) in (None, theirs.unk_token_id):

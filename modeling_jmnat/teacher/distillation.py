@@ -298,8 +298,8 @@ def teacher_of(
             "leave it out"
         )
     if arguments.teacher_languages is not None:
-        set_languages(model, teacher_tokenizer, arguments.teacher_languages)
-    check_languages(arguments.teacher, teacher_tokenizer, model.generation_config)
+        set_languages(model, teacher_tokenizer, arguments.teacher_languages, "teacher_languages")
+    check_languages(arguments.teacher, teacher_tokenizer, model.generation_config, "teacher_languages")
     return model, teacher_tokenizer, shares_vocabulary
 
 

@@ -120,7 +120,7 @@ def can_start(directory: str | Path, model_section: Mapping, tokenizer: PreTrain
         generation_config = GenerationConfig.from_pretrained(directory)
     except OSError:  # the teacher has none
         generation_config = GenerationConfig.from_model_config(config)
-    check_languages(directory, theirs, generation_config)
+    check_languages(directory, theirs, generation_config, "teacher_languages")
     if not same_tokenizer(theirs, tokenizer):
         return False
     ours = build_teacher(model_section, tokenizer).config

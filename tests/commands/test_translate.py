@@ -25,4 +25,4 @@ def test_prefixes_and_languages_are_for_autoregressive_models(tmp_path, capsys):
         assert "languages and source_prefix do not apply to JM-NAT" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         translated(tmp_path, ["kot"], capsys, *teacher, "--languages", "de", "en")
-    assert "teacher_languages='de en' are not languages of" in capsys.readouterr().err
+    assert "error: languages='de en' are not languages of" in capsys.readouterr().err

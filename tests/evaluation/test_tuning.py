@@ -225,6 +225,36 @@ def test_the_command_tunes_a_teacher(folder, tmp_path, tune):
     assert report["best"]["length_penalty"] == best["length_penalty"]
 
 
+def test_prefixes_and_languages_are_those_of_translate(folder, tmp_path, tune, capsys):
+    """With a prefix each line but a blank one reads as if the prefix stood in the text, as evaluate does it."""
+    lines = ["kot. mas", "", "ban kot"]
+    for name, text in {"plain": lines, "whole": [line and f"ban {line}" for line in lines]}.items():
+        (tmp_path / name).write_text("\n".join(text) + "\n")
+    teacher = ["--model", str(folder / "teacher"), "--reference", str(tmp_path / "plain")]
+    evaluate = load_script("evaluate")
+    rows = []
+    for command, options in ((tune, ["--exponents", "1", "--save", "False"]), (evaluate, ["--num_beams", "5"])):
+        for source in (["plain", "--source_prefix", "ban "], ["whole"]):
+            where = [*options, "--source", str(tmp_path / source[0]), *source[1:], "--output", str(tmp_path / "out")]
+            command.main([*teacher, *where])
+            report = json.loads((tmp_path / "out").read_text())
+            assert report["settings"]["source_prefix"] == (source[2] if source[1:] else None)
+            rows.append(report["results"][0]["sacrebleu"])
+    assert rows[0] == rows[1]
+    assert rows[2] == rows[3]
+    capsys.readouterr()
+    for command in (tune, evaluate):
+        for model, options, message in (
+            ("student", ["--source_prefix", "ban "], "languages and source_prefix do not apply to JM-NAT"),
+            ("student", ["--languages", "de", "en"], "languages and source_prefix do not apply to JM-NAT"),
+            ("teacher", ["--languages", "de", "en"], "error: languages='de en' are not languages of the model's"),
+        ):
+            text = ["--source", str(tmp_path / "plain"), "--reference", str(tmp_path / "plain")]
+            with pytest.raises(SystemExit):
+                command.main(["--model", str(folder / model), *text, *options])
+            assert message in capsys.readouterr().err
+
+
 def test_names_of_options_are_those_of_evaluate(folder, tmp_path, tune, capsys):
     (tmp_path / "text").write_text("a b c\nd e\n")
     text = ["--source", str(tmp_path / "text"), "--reference", str(tmp_path / "text"), "--save", "False"]

@@ -202,7 +202,7 @@ def test_languages_of_a_tokenizer_json_become_first_tokens(kind, tmp_path):
     assert ours(lines[0])["input_ids"][0] == theirs.convert_tokens_to_ids(codes[0])
     ids = theirs(text_target=lines)["input_ids"]
     assert ours.batch_decode(ids, skip_special_tokens=True) == theirs.batch_decode(ids, skip_special_tokens=True)
-    with pytest.raises(ValueError, match="teacher_languages='xx yy' are not languages of the teacher's"):
+    with pytest.raises(ValueError, match="teacher_languages='xx yy' are not languages of the model's"):
         tokenizer_of_teacher(tmp_path / "teacher", ("xx", "yy"))
 
 

@@ -404,7 +404,7 @@ def test_changed_tokenizer_is_another_teacher(folder, stranger, tmp_path):
 def test_teacher_that_reads_token_ids_takes_neither_prefix_nor_languages(folder, tmp_path):
     with pytest.raises(ValueError, match="teacher_prefix='x ' is for teachers with another tokenizer"):
         distill(arguments(folder, tmp_path / "out", teacher_prefix="x "))
-    with pytest.raises(ValueError, match="teacher_languages='de en' are not languages of the teacher's JMNatTok"):
+    with pytest.raises(ValueError, match="teacher_languages='de en' are not languages of the model's JMNatTok"):
         distill(arguments(folder, tmp_path / "out", teacher_languages=["de", "en"]))
     assert not (tmp_path / "out").exists()
 
