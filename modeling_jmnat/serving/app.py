@@ -38,12 +38,14 @@ class Limits:
         max_body_bytes: bytes in the body of a request.
         max_waiting: requests that may wait at the same time.
         wait_seconds: how long a batch waits for more requests.
+        body_seconds: how long the server waits for the whole body of a request.
     """
 
     max_characters: int
     max_body_bytes: int
     max_waiting: int
     wait_seconds: float
+    body_seconds: float = 30.0
 
 
 class TranslationServer:
@@ -83,7 +85,8 @@ class TranslationServer:
         start = time.perf_counter()
         status = 500
         try:
-            fields = await read_fields(request, self.limits.max_body_bytes)
+            body_seconds = self.limits.body_seconds
+            fields = await asyncio.wait_for(read_fields(request, self.limits.max_body_bytes), body_seconds)
             checked = check_fields(fields, self.languages, self.limits.max_characters)
             translations = await _while_connected(request, self._translations(checked))
             status = 200
@@ -91,6 +94,10 @@ class TranslationServer:
         except HTTPException as error:
             status = error.status_code
             raise
+        except asyncio.TimeoutError:
+            status = 408
+            sentence = f"the request has not arrived within {body_seconds:g} seconds"
+            raise HTTPException(status, sentence, {"Connection": "close"}) from None
         except ClientDisconnect:
             status = 400
             raise bad_request("it is incomplete") from None  # nobody reads the answer

@@ -111,6 +111,38 @@ def test_a_cancelled_request_is_not_translated(translator):
     assert batches == [1, 1]
 
 
+def test_a_body_that_does_not_arrive_is_not_waited_for(translator):
+    """The rest of a body is as long in coming as the client likes; the other requests are answered."""
+    pytest.importorskip("starlette")
+    app = pytest.importorskip("modeling_jmnat.serving.app")
+    server = app.TranslationServer(translator, ("de", "en"), app.Limits(1000, 10_000, 10, 0.0, body_seconds=0.1))
+    scope = {"type": "http", "method": "POST", "path": "/translate", "query_string": b"", "root_path": ""}
+    scope |= {"headers": [(b"content-type", b"application/json"), (b"content-length", b"70")]}
+    body = json.dumps({"q": TEXTS[0], "source": "de", "target": "en"}).encode()
+
+    async def client(messages) -> list[dict]:
+        answers = []
+
+        async def receive():
+            return messages.pop(0) if messages else await asyncio.Event().wait()
+
+        async def send(message):
+            answers.append(message)
+
+        await server.app()(dict(scope), receive, send)
+        return answers
+
+    async def both():
+        begun = {"type": "http.request", "body": body[:9], "more_body": True}
+        return await asyncio.gather(client([begun]), client([{"type": "http.request", "body": body}]))
+
+    late, whole = asyncio.run(both())
+    server.batcher.close()
+    assert whole[0]["status"] == 200
+    assert late[0]["status"] == 408
+    assert json.loads(late[1]["body"]) == {"error": "the request has not arrived within 0.1 seconds"}
+
+
 def test_what_nobody_waits_for_is_not_translated(translator):
     """Of two clients, the second one hangs up while the text of the first one is translated."""
     pytest.importorskip("starlette")
