@@ -2,8 +2,9 @@
 
     python -m tests.everyday --model hub_card/de-en --num_iterations 10
 
-`everyday.tsv` has a German line and the English ones that count as right, case and punctuation aside. Standard output
-has the wrong translations, then one line of JSON.
+There are two lists, `everyday.tsv` and `everyday_second.tsv` (`--sentences`). The second was written without sight of
+the training text, and not read before the model was trained. A line has the German and what counts as right,
+case and punctuation aside. Standard output has the wrong translations, then one line of JSON.
 """
 
 import argparse
@@ -15,12 +16,14 @@ from transformers import pipeline
 
 import modeling_jmnat  # noqa: F401  it registers the model
 
-FILE = Path(__file__).resolve().parents[1] / "hub_card" / "results" / "shipped_models" / "everyday.tsv"
+FOLDER = Path(__file__).resolve().parents[1] / "hub_card" / "results" / "shipped_models"
+LISTS = ("everyday", "everyday_second")
 SHORT = 2  # words
 
 
-def sentences() -> list[tuple[str, list[str]]]:
-    rows = (line.split("\t") for line in FILE.read_text(encoding="utf-8").splitlines())
+def sentences(name: str = LISTS[0]) -> list[tuple[str, list[str]]]:
+    """Each sentence of a list with its right translations."""
+    rows = (line.split("\t") for line in (FOLDER / f"{name}.tsv").read_text(encoding="utf-8").splitlines())
     return [(source, right.split(" | ")) for source, right in rows]
 
 
@@ -28,9 +31,9 @@ def words(text: str) -> list[str]:
     return re.findall(r"[\w']+", text.casefold().replace("’", "'"))
 
 
-def wrong_translations(model: str, **options) -> list[tuple[str, str]]:
-    """The sentences that the model in a folder translates wrongly, with its translations."""
-    rows = sentences()
+def wrong_translations(model: str, name: str = LISTS[0], **options) -> list[tuple[str, str]]:
+    """The sentences of a list that the model in a folder translates wrongly, with its translations."""
+    rows = sentences(name)
     outputs = pipeline("translation", model=model)([source for source, _ in rows], **options)
     translations = [output["translation_text"] for output in outputs]
     return [
@@ -40,12 +43,12 @@ def wrong_translations(model: str, **options) -> list[tuple[str, str]]:
     ]
 
 
-def counts(wrong: list[tuple[str, str]]) -> dict[str, int]:
-    short = [source for source, _ in sentences() if len(words(source)) <= SHORT]
+def counts(wrong: list[tuple[str, str]], name: str = LISTS[0]) -> dict[str, int]:
+    short = [source for source, _ in sentences(name) if len(words(source)) <= SHORT]
     wrong_short = [source for source, _ in wrong if source in short]
     return {
-        "sentences": len(sentences()),
-        "right": len(sentences()) - len(wrong),
+        "sentences": len(sentences(name)),
+        "right": len(sentences(name)) - len(wrong),
         "short": len(short),
         "short_right": len(short) - len(wrong_short),
     }
@@ -54,13 +57,14 @@ def counts(wrong: list[tuple[str, str]]) -> dict[str, int]:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="Folder of the model.")
+    parser.add_argument("--sentences", dest="name", choices=LISTS, default=LISTS[0], help="The list.")
     parser.add_argument("--num_iterations", type=int, default=10, help="k, decoder passes.")
     parser.add_argument("--num_length_candidates", type=int, default=4, help="C, target lengths.")
     options = vars(parser.parse_args(argv))
     wrong = wrong_translations(**options)
     for source, translation in wrong:
         print(f"{source}\t{translation}")
-    print(json.dumps(counts(wrong) | options))
+    print(json.dumps(counts(wrong, options["name"]) | options))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ NO_MEASUREMENT = (
     r"(?:Python|PyTorch|Transformers|LibreOffice|fairseq|Apache|MPL|CC BY|CC BY-NC)[ -]\d+(?:\.\d+)*",
     rf"{NUMBER} (?:million|billion|MB|MiB|GB|GiB|kB)",  # sizes
     r"[Ss]ections? \d\.\d(?:(?:,| and| to) \d\.\d)*\b",  # of the paper
-    "165,578|33,369",  # pairs of text
+    "165,578|33,369|18,622|5,594",  # pairs of text
     rf"(?:a1|a2|weight|exponent|penalty|dropout|threshold|probability|goal)(?: =| of)? {NUMBER}",
 )
 

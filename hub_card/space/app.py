@@ -22,7 +22,7 @@ from passes import (
 from rendering import render, render_message
 
 EXAMPLES = [
-    "Tom wollte nicht, dass Maria allein nach Hause geht.",
+    "Meine Schwester wohnt seit zwei Jahren in Hamburg.",
     "Wenn es morgen regnet, bleiben wir zu Hause.",
     "Speichern Sie das Dokument, bevor Sie es drucken.",
     "Er hat mir gesagt, dass er morgen nicht kommen kann.",

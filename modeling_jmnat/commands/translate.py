@@ -277,14 +277,12 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
     split = splits(arguments, model)
     options = generation_options(arguments, model, tokenizer)
     check_options(model, options)
+    batch_tokens = arguments.batch_tokens or DEFAULT_BATCH_TOKENS.get(arguments.backend)
     translate = functools.partial(
         translate_lines,
         model,
         tokenizer,
-        # A streamer takes one line.
-        max_batch_tokens=1
-        if arguments.watch
-        else arguments.batch_tokens or DEFAULT_BATCH_TOKENS.get(arguments.backend),
+        max_batch_tokens=1 if arguments.watch else batch_tokens,  # a streamer takes one line
         window_lines=window_lines,
         progress=sys.stderr.isatty() and window_lines > 1,
         glossary=glossary,
@@ -293,9 +291,8 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
         **options,
     )
     if document_format(arguments) != "text":
-        of_document = translate_document(
-            arguments, file, lambda texts: translate(prefixed(arguments.source_prefix, texts))
-        )
+        prefix = arguments.source_prefix
+        of_document = translate_document(arguments, file, lambda texts: translate(prefixed(prefix, texts)))
         return of_document | {"device": str(model.device)}
     reader = LineReader(model, tokenizer, split, arguments.long_lines)
     translations = translate(prefixed(arguments.source_prefix, checked_lines(arguments, reader)))

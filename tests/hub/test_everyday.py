@@ -2,16 +2,20 @@
 
 import json
 
-from tests.everyday import FILE, SHORT, counts, sentences, words, wrong_translations
+import pytest
 
-MODEL = FILE.parents[2] / "de-en"
+from tests.everyday import FOLDER, LISTS, SHORT, counts, sentences, words, wrong_translations
+
+MODEL = FOLDER.parents[1] / "de-en"
 
 
 def test_there_are_fifty_different_sentences_with_translations():
-    rows = sentences()
-    assert len({source for source, _ in rows}) == len(rows) == 50
-    assert sum(len(words(source)) <= SHORT for source, _ in rows) == 19
-    assert all(text and text == text.strip() for source, right in rows for text in (source, *right))
+    for name, num_short in zip(LISTS, (19, 20), strict=True):
+        rows = sentences(name)
+        assert len({source for source, _ in rows}) == len(rows) == 50
+        assert sum(len(words(source)) <= SHORT for source, _ in rows) == num_short
+        assert all(text and text == text.strip() for source, right in rows for text in (source, *right))
+    assert not {source for source, _ in sentences(LISTS[0])} & {source for source, _ in sentences(LISTS[1])}
 
 
 def test_a_translation_is_right_whatever_its_case_and_punctuation():
@@ -22,9 +26,11 @@ def test_a_translation_is_right_whatever_its_case_and_punctuation():
     assert counts([])["right"] == 50
 
 
-def test_the_shipped_model_translates_as_many_as_is_written_down():
+@pytest.mark.parametrize("name", LISTS)
+def test_the_shipped_model_translates_as_many_as_is_written_down(name):
     """At most one less, because other processors round differently."""
-    rows = (json.loads(line) for line in (FILE.parent / "results.jsonl").read_text().splitlines())
-    (stored,) = [row for row in rows if row["run"] == "de-en/everyday" and row["num_iterations"] == 4]
-    found = counts(wrong_translations(str(MODEL), num_iterations=4, num_length_candidates=4))
+    rows = (json.loads(line) for line in (FOLDER / "results.jsonl").read_text().splitlines())
+    wanted = (f"de-en/{name}", "", 4)
+    (stored,) = [row for row in rows if (row["run"], row["variant"], row["num_iterations"]) == wanted]
+    found = counts(wrong_translations(str(MODEL), name, num_iterations=4, num_length_candidates=4), name)
     assert abs(found["right"] - stored["right"]) <= 1

@@ -34,7 +34,7 @@ from tests.helpers.static_page import ISOLATION, ROOT, SHIPPED, Server
 
 onnx = pytest.importorskip("onnx", reason="the extra `bench` is not installed")
 
-SENTENCE = "Tom wollte nicht, dass Maria allein nach Hause geht."
+SENTENCE = "Meine Schwester wohnt seit zwei Jahren in Hamburg."
 TEXTS = "main *:not(input)"
 OPTIONS = {"num_iterations": 4, "num_length_candidates": 4}  # what the page begins with
 
