@@ -372,9 +372,9 @@ def test_multilingual_teacher_uses_the_given_languages(folder, tmp_path):
     with pytest.raises(ValueError, match=r"holds a distillation with teacher_languages=\['deu_Latn', 'eng_Latn'\]"):
         distill(arguments(folder, tmp_path / "out", **options | {"teacher_languages": ["deu_Latn", "fra_Latn"]}))
     for wrong, reason in (
-        (["</s>", "eng_Latn"], "='</s> eng_Latn' are not languages of the teacher's NllbTokenizer"),
+        (["</s>", "eng_Latn"], "='</s> eng_Latn' are not languages of the model's NllbTokenizer"),
         (["deu_Latn"], "='deu_Latn' must be two codes, of source and target"),
-        (["de", "eng_Latn"], "='de eng_Latn' are not languages of the teacher's NllbTokenizer"),
+        (["de", "eng_Latn"], "='de eng_Latn' are not languages of the model's NllbTokenizer"),
     ):
         with pytest.raises(ValueError, match=f"teacher_languages{reason}"):
             distill(arguments(folder, tmp_path / "wrong", **options | {"teacher_languages": wrong}))
