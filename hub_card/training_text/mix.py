@@ -7,7 +7,6 @@ Europarl, each a folder of gzipped files `train.de.gz` and `train.en.gz`. Senten
 was written for this text.
 """
 
-import gzip
 import itertools
 import random
 import re
@@ -15,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modeling_jmnat.utils.atomic_files import atomic_text_file
 from modeling_jmnat.utils.command_line import command, parse_arguments
+from modeling_jmnat.utils.text_files import read_lines, write_lines
 
 HERE = Path(__file__).resolve().parent
 TEST_LISTS = tuple((HERE.parent / "results" / "shipped_models").glob("everyday*.tsv"))
@@ -25,24 +24,8 @@ WORD_COPIES, PHRASE_COPIES, TEMPLATE_COPIES = 3, 10, 110
 NUM_RENAMED, NUM_JOINED = 25_000, 15_000
 NEW_NAMES = 0.12  # share of invented ones
 SYLLABLES = (
-    "ka",
-    "le",
-    "mi",
-    "no",
-    "ra",
-    "si",
-    "ta",
-    "ve",
-    "lo",
-    "ri",
-    "ma",
-    "de",
-    "an",
-    "el",
-    "or",
-    "jo",
-    "ke",
-    "ba",
+    *("ka", "le", "mi", "no", "ra", "si", "ta", "ve", "lo", "ri", "ma", "de"),
+    *("an", "el", "or", "jo", "ke", "ba"),
 )
 # First words of clauses that can follow another, in lower case.
 CLAUSE_STARTS = ("Ich", "Er", "Sie", "Wir", "Es", "Du", "Das", "Mein", "Meine")
@@ -130,9 +113,7 @@ def renamed(pair: Pair, draw: random.Random, names: dict[str, list]) -> Pair | N
     for theirs, ours, kind in (("Tom", "Tom", "male"), ("Maria", "Mary", "female"), ("Mary", "Mary", "female")):
         count = len(re.findall(rf"\b{theirs}s?\b", german))
         if count and count == len(re.findall(rf"\b{ours}\b", english)):
-            name = any_name(
-                draw, [name for name in names[kind] if name[-1] not in "sxzß"]
-            )  # these have no genitive in s
+            name = any_name(draw, [name for name in names[kind] if name[-1] not in "sxzß"])  # whose genitive is in s
             german = re.sub(rf"\b{theirs}(s?)\b", rf"{name}\1", german)
             english = re.sub(rf"\b{ours}\b", name, english)
     return (german, english) if (german, english) != pair else None
@@ -216,10 +197,7 @@ def corpus(folder: Path, split: str = "train") -> list[Pair]:
     Raises:
         ValueError: its two files have different numbers of lines.
     """
-    sides = []
-    for language in ("de", "en"):
-        with gzip.open(folder / f"{split}.{language}.gz", "rt", encoding="utf-8", newline="\n") as file:
-            sides.append([line.removesuffix("\n") for line in file])
+    sides = [read_lines(folder / f"{split}.{language}.gz") for language in ("de", "en")]
     if len(sides[0]) != len(sides[1]):
         raise ValueError(
             f"{folder} has {len(sides[0])} German and {len(sides[1])} English lines: they must be aligned"
@@ -227,16 +205,14 @@ def corpus(folder: Path, split: str = "train") -> list[Pair]:
     return list(zip(*sides, strict=True))
 
 
-def own_text(draw: random.Random, held_out: Iterable[str] = ()) -> dict[str, list[Pair]]:
+def own_text(draw: random.Random, held_out: Iterable[str]) -> dict[str, list[Pair]]:
     """What was written for this text, without sentences of three words and more that are tests."""
     names, fillers = by_kind("names.tsv"), by_kind("fillers.tsv")
     templates = [template for template in table("templates.tsv") for _ in range(TEMPLATE_COPIES)]
     parts = {
         "vocabulary": vocabulary() * WORD_COPIES,
-        "phrases": [(german, english) for german, english in table("phrases.tsv")] * PHRASE_COPIES,
-        "templates": [
-            filled((german, english), values_of_slots(draw, names, fillers)) for german, english in templates
-        ],
+        "phrases": table("phrases.tsv") * PHRASE_COPIES,
+        "templates": [filled(template, values_of_slots(draw, names, fillers)) for template in templates],
     }
     tests = {blind(line.split("\t")[0]) for path in TEST_LISTS for line in path.read_text("utf-8").splitlines()}
     sentences = {text for text in (*tests, *held_out) if len(text.split()) > 2}
@@ -284,8 +260,7 @@ def main(argv=None):
     draw.shuffle(lines)
     Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
     for side, language in enumerate(("de", "en")):
-        with atomic_text_file(Path(arguments.output_dir) / f"train.{language}") as file:
-            file.writelines(f"{line[side]}\n" for line in lines)
+        write_lines(Path(arguments.output_dir) / f"train.{language}", (line[side] for line in lines))
     print(f"{len(lines)} lines in {arguments.output_dir}")
 
 
