@@ -30,6 +30,7 @@ ROOMS = (
 TRAVELLING = (
     "configuration_jmnat",
     "losses_jmnat",
+    "crf_jmnat",
     "passes_jmnat",
     "generation_jmnat",
     "modeling_jmnat",

@@ -1,7 +1,4 @@
-"""Configuration of JM-NAT: `JMNatConfig` for the network and its loss, `JMNatGenerationConfig` for decoding.
-
-How masks are drawn in training is set in the data collator.
-"""
+"""Configuration of JM-NAT: `JMNatConfig` for the network and its loss, `JMNatGenerationConfig` for decoding."""
 
 import copy
 import logging
@@ -25,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 REMASK_SCHEDULES = ("linear", "cosine")
 REPEAT_RULES = ("remask_repeats", "delete_repeats", "collapse_repeats")
+COUNTS = ("num_iterations", "num_length_candidates", "num_return_sequences", "prune_to", "crf_beam")
 LARGEST_SHIFT = 100  # of `length_shift`, either way
 LARGEST_EXPONENT = 100  # of `length_normalization` (beyond it a float overflows), `length_offset`, `consensus_weight`
 PIPELINE_FILE = "pipeline.py"
@@ -33,6 +31,9 @@ SIZES = (
     *("vocab_size", "d_model", "max_position_embeddings", "ngram_size"),
     *(f"{half}_{size}" for half in ("encoder", "decoder") for size in ("layers", "attention_heads", "ffn_dim")),
 )
+LOSS_WEIGHTS = tuple(f"{loss}_loss_weight" for loss in ("encoder", "ngram", "length", "crf"))
+LEAST = {**dict.fromkeys(SIZES, 1), "max_target_length": 2}
+LEAST |= dict.fromkeys((*LOSS_WEIGHTS, "length_smoothing", "position_offset", "crf_rank"), 0)
 
 
 @strict
@@ -65,6 +66,8 @@ class JMNatConfig(PreTrainedConfig):
         label_smoothing: of the target's cross-entropy.
         length_smoothing: standard deviation, in tokens, of a Gaussian around the target length that the length
             predictor is trained on; 0 trains on the target length alone (the paper).
+        crf_rank: r of the CRF by which the tokens of a pass are chosen together (`crf_jmnat.py`); 0: there is none.
+        crf_loss_weight: of its loss, which is added to Eq. 8.
         split_sentences: translate texts sentence by sentence, because the training data were single sentences. The
             pipeline and the command `translate` do so. Set it to False for models trained on longer texts.
     """
@@ -77,7 +80,7 @@ class JMNatConfig(PreTrainedConfig):
     }
     # What an evaluation loop need not gather: everything but `logits`.
     keys_to_ignore_at_inference = [
-        *("nll_loss", "encoder_loss", "ngram_loss", "length_loss", "length_logits", "encoder_logits"),
+        *("nll_loss", "encoder_loss", "ngram_loss", "length_loss", "crf_loss", "length_logits", "encoder_logits"),
         *("decoder_hidden_states", "decoder_attentions", "cross_attentions"),
         *("encoder_last_hidden_state", "encoder_hidden_states", "encoder_attentions"),
     ]
@@ -113,6 +116,8 @@ class JMNatConfig(PreTrainedConfig):
     length_loss_weight: float | int = 0.1
     label_smoothing: float | int = 0.1
     length_smoothing: float | int = 0.0
+    crf_rank: int = 0
+    crf_loss_weight: float | int = 1.0
     split_sentences: bool = True
     bos_token_id: int | None = 0
     pad_token_id: int = 1
@@ -131,17 +136,14 @@ class JMNatConfig(PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}")
-        for name, least in {**dict.fromkeys(SIZES, 1), "position_offset": 0, "max_target_length": 2}.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
+        for name, least in LEAST.items():
+            if getattr(self, name) is not None and not getattr(self, name) >= least:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("dropout", "attention_dropout", "activation_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be in [0, 1)")
         if self.init_std is not None and not self.init_std > 0:
             raise ValueError(f"init_std={self.init_std} must be None or above 0")
-        for name in ("encoder_loss_weight", "ngram_loss_weight", "length_loss_weight", "length_smoothing"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
         for name in SPECIAL_IDS:
             token = getattr(self, name)
             if token is not None and not 0 <= token < self.vocab_size:
@@ -221,6 +223,7 @@ class JMNatOptions:
     collapse_repeats: bool = False
     repeatable_tokens: list[int] | None = None
     length_shift: int = 0
+    crf_beam: int = 8
     output_history: bool = False
     return_dict_in_generate: bool = False
     max_length: int | None = None
@@ -240,26 +243,21 @@ class JMNatOptions:
         self._check_numbers()
 
     def _check_counts(self) -> None:
-        counts = ["num_iterations", "num_length_candidates", "num_return_sequences", "prune_to"]
-        for name in counts if self.prune_candidates is None else [*counts, "prune_candidates"]:
-            value = getattr(self, name)
-            if not is_count(value, 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+        counts = {**dict.fromkeys(COUNTS, 1), "consensus_min_length": 0}
+        for name, least in (
+            counts.items() if self.prune_candidates is None else [*counts.items(), ("prune_candidates", 1)]
+        ):
+            if not is_count(value := getattr(self, name), least):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
         if self.num_return_sequences > self.num_length_candidates:
             raise ValueError(
                 f"num_return_sequences={self.num_return_sequences} is more than "
                 f"num_length_candidates={self.num_length_candidates}: raise num_length_candidates"
             )
-        if self.max_length is not None and not is_count(self.max_length, 2):
-            raise ValueError(
-                f"max_length={self.max_length!r} must be a whole number of at least 2 (one token and </s>)"
-            )
+        if not (self.max_length is None or is_count(longest := self.max_length, 2)):
+            raise ValueError(f"max_length={longest!r} must be a whole number of at least 2 (one token and </s>)")
 
     def _check_numbers(self) -> None:
-        if not is_count(self.consensus_min_length, 0):
-            raise ValueError(
-                f"consensus_min_length={self.consensus_min_length!r} must be a whole number of at least 0"
-            )
         if not is_count(self.length_shift, -LARGEST_SHIFT) or self.length_shift > LARGEST_SHIFT:
             raise ValueError(
                 f"length_shift={self.length_shift!r} must be a whole number in [-{LARGEST_SHIFT}, {LARGEST_SHIFT}]"
@@ -323,6 +321,7 @@ class JMNatGenerationConfig(GenerationConfig):
             letters, digits, signs and bytes of a vocabulary (None: special tokens only).
         length_shift: added to the predicted lengths, which are often too short when repeats are deleted or
             collapsed (0). Cost: time grows with the length.
+        crf_beam: tokens of each position among which a model's CRF, if it has one, finds the best path; 1: no CRF (8).
         output_history: return each pass's canvas and log-probabilities (False). Cost: memory for all passes.
         return_dict_in_generate: return a `JMNatGenerateOutput` with scores and lengths instead of ids (False).
         max_length: longest target in tokens, `</s>` included (None: `max_target_length` of the model).

@@ -21,6 +21,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_jmnat import JMNatConfig, JMNatGenerationConfig
+from .crf_jmnat import DynamicCRF
 from .generation_jmnat import JMNatGenerationMixin
 from .losses_jmnat import label_smoothed_nll, length_nll, ngram_loss, reference_log_probs, smoothed_nll
 from .passes_jmnat import JMNatDecodingState
@@ -66,7 +67,8 @@ class JMNatSeq2SeqModelOutput(ModelOutput):
 class JMNatSeq2SeqLMOutput(ModelOutput):
     """Loss of Eq. 8 with its unweighted parts, and logits.
 
-    `loss = nll_loss + a1 encoder_loss + a2 ngram_loss + a3 length_loss`; a part that was not computed is None.
+    `loss = nll_loss + a1 encoder_loss + a2 ngram_loss + a3 length_loss`, with a CRF + crf_loss_weight crf_loss; a part
+    that was not computed is None.
     `logits` is None in training mode with labels, where only the masked positions are projected onto the vocabulary.
     """
 
@@ -78,6 +80,7 @@ class JMNatSeq2SeqLMOutput(ModelOutput):
     encoder_loss: torch.Tensor | None = None
     ngram_loss: torch.Tensor | None = None
     length_loss: torch.Tensor | None = None
+    crf_loss: torch.Tensor | None = None
     decoder_hidden_states: tuple[torch.Tensor, ...] | None = None
     decoder_attentions: tuple[torch.Tensor, ...] | None = None
     cross_attentions: tuple[torch.Tensor, ...] | None = None
@@ -314,7 +317,7 @@ class JMNatPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["JMNatEncoderLayer", "JMNatDecoderLayer"]
+    _no_split_modules = ["JMNatEncoderLayer", "JMNatDecoderLayer", "DynamicCRF"]
     _supports_sdpa = True
     _supports_flash_attn = False  # it would drop the mask that excludes the position itself
     _can_compile_fullgraph = True
@@ -352,6 +355,11 @@ class JMNatPreTrainedModel(PreTrainedModel):
             size = embeddings.weight.shape[0]
             model.decoder.embed_tokens, model.shared = (
                 self._get_resized_embeddings(table, size, mean_resizing=mean_resizing) for table in others
+            )
+        if (crf := getattr(self, "crf", None)) is not None:
+            tables, size = (crf.left, crf.right), embeddings.weight.shape[0]
+            crf.left, crf.right = (
+                self._get_resized_embeddings(table, size, mean_resizing=mean_resizing) for table in tables
             )
         return embeddings
 
@@ -632,6 +640,9 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         super().__init__(config)
         self.model = JMNatModel(config)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=config.output_bias)
+        self.crf: DynamicCRF | None = None
+        if config.crf_rank:
+            self.crf = DynamicCRF(config.vocab_size, config.d_model, config.crf_rank)
         self.post_init()
 
     @can_return_tuple
@@ -752,6 +763,10 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         result.loss = result.nll_loss
         if result.ngram_loss is not None:
             result.loss = result.loss + config.ngram_loss_weight * result.ngram_loss
+        if self.crf is not None and config.crf_loss_weight:
+            crf_loss = self.crf.loss(outputs.last_hidden_state, logits, labels, masked_positions)
+            result.crf_loss = crf_loss / num_masked
+            result.loss = result.loss + config.crf_loss_weight * result.crf_loss
         if encoder_targets is not None and config.encoder_loss_weight:
             chosen = encoder_targets.flatten().ne(-100).nonzero().squeeze(1)
             states = outputs.encoder_last_hidden_state.flatten(0, 1).index_select(0, chosen)
@@ -816,3 +831,20 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
             logits = logits.masked_fill(suppressed, -math.inf)
         best, tokens = logits.max(dim=-1)
         return tokens, best.float() - logits.float().logsumexp(dim=-1)
+
+    def predict_path(
+        self, canvas, positions, state: JMNatDecodingState, suppressed, predicted: torch.Tensor, beam: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `predict_tokens`, by the most probable path of the CRF; the probabilities are its marginals.
+
+        Args:
+            predicted: (R, T) bool, True at the positions to predict; the other tokens of the canvas are given.
+            beam: number of tokens of each position that paths may take.
+        """
+        hidden_states = self.model.decoder(canvas, state=state).last_hidden_state  # (R, T, D)
+        index = positions[:, :, None].expand(-1, -1, hidden_states.shape[-1])
+        logits = self.project(hidden_states.gather(1, index))  # (R, M, V)
+        if suppressed is not None:
+            logits = logits.masked_fill(suppressed, -math.inf)
+        is_token = state.attend_mask.any(dim=2)[:, 0]  # (R, T)
+        return self.crf.best_path(hidden_states, logits, canvas, positions, predicted, is_token, beam)

@@ -7,7 +7,7 @@
 - `Remasking`, with `RemaskOrder`: which positions are masked again before a pass?
 - `ActiveRows`: which rows are still in the batch, and what do all their passes share?
 
-A model needs only `prepare_decoding` and `predict_tokens` for it, so that all backends share the algorithm.
+A model needs only `prepare_decoding`, `predict_tokens` and, with a CRF, `predict_path`, so that all backends share it.
 Shapes: B sentences, C length candidates, R = B C rows, A <= R active rows, S source tokens, T target positions, M
 positions to predict, V vocabulary, D width, H heads.
 """
@@ -318,10 +318,7 @@ class MaskPredict:
         self.model, self.options, self.lengths, self.suppressed = model, options, lengths, suppressed
         self.sources = states, source_mask
         self.rows_leave = num_positions is None
-        if num_positions is None:
-            shortest, longest = torch.stack(lengths.aminmax()).tolist()
-        else:
-            shortest, longest = 0, num_positions
+        shortest, longest = torch.stack(lengths.aminmax()).tolist() if self.rows_leave else (0, num_positions)
         self.positions = torch.arange(longest, device=lengths.device)  # (T,)
         self.target_mask = self.positions < lengths.flatten()[:, None]  # (R, T)
         self.given_up = torch.zeros_like(lengths, dtype=torch.bool)
@@ -384,8 +381,11 @@ class MaskPredict:
 
     def predict(self, masked: torch.Tensor, positions: Positions) -> Canvas:
         """One decoder pass over the canvas `masked` (A, T)."""
-        predicted = self.model.predict_tokens(masked, positions.columns, self.rows.state, self.suppressed)
-        return self.rows.canvas.updated(positions, *predicted)
+        predict, arguments = self.model.predict_tokens, (masked, positions.columns, self.rows.state, self.suppressed)
+        if self.model.config.crf_rank and (beam := self.options.crf_beam) > 1:
+            wanted = positions.put(torch.zeros_like(masked, dtype=torch.bool), True)
+            predict, arguments = self.model.predict_path, (*arguments, wanted, beam)
+        return self.rows.canvas.updated(positions, *predict(*arguments))
 
     def stop_rows(self, iteration: int, before: Canvas) -> None:
         """Stop the rows that a rule stops, and drop candidates if it is time, after pass `iteration` + 1."""
@@ -414,8 +414,7 @@ class MaskPredict:
 
     def finish(self, iteration: int) -> None:
         """After the last pass, `iteration` + 1: drop candidates if pruning was due in a later pass."""
-        prune_after = self.options.prune_candidates
-        if prune_after is not None and iteration < prune_after <= self.options.num_iterations:
+        if (after := self.options.prune_candidates) is not None and iteration < after <= self.options.num_iterations:
             self.give_up_candidates()
 
     @property
@@ -441,8 +440,7 @@ class MaskPredict:
         """(B, C) `scores` or `candidate_scores`, plus the weighted consensus; -inf at candidates given up."""
         options = self.options
         tokens, log_probs, _, lengths = (values.unflatten(0, self.lengths.shape) for values in self.texts())
-        if scores is None:
-            scores = candidate_scores(log_probs, lengths, options)
+        scores = candidate_scores(log_probs, lengths, options) if scores is None else scores
         if options.consensus_weight and options.num_length_candidates > 1:
             ends = first_end(tokens, lengths, self.model.config.eos_token_id)
             counts = ends.amin(dim=1, keepdim=True) >= options.consensus_min_length  # (B, 1)

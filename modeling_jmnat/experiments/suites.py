@@ -111,7 +111,7 @@ class SuiteBuilder:
             self.add_student(student, splits)
             for name in self.names_of(student) if splits == FINAL else ():
                 for count in student.reranked:
-                    decoding = {"generation_options": json.dumps({"num_length_candidates": count})}
+                    decoding = {"generation_options": json.dumps(student.decoding | {"num_length_candidates": count})}
                     options = self.decoding(student) | decoding | self.reranker(student)
                     self.add_evaluation(name, f"{name}.npd{count}", options, splits=splits)
 
@@ -323,7 +323,7 @@ class SuiteBuilder:
         deeper = {name: layers[name] + count for name, count in student.more_layers.items()}
         updates = round(settings.student_updates() * student.more_steps)
         for seed, name in enumerate(self.names_of(student)[:seeds], 1):
-            start, waits_for = self.start_of(student)
+            start, waits_for = self.start_of(student, seed)
             guide, also_for = self.guide_of(student)
             options = {
                 "preset": settings.preset,
@@ -341,10 +341,10 @@ class SuiteBuilder:
             self.add(name, "train", options, tuple(dict.fromkeys((*needs, *waits_for, *also_for))), trains=True)
             self.add_evaluation(name, name, self.decoding(student), splits=splits)
 
-    def start_of(self, student: Student) -> tuple[dict, tuple[str, ...]]:
+    def start_of(self, student: Student, seed: int) -> tuple[dict, tuple[str, ...]]:
         """Options for the initial weights of a student, and the stages that make them."""
         if student.start is not None:
-            start = f"{student.start}-1"
+            start = f"{student.start}-{seed}"
             return {"init_from": self.model_of(start)}, (start,)
         if not (student.from_teacher and self.settings.from_teacher):
             return {}, ()

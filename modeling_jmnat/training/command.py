@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..utils.command_line import parse_arguments, print_help, read_ahead, wants_help
 from .options import (
     FREE_MODEL_FIELDS,
+    HALVES,
+    WHOLE,
     InheritedOptions,
     MaskingOptions,
     ModelOptions,
@@ -54,7 +56,10 @@ class RunArguments:
     )
     freeze: str | None = field(
         default=None,
-        metadata={"help": "encoder or decoder: train neither this half nor the embeddings that both halves share."},
+        metadata={
+            "help": "encoder or decoder: train neither this half nor the embeddings that both halves share; network: "
+            "train only the CRF (see --preset crf)."
+        },
     )
     restart: str | None = field(
         default=None,
@@ -64,8 +69,8 @@ class RunArguments:
     def __post_init__(self):
         if self.init_from is not None and self.init_from_teacher is not None:
             raise ValueError("init_from and init_from_teacher both give initial weights: set only one of them")
-        for name in ("freeze", "restart"):
-            check_half(name, getattr(self, name))
+        check_half("freeze", self.freeze, (*HALVES, WHOLE))
+        check_half("restart", self.restart)
         if self.restart is not None and self.init_from is None:
             raise ValueError(f"restart={self.restart} needs init_from: without it, that half is random anyway")
 
@@ -114,6 +119,8 @@ def parse_command(
         defaults["eval_num_iterations"] = [1]
     groups = (run_class, model_class, MaskingOptions, JMNatTrainingArguments)
     run, model, masking, training = parse_over_defaults(groups, argv, description, defaults)
+    if run.freeze == WHOLE and not model.crf_rank:
+        raise ValueError(f"freeze={WHOLE} leaves nothing to train with crf_rank=0: give --crf_rank 32")
     passes = training.eval_num_iterations
     if model.decoder_input == "source_copy" and max(passes, default=1) > 1:
         raise ValueError(f"eval_num_iterations={passes} must be 1 with decoder_input=source_copy")

@@ -1,4 +1,7 @@
-"""Freeze the encoder or the decoder, or restart it, to see which half learns what (section 3, figure 1)."""
+"""Freeze the encoder or the decoder, or restart it, to see which half learns what (section 3, figure 1).
+
+The whole network is frozen to give a trained model a CRF, which then learns alone.
+"""
 
 from ..modeling_jmnat import JMNatForConditionalGeneration, JMNatStack
 from .options import check_half
@@ -12,6 +15,12 @@ def half_of(model: JMNatForConditionalGeneration, half: str) -> JMNatStack:
 def freeze_half(model: JMNatForConditionalGeneration, half: str) -> None:
     """Train only the other half. The token embeddings, which both halves share, are frozen as well."""
     half_of(model, half).requires_grad_(False)
+
+
+def freeze_network(model: JMNatForConditionalGeneration) -> None:
+    """Train the CRF alone."""
+    model.model.requires_grad_(False)
+    model.lm_head.requires_grad_(False)
 
 
 def restart_half(model: JMNatForConditionalGeneration, half: str) -> None:

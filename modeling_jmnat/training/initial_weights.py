@@ -20,8 +20,8 @@ from ..tokenization_jmnat import JMNatTokenizer, set_repeatable_tokens
 from ..utils.fingerprints import shown, tokenizer_fingerprint
 from ..utils.finite import check_finite
 from .command import RunArguments
-from .halves import freeze_half, restart_half
-from .options import FREE_MODEL_FIELDS, ModelOptions
+from .halves import freeze_half, freeze_network, restart_half
+from .options import FREE_MODEL_FIELDS, WHOLE, ModelOptions
 
 # Fields in which the teacher's configuration, where it has them, must agree for its weights to compute the same.
 SAME_COMPUTATION = ("activation_function", "scale_embedding", "encoder_attention_heads", "decoder_attention_heads")
@@ -64,7 +64,9 @@ def initial_model(
     set_repeatable_tokens(model, tokenizer)
     if run.restart is not None:
         restart_half(model, run.restart)
-    if run.freeze is not None:
+    if run.freeze == WHOLE:
+        freeze_network(model)
+    elif run.freeze is not None:
         freeze_half(model, run.freeze)
     return model
 
@@ -72,8 +74,9 @@ def initial_model(
 def trained_model(
     folder: str, model_fields: dict, tokenizer: PreTrainedTokenizerBase
 ) -> JMNatForConditionalGeneration:
-    """A saved JM-NAT with the loss weights and dropout of this run."""
-    changes = {name: model_fields[name] for name in FREE_MODEL_FIELDS}
+    """A saved JM-NAT with the loss weights and dropout of this run, and with its CRF if the saved one has none."""
+    has_crf = JMNatConfig.from_pretrained(folder).crf_rank > 0
+    changes = {name: model_fields[name] for name in FREE_MODEL_FIELDS if not (has_crf and name == "crf_rank")}
     config = JMNatConfig.from_pretrained(folder, **changes)
     for item in fields(ModelOptions):
         if getattr(config, item.name) != model_fields[item.name]:

@@ -11,12 +11,13 @@ from ..utils.bleu import check_bleu_tokenizer
 from ..utils.command_line import check_counts
 
 HALVES = ("encoder", "decoder")
+WHOLE = "network"  # both halves
 
 
-def check_half(name: str, value: str | None) -> None:
+def check_half(name: str, value: str | None, allowed: tuple[str, ...] = HALVES) -> None:
     """Raise ValueError unless the argument `name` is one of the halves, or None."""
-    if value is not None and value not in HALVES:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(HALVES)}")
+    if value is not None and value not in allowed:
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(allowed)}")
 
 
 def _option(default: Any, text: str) -> Any:
@@ -238,6 +239,11 @@ class ModelOptions:
         "Standard deviation, in tokens, of a Gaussian around the target length that the length predictor is trained "
         "on; 0: only the target length.",
     )
+    crf_rank: int = _option(
+        0,
+        "Rank of a CRF that chooses the tokens of a pass together, such as 32; 0: none. It can be added to a model.",
+    )
+    crf_loss_weight: float = _option(1.0, "Weight of the CRF's loss.")
 
 
 # Fields that may change when a trained model is trained further; the others determine what its weights compute.
@@ -252,6 +258,8 @@ FREE_MODEL_FIELDS = {
     "length_loss_weight",
     "label_smoothing",
     "length_smoothing",
+    "crf_rank",  # from 0
+    "crf_loss_weight",
     "init_std",
 }
 

@@ -369,7 +369,7 @@ class JMNatTrainer(TranslationTrainer):
     """
 
     arguments_class = JMNatTrainingArguments
-    loss_parts = ("nll_loss", "encoder_loss", "ngram_loss", "length_loss")
+    loss_parts = ("nll_loss", "encoder_loss", "ngram_loss", "length_loss", "crf_loss")
     parts_per_sentence = ("length_loss",)
 
     def __init__(
@@ -431,6 +431,7 @@ class JMNatTrainer(TranslationTrainer):
             "encoder_loss": config.encoder_loss_weight,
             "ngram_loss": config.ngram_loss_weight,
             "length_loss": config.length_loss_weight,
+            "crf_loss": config.crf_loss_weight if config.crf_rank else 0.0,
         }
 
     def computed_parts(self, means: dict[str, float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ FIELDS = {
     "nat_ir": {"refining_passes": 2},
     "fcl_nat": {"curriculum_begin": 0.1, "curriculum_end": 0.9},
     "imitate_nat": {"num_actions": 4},
-    "nat_dcrf": {"crf_rank": 4, "crf_beam": 8},
+    "nat_dcrf": {"crf_rank": 4},
 }
 
 

@@ -23,6 +23,7 @@ from modeling_jmnat.experiments.systems import (
     ABLATIONS,
     ADDITIONS,
     AUTOREGRESSIVE,
+    JM_CRF,
     MAIN_STUDENTS,
     NAT,
     OTHERS,
@@ -78,6 +79,13 @@ def parse(stage):
     return parsed
 
 
+def save_starts(output):
+    """The models that others start with; --init_from is read at once."""
+    for name in ("nat_scratch", JM_CRF.start):
+        for seed in (1, 2):
+            JMNatConfig(vocab_size=320).save_pretrained(output / f"{name}-{seed}")
+
+
 VARIANTS = {
     "cpu": {},
     "gpu": {"training_options": {"tf32": False, "dataloader_num_workers": 1}, "batch_tokens": 8192},
@@ -89,7 +97,7 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_command_takes_its_options(data, tmp_path, variant):
     output = tmp_path / "run"
-    JMNatConfig(vocab_size=320).save_pretrained(output / "nat_scratch-1")  # --init_from is read at once
+    save_starts(output)
     builder = SuiteBuilder(settings(data, output, **VARIANTS[variant]))
     stages = builder.build(list(SUITES))
     assert len({stage.name for stage in stages}) == len(stages) > 100
@@ -105,7 +113,7 @@ def test_every_command_takes_its_options(data, tmp_path, variant):
 
 def test_settings_reach_the_commands(data, tmp_path):
     builder = SuiteBuilder(settings(data, tmp_path / "run", student_steps=30))
-    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "run" / "nat_scratch-1")
+    save_starts(tmp_path / "run")
     stages = {stage.name: stage for stage in builder.build(list(SUITES))}
     cm = parse(stages["cm-2"])
     assert (cm.masking["target_mask"], cm.masking["mask_token_prob"], cm.masking["source_mask_ratio"]) == (
@@ -191,7 +199,7 @@ def test_autoregressive_baselines_have_the_text_and_updates_of_the_students(data
 
 def test_choices_are_made_on_the_validation_text(data, tmp_path):
     """Only the final rows of table 2 are scored on the test text, and only for systems in the table."""
-    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
+    save_starts(tmp_path)
     for suite in SUITES:
         stages = SuiteBuilder(settings(data, tmp_path)).build([suite])
         scored = [stage for stage in stages if stage.command in ("evaluate", "tune")]
@@ -353,7 +361,7 @@ def fake_results(builder, stages):
 @pytest.mark.parametrize("suite", SUITES)
 def test_every_evaluation_is_shown(data, tmp_path, suite):
     export_held_out_text(held_out_text(data), tmp_path)
-    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
+    save_starts(tmp_path)
     builder = SuiteBuilder(settings(data, tmp_path))
     stages = builder.build([suite])
     scores = fake_results(builder, stages)
@@ -516,7 +524,7 @@ def test_pictures_show_what_is_there(data, tmp_path, monkeypatch):
     (tmp_path / "results").mkdir()
     assert write_pictures(tmp_path, list(SUITES)) == []
     builder = SuiteBuilder(settings(data, tmp_path))
-    JMNatConfig(vocab_size=320).save_pretrained(tmp_path / "nat_scratch-1")
+    save_starts(tmp_path)
     scores = fake_results(builder, builder.build(["figure1", "figure3"]))
     history = [{"step": 10, "eval_bleu": 3.0}, {"step": 20, "eval_bleu": 5.0}]
     for name in ("nat_scratch-1", "nat_frozen_encoder-1"):

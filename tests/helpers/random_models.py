@@ -31,6 +31,7 @@ ARCHITECTURES = {
     "no_positional": {"positional_attention": False},
     "self_visible": {"exclude_self_attention": False},
     "marian": {"position_offset": 0, "output_bias": True},
+    "crf": {"crf_rank": 3},
     "cmlm": CMLM,
     "cmlm_pre_norm": {**CMLM, "normalize_before": True},
 }
@@ -46,7 +47,7 @@ def random_model(seed=0, attn_implementation="sdpa", **overrides):
     torch.manual_seed(seed)
     config = random_config(**overrides)
     model = JMNatForConditionalGeneration._from_config(config, attn_implementation=attn_implementation).eval()
-    scales = {"q_proj.weight": 6.0, "fc1.weight": 2.0, "fc2.weight": 2.0}
+    scales = {"q_proj.weight": 6.0, "fc1.weight": 2.0, "fc2.weight": 2.0, "left.weight": 3.0, "right.weight": 3.0}
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # zeros and ones would hide what is left out
             parameter.normal_(std=0.1)

@@ -220,11 +220,52 @@ def without_repeats(source, tokens, log_probs, repeatable):
 
 
 def full_log_probs(model, source, canvas, suppressed):
-    """(T, V) of one canvas by a forward pass over the source and the canvas."""
+    """States (T, D) and log-probabilities (T, V) of one canvas by a forward pass over the source and the canvas."""
     outputs = model.model(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([canvas]))
     logits = model.lm_head(outputs.last_hidden_state)[0].float()
     logits[:, suppressed] = -math.inf
-    return logits.log_softmax(dim=-1)
+    return outputs.last_hidden_state[0], logits.log_softmax(dim=-1)
+
+
+def slow_path(crf, states, log_probs, canvas, wanted, beam):
+    """The best path of the CRF through the tokens of one canvas and its log-marginals, in lists of T.
+
+    Args:
+        states, log_probs: (T, D) and (T, V).
+        wanted: positions to predict, whose `beam` most probable tokens are candidates; the others are given.
+    """
+    rows = [
+        dict(sorted(enumerate(row.tolist()), key=lambda pair: -pair[1])[:beam]) if t in wanted else {canvas[t]: 0.0}
+        for t, row in enumerate(log_probs)
+    ]
+    left, right = crf.left.weight.tolist(), crf.right.weight
+    steps = [{}]
+    for one, two in pairwise(states):
+        dynamic = crf.dynamic_out(crf.dynamic_in(torch.cat([one, two])).relu()).view(right.shape[1], -1)
+        matrix = torch.eye(len(dynamic)) + dynamic
+        t = len(steps)
+        steps.append({(a, b): float(torch.tensor(left[a]) @ matrix @ right[b]) for a in rows[t - 1] for b in rows[t]})
+    best = {token: (score, [token]) for token, score in rows[0].items()}
+    for t in range(1, len(rows)):
+        best = {
+            token: max((before + steps[t][path[-1], token] + score, [*path, token]) for before, path in best.values())
+            for token, score in rows[t].items()
+        }
+    path = max(best.values())[1]
+
+    def total(rows):
+        """The logarithm of the sum over all paths."""
+        sums = {token: math.exp(score) for token, score in rows[0].items()}
+        for t in range(1, len(rows)):
+            sums = {
+                token: math.exp(score) * sum(x * math.exp(steps[t][before, token]) for before, x in sums.items())
+                for token, score in rows[t].items()
+            }
+        return math.log(sum(sums.values()))
+
+    everything = total(rows)
+    through = [[*rows[:t], {token: rows[t][token]}, *rows[t + 1 :]] for t, token in enumerate(path)]
+    return path, [total(restricted) - everything for restricted in through]
 
 
 class SlowCandidate:
@@ -265,12 +306,15 @@ class SlowCandidate:
         canvas = [config.mask_token_id if t in chosen else token for t, token in enumerate(self.tokens)]
         if config.decoder_input == "source_copy":
             canvas = [self.source[t * len(self.source) // self.length] for t in range(self.length)]
-        log_probs = full_log_probs(self.model, self.source, canvas, options["suppress_tokens"])
+        states, log_probs = full_log_probs(self.model, self.source, canvas, options["suppress_tokens"])
         before = list(self.tokens)
-        everything = self.free if options["canvas"] else range(self.length)
-        for t in everything if options["update_all"] else chosen:
-            self.tokens[t] = int(log_probs[t].argmax())
-            self.log_probs[t] = float(log_probs[t].max())
+        if options["update_all"]:
+            chosen = self.free if options["canvas"] else range(self.length)
+        best, found = log_probs.argmax(dim=-1).tolist(), log_probs.amax(dim=-1).tolist()
+        if config.crf_rank and options["crf_beam"] > 1:
+            best, found = slow_path(self.model.crf, states, log_probs, canvas, chosen, options["crf_beam"])
+        for t in chosen:
+            self.tokens[t], self.log_probs[t] = best[t], found[t]
         self.num_passes += 1
         self.history.append((canvas, list(self.tokens), list(self.log_probs)))
         if options["early_stop"] and iteration > 0 and self.tokens == before:
@@ -341,6 +385,7 @@ DEFAULTS = {
     "collapse_repeats": False,
     "repeatable_tokens": None,
     "length_shift": 0,
+    "crf_beam": 8,
     "canvas": None,
     "max_length": None,
 }

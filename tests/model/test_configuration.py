@@ -53,6 +53,8 @@ def test_every_field_survives_saving(tmp_path):
         "length_loss_weight": 0.5,
         "label_smoothing": 0.0,
         "length_smoothing": 0.5,
+        "crf_rank": 16,
+        "crf_loss_weight": 2.0,
         "split_sentences": False,
         "bos_token_id": None,
         "pad_token_id": 5,

@@ -169,6 +169,7 @@ def test_random_options_equal_the_slow_decoder(seed):
             "collapse_repeats": draw(True, False),
             "repeatable_tokens": draw(None, [5, 7, 9, 11]),
             "length_shift": draw(0, 0, 1),
+            "crf_beam": draw(1, 2, 8, 30),
         }
         assert_equals_slow_decoder(model, random_sources(model, 4, draw(*range(100))), **options)
 
@@ -1108,6 +1109,7 @@ FIRST = {
     "collapse_repeats": True,
     "repeatable_tokens": [],
     "length_shift": -1,
+    "crf_beam": 1,
     "output_history": True,
     "return_dict_in_generate": True,
     "max_length": 20,  # the library's default, as a user's choice
@@ -1133,6 +1135,7 @@ SECOND = {
     "collapse_repeats": False,
     "repeatable_tokens": [5, 22],
     "length_shift": 0,
+    "crf_beam": 64,
     "output_history": False,
     "return_dict_in_generate": False,
     "max_length": None,

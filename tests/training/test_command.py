@@ -379,6 +379,31 @@ def test_trains_on_from_another_model(through, data, tmp_path, capfd):
     expect_error(capfd, "d_model is 16", *start[:-4], "--output_dir", tmp_path / "x", "--d_model", 32)
 
 
+def test_a_trained_model_gets_a_crf_and_keeps_its_network(through, data, tmp_path, capfd):
+    run = tmp_path / "run"
+    start = ("--preset", "crf", "--data", data, "--init_from", through, "--use_cpu", "true", "--eval_strategy", "no")
+    few = ("--max_steps", 6, "--warmup_steps", 1, "--save_steps", 3, "--max_tokens", 60, "--logging_steps", 3)
+    train(*start, *few, "--freeze", "network", "--crf_rank", 4, "--output_dir", run)
+    weights, before = (load_file(folder / "model.safetensors") for folder in (run, through))
+    assert all(torch.equal(weights[name], value) for name, value in before.items())
+    assert {name for name in weights if name not in before} == {
+        *("crf.left.weight", "crf.right.weight"),
+        *(f"crf.dynamic_{part}.{kind}" for part in ("in", "out") for kind in ("weight", "bias")),
+    }
+    logs = json.loads((run / "trainer_state.json").read_text())["log_history"]
+    losses = [entry["crf_loss"] for entry in logs if "crf_loss" in entry]
+    assert len(losses) == 2
+    assert all(loss > 0 for loss in losses)
+    assert JMNatConfig.from_pretrained(run).crf_rank == 4
+    capfd.readouterr()
+    again = ("--data", data, "--init_from", run, "--use_cpu", "true")
+    expect_error(capfd, "crf_rank is 4", *again, "--crf_rank", 8, "--output_dir", tmp_path / "x")
+    message = "freeze=network leaves nothing to train with crf_rank=0: give --crf_rank 32"
+    expect_error(capfd, message, *start[2:], "--freeze", "network", "--output_dir", tmp_path / "x")
+    message = "restart='network' is not one of encoder, decoder"
+    expect_error(capfd, message, *start[2:], "--restart", "network", "--output_dir", tmp_path / "x")
+
+
 @pytest.mark.parametrize("option", ["--init_from", "--init-from"])
 def test_init_from_takes_sizes_from_the_weights_and_the_rest_from_the_preset(through, tmp_path, option):
     start = ["--preset", "wmt_base", option, str(through), "--data", "any", "--output_dir", str(tmp_path)]
