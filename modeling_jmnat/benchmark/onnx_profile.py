@@ -39,7 +39,7 @@ anything else a translation would still take their time. "Alone" is the speed of
 block, with 100 tokens, over and over.
 """
 PLAIN_ROWS, PLAIN_TIMES, PLAIN_ROUNDS = 100, 50, 5
-CONTAINERS = ("Loop", "If")  # their time is already counted by the operators inside
+CONTAINERS = ("Loop", "If", "Scan")  # their time is already counted by the operators inside
 
 
 def group_of(operator: str) -> str:

@@ -98,6 +98,9 @@ TRANSLATOR_INPUTS = (
     *(TranslatorInput(x, np.bool_, 0, x) for x in REPEAT_RULES),
     TranslatorInput("prune_candidates", np.int64, 0, "prune_candidates", lambda _, each: each.prune_candidates or 0),
     TranslatorInput("remask_adjacent", np.bool_, 0, "remask_adjacent", adjacent_remasking),
+    TranslatorInput(
+        "crf_beam", np.int64, 1, "crf_beam", lambda model, each: each.crf_beam if model.config.crf_rank else None
+    ),
     TranslatorInput("max_length", np.int64, 1, "max_length", lambda model, options: model._longest_target(options)),
     TranslatorInput("repeatable", np.bool_, 1, "repeatable_tokens", table_of_repeatable),
     TranslatorInput("token_bias", np.float32, 1, "suppress_tokens", bias_of_suppressed),
@@ -106,11 +109,7 @@ TRANSLATOR_INPUTS = (
 # If any other option differs from its default, passes are run one by one.
 TRANSLATOR_OPTIONS = (*(each.option for each in TRANSLATOR_INPUTS if each.option), "return_dict_in_generate")
 OFF = {name: value for name, value in asdict(JMNatOptions()).items() if name not in TRANSLATOR_OPTIONS}
-ADDED_LATER = (
-    *REPEAT_RULES,
-    "length_shift",
-    "consensus_min_length",
-)  # graphs of earlier exports lack these inputs and `repeatable`
+ADDED_LATER = (*REPEAT_RULES, "length_shift", "consensus_min_length")  # earlier exports lack these and `repeatable`
 
 
 def translator_inputs(model: JMNatGenerationMixin, options: JMNatOptions) -> dict[str, np.ndarray]:
@@ -244,8 +243,7 @@ class ORTDecodingState:
 
     def select(self, rows: torch.Tensor) -> "ORTDecodingState":
         """As `JMNatDecodingState.select`; every row has its own copy of the source."""
-        of_rows = {name: value[rows] for name, value in self.of_rows.items()}
-        return ORTDecodingState(of_rows, self.token_bias)
+        return ORTDecodingState({name: value[rows] for name, value in self.of_rows.items()}, self.token_bias)
 
 
 class PositionalAttention:
@@ -421,9 +419,8 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
 
     def prepare_decoding(self, encoder_outputs: Any, source_mask, target_mask) -> ORTDecodingState:
         """Inputs of the decoder graph from an `ORTEncoderOutput` of B sentences and masks (B, S) and (R, T)."""
-        attend = decoder_attend_mask(target_mask, self.config.exclude_self_attention)
         rows, length = target_mask.shape
-        attend = attend.expand(rows, 1, length, length)
+        attend = decoder_attend_mask(target_mask, self.config.exclude_self_attention).expand(rows, 1, length, length)
         of_rows = {"self_bias": torch.zeros(attend.shape).masked_fill_(~attend, LOWEST)}
         if self.positions is not None:
             probs = self.positions.of_lengths(target_mask.sum(dim=1).tolist(), length)
@@ -436,11 +433,17 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         of_rows |= {name: value.repeat_interleave(per_source, dim=0) for name, value in of_sources.items()}
         return ORTDecodingState(of_rows, token_bias(self.config.vocab_size, None))
 
-    def predict_tokens(
-        self, canvas: torch.Tensor, positions: torch.Tensor, state: ORTDecodingState, suppressed: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def predict_tokens(self, canvas, positions, state, suppressed) -> tuple[torch.Tensor, torch.Tensor]:
         """As the PyTorch model's method."""
+        return self.predict_path(canvas, positions, state, suppressed, torch.ones_like(canvas, dtype=torch.bool), 1)
+
+    def predict_path(
+        self, canvas: torch.Tensor, positions, state: ORTDecodingState, suppressed, predicted: torch.Tensor, beam: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the PyTorch model's method, and for a single candidate as `predict_tokens`."""
         feeds = {"canvas": canvas.contiguous().numpy(), "positions": positions.contiguous().numpy(), **state.feeds}
+        if self.config.crf_rank:
+            feeds |= {"valid": predicted.gather(1, positions).numpy(), "crf_beam": np.array([beam])}
         if suppressed is not None:
             state.token_bias[: self.config.vocab_size].masked_fill_(suppressed, -torch.inf)
         tokens, log_probs = self.decoder.run(None, {**feeds, "token_bias": state.token_bias.numpy()})

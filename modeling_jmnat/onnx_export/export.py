@@ -32,6 +32,7 @@ from ..utils.atomic_files import atomic_file, replace_files
 from ..utils.fingerprints import weights_digest
 from ..utils.locks import folder_lock
 from .browser import BROWSER_FILES, browser_file, browser_graph, write_options
+from .crf import write_path
 from .graph_writer import GraphWriter
 from .network import DecoderWriter, EncoderWriter
 from .whole_translation import TranslatorWriter
@@ -67,6 +68,7 @@ def decoder_graph(model: JMNatForConditionalGeneration, int8: bool) -> GraphWrit
 
     Constant over the passes of a batch are `self_bias` and per layer `position_probs_i`, see `DecoderWriter`, and the
     encoder graph's outputs, repeated for the rows of each source; `token_bias` (V,) is -inf at suppressed tokens.
+    With a CRF, further inputs are `valid` (R, M) bool, False at positions whose token is given, and `crf_beam` (1,).
     """
     config = model.config
     graph = GraphWriter("decoder", int8)
@@ -82,7 +84,12 @@ def decoder_graph(model: JMNatForConditionalGeneration, int8: bool) -> GraphWrit
     ]
     decoder = DecoderWriter(graph, model, canvas, positions, self_bias, position_probs, source_states, source_bias)
     token_bias = graph.input("token_bias", (padded_vocabulary_size(config.vocab_size),))
-    tokens, log_probs = decoder.write_tokens(decoder.write_states(), token_bias)
+    if model.crf is None:
+        tokens, log_probs = decoder.write_tokens(decoder.write_states(), token_bias)
+    else:
+        valid = graph.input("valid", ("R", "M"), TensorProto.BOOL)
+        beam = graph.input("crf_beam", (1,), TensorProto.INT64)
+        tokens, log_probs = write_path(decoder, token_bias, valid, beam)
     graph.output("tokens", tokens, ("R", "M"), TensorProto.INT64)
     graph.output("log_probs", log_probs, ("R", "M"))
     return graph
@@ -102,7 +109,8 @@ def positional_projections(model: JMNatForConditionalGeneration) -> dict[str, to
 def pad_vocabulary(model: JMNatForConditionalGeneration) -> None:
     """Pad the vocabulary's tables to whole blocks, in place; tied tables stay tied."""
     padded: dict[int, tuple[torch.nn.Parameter, torch.nn.Parameter]] = {}
-    for module in (model.lm_head, model.model.encoder.embed_tokens, model.model.decoder.embed_tokens):
+    of_crf = () if model.crf is None else (model.crf.left, model.crf.right)
+    for module in (model.lm_head, model.model.encoder.embed_tokens, model.model.decoder.embed_tokens, *of_crf):
         weight = module.weight
         if id(weight) not in padded:
             missing = padded_vocabulary_size(weight.shape[0]) - weight.shape[0]

@@ -178,7 +178,7 @@ class EncoderWriter(StackWriter):
 
 
 class DecoderWriter(StackWriter):
-    """One pass over `canvas` (R, T). After the last layer's self-attention, only `positions` (R, M) are computed.
+    """One pass over `canvas` (R, T), which predicts tokens at `positions` (R, M).
 
     The model's vocabulary is whole blocks (`onnx_export.pad_vocabulary`).
 
@@ -205,15 +205,19 @@ class DecoderWriter(StackWriter):
         self.canvas, self.positions, self.self_bias = canvas, positions, self_bias
         self.position_probs, self.source_states, self.source_bias = position_probs, source_states, source_bias
 
-    def write_states(self) -> str:
-        """Hidden states after the last layer, of the positions to predict."""
+    def write_states(self, everywhere: bool = False) -> str:
+        """Hidden states after the last layer, `everywhere` or of the positions to predict.
+
+        Only these are then computed after the last layer's self-attention.
+        """
         graph, decoder = self.graph, self.model.model.decoder
         table = self.position_table(decoder, self.config.max_target_length)
         positions = graph.add("Slice", table, graph.integers(0), self.length)
         tokens = self.embed(self.canvas, decoder)
         states = self.flat(graph.add("Add", tokens, positions))
         for index, layer in enumerate(decoder.layers):
-            states = self.write_layer(states, layer, index, self.pick if layer is decoder.layers[-1] else None)
+            is_picked = layer is decoder.layers[-1] and not everywhere
+            states = self.write_layer(states, layer, index, self.pick if is_picked else None)
         return self.last_norm(states, decoder)
 
     def pick(self, states: str) -> str:
@@ -267,18 +271,24 @@ class DecoderWriter(StackWriter):
         context = self.attention(query, *self.source_states[index], bias, attention.head_dim)
         return self.project(self.flat(context), attention.out_proj)
 
-    def write_tokens(self, states: str, token_bias: str) -> tuple[str, str]:
-        """Best token of each state and its log-probability (R, M); `token_bias` (V,) takes part in the softmax."""
+    def write_logits(self, states: str, token_bias: str) -> str:
+        """Of the picked states, (R M, V) or (R, M, V), with `token_bias` (V,) added."""
         graph = self.graph
         weight, bias = self.model.lm_head.weight, self.model.lm_head.bias
         if bias is not None:
             token_bias = graph.add("Add", token_bias, graph.constant(bias))
-        logits = graph.linear(states, weight, token_bias)
-        if not graph.int8:
-            graph.shaped(logits, ("RM", weight.shape[0]), TensorProto.FLOAT)  # so that the softmax takes their memory
-        probs = graph.add("Softmax", logits, axis=-1)  # LogSoftmax takes twice as long
-        num_blocks = weight.shape[0] // VOCABULARY_BLOCK
-        blocks = graph.reshape(probs, self.rows, -1, num_blocks, VOCABULARY_BLOCK)
+        return graph.linear(states, weight, token_bias)
+
+    def by_blocks(self, values: str, size: int = VOCABULARY_BLOCK) -> str:
+        """Values for each token of the vocabulary as (R, M, blocks, size)."""
+        return self.graph.reshape(values, self.rows, -1, self.model.lm_head.weight.shape[0] // size, size)
+
+    def write_tokens(self, states: str, token_bias: str) -> tuple[str, str]:
+        """Best token of each of the picked states and its log-probability (R, M)."""
+        graph, logits = self.graph, self.write_logits(states, token_bias)
+        if not graph.int8:  # so that the softmax takes their memory
+            graph.shaped(logits, ("RM", self.model.lm_head.weight.shape[0]), TensorProto.FLOAT)
+        blocks = self.by_blocks(graph.add("Softmax", logits, axis=-1))  # LogSoftmax takes twice as long
         best_of_block = graph.add("ReduceMax", blocks, graph.integers(3), keepdims=0)  # (R, M, blocks)
         block = graph.add("ArgMax", best_of_block, axis=2, keepdims=0)  # (R, M)
         inside = graph.add("GatherND", blocks, graph.add("Unsqueeze", block, graph.integers(2)), batch_dims=2)

@@ -20,6 +20,7 @@ from onnx import TensorProto
 from ..configuration_jmnat import resolve_options
 from ..inference.onnx_runtime import PASS, TRANSLATOR, translator_inputs
 from ..modeling_jmnat import JMNatForConditionalGeneration
+from . import crf
 from . import decoding_steps as steps
 from .graph_writer import GraphWriter, State
 from .network import DecoderWriter, EncoderWriter
@@ -172,11 +173,17 @@ class Passes:
         masked = graph.call(steps.put, tokens, columns, valid, self.config.mask_token_id)
         shared = self.self_bias, self.position_probs, self.source_states, self.source_bias
         decoder = DecoderWriter(graph, self.model, masked, columns, *shared)
-        new_tokens, new_log_probs = decoder.write_tokens(decoder.write_states(), self.options.token_bias)
+        new_tokens, new_log_probs = self.predict(decoder, valid)
         tokens = graph.call(steps.put, tokens, columns, valid, new_tokens)
         log_probs = graph.call(steps.put, log_probs, columns, valid, new_log_probs)
         passes = graph.call(steps.record, *history, self.rows, masked, tokens, log_probs) if history else []
         return [tokens, log_probs, *passes]
+
+    def predict(self, decoder: DecoderWriter, valid: str) -> tuple[str, str]:
+        """New tokens and log-probabilities (R, M), of the decoder's positions that are valid (R, M)."""
+        if self.model.crf is None:
+            return decoder.write_tokens(decoder.write_states(), self.options.token_bias)
+        return crf.write_path(decoder, self.options.token_bias, valid, self.options.crf_beam)
 
     def order(self, graph: GraphWriter, keys: str, most: str) -> str:
         """The M positions (R, M) with the lowest keys, which are masked first."""

@@ -362,12 +362,13 @@ def test_a_table_of_the_vocabulary_is_stored_once_for_its_rows_and_once_for_prod
         assert sum(256 in dims and model.config.d_model in dims for dims in stored) == tables
 
 
+@pytest.mark.parametrize("crf_rank", [0, 3])
 @pytest.mark.parametrize(
     ("name", "product"), [("translator.onnx", "Gemm"), ("translator_int8.onnx", "DynamicQuantizeMatMul")]
 )
-def test_weights_are_held_where_onnx_runtime_prepares_them(name, product, tmp_path):
+def test_weights_are_held_where_onnx_runtime_prepares_them(name, product, crf_rank, tmp_path):
     """By the product's own graph or the one directly around it; otherwise it silently takes a third longer."""
-    both(tmp_path, 45, int8=True)
+    both(tmp_path, 45, int8=True, crf_rank=crf_rank)
     products = 0
     for graph, around in graphs_in(onnx.load(tmp_path / name).graph):
         held = {tensor.name for holder in (graph, *around[-1:]) for tensor in holder.initializer}
