@@ -100,24 +100,24 @@ def both_directions(transitions, emissions, follows, beam):
 
 
 @script()
-def path_at(positions, totals, tokens, blocks, follows, beam):
-    """The best path's tokens (R, M) at the positions, and the logarithms of their marginals.
+def path_at(positions, totals, tokens, emissions, blocks, follows, beam):
+    """The best path's tokens (R, M) at the positions, and the logarithms of their probabilities.
 
-    From totals (T, 2k, 2R) of sums and best scores. A single candidate has its probability of all in blocks of logits.
-    Only the shape of `follows` (R, T) counts.
+    From totals (T, 2k, 2R) of sums and best scores, and the network's logits in blocks. A single candidate has the
+    network's probability, which the emissions (R, M, k) compare with the best token's. Only the shape of `follows`
+    (R, T) counts.
     """
     ahead, behind = op.Split(op.Transpose(totals, perm=[2, 0, 1]), num_outputs=2)
     through = ahead + op.Gather(behind, backwards(follows), axis=1)
     through = op.GatherND(through, op.Unsqueeze(positions, [2]), batch_dims=1)
     sums, bests = op.Split(through, axis=2, num_outputs=2)
     path = op.ArgMax(bests, axis=2)
-    if op.Squeeze(beam) > 1:
-        log_probs = op.LogSoftmax(sums, axis=2)
-    else:
-        probs = op.Softmax(op.Reshape(blocks, [0, 0, -1]), axis=2)
-        log_probs = op.Log(op.ReduceMax(probs, [2]))
+    best = op.Log(op.ReduceMax(op.Softmax(op.Reshape(blocks, [0, 0, -1]), axis=2), [2]))
+    of_network = op.GatherElements(emissions, path, axis=2) + best
+    marginals = op.GatherElements(op.LogSoftmax(sums, axis=2), path, axis=2)
+    log_probs = op.Where(beam > 1, (marginals + of_network) / 2.0, of_network)
     tokens = op.Squeeze(op.GatherElements(tokens, path, axis=2), [2])
-    return tokens, op.Squeeze(op.GatherElements(log_probs, path, axis=2), [2])
+    return tokens, op.Squeeze(log_probs, [2])
 
 
 def write_path(decoder: DecoderWriter, token_bias: str, valid: str, beam: str) -> tuple[str, str]:
@@ -135,12 +135,12 @@ def write_path(decoder: DecoderWriter, token_bias: str, valid: str, beam: str) -
     num_chosen = graph.add("Min", beam, graph.integers(decoder.model.lm_head.weight.shape[0] // BLOCK))
     tokens, emissions = graph.call(most_probable, blocks, beam, num_chosen)
     at_positions = tokens, emissions, decoder.canvas, positions, valid
-    candidates, emissions = graph.call(of_all_positions, *at_positions, follows, beam)
+    candidates, of_all = graph.call(of_all_positions, *at_positions, follows, beam)
     left, right = write_embeddings(graph, crf, candidates, before)
     dynamic = write_dynamic(decoder, crf, states, before)
     transitions = graph.call(transition_scores, left, right, dynamic, follows)
-    totals = write_totals(graph, *graph.call(both_directions, transitions, emissions, follows, beam))
-    return graph.call(path_at, positions, totals, tokens, blocks, follows, beam)
+    totals = write_totals(graph, *graph.call(both_directions, transitions, of_all, follows, beam))
+    return graph.call(path_at, positions, totals, tokens, emissions, blocks, follows, beam)
 
 
 def write_embeddings(graph: GraphWriter, crf: DynamicCRF, candidates: str, before: str) -> list[str]:

@@ -228,7 +228,9 @@ def full_log_probs(model, source, canvas, suppressed):
 
 
 def slow_path(crf, states, log_probs, canvas, wanted, beam):
-    """The best path of the CRF through the tokens of one canvas and its log-marginals, in lists of T.
+    """The best path of the CRF through the tokens of one canvas, and its log-probabilities, in lists of T.
+
+    These are means of the log-marginals and of the network's log-probabilities.
 
     Args:
         states, log_probs: (T, D) and (T, V).
@@ -265,7 +267,8 @@ def slow_path(crf, states, log_probs, canvas, wanted, beam):
 
     everything = total(rows)
     through = [[*rows[:t], {token: rows[t][token]}, *rows[t + 1 :]] for t, token in enumerate(path)]
-    return path, [total(restricted) - everything for restricted in through]
+    marginals = [total(restricted) - everything for restricted in through]
+    return path, [(marginals[t] + rows[t][token]) / 2 for t, token in enumerate(path)]
 
 
 class SlowCandidate:

@@ -837,6 +837,7 @@ def test_suppressed_tokens_are_never_predicted():
         ({"length_offset": -5}, r"length_offset=-5 must be in \[0, 100\]"),
         ({"max_length": 3.5}, "max_length=3.5 must be a whole number of at least 2"),
         ({"suppress_tokens": 5}, "suppress_tokens=5 must be None or a list of token ids"),
+        ({"suppress_tokens": [True]}, r"suppress_tokens=\[True\] must be None or a list of token ids"),
         ({"early_stop": "yes"}, "early_stop='yes' must be True or False"),
         ({"collapse_repeats": 1}, "collapse_repeats=1 must be True or False"),
         ({"delete_repeats": "last"}, "delete_repeats='last' must be True or False"),
