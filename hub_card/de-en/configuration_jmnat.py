@@ -237,7 +237,7 @@ class JMNatOptions:
             raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
         for name in ("suppress_tokens", "repeatable_tokens"):
             ids = getattr(self, name)
-            if ids is not None and not (isinstance(ids, list | tuple) and all(isinstance(i, Integral) for i in ids)):
+            if ids is not None and not (isinstance(ids, list | tuple) and all(is_count(i, -math.inf) for i in ids)):
                 raise ValueError(f"{name}={ids!r} must be None or a list of token ids")
         self._check_counts()
         self._check_numbers()
@@ -271,7 +271,7 @@ class JMNatOptions:
                 raise ValueError(f"{name}={value!r} must be in [0, {LARGEST_EXPONENT}]")
 
 
-def is_count(value: Any, least: int) -> bool:
+def is_count(value: Any, least: float) -> bool:
     """Whether `value` is an integer of at least `least` (bools excluded)."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 

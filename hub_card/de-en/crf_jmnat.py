@@ -59,7 +59,10 @@ class DynamicCRF(nn.Module):
         return log_normaliser(emissions, transitions, is_token).sum() - score
 
     def best_path(self, states, logits, canvas, positions, predicted, is_token, beam: int):
-        """The most probable path, at `positions`: its tokens (B, M), and the logarithms of their marginals (B, M).
+        """The most probable path, at `positions`: its tokens (B, M), and the logarithms of their probabilities (B, M).
+
+        The probability of a token is the geometric mean of its marginal, which is too sure of what fits its
+        neighbours, and of the network's.
 
         Args:
             states: (B, T, D).
@@ -77,7 +80,7 @@ class DynamicCRF(nn.Module):
         emissions = torch.where(predicted[..., None], scattered, emissions)
         transitions = self.transitions(states, tokens)
         path = viterbi(emissions, transitions, is_token).gather(1, positions)[..., None]  # (B, M, 1)
-        log_probs = marginals(emissions, transitions, is_token)
+        log_probs = (marginals(emissions, transitions, is_token) + emissions) / 2
         found = (values.gather(1, index).gather(2, path)[..., 0] for values in (tokens, log_probs))
         return tuple(found)
 

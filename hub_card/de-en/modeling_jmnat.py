@@ -835,7 +835,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
     def predict_path(
         self, canvas, positions, state: JMNatDecodingState, suppressed, predicted: torch.Tensor, beam: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `predict_tokens`, by the most probable path of the CRF; the probabilities are its marginals.
+        """As `predict_tokens`, by the most probable path of the CRF.
 
         Args:
             predicted: (R, T) bool, True at the positions to predict; the other tokens of the canvas are given.
