@@ -47,7 +47,7 @@ UNDERSTOOD_OPTIONS = (
 SUBSTITUTES = {
     "did you mean early_stop?": ("early_stopping",),
     "did you mean length_normalization?": ("length_penalty", "exponential_decay_length_penalty"),
-    "did you mean num_length_candidates?": ("num_beam_groups", "diversity_penalty"),
+    "did you mean num_length_candidates?": ("num_beam_groups", "diversity_penalty", "beam", "beams", "beam_size"),
     "did you mean suppress_tokens, a list of single ids?": ("bad_words_ids", "begin_suppress_tokens", "sequence_bias"),
     "each pass takes the most probable tokens, nothing is sampled": (
         *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff"),

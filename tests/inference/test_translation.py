@@ -354,7 +354,7 @@ def test_command_says_what_is_wrong_and_leaves_the_output_alone(folder, tmp_path
         (["--model", student, "--input", str(good), "--generation_options", "{"], "error: generation_options='{'"),
         (
             ["--model", student, "--input", str(good), "--generation_options", '{"beam": 1}'],
-            "error: generation option 'beam' is unknown (did you mean num_beams?)",
+            "error: generation option 'beam' is unknown (did you mean num_length_candidates?)",
         ),
         (
             ["--model", str(folder / "teacher"), "--input", str(good), "--show_passes"],
