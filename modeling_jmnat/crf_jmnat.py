@@ -20,6 +20,8 @@ IMPOSSIBLE = -1e4  # the score of a candidate that no path takes
 
 
 class DynamicCRF(nn.Module):
+    """The transitions with their loss and their best path; `rank` is r, the width of both tables."""
+
     def __init__(self, vocab_size: int, d_model: int, rank: int):
         super().__init__()
         self.left = nn.Embedding(vocab_size, rank)
