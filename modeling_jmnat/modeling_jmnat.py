@@ -818,6 +818,11 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         """What all passes share, see `JMNatDecoder.prepare_state`."""
         return self.model.decoder.prepare_state(target_mask, source_mask, encoder_hidden_states)
 
+    def allowed_logits(self, states: torch.Tensor, suppressed: torch.Tensor | None) -> torch.Tensor:
+        """States (R, M, D) -> logits (R, M, V), -inf where `suppressed` (V,) is True."""
+        logits = self.project(states)
+        return logits if suppressed is None else logits.masked_fill(suppressed, -math.inf)
+
     def predict_tokens(
         self, canvas: torch.Tensor, positions: torch.Tensor, state: JMNatDecodingState, suppressed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -826,9 +831,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         `suppressed` (V,) is True at tokens that are removed before the softmax.
         """
         hidden_states = self.model.decoder(canvas, state=state, wanted_positions=positions).last_hidden_state
-        logits = self.project(hidden_states)  # (R, M, V)
-        if suppressed is not None:
-            logits = logits.masked_fill(suppressed, -math.inf)
+        logits = self.allowed_logits(hidden_states, suppressed)
         best, tokens = logits.max(dim=-1)
         return tokens, best.float() - logits.float().logsumexp(dim=-1)
 
@@ -843,8 +846,6 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         """
         hidden_states = self.model.decoder(canvas, state=state).last_hidden_state  # (R, T, D)
         index = positions[:, :, None].expand(-1, -1, hidden_states.shape[-1])
-        logits = self.project(hidden_states.gather(1, index))  # (R, M, V)
-        if suppressed is not None:
-            logits = logits.masked_fill(suppressed, -math.inf)
+        logits = self.allowed_logits(hidden_states.gather(1, index), suppressed)
         is_token = state.attend_mask.any(dim=2)[:, 0]  # (R, T)
         return self.crf.best_path(hidden_states, logits, canvas, positions, predicted, is_token, beam)

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
-from modeling_jmnat import JMNatConfig, JMNatForConditionalGeneration
+from modeling_jmnat import JMNatForConditionalGeneration
 from modeling_jmnat.crf_jmnat import DynamicCRF, log_normaliser, marginals, viterbi
+from tests.helpers.random_models import random_model
 
 LENGTHS = (4, 2, 1)
 IS_TOKEN = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
@@ -99,19 +100,11 @@ def test_best_path_and_its_probabilities_given_the_other_tokens(predicted):
             assert torch.isclose(log_probs[row, t], (through + own) / 2, atol=1e-4)
 
 
-def tiny_config(**fields):
-    sizes = {f"{half}_{name}": 2 for half in ("encoder", "decoder") for name in ("layers", "attention_heads")}
-    sizes |= {"encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "d_model": 8, "vocab_size": 30, "max_target_length": 20}
-    return JMNatConfig(**(sizes | fields))
+SIZES = {"vocab_size": 30, "max_target_length": 20}
 
 
-def model_with_crf(seed=0):
-    torch.manual_seed(seed)
-    model = JMNatForConditionalGeneration(tiny_config(crf_rank=3)).eval()
-    with torch.no_grad():
-        model.crf.left.weight.mul_(8)
-        model.crf.right.weight.mul_(8)
-    return model
+def model_with_crf():
+    return random_model(crf_rank=3, **SIZES)
 
 
 SOURCE = torch.tensor([[7, 9, 5, 8, 6, 2], [11, 12, 2, 1, 1, 1]])
@@ -140,7 +133,7 @@ def test_each_pass_takes_the_best_path_among_the_masked_positions():
 
 def test_without_its_beam_the_network_decodes_as_before():
     model = model_with_crf()
-    plain = JMNatForConditionalGeneration(tiny_config()).eval()
+    plain = random_model(**SIZES)
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if not name.startswith("crf.")})
     for passes in (1, 3):
         same = model.generate(SOURCE, **options(num_iterations=passes, crf_beam=1))

@@ -6,7 +6,16 @@ import torch
 
 from modeling_jmnat import ORTJMNatForConditionalGeneration
 from tests.helpers.random_models import ARCHITECTURES, pad, random_model, random_sources
-from tests.onnx_export.test_export import AT_ONCE, OPTIONS, assert_same, decode, export_onnx, int8_twin, pass_by_pass
+from tests.onnx_export.test_export import (
+    AT_ONCE,
+    OPTIONS,
+    assert_alike_in_every_batch,
+    assert_same,
+    decode,
+    export_onnx,
+    int8_twin,
+    pass_by_pass,
+)
 
 onnx = pytest.importorskip("onnx", reason="the extra `bench` is not installed")
 
@@ -78,12 +87,7 @@ def test_given_tokens_and_lengths(beam, tmp_path):
 
 def test_a_sentence_is_translated_alike_in_every_batch(tmp_path):
     _, exported = both(tmp_path, 83)
-    sources = random_sources(exported, 8, 83)
-    together = decode(exported, sources)
-    for index, source in enumerate(sources):
-        alone = decode(exported, [source])
-        assert torch.equal(alone.sequences[0], together.sequences[index, : alone.sequences.shape[1]])
-        torch.testing.assert_close(alone.sequences_scores[0], together.sequences_scores[index], rtol=1e-4, atol=1e-4)
+    assert_alike_in_every_batch(exported, random_sources(exported, 8, 83))
 
 
 def inputs_of(path):

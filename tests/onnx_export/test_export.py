@@ -379,9 +379,8 @@ def test_weights_are_held_where_onnx_runtime_prepares_them(name, product, crf_ra
     assert products > 0
 
 
-def test_a_sentence_is_translated_alike_in_every_batch(tmp_path):
-    _, exported = both(tmp_path, 35)
-    sources = random_sources(exported, 8, 35)
+def assert_alike_in_every_batch(exported, sources):
+    """A sentence is translated alone as it is among the others."""
     together = decode(exported, sources)
     for index, source in enumerate(sources):
         alone = decode(exported, [source])
@@ -389,6 +388,11 @@ def test_a_sentence_is_translated_alike_in_every_batch(tmp_path):
         assert torch.equal(alone.sequences[0], together.sequences[index, :length])
         assert (together.sequences[index, length:] == exported.config.pad_token_id).all()
         torch.testing.assert_close(alone.sequences_scores[0], together.sequences_scores[index], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sentence_is_translated_alike_in_every_batch(tmp_path):
+    _, exported = both(tmp_path, 35)
+    assert_alike_in_every_batch(exported, random_sources(exported, 8, 35))
 
 
 def test_left_padding_given_lengths_and_rerankers(tmp_path):
