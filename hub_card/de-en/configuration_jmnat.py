@@ -237,7 +237,8 @@ class JMNatOptions:
             raise ValueError(f"remask_schedule={self.remask_schedule!r} is not one of {', '.join(REMASK_SCHEDULES)}")
         for name in ("suppress_tokens", "repeatable_tokens"):
             ids = getattr(self, name)
-            if ids is not None and not (isinstance(ids, list | tuple) and all(is_count(i, -math.inf) for i in ids)):
+            kinds = set(map(type, ids)) if isinstance(ids, list | tuple) else {object}  # few, of hundreds of ids
+            if ids is not None and not all(issubclass(kind, Integral) and kind is not bool for kind in kinds):
                 raise ValueError(f"{name}={ids!r} must be None or a list of token ids")
         self._check_counts()
         self._check_numbers()

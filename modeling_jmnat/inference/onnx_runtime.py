@@ -293,7 +293,7 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         self.config = config
         self.generation_config = generation_config
         self.graphs = graphs
-        self.last_feeds: tuple[str, dict[str, np.ndarray] | None] = ("", {})
+        self.last_feeds: tuple[JMNatOptions | None, dict[str, np.ndarray] | None] = None, {}
 
     @classmethod
     def from_pretrained(
@@ -376,12 +376,12 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
 
         None if the graph, from an earlier export, does not support one of the options that are on.
         """
-        key = repr(options)
-        if self.last_feeds[0] != key:
+        if self.last_feeds[0] != options:
             feeds = translator_inputs(self, options)
             known = {value.name for value in self.translator.get_overridable_initializers()}
             all_known = not any(feeds[name].any() for name in ADDED_LATER if name not in known)
-            self.last_feeds = key, {name: feeds[name] for name in feeds if name in known} if all_known else None
+            feeds = {name: feeds[name] for name in feeds if name in known}
+            self.last_feeds = JMNatOptions(**asdict(options)), feeds if all_known else None  # a copy, also of lists
         return self.last_feeds[1]
 
     def generate_at_once(

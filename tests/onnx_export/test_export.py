@@ -164,6 +164,18 @@ def test_the_graph_limits_candidates_to_the_number_of_lengths(tmp_path):
     assert found["sequences"][:, 0].tolist() == expected.sequences.tolist()
 
 
+def test_a_list_of_ids_that_grows_in_place_is_read_again(tmp_path):
+    """The inputs of the last call are kept, which a list shared with the generation config must not outlive."""
+    model, exported = both(tmp_path, 64)
+    sources = random_sources(model, 10, 64)
+    exported.generation_config.suppress_tokens = [0, 1, 4]
+    common = decode(exported, sources).sequences.flatten().mode().values.item()
+    for token in (5, common):
+        exported.generation_config.suppress_tokens.append(token)
+        assert_same(decode(model, sources, suppress_tokens=[0, 1, 4, token]), decode(exported, sources))
+        exported.generation_config.suppress_tokens.pop()
+
+
 @pytest.mark.parametrize("name", sorted(OPTIONS.keys() - AT_ONCE.keys()))
 def test_other_options_run_pass_by_pass(name, tmp_path):
     _, exported = both(tmp_path, 63)
