@@ -24,21 +24,26 @@ class DynamicCRF(nn.Module):
 
     def __init__(self, vocab_size: int, d_model: int, rank: int):
         super().__init__()
+        self.rank = rank
         self.left = nn.Embedding(vocab_size, rank)
         self.right = nn.Embedding(vocab_size, rank)
         self.dynamic_in = nn.Linear(2 * d_model, d_model)
         self.dynamic_out = nn.Linear(d_model, rank * rank)
 
-    def transitions(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Scores (B, T - 1, k, k) of the candidates (B, T, k) of each position before those of the next one.
+    def forward(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Transitions (B, T - 1, k, k) from the candidates (B, T, k) of each position to those of the next one.
 
         Args:
             states: (B, T, D) of the decoder.
         """
         pairs = torch.cat([states[:, :-1], states[:, 1:]], dim=-1)
-        dynamic = self.dynamic_out(self.dynamic_in(pairs).relu()).unflatten(-1, (self.left.embedding_dim, -1))
+        dynamic = self.dynamic_out(self.dynamic_in(pairs).relu()).unflatten(-1, (self.rank, -1))
         left, right = self.left(tokens[:, :-1]), self.right(tokens[:, 1:])  # (B, T - 1, k, r)
         return ((left + left @ dynamic) @ right.transpose(-1, -2)).float()
+
+    def on_device(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """The transitions where the states are. Called as a module: offloading, sharding and adapters act then."""
+        return self(states, tokens).to(states.device)
 
     def loss(self, states, logits: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
         """Sum over the batch of -log P of the predicted tokens on condition of the others.
@@ -56,7 +61,7 @@ class DynamicCRF(nn.Module):
         tokens = gold[:, None].repeat(1, beam).index_copy(0, index, candidates).view(*labels.shape, beam)
         emissions = only_the_first(*labels.shape, beam, states.device).flatten(0, 1)
         emissions = emissions.index_copy(0, index, logits.gather(1, candidates).float()).view_as(tokens)
-        is_token, transitions = labels != -100, self.transitions(states, tokens)
+        is_token, transitions = labels != -100, self.on_device(states, tokens)
         score = (emissions[..., 0] * is_token).sum() + (transitions[..., 0, 0] * is_token[:, 1:]).sum()
         return log_normaliser(emissions, transitions, is_token).sum() - score
 
@@ -80,7 +85,7 @@ class DynamicCRF(nn.Module):
         emissions = only_the_first(*shape, states.device)
         scattered = emissions.scatter(1, index, best.values.clamp(min=IMPOSSIBLE))
         emissions = torch.where(predicted[..., None], scattered, emissions)
-        transitions = self.transitions(states, tokens)
+        transitions = self.on_device(states, tokens)
         path = viterbi(emissions, transitions, is_token).gather(1, positions)[..., None]  # (B, M, 1)
         log_probs = (marginals(emissions, transitions, is_token) + emissions) / 2
         found = (values.gather(1, index).gather(2, path)[..., 0] for values in (tokens, log_probs))

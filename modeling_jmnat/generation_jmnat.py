@@ -439,9 +439,9 @@ class JMNatGenerationMixin(GenerationMixin):
         """Load our own generation config class; the inherited method reads the base class, which drops options."""
         names = ("from_auto_class", "from_pipeline", "pretrained_model_name_or_path")
         kwargs.update(zip(names, args, strict=False))
-        for name in ("from_auto_class", "from_pipeline", "trust_remote_code"):
-            kwargs.pop(name, None)
         path = kwargs.pop("pretrained_model_name_or_path", None)
+        others = {"from_auto_class", "from_pipeline", "trust_remote_code", *self.config.to_dict()}
+        kwargs = {name: value for name, value in kwargs.items() if name not in others}  # how to fetch files
         if generation_config is not None:
             self.generation_config = self.generation_config_class.from_dict(generation_config.to_dict())
         elif path is not None:

@@ -394,7 +394,7 @@ class JMNatGenerateOutput(ModelOutput):
         sequences: (R, T') ids up to and including the first `</s>`, padded on the right.
         sequences_scores: (R,) log-probability / (T + length_offset)**length_normalization + consensus_weight *
             consensus. With a reranker, its mean log-probability replaces the model's.
-        token_scores: (R, T') log-probabilities, 0 at padding.
+        token_scores: (R, T') log-probabilities, 0 at padding; with a CRF, means of its marginals' and the network's.
         lengths: (R,) T of the candidate, `</s>` included, without deleted or collapsed repeats.
         num_passes: (B,) most passes that any candidate of the sentence took.
         tokens_per_forward: (R,) tokens of each sequence per decoder pass, as text diffusion models report it.

@@ -372,6 +372,7 @@ class JMNatStack(JMNatPreTrainedModel):
     def __init__(self, config: JMNatConfig):
         super().__init__(config)
         self.embed_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
+        self.dropout = config.dropout
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model, config.pad_token_id)
         self.embed_positions: nn.Embedding | None = None
         if config.position_embedding_type == "learned":
@@ -453,7 +454,7 @@ class JMNatEncoder(JMNatStack):
         lengths = self.embed_lengths(classes).to(classes.device)  # (L, D)
         length_token = lengths[0].expand(hidden_states.shape[0], 1, -1)
         hidden_states = torch.cat([length_token, hidden_states], dim=1)  # (B, 1 + S, D)
-        hidden_states = F.dropout(hidden_states, p=self.config.dropout, training=self.training)
+        hidden_states = F.dropout(hidden_states, p=self.dropout, training=self.training)
         attend_mask = F.pad(attend_mask, (1, 0), value=True)[:, None, None, :]
         attention_mask = prepare_attention_mask(self.config, attend_mask, hidden_states.dtype)
         for layer in self.layers:
@@ -504,7 +505,7 @@ class JMNatDecoder(JMNatStack):
         positions = None if state is None else state.positions
         if positions is None:
             positions = self.target_positions(hidden_states)
-        hidden_states = F.dropout(hidden_states + positions, p=self.config.dropout, training=self.training)
+        hidden_states = F.dropout(hidden_states + positions, p=self.dropout, training=self.training)
         if state is None:
             state = self.prepare_state(
                 token_mask(attention_mask, input_ids, inputs_embeds, self.config.pad_token_id),

@@ -113,7 +113,7 @@ def parse_system(name: str, argv: Sequence[str] | None, description: str) -> Tra
     if read_ahead(argv, "init_from").init_from is not None:
         raise ValueError(f"init_from is not possible with system={name}: start from random weights or a teacher's")
     fixed = {item.name: item.default for item in fields(MaskingOptions) if item.name != "pad_to_multiple_of"}
-    fixed |= BASIC_NAT
+    fixed |= BASIC_NAT if name == "nat_dcrf" else {**BASIC_NAT, "crf_rank": 0}
     settings = fixed | model_class.settings
     command = parse_command(argv, description, SystemArguments, system_options(model_class), settings)
     run, chosen = command.run, command.model | command.masking

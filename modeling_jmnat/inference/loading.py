@@ -114,7 +114,7 @@ def load_translator(
 
 
 def _with_all_layers(directory: str | Path, **options) -> PreTrainedModel:
-    """Load a model; ValueError if its config.json and its weights have different layers.
+    """Load a model; ValueError if its config.json and its weights have different layers, or only one has a CRF.
 
     Transformers warns only, and translations are nonsense.
     """
@@ -122,7 +122,7 @@ def _with_all_layers(directory: str | Path, **options) -> PreTrainedModel:
         directory, output_loading_info=True, **options, **NO_FOREIGN_CODE
     )
     for kind, where in (("missing_keys", "but not in"), ("unexpected_keys", "only in")):
-        for name in sorted(name for name in report[kind] if ".layers." in name):
+        for name in sorted(name for name in report[kind] if ".layers." in name or name.startswith("crf.")):
             raise ValueError(
                 f"config.json and the weights do not belong together: {name} is {where} the weights; get the folder "
                 "again, or save the model again"

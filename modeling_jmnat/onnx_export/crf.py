@@ -152,7 +152,7 @@ def write_embeddings(graph: GraphWriter, crf: DynamicCRF, candidates: str, befor
 
 def write_dynamic(decoder: DecoderWriter, crf: DynamicCRF, states: str, before: str) -> str:
     """I + f(h_{t-1}, h_t) (R, T, r, r), from the decoder's states at all positions."""
-    graph, rank = decoder.graph, crf.left.embedding_dim
+    graph, rank = decoder.graph, crf.rank
     states = decoder.by_rows(states)
     pairs = graph.add("Concat", graph.add("Gather", states, before, axis=1), states, axis=2)
     pairs = pairs if graph.int8 else graph.reshape(pairs, -1, 2 * decoder.d_model)

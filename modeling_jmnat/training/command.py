@@ -73,6 +73,8 @@ class RunArguments:
         check_half("restart", self.restart)
         if self.restart is not None and self.init_from is None:
             raise ValueError(f"restart={self.restart} needs init_from: without it, that half is random anyway")
+        if self.freeze == WHOLE and (self.init_from is None or self.restart is not None):
+            raise ValueError(f"freeze={WHOLE} needs init_from without restart: a random network would stay random")
 
 
 @dataclass
@@ -113,14 +115,16 @@ def parse_command(
         config = config_of_start(given.init_from)
         # The weights determine the sizes, whatever the preset says; the preset chooses the rest.
         names = [item.name for item in fields(ModelOptions)]
-        kept = [name for name in names if name not in FREE_MODEL_FIELDS or name not in preset.model]
+        free = FREE_MODEL_FIELDS - {"crf_rank"} if config.crf_rank else FREE_MODEL_FIELDS
+        kept = [name for name in names if name not in free or name not in preset.model]
         defaults.update({name: getattr(config, name) for name in kept})
     if (given.decoder_input or defaults.get("decoder_input")) == "source_copy":
         defaults["eval_num_iterations"] = [1]
     groups = (run_class, model_class, MaskingOptions, JMNatTrainingArguments)
     run, model, masking, training = parse_over_defaults(groups, argv, description, defaults)
-    if run.freeze == WHOLE and not model.crf_rank:
-        raise ValueError(f"freeze={WHOLE} leaves nothing to train with crf_rank=0: give --crf_rank 32")
+    for name, value in (("crf_rank", 32), ("crf_loss_weight", 1)):
+        if run.freeze == WHOLE and not getattr(model, name):
+            raise ValueError(f"freeze={WHOLE} leaves nothing to train with {name}=0: give --{name} {value}")
     passes = training.eval_num_iterations
     if model.decoder_input == "source_copy" and max(passes, default=1) > 1:
         raise ValueError(f"eval_num_iterations={passes} must be 1 with decoder_input=source_copy")

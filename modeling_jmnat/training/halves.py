@@ -18,9 +18,13 @@ def freeze_half(model: JMNatForConditionalGeneration, half: str) -> None:
 
 
 def freeze_network(model: JMNatForConditionalGeneration) -> None:
-    """Train the CRF alone."""
+    """Train the CRF alone, behind a network without dropout. The configuration keeps it for other trainings."""
     model.model.requires_grad_(False)
     model.lm_head.requires_grad_(False)
+    for module in model.model.modules():
+        for name in ("dropout", "activation_dropout"):
+            if hasattr(module, name):
+                setattr(module, name, 0.0)
 
 
 def restart_half(model: JMNatForConditionalGeneration, half: str) -> None:

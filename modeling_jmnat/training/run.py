@@ -55,7 +55,14 @@ FIXED_TRAINING_FIELDS = (
     *STEP_FIELDS,
 )
 # Values of fields added later, for runs that began before and did not record them; None need not be listed.
-ADDED_FIELDS = {"batch_parts": 1, "second_mask_ratio": 0.0, "length_noise": 0.0, "length_smoothing": 0.0}
+ADDED_FIELDS = {
+    "batch_parts": 1,
+    "second_mask_ratio": 0.0,
+    "length_noise": 0.0,
+    "length_smoothing": 0.0,
+    "crf_rank": 0,
+    "crf_loss_weight": 1.0,
+}
 
 
 @dataclass(frozen=True)

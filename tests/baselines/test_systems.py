@@ -134,6 +134,10 @@ def test_the_auto_classes_know_a_system_whatever_is_imported_first(first, tmp_pa
         (["--system", "fcl_nat", "--source_mask_ratio", "0.2"], "source_mask_ratio=0.2 is of JM-NAT alone"),
         (["--system", "nat_ft", "--glancing_ratio", "0.5"], "glancing_ratio=0.5 is of JM-NAT alone"),
         (["--system", "nat_ir", "--target_mask", "random"], "must be all with system=nat_ir: leave it out"),
+        (
+            ["--system", "nat_reg", "--crf_rank", "8"],
+            "crf_rank=8 is of JM-NAT alone, and must be 0",
+        ),
         (["--system", "nat_dcrf", "--ngram_loss_weight", "1"], "ngram_loss_weight=1.0 is of JM-NAT alone"),
         (["--system", "nat_reg", "--decoder_input", "mask"], "decoder_input=mask is of JM-NAT alone"),
         (["--system", "nat_ft", "--eval_num_iterations", "4"], "eval_num_iterations=[4] must be 1"),

@@ -180,6 +180,15 @@ def test_weights_of_another_number_of_layers_are_refused(load, name, layers, whe
         load(copied)
 
 
+def test_weights_without_the_crf_of_the_configuration_are_refused(folder, tmp_path):
+    """Transformers would add one with random weights."""
+    copied = shutil.copytree(folder / "student", tmp_path / "copy")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"crf_rank": 3}))
+    with pytest.raises(ValueError, match=r"do not belong together: crf\.dynamic_in\.bias is but not in the"):
+        load_translator(copied)
+
+
 @pytest.fixture
 def foreign(tmp_path, tokenizer):
     """A folder of a model that Transformers does not know, whose code leaves a trace when it is run."""

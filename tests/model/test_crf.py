@@ -50,7 +50,7 @@ def crf_of(vocab_size, seed=0):
 
 def test_transitions_have_low_rank_and_change_with_the_position():
     crf, states, _ = crf_of(vocab_size=5)
-    transitions = crf.transitions(states, torch.arange(5).expand(3, 4, 5))
+    transitions = crf(states, torch.arange(5).expand(3, 4, 5))
     assert torch.linalg.matrix_rank(transitions).max() <= 3
     assert not torch.allclose(transitions[:, 0], transitions[:, 1])
     dynamic = crf.dynamic_out(crf.dynamic_in(torch.cat([states[0, 1], states[0, 2]])).relu()).view(3, 3)
@@ -63,7 +63,7 @@ def conditional(crf, states, logits, predicted, row, length):
     given, every = LABELS[row, :length].tolist(), torch.arange(5).expand(3, 4, 5)
     paths = [
         (path, score)
-        for path, score in all_paths(logits, crf.transitions(states, every), row, length)
+        for path, score in all_paths(logits, crf(states, every), row, length)
         if all(predicted[row, t] or path[t] == given[t] for t in range(length))
     ]
     total = torch.stack([score for _, score in paths]).logsumexp(dim=0)

@@ -1195,6 +1195,19 @@ def test_options_changed_on_a_fresh_model_survive(tmp_path):
     assert without.generation_config.num_iterations == 10
 
 
+def test_fields_of_the_model_changed_in_loading_are_no_options_of_generate(tmp_path):
+    random_model(16).save_pretrained(tmp_path / "saved")
+    model = JMNatForConditionalGeneration.from_pretrained(tmp_path / "saved", crf_rank=3, dropout=0.3)
+    assert (model.config.crf_rank, model.config.dropout) == (3, 0.3)
+    model.save_pretrained(tmp_path / "again")
+    for name in ("saved", "again"):
+        saved = json.loads((tmp_path / name / "generation_config.json").read_text())
+        assert not {"crf_rank", "dropout"} & saved.keys()
+    again = JMNatForConditionalGeneration.from_pretrained(tmp_path / "again")
+    sequences = [each.generate(torch.tensor([[5, 6, 2]])) for each in (model, again)]
+    assert torch.equal(*sequences)
+
+
 def test_a_damaged_generation_config_is_not_replaced_by_the_defaults(tmp_path):
     random_model(16).save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"num_iterations": 3')

@@ -22,7 +22,7 @@ from modeling_jmnat.training.command import parse_command
 from modeling_jmnat.training.data_collator import DataCollatorForJMNat
 from modeling_jmnat.training.initial_weights import copy_teacher_weights
 from modeling_jmnat.training.presets import load_preset, preset_names
-from modeling_jmnat.training.run import compare_settings
+from modeling_jmnat.training.run import ADDED_FIELDS, compare_settings
 from modeling_jmnat.utils.locks import folder_lock
 from tests.helpers.teacher_samples import prepare_words
 from tests.helpers.tiny_runs import MODEL, Child, prepare_tiny_data, tiny_model
@@ -303,7 +303,8 @@ def test_another_number_of_processes_is_refused(through, tmp_path):
 @pytest.mark.parametrize(
     ("section", "name", "value"),
     [("masking", "second_mask_ratio", 0.5), ("masking", "source_mask_ratio_full", 0.0)]
-    + [("masking", "length_noise", 0.3), ("model", "length_smoothing", 1.0), ("masking", "glancing_ratio_end", 0.1)],
+    + [("masking", "length_noise", 0.3), ("model", "length_smoothing", 1.0), ("masking", "glancing_ratio_end", 0.1)]
+    + [("model", "crf_rank", 32), ("model", "crf_loss_weight", 0.5)],
 )
 def test_a_run_older_than_an_option_resumes_without_it(tmp_path, section, name, value):
     command = parse_command(["--preset", "multi30k_tiny", "--data", "data", "--output_dir", "run"], "")
@@ -317,6 +318,26 @@ def test_a_run_older_than_an_option_resumes_without_it(tmp_path, section, name, 
         ValueError, match=f"holds a run with {section} {name}=.*, and now it is {value}: choose another"
     ):
         compare_settings(tmp_path, settings)
+
+
+# What the first version recorded of a run.
+FIRST_RECORDED = {
+    *("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "decoder_layers"),
+    *("decoder_attention_heads", "decoder_ffn_dim", "dropout", "attention_dropout", "activation_dropout"),
+    *("activation_function", "normalize_before", "position_embedding_type", "scale_embedding"),
+    *("positional_attention", "exclude_self_attention", "decoder_input", "max_position_embeddings"),
+    *("max_target_length", "init_std", "ngram_size", "ngram_alignment", "encoder_loss_weight", "ngram_loss_weight"),
+    *("length_loss_weight", "label_smoothing", "source_mask_ratio", "target_mask", "mask_token_prob"),
+    *("random_token_prob", "full_mask_ratio", "correction_ratio", "glancing_ratio", "pad_to_multiple_of"),
+}
+
+
+def test_every_option_added_since_has_a_value_for_runs_older_than_it():
+    command = parse_command(["--data", "data", "--output_dir", "run"], "")
+    settings = command.model | command.masking
+    assert settings.keys() >= FIRST_RECORDED
+    added = {name: settings[name] for name in settings.keys() - FIRST_RECORDED}
+    assert added == {name: ADDED_FIELDS.get(name) for name in added}
 
 
 def test_bad_input_is_named(data, preset, tmp_path, capfd):
@@ -394,12 +415,22 @@ def test_a_trained_model_gets_a_crf_and_keeps_its_network(through, data, tmp_pat
     losses = [entry["crf_loss"] for entry in logs if "crf_loss" in entry]
     assert len(losses) == 2
     assert all(loss > 0 for loss in losses)
-    assert JMNatConfig.from_pretrained(run).crf_rank == 4
+    configs = [JMNatConfig.from_pretrained(folder).to_dict() for folder in (run, through)]
+    assert {name for name in configs[0] if configs[0][name] != configs[1][name]} == {"crf_rank"}
+    assert configs[0]["crf_rank"] == 4
     capfd.readouterr()
     again = ("--data", data, "--init_from", run, "--use_cpu", "true")
     expect_error(capfd, "crf_rank is 4", *again, "--crf_rank", 8, "--output_dir", tmp_path / "x")
     message = "freeze=network leaves nothing to train with crf_rank=0: give --crf_rank 32"
     expect_error(capfd, message, *start[2:], "--freeze", "network", "--output_dir", tmp_path / "x")
+    message = "freeze=network leaves nothing to train with crf_loss_weight=0: give --crf_loss_weight 1"
+    frozen = ("--freeze", "network", "--output_dir", tmp_path / "x")
+    expect_error(capfd, message, *start, *frozen, "--crf_loss_weight", 0)
+    message = "freeze=network needs init_from without restart: a random network would stay random"
+    expect_error(capfd, message, *start, *frozen, "--restart", "decoder")
+    expect_error(capfd, message, "--preset", "crf", "--data", data, *frozen)
+    trained_on = parse_command(["--preset", "crf", "--data", "any", "--init_from", str(run), "--output_dir", "x"], "")
+    assert trained_on.model["crf_rank"] == 4  # not the preset's, which would not fit
     message = "restart='network' is not one of encoder, decoder"
     expect_error(capfd, message, *start[2:], "--restart", "network", "--output_dir", tmp_path / "x")
 

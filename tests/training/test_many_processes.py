@@ -210,7 +210,7 @@ def divided_twice(folder, output_dir, options):
 def test_a_sharded_model_trains_saves_evaluates_and_resumes_as_a_whole_one(folder, tmp_path):
     """FSDP 2: two processes train what one trains, and three resume from their checkpoint."""
     evaluated = {"eval_strategy": "steps", "eval_steps": 3, "eval_num_iterations": 2, "eval_sentences": 3}
-    options = {**evaluated, "keep_best": 2, "load_best_model_at_end": False}
+    options = {**evaluated, "keep_best": 2, "load_best_model_at_end": False, "crf_rank": 3}
     command(folder, tmp_path / "whole", gradient_accumulation_steps=2, **options)
     expected = load_file(tmp_path / "whole" / "model.safetensors")
     run_together(2, tmp_path, divided_twice, folder, tmp_path / "divided", options)
