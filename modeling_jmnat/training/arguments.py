@@ -1,12 +1,13 @@
 """Training arguments: those of Transformers with our options, for a student and for a teacher."""
 
+import json
 import math
 import os
 import tempfile
 from dataclasses import dataclass, fields
 
 import torch
-from transformers import Seq2SeqTrainingArguments
+from transformers import SchedulerType, Seq2SeqTrainingArguments, get_scheduler
 
 from ..utils.command_line import check_counts
 from ..utils.workers import has_room_for_sockets
@@ -35,6 +36,24 @@ def check_launcher() -> None:
         )
 
 
+def check_json(name: str, value: str) -> None:
+    """ValueError, which names the argument, for a value that is not JSON."""
+    try:
+        json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name}={value!r} is not JSON ({error})") from None
+
+
+def check_schedule(arguments: Seq2SeqTrainingArguments) -> None:
+    """ValueError for `lr_scheduler_kwargs` that the schedule does not have; training would find them much later."""
+    given, kind = arguments.lr_scheduler_kwargs, SchedulerType(arguments.lr_scheduler_type).value
+    optimizer = torch.optim.SGD([torch.zeros(1)], arguments.learning_rate)
+    try:
+        get_scheduler(kind, optimizer, num_warmup_steps=1, num_training_steps=2, scheduler_specific_kwargs=given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"lr_scheduler_kwargs={given} do not fit lr_scheduler_type={kind}: {error}") from None
+
+
 @dataclass
 class TranslationTrainingArguments(TranslationOptions, Seq2SeqTrainingArguments):
     """Transformers' training arguments, those of `Seq2SeqTrainer` included, with `TranslationOptions`."""
@@ -44,6 +63,8 @@ class TranslationTrainingArguments(TranslationOptions, Seq2SeqTrainingArguments)
             value = getattr(self, item.name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{item.name}={value} must be a finite number")
+            if isinstance(value, str) and value.startswith("{"):
+                check_json(item.name, value)
         chosen = self.accelerator_config is not None
         check_launcher()
         if not (self.bf16 or self.fp16):  # `accelerate launch` may set the precision, which the run must record
@@ -65,6 +86,18 @@ class TranslationTrainingArguments(TranslationOptions, Seq2SeqTrainingArguments)
         check_counts(self, ("gradient_accumulation_steps",))
         if self.max_steps < 1 and self.max_steps != -1:
             raise ValueError(f"max_steps={self.max_steps} must be at least 1, or -1 to use num_train_epochs")
+        if self.max_steps == -1 and not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs={self.num_train_epochs} must be above 0 without max_steps")
+        for kind in ("save", "eval"):
+            steps = getattr(self, f"{kind}_steps")
+            if getattr(self, f"{kind}_strategy") == "steps" and not steps > 0:
+                raise ValueError(f"{kind}_steps={steps} must be above 0; --{kind}_strategy no switches it off")
+        if self.max_tokens is not None and self.train_sampling_strategy != "random":
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy} has no use with max_tokens, whose batches "
+                "hold sentences of similar length: leave one of them out"
+            )
+        check_schedule(self)
         if self.load_best_model_at_end and self.keep_best:
             raise ValueError(
                 f"load_best_model_at_end=True and keep_best={self.keep_best} both choose the final weights: set one"

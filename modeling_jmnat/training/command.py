@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .arguments import JMNatTrainingArguments
 
 PRESET_HELP = f"Recipe: {', '.join(preset_names())}, or a .yaml file of your own."
+# Options without effect beside another one. Given on the command line, they replace that of the preset.
+PRECEDENCE = {"num_train_epochs": "max_steps", "per_device_train_batch_size": "max_tokens"}
 USAGE = "%(prog)s --preset NAME --data DIR --output_dir DIR [--OPTION VALUE ...]"
 
 
@@ -170,6 +172,14 @@ def parse_over_defaults(
     Raises:
         ValueError: a value out of range, or no output folder.
     """
+    given = read_ahead(argv, *(name for names in PRECEDENCE.items() for name in names), "resume_from_checkpoint")
+    if (checkpoint := given.resume_from_checkpoint) is not None:
+        raise ValueError(
+            f"resume_from_checkpoint={checkpoint} is not an option here: repeat a command to resume it from its "
+            "newest checkpoint, or start a new run from the weights of a model by --init_from"
+        )
+    hidden = [name for other, name in PRECEDENCE.items() if getattr(given, other) and not getattr(given, name)]
+    defaults = {name: value for name, value in defaults.items() if name not in hidden}
     parsed = parse_arguments(argv, groups, description, defaults, usage=USAGE, allow_abbrev=False)
     if parsed[-1].output_dir in (None, "trainer_output"):
         raise ValueError("output_dir is missing: give --output_dir DIR, the folder of this run")

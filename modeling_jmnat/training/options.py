@@ -94,6 +94,10 @@ class TranslationOptions:
         names = ("max_tokens", "max_sentences", "batch_parts", "stream_buffer", "eval_sentences", "eval_batch_tokens")
         check_counts(self, names)
         check_bleu_tokenizer(self.bleu_tokenize)
+        if self.max_sentences is not None and self.max_tokens is None:
+            raise ValueError(
+                f"max_sentences={self.max_sentences} needs max_tokens: set per_device_train_batch_size instead"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay={self.ema_decay} must lie between 0 and 1")
         if self.time_budget is not None and not self.time_budget > 0:

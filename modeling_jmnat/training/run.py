@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -39,9 +39,18 @@ FIXED_TRAINING_FIELDS = (
     "per_device_train_batch_size",
     "max_steps",
     "num_train_epochs",
+    "train_sampling_strategy",
+    "dataloader_drop_last",
+    "auto_find_batch_size",
+    "ignore_data_skip",
     "learning_rate",
     "lr_scheduler_type",
+    "lr_scheduler_kwargs",
     "warmup_steps",
+    "optim",
+    "optim_args",
+    "optim_target_modules",
+    "neftune_noise_alpha",
     "weight_decay",
     "adam_beta1",
     "adam_beta2",
@@ -54,7 +63,8 @@ FIXED_TRAINING_FIELDS = (
     "data_seed",
     *STEP_FIELDS,
 )
-# Values of fields added later, for runs that began before and did not record them; None need not be listed.
+# Values of fields added later, for runs that began before and did not record them; None need not be listed, nor need
+# training arguments, whose defaults are taken.
 ADDED_FIELDS = {
     "batch_parts": 1,
     "second_mask_ratio": 0.0,
@@ -133,6 +143,8 @@ def train_into_folder(run: Run) -> dict:
         OSError: a file cannot be read or written.
     """
     output_dir = Path(run.training.output_dir)
+    if output_dir.exists() and not output_dir.is_dir():
+        raise ValueError(f"output_dir={output_dir} is a file: name a folder")
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         # Only one of several processes holds the lock.
@@ -164,7 +176,11 @@ def _train(run: Run, output_dir: Path) -> dict:
                 f"output_dir {output_dir} holds {RESULTS} but no weights: restore model.safetensors, or delete "
                 f"{RESULTS} and repeat the command, which goes on from the last checkpoint"
             )
-        print(f"{output_dir} holds the finished run of this command: nothing is left to do", file=sys.stderr)
+        print(
+            f"{output_dir} holds the finished run of this command: nothing is left to do, and options of evaluation "
+            "and saving change nothing any more",
+            file=sys.stderr,
+        )
         return read_json(output_dir / RESULTS, what_to_do="delete it and repeat the command, which writes it again")
     set_seed(run.training.seed)  # before the weights are drawn
     trainer = run.make_trainer(
@@ -290,22 +306,24 @@ def compare_settings(output_dir: Path, settings: dict, tokenizer: PreTrainedToke
     """
     path = output_dir / SETTINGS
     if not path.is_file():
-        begun = checkpoints.list_checkpoints(output_dir)
-        if begun or (output_dir / RESULTS).is_file():
-            raise ValueError(
-                f"output_dir {output_dir} holds {begun[-1].name if begun else RESULTS} but no {SETTINGS}, which "
-                "identifies its run: restore that file or choose another folder"
-            )
+        begun = [*checkpoints.list_checkpoints(output_dir)[-1:], output_dir / RESULTS, output_dir / "config.json"]
+        for left in (*begun, *weight_files(output_dir)):
+            if left.exists():
+                raise ValueError(
+                    f"output_dir {output_dir} holds {left.name} but no {SETTINGS}, which identifies its run: restore "
+                    "that file or choose another folder, because the model in this one would be overwritten"
+                )
         return
     before = read_json(path, what_to_do="restore it or choose another output_dir")
     if tokenizer is not None:
         recorded, now = before.get("data", {}), settings["data"]["tokenizer"]
         if same_fingerprint(recorded.get("tokenizer"), now, lambda: legacy_tokenizer_digest(tokenizer)):
             recorded["tokenizer"] = now
+    defaults = {item.name: item.default for item in fields(TranslationTrainingArguments)} | ADDED_FIELDS
     for section, values in settings.items():
         recorded = before.get(section, {})
         for name, value in values.items():
-            earlier = recorded.get(name, ADDED_FIELDS.get(name))
+            earlier = recorded.get(name, defaults.get(name))
             if earlier != value and not (section == "start" and earlier and value and same_path(earlier, value)):
                 elastic = "--elastic True keeps its steps, or " if name == "world_size" else ""
                 raise ValueError(

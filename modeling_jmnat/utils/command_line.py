@@ -22,6 +22,8 @@ from .signals import ENDING, handling
 # Errors that a user can fix. Any other error is a bug of ours and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, SafetensorError, FloatingPointError)
 RUST_SYSTEM_ERROR = re.compile(r"\(os error \d+\)$")  # the end of plain exceptions of the library tokenizers
+# Messages of Transformers to a user, in errors of classes that otherwise mean a bug.
+OF_TRANSFORMERS = re.compile(r"^\w+ requires [\w`. -]+ to be installed|^The `metric_for_best_model` training argument")
 # Messages of the libraries when memory runs out and when another process has ended.
 NO_MEMORY = re.compile(
     "out of memory|(can't|cannot|unable to|failed to) allocate|not enough memory|bad.?alloc|ALLOC_FAILED",
@@ -111,6 +113,8 @@ def describe_error(error: Exception, resumes: bool = False, memory: str = "") ->
             f"a PyTorch file is not loaded because it holds more than tensors and plain values, or is damaged "
             f"({sentence})"
         )
+    if isinstance(error, RuntimeError | KeyError) and OF_TRANSFORMERS.search(said := str(error.args[0])):
+        return " ".join(said.split())
     if RUST_SYSTEM_ERROR.search(sentence):
         return f"a file cannot be read or written: {sentence}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

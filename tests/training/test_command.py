@@ -320,6 +320,7 @@ def test_a_run_older_than_an_option_resumes_without_it(tmp_path, section, name, 
         compare_settings(tmp_path, settings)
 
 
+DEFAULTS = {"optim": "adamw_torch_fused", "neftune_noise_alpha": None, "lr_scheduler_kwargs": None, "optim_args": None}
 # What the first version recorded of a run.
 FIRST_RECORDED = {
     *("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "decoder_layers"),
@@ -340,7 +341,49 @@ def test_every_option_added_since_has_a_value_for_runs_older_than_it():
     assert added == {name: ADDED_FIELDS.get(name) for name in added}
 
 
-def test_bad_input_is_named(data, preset, tmp_path, capfd):
+def test_a_model_that_no_run_wrote_is_not_overwritten(through, data, preset, tmp_path, capfd):
+    """Not even by the run that begins with it."""
+    JMNatForConditionalGeneration.from_pretrained(through).save_pretrained(tmp_path / "start")
+    before = (tmp_path / "start" / "model.safetensors").read_bytes()
+    start = ("--data", data, "--init_from", tmp_path / "start", "--output_dir", tmp_path / "start")
+    expect_error(capfd, "start holds config.json but no run_settings.json", *start, "--max_steps", 1)
+    (tmp_path / "start" / "config.json").unlink()
+    from_random = ("--preset", preset, "--data", data, "--output_dir", tmp_path / "start")
+    expect_error(capfd, "start holds model.safetensors but no run_settings.json", *from_random)
+    assert (tmp_path / "start" / "model.safetensors").read_bytes() == before
+
+
+def test_an_option_replaces_that_of_the_preset_beside_which_it_has_no_effect():
+    common = ["--preset", "multi30k_tiny", "--data", "data", "--output_dir", "run"]
+    preset = parse_command(common, "").training
+    assert (preset.max_steps, preset.max_tokens) == (3200, 1024)
+    epochs = parse_command([*common, "--num-train-epochs", "2"], "").training
+    assert (epochs.max_steps, epochs.num_train_epochs, epochs.max_tokens) == (-1, 2, 1024)
+    sentences = parse_command([*common, "--per_device_train_batch_size=7"], "").training
+    assert (sentences.max_tokens, sentences.per_device_train_batch_size, sentences.max_steps) == (None, 7, 3200)
+    both = parse_command([*common, "--num_train_epochs", "2", "--max_steps", "9"], "").training
+    assert both.max_steps == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("optim", "sgd"), ("neftune_noise_alpha", 5.0), ("lr_scheduler_kwargs", {"timescale": 9}), ("optim_args", "x=1")],
+)
+def test_training_may_not_change_when_it_resumes(name, value, through, tmp_path):
+    settings = json.loads((through / "run_settings.json").read_text())
+    now = json.loads(json.dumps(settings))
+    now["training"][name] = value
+    for recorded in (True, False):  # runs of the first version recorded fewer training arguments
+        if not recorded:
+            del settings["training"][name]
+        (tmp_path / "run_settings.json").write_text(json.dumps(settings))
+        with pytest.raises(ValueError, match=f"training {name}=.*, and now it is"):
+            compare_settings(tmp_path, now)
+        compare_settings(tmp_path, {**now, "training": {**now["training"], name: DEFAULTS[name]}})
+
+
+def test_bad_input_is_named(data, preset, tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     output = ("--output_dir", tmp_path / "run")
     expect_error(capfd, "preset 'nonsense' is not one of", "--preset", "nonsense", "--data", data, *output)
     expect_error(capfd, "output_dir is missing", "--preset", preset, "--data", data)
@@ -357,6 +400,19 @@ def test_bad_input_is_named(data, preset, tmp_path, capfd):
         (("--gradient_accumulation_steps", 0), "gradient_accumulation_steps=0 must be at least 1"),
         (("--learning_rate", "nan"), "learning_rate=nan must be a finite number"),
         (("--init_std", -1), "init_std=-1.0 must be None or above 0"),
+        (("--num_train_epochs", 0), "num_train_epochs=0.0 must be above 0 without max_steps"),
+        (("--num_train_epochs", -1), "num_train_epochs=-1.0 must be above 0 without max_steps"),
+        (("--save_steps", 0), "save_steps=0.0 must be above 0; --save_strategy no switches it off"),
+        (("--eval_steps", -4), "eval_steps=-4.0 must be above 0; --eval_strategy no switches it off"),
+        (("--per_device_train_batch_size", 3, "--max_sentences", 2), "max_sentences=2 needs max_tokens"),
+        (("--train_sampling_strategy", "sequential"), "train_sampling_strategy=sequential has no use with max_tokens"),
+        (("--lr_scheduler_kwargs", "{bad"), "lr_scheduler_kwargs='{bad' is not JSON (Expecting property name"),
+        (
+            ("--lr_scheduler_kwargs", '{"x": 1}'),
+            "lr_scheduler_kwargs={'x': 1} do not fit lr_scheduler_type=inverse",
+        ),
+        (("--resume_from_checkpoint", "run/checkpoint-8"), "resume_from_checkpoint=run/checkpoint-8 is not an option"),
+        (("--report_to", "wandb"), "WandbCallback requires wandb to be installed. Run `pip install wandb`."),
     ):
         expect_error(capfd, message, "--preset", preset, "--data", data, *output, *option)
     (tmp_path / "marian").mkdir()
@@ -368,6 +424,7 @@ def test_bad_input_is_named(data, preset, tmp_path, capfd):
     expect_error(capfd, "set only one of them", "--data", data, *both, *output)
     (tmp_path / "file").write_text("")
     expect_error(capfd, "file", "--preset", preset, "--data", data, "--output_dir", tmp_path / "file" / "run")
+    expect_error(capfd, "file is a file: name a folder", "--preset", preset, "--data", data, "--output_dir", "file")
 
 
 def test_a_run_that_diverges_fails_and_keeps_no_weights(data, preset, tmp_path, capfd):

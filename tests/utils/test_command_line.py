@@ -279,6 +279,22 @@ def test_a_file_that_tokenizers_cannot_write_gets_one_sentence(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`."),
+        KeyError(
+            "The `metric_for_best_model` training argument is set to 'eval_x', which is not found."
+        ),
+    ],
+)
+def test_what_transformers_tells_a_user_is_no_bug(error, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command(lambda argv: (_ for _ in ()).throw(error))([])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"error: {error.args[0]}\n"
+
+
+@pytest.mark.parametrize(
     ("opened", "sentence"),
     [
         ("absent.de", "absent.de: No such file or directory; check the path"),
