@@ -4,11 +4,14 @@
     jmnat prepare --tokenizer runs/start --output_dir runs/data ...      (then distil with the same teacher)
     jmnat train --init_from runs/start --data runs/distilled ...
 
-The model translates badly until it is trained. `jmnat convert-teacher` runs all of these steps.
+The model translates badly until it is trained. `jmnat convert-teacher` runs all of these steps. Repeating a command
+that has ended changes nothing.
 """
 
 import json
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ..utils.command_line import check_counts, command, parse_arguments
 
@@ -53,15 +56,18 @@ class InitArguments:
 @command
 def main(argv=None):
     (arguments,) = parse_arguments(argv, InitArguments, __doc__)
-    from transformers import set_seed
     from transformers.utils import logging
 
-    from ..training.teacher_start import start_from_teacher
+    from ..training.teacher_start import MADE_FROM, start_from_teacher
+    from ..utils.json_files import read_json
 
     logging.disable_progress_bar()
     options = dict(vars(arguments))
-    set_seed(options.pop("seed"))
     teacher, output = options.pop("teacher"), options.pop("output")
     report = start_from_teacher(teacher, output, options.pop("teacher_languages"), **options)
-    print(report.describe())
-    print(json.dumps({"output": output, "copied": report.num_copied, "parameters": report.num_parameters}))
+    if report is None:
+        print(f"{output} holds the model of this command: nothing is left to do", file=sys.stderr)
+    else:
+        print(report.describe())
+    made = read_json(Path(output) / MADE_FROM, ("copied", "parameters"))
+    print(json.dumps({"output": output, "copied": made["copied"], "parameters": made["parameters"]}))

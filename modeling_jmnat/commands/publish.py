@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..utils.command_line import command, parse_arguments
+from ..utils.command_line import command, parse_arguments, say
 
 
 @dataclass
@@ -23,7 +23,8 @@ class PublishArguments:
         default=None,
         metadata={
             "help": "YAML file with the facts of the model card and the result files of `jmnat evaluate` from which "
-            "it takes its figures, such as hub_card/de-en.yaml. Default: no card is written."
+            "it takes its figures, such as hub_card/de-en.yaml. Default: no card is written, and one that is in "
+            "--output stays."
         },
     )
     fp16: bool = field(
@@ -45,7 +46,13 @@ class PublishArguments:
             "created if needed. Needs a token: 'hf auth login', or HF_TOKEN."
         },
     )
-    private: bool = field(default=False, metadata={"help": "Make the repository private when it is created."})
+    private: bool = field(
+        default=False, metadata={"help": "Make the repository of --push private when it is created."}
+    )
+
+    def __post_init__(self):
+        if self.private and self.push is None:
+            raise ValueError("private=True needs push, the repository to make private: give it, or leave private out")
 
 
 @command
@@ -57,6 +64,7 @@ def main(argv=None):
     from ..hub.publishing import (
         REPLACED_FILES,
         check_no_links,
+        keeps_foreign_card,
         load_for_publishing,
         published_files,
         push,
@@ -78,6 +86,9 @@ def main(argv=None):
         write_endpoint_files(folder, output)
         if arguments.card:
             write_card(arguments.card, folder, arguments.push or str(output), model, tokenizer)
+        foreign_card = keeps_foreign_card(folder, output)
+    if foreign_card:
+        say(f"warning: {output / 'README.md'} is the card of other weights and stays: give --card to write a new one")
     sizes = published_files(output)
     report = {"output": str(output), "megabytes": round(sum(sizes.values()) / 1e6, 2), "files": list(sizes)}
     if arguments.push:

@@ -52,13 +52,17 @@ class PreparationArguments:
     vocab_size: int = field(
         default=6000,
         metadata={
-            "help": "Size of the joint vocabulary of both languages: 6000 for 30,000 pairs, 32000 for millions."
+            "help": "Size of the joint vocabulary of both languages: 6000 for 30,000 pairs, 32000 for millions. Leave "
+            "it out with --tokenizer."
         },
     )
     lowercase: bool = field(default=False, metadata={"help": "Lower-case everything, references included."})
     unicode_form: str = field(
         default="NFC",
-        metadata={"help": "Unicode form of all text: NFC, or NFKC, which also replaces full-width letters etc."},
+        metadata={
+            "help": "Unicode form of all text: NFC, or NFKC, which also replaces full-width letters etc. Leave it out "
+            "with --tokenizer."
+        },
     )
     mark_copied: bool = field(
         default=False,

@@ -219,18 +219,7 @@ def _tokenizer_for(train: datasets.Dataset, arguments: PreparationArguments, wor
     """The tokenizer of `arguments.tokenizer`, or one trained on the cleaned training text."""
     languages = arguments.languages() if arguments.moses else (None, None)
     if arguments.tokenizer is not None:
-        folder = fetch_folder(arguments.tokenizer, (*TOKENIZER_FILES, OF_MARIAN))
-        if (folder / OF_MARIAN).is_file():
-            raise ValueError(
-                f"{arguments.tokenizer} has a Marian tokenizer: make an initial model with `jmnat init --from "
-                f"{arguments.tokenizer} --output DIR` and prepare the data with --tokenizer DIR"
-            )
-        check_tokenizer_files(folder)
-        tokenizer = JMNatTokenizer.from_pretrained(folder)
-        if tokenizer.eos_token_id is None or tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
-            raise ValueError(
-                f"the tokenizer of {arguments.tokenizer} does not end a text with its eos_token: choose another one"
-            )
+        tokenizer = load_reused_tokenizer(arguments.tokenizer)
         if arguments.lowercase and not tokenizer.lowercase:
             raise ValueError(
                 f"lowercase=True, but the tokenizer of {arguments.tokenizer} keeps case: leave lowercase out"
@@ -251,6 +240,44 @@ def _tokenizer_for(train: datasets.Dataset, arguments: PreparationArguments, wor
         unicode_form=arguments.unicode_form,
         marks=arguments.mark_copied,
     )
+
+
+def load_reused_tokenizer(name: str) -> JMNatTokenizer:
+    """The tokenizer of a folder or of a model on the Hub; ValueError if it cannot make the ids of a JM-NAT."""
+    folder = fetch_folder(name, (*TOKENIZER_FILES, OF_MARIAN))
+    if (folder / OF_MARIAN).is_file():
+        raise ValueError(
+            f"{name} has a Marian tokenizer: make an initial model with `jmnat init --from {name} --output DIR` and "
+            "prepare the data with --tokenizer DIR"
+        )
+    check_tokenizer_files(folder)
+    tokenizer = JMNatTokenizer.from_pretrained(folder)
+    if tokenizer.eos_token_id is None or tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
+        raise ValueError(f"the tokenizer of {name} does not end a text with its eos_token: choose another one")
+    return tokenizer
+
+
+def check_reused_tokenizer(name: str, vocab_size: int | None = None, unicode_form: str | None = None) -> None:
+    """Refuse options of a new tokenizer that do not describe the one to reuse.
+
+    Args:
+        name: a folder, or a model on the Hub.
+        vocab_size, unicode_form: as the user gave them; None if not.
+
+    Raises:
+        ValueError: as `load_reused_tokenizer`, or naming the option.
+    """
+    tokenizer = load_reused_tokenizer(name)
+    if vocab_size not in (None, len(tokenizer)):
+        raise ValueError(
+            f"vocab_size={vocab_size}, but the tokenizer of {name} has {len(tokenizer)} tokens: leave vocab_size out"
+        )
+    normalizer = json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"])
+    form = "NFKC" if '"NFKC"' in normalizer else "NFC"
+    if unicode_form not in (None, form):
+        raise ValueError(
+            f"unicode_form={unicode_form}, but the tokenizer of {name} has {form}: leave unicode_form out"
+        )
 
 
 def _refuse_nothing(kept: Sized, counts: dict[str, int], where: str = "") -> None:

@@ -359,7 +359,7 @@ def convert_fairseq_checkpoint(
     set_repeatable_tokens(model, tokenizer)
     with folder_lock(output_dir, "output_dir", beside=True):
         check_new_or_empty(output_dir)  # another process may have ended since
-        with whole_folder(output_dir) as folder:
+        with whole_folder(output_dir, replace=False) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     return {

@@ -28,6 +28,7 @@ from ..onnx_export import exporter
 from ..pipeline import CUSTOM_PIPELINES
 from ..tokenization_jmnat import JMNatTokenizer
 from ..utils.atomic_files import write_json
+from ..utils.fingerprints import file_digest
 
 AUTO_CLASSES = {
     JMNatConfig: "AutoConfig",
@@ -44,11 +45,12 @@ REPLACED_FILES = (*WEIGHT_FILES, *CODE_FILES, *GRAPH_FILES)
 # Files of an Inference Endpoint, copied from this package. Their first line distinguishes them from the user's own,
 # and must stay as it was in folders that are published already.
 ENDPOINT_FILES = ("handler.py", "requirements.txt")
+CARD = "README.md"
 # All files of a published model; a training leaves more in its folder.
 PUBLISHED_FILES = (
     *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
     *(*WEIGHT_FILES, *CODE_FILES),
-    *("README.md", "[!.]*.png", f"{GRAPHS_FOLDER}/[!.]*"),
+    *(CARD, "[!.]*.png", f"{GRAPHS_FOLDER}/[!.]*"),
     *ENDPOINT_FILES,
 )
 # Loading adds these to a tokenizer's options, with which they would be saved.
@@ -141,6 +143,17 @@ def is_own(path: Path) -> bool:
         return False
     with open(path, "rb") as file, open(Path(__file__).parent / path.name, "rb") as ours:
         return file.readline() != ours.readline()
+
+
+def keeps_foreign_card(folder: str | Path, output: str | Path) -> bool:
+    """Whether `output`, which `folder` will replace, has a card of other weights that will stay."""
+    if (Path(folder) / CARD).is_file() or not (Path(output) / CARD).is_file():
+        return False
+    new, old = (
+        {path.name: file_digest(path) for pattern in WEIGHT_FILES for path in Path(place).glob(pattern)}
+        for place in (folder, output)
+    )
+    return bool(old) and new != old  # without weights, it is one that was written before the first build
 
 
 def round_weights(model: JMNatForConditionalGeneration) -> None:

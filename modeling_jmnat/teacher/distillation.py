@@ -5,25 +5,26 @@ is decoded, so a run that is killed at any moment resumes with the missing shard
 uninterrupted run. The length filter is applied when merging, so that another ratio needs no new decoding.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.preparation import load_prepared
 from ..inference.beam_search import length_penalty
 from ..inference.ctranslate2_models import choose_backend, number_type
 from ..inference.engines import CTranslate2Engine, TransformersEngine
 from ..inference.loading import check_languages, choose_device, load_teacher, set_languages
-from ..utils.atomic_files import atomic_text_file, write_json
+from ..utils.atomic_files import atomic_text_file, replace_files, write_json
 from ..utils.fingerprints import legacy_sources_digest, model_digest, same_fingerprint, sources_fingerprint
 from ..utils.json_files import read_json
 from ..utils.locks import folder_lock
@@ -35,6 +36,9 @@ from .text_decoder import TextDecoder
 PLAN_NAME = "distillation_plan.json"
 SUMMARY_NAME = "distillation.json"
 ROW = (str, str | None, int, int)  # source, hypothesis, and the numbers of their tokens
+DIGEST = "sha256"  # key of a shard's last line
+# Fields of a generation configuration that do not change the text, or that the plan has for itself.
+OTHER_FIELDS = ("transformers_version", "_from_model_config", "num_beams", "length_penalty")
 LONGEST_WAIT = timedelta(days=7)  # for the slowest process, instead of 10 or 30 minutes
 
 
@@ -52,6 +56,7 @@ class DistillationPlan:
         dtype: number type of the teacher's computations.
         length_penalty: of the teacher's beam search; 1.0 for greedy search, which has none.
         teacher_languages, teacher_prefix: as in `DistillationArguments`.
+        generation: further options of the teacher's decoding, see `generation_options`.
     """
 
     teacher: str
@@ -64,6 +69,7 @@ class DistillationPlan:
     length_penalty: float
     teacher_languages: list[str] | None
     teacher_prefix: str | None
+    generation: dict = field(default_factory=dict)
 
     def shard_range(self, shard: int) -> range:
         """The consecutive sentence numbers of a shard; sizes differ by at most one."""
@@ -72,6 +78,12 @@ class DistillationPlan:
 
 def default_shards(sentences: int) -> int:
     return max(1, -(-sentences // SENTENCES_PER_SHARD))
+
+
+def generation_options(config: GenerationConfig) -> dict:
+    """The options of a generation configuration that are not the defaults, except `OTHER_FIELDS`."""
+    options = json.loads(config.to_json_string(use_diff=True))
+    return {name: value for name, value in sorted(options.items()) if name not in OTHER_FIELDS}
 
 
 def settle_plan(output_dir: Path, plan: DistillationPlan, legacy_data: Callable[[], str]) -> None:
@@ -88,12 +100,16 @@ def settle_plan(output_dir: Path, plan: DistillationPlan, legacy_data: Callable[
         earlier = read_json(path, what_to_do="restore it or choose another output_dir")
         if same_fingerprint(earlier.get("data"), plan.data, legacy_data):
             earlier["data"] = plan.data
+        is_complete = "generation" in earlier  # plans of earlier versions lack it
+        earlier.setdefault("generation", plan.generation)
         for name, now in asdict(plan).items():
             if earlier.get(name) != now:
                 raise ValueError(
                     f"output_dir {output_dir} holds a distillation with {name}={earlier.get(name)}, and now {name} is "
                     f"{now}: choose another folder or delete this one"
                 )
+        if not is_complete:
+            write_json(path, asdict(plan))
         return
     if output_dir.is_dir() and any(not name.name.startswith(".") for name in output_dir.iterdir()):
         raise ValueError(
@@ -106,7 +122,8 @@ def settle_plan(output_dir: Path, plan: DistillationPlan, legacy_data: Callable[
 class ShardStore:
     """The shard files of one plan: JSON lines `[source, hypothesis, source tokens, hypothesis tokens]` in data order.
 
-    A hypothesis is null if the source was too long for the teacher.
+    A hypothesis is null if the source was too long for the teacher. The last line, `{"sha256": ...}`, has the digest
+    of the others; shards of earlier versions lack it.
     """
 
     def __init__(self, output_dir: Path, plan: DistillationPlan):
@@ -121,29 +138,51 @@ class ShardStore:
         return [shard for shard in range(self.plan.shards) if not self.path(shard).is_file()]
 
     def write(self, shard: int, rows: Sequence[tuple]) -> None:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        digest = hashlib.sha256("".join(lines).encode("utf-8")).hexdigest()
         with atomic_text_file(self.path(shard)) as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            file.writelines([*lines, json.dumps({DIGEST: digest}) + "\n"])
 
-    def rows(self) -> Iterator[tuple]:
+    def rows(self, sources: Sequence[str]) -> Iterator[list]:
         """Rows of all shards in data order.
 
+        Args:
+            sources: the source sentences of the data.
+
         Raises:
-            ValueError: a shard is damaged or does not have as many rows as planned.
+            ValueError: a shard is damaged, was changed after it was written, or is not of these sources.
         """
         for shard in range(self.plan.shards):
-            count, expected = 0, len(self.plan.shard_range(shard))
-            with open(self.path(shard), "rb") as file:
-                for line in file:
-                    count += 1
-                    try:
-                        row = json.loads(line)
-                    except ValueError:
-                        row = None
-                    if not (isinstance(row, list) and len(row) == len(ROW) and all(map(isinstance, row, ROW))):
-                        raise self._damaged(shard, f"is damaged or cut short in line {count}")
-                    yield tuple(row)
-            if count != expected:
-                raise self._damaged(shard, f"has {count} lines instead of {expected}")
+            sentences = self.plan.shard_range(shard)
+            rows = self._read(shard)
+            if len(rows) != len(sentences):
+                raise self._damaged(shard, f"has {len(rows)} lines instead of {len(sentences)}")
+            expected = sources[sentences.start : sentences.stop]
+            for number, (row, source) in enumerate(zip(rows, expected, strict=True), 1):
+                if row[0] != source:
+                    raise self._damaged(shard, f"has another source than the data in line {number}")
+            yield from rows
+
+    def _read(self, shard: int) -> list[list]:
+        """The rows of a shard; ValueError if they are damaged or changed."""
+        rows, recorded, digest = [], None, hashlib.sha256()
+        with open(self.path(shard), "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    row = None
+                if isinstance(row, dict) and row.keys() == {DIGEST} and recorded is None:
+                    recorded = row[DIGEST]
+                    continue
+                is_row = isinstance(row, list) and len(row) == len(ROW) and all(map(isinstance, row, ROW))
+                if not is_row or recorded is not None:
+                    raise self._damaged(shard, f"is damaged or cut short in line {number}")
+                rows.append(row)
+                digest.update(line)
+        if recorded not in (None, digest.hexdigest()):
+            raise self._damaged(shard, "was changed after it was written")
+        return rows
 
     def _damaged(self, shard: int, what: str) -> ValueError:
         return ValueError(f"{self.path(shard)} {what}: delete it and run the same command again")
@@ -199,6 +238,7 @@ def keep_pair(text: str | None, source_tokens: int, target_tokens: int, max_leng
 def merge(
     store: ShardStore,
     output_dir: Path,
+    sources: Sequence[str],
     source_lang: str,
     target_lang: str,
     max_length_ratio: float | None = None,
@@ -207,13 +247,14 @@ def merge(
     """Write `distilled.SRC` and `distilled.TGT` from the complete shards and return the filter's counts.
 
     Args:
+        sources: as in `ShardStore.rows`.
         max_length_ratio: leave out pairs whose longer side has more than this many times the tokens of the shorter
             one; None keeps them. Tokens are those of the data's vocabulary, `</s>` included.
         raw_pairs: pairs to append to the distilled ones.
     """
     counts = {"kept": 0, "length_ratio": 0, "empty": 0, "too_long": 0, "raw": 0}
     pairs: list[tuple[str, str]] = []
-    for source, text, source_tokens, target_tokens in store.rows():
+    for source, text, source_tokens, target_tokens in store.rows(sources):
         verdict = keep_pair(text, source_tokens, target_tokens, max_length_ratio)
         counts[verdict] += 1
         if verdict == "kept":
@@ -255,6 +296,7 @@ def distill(arguments: DistillationArguments) -> dict:
         length_penalty=length_penalty(model.generation_config) if arguments.num_beams > 1 else 1.0,
         teacher_languages=arguments.teacher_languages,
         teacher_prefix=arguments.teacher_prefix,
+        generation=generation_options(model.generation_config),
     )
     output_dir = Path(arguments.output_dir)
     # Only one of several processes holds the lock.
@@ -272,10 +314,11 @@ def distill(arguments: DistillationArguments) -> dict:
         figures = decode_shards(store, dataset, decoder, tokenizer, state)
         if state.is_main_process:
             raw_pairs = zip(sources, dataset["target"], strict=True) if arguments.append_raw else None
-            counts = merge(store, output_dir, *languages, arguments.max_length_ratio or None, raw_pairs)
-            files = [str(output_dir / f"distilled.{language}") for language in languages]
-            figures = {"sentences": len(dataset), **counts, **figures, "backend": backend, "files": files}
-            write_json(output_dir / SUMMARY_NAME, figures)
+            with replace_files(output_dir, last=(SUMMARY_NAME,)) as folder:
+                counts = merge(store, folder, sources, *languages, arguments.max_length_ratio or None, raw_pairs)
+                files = [str(output_dir / f"distilled.{language}") for language in languages]
+                figures = {"sentences": len(dataset), **counts, **figures, "backend": backend, "files": files}
+                write_json(folder / SUMMARY_NAME, figures)
         state.wait_for_everyone()
     return figures
 

@@ -10,6 +10,7 @@ from transformers.utils import ModelOutput
 
 from ..losses_jmnat import chosen_log_probs, smoothed_nll
 from ..training.arguments import TeacherTrainingArguments
+from ..training.data_collator import check_known_ids
 from ..training.trainer import TranslationTrainer
 from ..utils.id_batches import pad_batch
 
@@ -17,19 +18,23 @@ from ..utils.id_batches import pad_batch
 class DataCollatorForTeacher:
     """Pads examples and shifts the target: `decoder_input_ids` begin with `</s>`, `labels` end with it.
 
-    Returns `input_ids`, `attention_mask` (B, S), `decoder_input_ids` and `labels` (B, T; -100 at padding).
+    Returns `input_ids`, `attention_mask` (B, S), `decoder_input_ids` and `labels` (B, T; -100 at padding); ValueError
+    for an id that is not in the tokenizer's vocabulary.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.pad_token_id = tokenizer.pad_token_id
         self.start_token_id = tokenizer.eos_token_id
+        self.vocab_size = len(tokenizer)
 
     def evaluation(self) -> "DataCollatorForTeacher":
         return self  # it draws nothing at random
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        input_ids, attention_mask = pad_batch([feature["input_ids"] for feature in features], self.pad_token_id)
-        targets = [feature["labels"] for feature in features]
+        sources, targets = ([feature[name] for feature in features] for name in ("input_ids", "labels"))
+        for name, rows in (("input_ids", sources), ("labels", targets)):
+            check_known_ids(features, name, rows, self.vocab_size)
+        input_ids, attention_mask = pad_batch(sources, self.pad_token_id)
         labels, _ = pad_batch(targets, -100)
         decoder_input_ids, _ = pad_batch([[self.start_token_id, *ids[:-1]] for ids in targets], self.pad_token_id)
         return {

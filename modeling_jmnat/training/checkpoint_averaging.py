@@ -6,16 +6,17 @@ It averages the tensors of the files, not the `state_dict` of loaded models, so 
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..utils.atomic_files import whole_folder, write_json
+from ..utils.atomic_files import UNFINISHED, whole_folder, write_json
 from ..utils.finite import is_finite
 from ..utils.json_files import read_json
-from ..utils.locks import folder_lock
+from ..utils.locks import LOCK, folder_lock
 from ..utils.model_files import changed_file
 
 WEIGHTS_NAME = "model.safetensors"
@@ -31,6 +32,7 @@ COPIED_PATTERNS = (
     "vocab*",
     "merges.txt",
     "*.model",
+    "*.spm",
     "*.py",
 )
 # Fields in which the configurations of two checkpoints of one model may differ.
@@ -78,8 +80,8 @@ def average_checkpoints(directories: Sequence[str | Path], output_dir: str | Pat
 
     Sums are computed in float64; the mean is stored in the dtype of the first checkpoint, from which configuration,
     generation configuration and tokenizer are copied. The folder is written under another name and renamed when
-    complete, so that a full disk or a kill never leaves half a model. An earlier average in `output_dir` is replaced;
-    any other folder with content is refused.
+    complete, so that a full disk or a kill never leaves half a model. A folder that holds an earlier average and
+    nothing else is replaced; any other one with content is refused.
 
     Raises:
         ValueError: there are no checkpoints, one is given twice, their tensors, configurations or tokenizers do not
@@ -93,9 +95,9 @@ def average_checkpoints(directories: Sequence[str | Path], output_dir: str | Pat
         checkpoints = [_Weights(directory, stack) for directory in directories]
         for checkpoint in checkpoints[1:]:
             _check_same_model(checkpoints[0], checkpoint)
-        stack.enter_context(folder_lock(output_dir, "output_dir", beside=True))
-        tensors = {key: _mean(checkpoints, key) for key in sorted(checkpoints[0].keys())}
-        with whole_folder(output_dir) as folder:
+        with folder_lock(output_dir, "output_dir", beside=True), whole_folder(output_dir) as folder:
+            _check_replaceable(output_dir)  # again, because another process may have ended since
+            tensors = {key: _mean(checkpoints, key) for key in sorted(checkpoints[0].keys())}
             _write_folder(folder, tensors, directories)
     return output_dir
 
@@ -111,8 +113,23 @@ def _check_arguments(directories: list[Path], output_dir: Path) -> None:
         raise ValueError(f"output_dir {output_dir} is one of the checkpoints: choose another folder")
     if output_dir.exists() and not output_dir.is_dir():
         raise ValueError(f"output_dir {output_dir} is a file: choose a folder")
-    if output_dir.is_dir() and any(output_dir.iterdir()) and not (output_dir / AVERAGING_NAME).is_file():
+    _check_replaceable(output_dir)
+
+
+def _check_replaceable(output_dir: Path) -> None:
+    """ValueError unless `output_dir` is new or empty, or has just the files of an earlier average."""
+    if not output_dir.is_dir() or not any(output_dir.iterdir()):
+        return
+    if not (output_dir / AVERAGING_NAME).is_file():
         raise ValueError(f"output_dir {output_dir} exists and does not hold an earlier average: name a new folder")
+    written = (AVERAGING_NAME, WEIGHTS_NAME, *COPIED_PATTERNS, LOCK)
+    for path in sorted(output_dir.iterdir()):
+        is_written = path.is_file() and any(fnmatch(path.name, pattern) for pattern in written)
+        if not is_written and path.name != UNFINISHED:  # which, as LOCK, a killed process leaves
+            raise ValueError(
+                f"output_dir {output_dir} holds more than an earlier average ({path.name}), which would be lost: name "
+                "a new folder"
+            )
 
 
 def _check_same_model(first: _Weights, other: _Weights) -> None:

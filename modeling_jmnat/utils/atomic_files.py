@@ -7,11 +7,13 @@ file system; the next call removes what a killed process left there. Only one pr
 """
 
 import contextlib
+import errno
 import gzip
 import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -93,13 +95,19 @@ class _Tried(Exception):
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def whole_folder(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield an empty folder that is renamed to `path` when the block succeeds, replacing an earlier folder there.
 
-    Of a link, the target is replaced.
+    What is at `path` when the block begins is replaced if it is unchanged at the end. Callers that replace only some
+    folders look at it at the beginning of the block, and do all long work in the block. Of a link, the target is
+    replaced.
+
+    Args:
+        replace: False: replace nothing but an empty folder.
 
     Raises:
-        OSError: `path` is a file, its parent is not writable, or the disk is full; an earlier folder is kept.
+        OSError: `path` is a file, its parent is not writable, the disk is full, or another process has written to
+            `path` inside the block; what is there is kept.
     """
     path = Path(path).resolve()
     _check_no_file(path)
@@ -107,10 +115,14 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     if earlier.exists() and not path.exists():  # killed between the two renames of `publish_folder`
         earlier.rename(path)
     shutil.rmtree(_aside(path, "removed"), ignore_errors=True)
-    folder = _new_folder(path)
+    folder, found = _new_folder(path), _entries(path) if replace else {}
     try:
         yield folder
-        publish_folder(folder, path)
+        _settle(folder)
+        if found and _entries(path) == found:
+            _replace(path, folder)
+        else:
+            _place(folder, path)
     finally:
         _remove(folder)
 
@@ -118,6 +130,11 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 def publish_folder(folder: Path, path: Path) -> None:
     """Rename a complete folder to `path`, replacing an earlier one; safe against a power cut."""
     _settle(folder)
+    _replace(path, folder)
+
+
+def _replace(path: Path, folder: Path) -> None:
+    """Rename `folder` to `path`, where there may be an earlier one."""
     earlier = _aside(path, "earlier")
     try:
         if path.exists():
@@ -128,6 +145,29 @@ def publish_folder(folder: Path, path: Path) -> None:
             earlier.rename(path)
     if earlier.exists():
         _delete(earlier, _aside(path, "removed"))
+
+
+def _place(folder: Path, path: Path) -> None:
+    """Rename `folder` to `path`, where there may be an empty one only."""
+    try:
+        os.rename(folder, path)  # fails if there is something in it
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise FileExistsError(
+            f"{path} has been written by another process since this command began, and is left as it is: name another "
+            "folder"
+        ) from None
+
+
+def _entries(folder: Path) -> dict[Path, tuple[int, ...] | None]:
+    """All files in a folder with what changes when they are written, and its subfolders; none if it does not exist."""
+    found: dict[Path, tuple[int, ...] | None] = {}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        is_folder = stat.S_ISDIR(status.st_mode)
+        found[path.relative_to(folder)] = None if is_folder else (status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
 
 
 def remove_folder(path: Path) -> None:

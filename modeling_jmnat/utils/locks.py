@@ -21,25 +21,30 @@ def folder_lock(folder: str | Path, argument: str, beside: bool = False) -> Iter
     Args:
         argument: the argument that names the folder, for the message.
         beside: for folders that are replaced as a whole: lock a file `.NAME.lock` beside the folder instead of `.lock`
-            in it, and do not create the folder.
+            in it, and do not create the folder. Either lock keeps out both kinds of processes.
 
     Raises:
-        ValueError: another process holds the lock.
+        ValueError: another process holds one of the two locks.
         OSError: the folder is a file, or not writable.
     """
     path = Path(folder).resolve()
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{folder} is a file: name a folder")
     is_new = not beside and not path.exists()
-    path = path.with_name(f".{path.name}{LOCK}") if beside else path / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
+    inside, outside = path / LOCK, path.parent / f".{path.name}{LOCK}"
+    own, other = (outside, inside) if beside else (inside, outside)
+    own.parent.mkdir(parents=True, exist_ok=True)
+    named = f"{argument}={folder}"
     try:
-        with _held(path, f"{argument}={folder}", "folder"):
+        with _held(own, named, "folder"):
+            # Only with the own lock in hand: of two processes that begin together, at least one sees the other.
+            if _is_held(other):
+                raise _in_use(named, "folder")
             yield
     finally:
         if is_new:
             with suppress(OSError):  # fails if something has been written into it
-                path.parent.rmdir()
+                path.rmdir()
 
 
 @contextmanager
@@ -66,13 +71,29 @@ def _held(path: Path, named: str, kind: str) -> Iterator[None]:
     """Hold the lock `path`; ValueError, about what is `named`, if another process holds it."""
     descriptor = _open_locked(path)
     if descriptor is None:
-        raise ValueError(f"{named} is in use by another process: wait until it ends or choose another {kind}")
+        raise _in_use(named, kind)
     try:
         yield
     finally:
         with suppress(OSError):
             if _is_at(descriptor, path):
                 path.unlink()
+        os.close(descriptor)
+
+
+def _in_use(named: str, kind: str) -> ValueError:
+    return ValueError(f"{named} is in use by another process: wait until it ends or choose another {kind}")
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process holds the lock `path`; a file that a killed process left is not held."""
+    try:
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return False
+    try:
+        return not try_lock(descriptor)
+    finally:
         os.close(descriptor)
 
 

@@ -53,7 +53,7 @@ def changed_file(checkpoint: Path, name: str | None = None) -> str | None:
         recorded = {file: (entry["bytes"], entry["sha256"]) for file, entry in files.items()}
     except FileNotFoundError:  # no checkpoint, or one of an earlier version
         return None
-    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+    except (ValueError, AttributeError, TypeError, KeyError):
         return f"{MANIFEST} cannot be read"
     for file, (size, sha256) in recorded.items():
         path = checkpoint / file

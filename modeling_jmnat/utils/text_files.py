@@ -14,6 +14,8 @@ from pathlib import Path
 from .atomic_files import atomic_text_file
 
 GZIP_MAGIC = b"\x1f\x8b"
+# First bytes of compressed files that are not read here, and the program that unpacks them.
+PACKED = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
@@ -24,23 +26,28 @@ def decode_lines(file: Iterable[bytes], name: str | Path) -> Iterator[str]:
     Raises:
         ValueError: the text is not valid UTF-8 or not a valid gzip stream; the message names the line.
     """
-    number = 0
+    number, start = 0, b""
     try:
         for chunk in file:  # up to the next line feed
             if number == 0:
+                start = chunk[:8]
                 chunk = chunk.removeprefix(codecs.BOM_UTF8)
             for line in chunk.removesuffix(b"\n").removesuffix(b"\r").split(b"\r"):
                 number += 1
                 yield line.decode("utf-8")
     except UnicodeDecodeError as error:
         where = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{name}: line {number} is not valid UTF-8 ({where}): {_advice(error.object)}") from None
+        advice = _advice(error.object, start)
+        raise ValueError(f"{name}: line {number} is not valid UTF-8 ({where}): {advice}") from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{name}: not a complete gzip file after line {number} ({error})") from None
 
 
-def _advice(data: bytes) -> str:
-    """What to do with a line that is not UTF-8."""
+def _advice(data: bytes, start: bytes) -> str:
+    """What to do with a line that is not UTF-8, of a file with these first bytes."""
+    for magic, program in PACKED.items():
+        if start.startswith(magic):
+            return f"it is compressed by {program}; unpack it first, for example by `{program} -d`"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "it looks like UTF-16; convert it, for example by `iconv -f utf-16 -t utf-8`"
     if data.startswith(GZIP_MAGIC):

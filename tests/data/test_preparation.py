@@ -13,6 +13,7 @@ import pytest
 
 from modeling_jmnat.data import preparation
 from modeling_jmnat.data.preparation import PreparationArguments, load_prepared, prepare
+from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
 from modeling_jmnat.utils.fingerprints import tokenizer_fingerprint
 from modeling_jmnat.utils.text_files import read_parallel
 from tests.helpers.translation_samples import SCRIPTS, load_script, tiny_tokenizer
@@ -195,6 +196,33 @@ def test_reused_tokenizer_must_agree_with_the_options(files, tmp_path):
         with pytest.raises(ValueError, match=message):
             prepare(PreparationArguments(**{**reused, "tokenizer": str(folder)}))
     assert not (tmp_path / "b" / "preparation.json").exists()
+
+
+def test_options_of_a_new_tokenizer_are_refused_with_another_one(files, script, capsys):
+    """Only if they are typed: a recipe and the defaults have values for them, too."""
+    own = files["output_dir"] + "-tokenizer"
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained(own)
+    line = as_command_line({name: value for name, value in files.items() if name != "vocab_size"} | {"tokenizer": own})
+    for words, sentence in (
+        (["--vocab_size", "9999"], f"vocab_size=9999, but the tokenizer of {own} has {len(tokenizer)} tokens: leave"),
+        (["--unicode_form=NFKC"], f"unicode_form=NFKC, but the tokenizer of {own} has NFC: leave unicode_form out"),
+        (["--unicode-form", "NFD"], f"unicode_form=NFD, but the tokenizer of {own} has NFC: leave unicode_form out"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            script.main([*line, *words])
+        assert stopped.value.code == 1
+        assert capsys.readouterr().err.startswith(f"error: {sentence}")
+    script.main([*line, "--vocab_size", str(len(tokenizer)), "--unicode_form", "NFC"])
+    script.main([*line, "--overwrite"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["vocab_size"] == len(tokenizer)
+
+
+def test_the_unicode_form_of_a_reused_tokenizer_is_recognised(tmp_path):
+    train_joint_tokenizer(["ein haus", "a house"] * 9, 300, unicode_form="NFKC").save_pretrained(tmp_path)
+    preparation.check_reused_tokenizer(str(tmp_path), unicode_form="NFKC")
+    with pytest.raises(ValueError, match="unicode_form=NFC, but the tokenizer of .* has NFKC"):
+        preparation.check_reused_tokenizer(str(tmp_path), unicode_form="NFC")
 
 
 @pytest.mark.parametrize("layout", ["translation", "columns"])
@@ -499,7 +527,7 @@ def test_a_second_process_is_refused(files, script, capsys, monkeypatch):
     sentence = (
         f"output_dir={files['output_dir']} is in use by another process: wait until it ends or choose another folder"
     )
-    assert refusals == [f"error: {sentence}\n"]
+    assert [text.splitlines()[-1] for text in refusals] == [f"error: {sentence}"]  # below progress bars
     assert len(load_prepared(files["output_dir"])[0]["train"]) == 600
 
 

@@ -9,9 +9,11 @@ from datasets import Dataset
 
 from modeling_jmnat import JMNatForConditionalGeneration
 from modeling_jmnat.commands import convert_teacher
+from modeling_jmnat.experiments.runner import StageRunner
 from modeling_jmnat.experiments.teacher_conversion import Conversion, comparison, comparison_table
 from tests.helpers.marian_teacher import opus_model, train, train_segmenter, write_tokenizer
-from tests.helpers.translation_samples import random_lines
+from tests.helpers.teacher_samples import random_teacher
+from tests.helpers.translation_samples import random_lines, tiny_tokenizer
 
 SIZES = {f"{half}_{size}": 2 for half in ("encoder", "decoder") for size in ("layers", "attention_heads")}
 SIZES |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "d_model": 16, "max_position_embeddings": 40}
@@ -106,6 +108,22 @@ def test_what_would_fail_later_is_refused_at_once(options, message, tmp_path, te
         convert_teacher.main([word for name, value in words.items() for word in (f"--{name}", value)])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_start_whose_mark_was_lost_is_done_again(tmp_path):
+    """As after a kill between the end of `init` and the mark of its stage."""
+    tokenizer = tiny_tokenizer()
+    for part in (random_teacher(tokenizer), tokenizer):
+        part.save_pretrained(tmp_path / "teacher")
+    stage = next(Conversion(str(tmp_path / "teacher"), tmp_path / "run", ("a", None)).preparation_stages())
+    assert (stage.name, stage.command) == ("start", "init")
+    (tmp_path / "run").mkdir()
+    for _ in range(2):
+        assert StageRunner(tmp_path / "run", threads=1).run([stage]) == {"start": "done"}
+        (tmp_path / "run" / "stages" / "start.json").unlink()
+    assert "start holds the model of this command: nothing is left to do" in (
+        (tmp_path / "run" / "logs" / "start.log").read_text()
+    )
 
 
 def test_source_text_alone_makes_a_scored_student(tmp_path, teacher, text, capsys):

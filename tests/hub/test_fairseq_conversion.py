@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from modeling_jmnat import JMNatForConditionalGeneration
 from modeling_jmnat.hub.fairseq_conversion import convert_fairseq_checkpoint, load_fairseq_model, read_checkpoint
 from modeling_jmnat.utils.locks import folder_lock
 from tests.helpers.fairseq_samples import (
@@ -345,6 +346,22 @@ def test_folder_with_content_is_kept(jmnat):
     with pytest.raises(ValueError, match="exists and is not an empty folder"):
         jmnat.convert()
     assert {path: path.read_bytes() for path in jmnat.output.iterdir()} == before
+
+
+def test_what_is_written_while_converting_is_kept(jmnat, monkeypatch):
+    save = JMNatForConditionalGeneration.save_pretrained
+
+    def in_the_midst(model, folder):
+        with pytest.raises(ValueError, match="in use"), folder_lock(jmnat.output, "output_dir"):  # as a training does
+            pass
+        jmnat.output.mkdir()
+        (jmnat.output / "results.json").write_text("of another program")
+        save(model, folder)
+
+    monkeypatch.setattr(JMNatForConditionalGeneration, "save_pretrained", in_the_midst)
+    with pytest.raises(FileExistsError, match=f"^{jmnat.output} has been written by another process"):
+        jmnat.convert()
+    assert [path.name for path in jmnat.output.iterdir()] == ["results.json"]
 
 
 def test_a_second_process_is_refused(jmnat):

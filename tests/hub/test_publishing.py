@@ -214,6 +214,30 @@ def test_rebuilding_replaces_weights_and_code_and_leaves_other_files(trained, tm
     assert not list(tmp_path.glob(".*")), "no temporary folder is left"
 
 
+def test_a_card_of_other_weights_is_kept_with_a_warning(trained, tmp_path, capsys):
+    folder = build(trained, tmp_path / "model")
+    (folder / "README.md").write_text("BLEU 34")
+    capsys.readouterr()
+    build(trained, folder)  # the same weights again
+    assert capsys.readouterr().err == ""
+    build(trained, folder, "--fp16")
+    assert (folder / "README.md").read_text() == "BLEU 34"
+    sentence = "is the card of other weights and stays: give --card to write a new one"
+    assert capsys.readouterr().err == f"warning: {folder / 'README.md'} {sentence}\n"
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "README.md").write_text("written before the first build")
+    build(trained, tmp_path / "new")
+    assert capsys.readouterr().err == ""
+
+
+def test_private_without_push_is_refused(trained, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        build(trained, tmp_path / "model", "--private")
+    assert stopped.value.code == 1
+    assert "error: private=True needs push, the repository to make private" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_second_build_of_the_folder_is_refused(published, tmp_path, capsys):
     with folder_lock(tmp_path / "model", "output"), pytest.raises(SystemExit):
         build(SHIPPED, tmp_path / "model")

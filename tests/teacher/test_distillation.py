@@ -102,16 +102,34 @@ def run_and_die(options, calls, before):
 def test_five_kills_do_not_change_the_text(folder, tmp_path):
     distill(arguments(folder, tmp_path / "whole"))
     options = arguments(folder, tmp_path / "killed")
-    # Renames of one run: plan, 4 shards, 2 texts, summary. Each run begins where the last one died.
+    # Renames of one run: plan, 4 shards, 2 texts and summary aside, then to their places. Each run begins where the
+    # last one died.
     run_and_die(options, calls=1, before=True)  # nothing is written
     run_and_die(options, calls=3, before=True)  # plan and shard 0 are there, shard 1 is half written
     run_and_die(options, calls=1, before=False)  # shard 1 as well
     run_and_die(options, calls=3, before=True)  # all shards, no text
-    run_and_die(options, calls=2, before=True)  # one text of two
+    run_and_die(options, calls=5, before=True)  # one text of two
     assert len(files_of(tmp_path / "killed")) == 1
+    assert not (tmp_path / "killed" / "distillation.json").exists()
     figures = distill(options)
     assert files_of(tmp_path / "killed") == files_of(tmp_path / "whole")
     assert (figures["kept"], figures["decoded_now"]) == (PAIRS, 0)
+
+
+def test_texts_and_figures_are_replaced_together(folder, tmp_path):
+    """A kill leaves the old ones, the new ones, or no figures; never the figures of other texts."""
+    before = distill(arguments(folder, tmp_path))
+    old, figures = files_of(tmp_path), tmp_path / "distillation.json"
+    options = arguments(folder, tmp_path, append_raw=True)
+    run_and_die(options, calls=3, before=True)  # the new ones are not complete
+    assert files_of(tmp_path) == old
+    assert json.loads(figures.read_text()) == before
+    run_and_die(options, calls=5, before=True)  # one text of two has been replaced
+    assert [name for name, text in files_of(tmp_path).items() if text != old[name]] == ["distilled.src"]
+    assert not figures.exists()
+    assert distill(options)["raw"] == PAIRS
+    assert {len(text.splitlines()) for text in files_of(tmp_path).values()} == {2 * PAIRS}
+    assert not (tmp_path / ".unfinished").exists()
 
 
 def test_a_second_process_is_refused_until_the_first_one_ends(folder, tmp_path):
@@ -181,7 +199,7 @@ def test_processes_share_the_shards(folder, tmp_path):
         decode_shards(store, splits["train"], decoder, tokenizer, State(rank))
         written.append(len(list(store.folder.iterdir())))
     assert written == [2, 3, 4]
-    merge(store, tmp_path / "three", "src", "tgt")
+    merge(store, tmp_path / "three", splits["train"]["source"], "src", "tgt")
     assert files_of(tmp_path / "three") == files_of(tmp_path / "one")
 
 
@@ -201,6 +219,47 @@ def test_damaged_shards_and_plans_are_named(folder, tmp_path):
     assert shard.read_bytes() == whole
     (tmp_path / "distillation_plan.json").write_text("{")
     with pytest.raises(ValueError, match=r"distillation_plan\.json is damaged or cut short"):
+        distill(options)
+
+
+def lines_of(shard):
+    return shard.read_text(encoding="utf-8").splitlines(keepends=True)
+
+
+def test_altered_shards_are_refused(folder, tmp_path):
+    """A letter of a hypothesis, a source, or the order: each row is well-formed."""
+    options = arguments(folder, tmp_path)
+    distill(options)
+    text = files_of(tmp_path)
+    shard = sorted((tmp_path / "shards").iterdir())[1]
+    whole = lines_of(shard)
+    row = json.loads(whole[0])
+    for changed in (
+        [json.dumps([row[0], row[1] + "x", *row[2:]]) + "\n", *whole[1:]],
+        [json.dumps([row[0] + "x", *row[1:]]) + "\n", *whole[1:]],
+        [whole[1], whole[0], *whole[2:]],
+    ):
+        shard.write_text("".join(changed), encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"^{shard} was changed after it was written: delete it and run"):
+            distill(options)
+        assert files_of(tmp_path) == text
+    shard.write_text("".join([*whole, whole[0]]), encoding="utf-8")  # behind the digest
+    with pytest.raises(ValueError, match=f"is damaged or cut short in line {len(whole) + 1}: delete it"):
+        distill(options)
+
+
+def test_shards_of_earlier_versions_have_no_digest(folder, tmp_path):
+    options = arguments(folder, tmp_path)
+    distill(options)
+    text = files_of(tmp_path)
+    for shard in (tmp_path / "shards").iterdir():
+        *rows, last = lines_of(shard)
+        assert json.loads(last).keys() == {"sha256"}
+        shard.write_text("".join(rows), encoding="utf-8")
+    assert distill(options)["decoded_now"] == 0
+    assert files_of(tmp_path) == text
+    shard.write_text("".join([rows[0], rows[0], *rows[2:]]), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^{shard} has another source than the data in line 2: delete it and run"):
         distill(options)
 
 
@@ -277,6 +336,33 @@ def test_number_type_and_length_penalty_belong_to_the_plan(folder, tmp_path):
         distill(arguments(folder, output, **options))
 
 
+def test_generation_options_of_the_teacher_belong_to_the_plan(folder, tmp_path):
+    teacher, output = tmp_path / "teacher", tmp_path / "out"
+    shutil.copytree(folder / "teacher", teacher)
+    options = arguments(folder, output, teacher=str(teacher))
+    distill(options)
+    path = output / "distillation_plan.json"
+    plan = json.loads(path.read_text())
+
+    def change(**fields):
+        generation = GenerationConfig.from_pretrained(teacher)
+        generation.update(**fields)
+        generation.save_pretrained(teacher)
+
+    change(repetition_penalty=5.0)
+    now = plan["generation"] | {"repetition_penalty": 5.0}
+    with pytest.raises(ValueError, match=re.escape(f"with generation={plan['generation']}, and now generation is ")):
+        distill(options)
+    assert json.loads(path.read_text()) == plan
+    before = {name: value for name, value in plan.items() if name != "generation"}
+    path.write_text(json.dumps(before))  # as an earlier version wrote it
+    assert distill(options)["decoded_now"] == 0
+    assert json.loads(path.read_text()) == before | {"generation": now}
+    change(repetition_penalty=1.0)
+    with pytest.raises(ValueError, match=r"now generation is .*choose another folder or delete this one"):
+        distill(options)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_a_missing_device_is_named(folder, tmp_path, device):
     with pytest.raises(ValueError, match=f"^device='{device}' cannot be used here: choose auto, cpu or cuda"):
@@ -287,7 +373,7 @@ def test_a_missing_device_is_named(folder, tmp_path, device):
 def test_cut_shard_is_named(folder, tmp_path):
     distill(arguments(folder, tmp_path))
     shard = sorted((tmp_path / "shards").iterdir())[1]
-    shard.write_text("".join(shard.read_text(encoding="utf-8").splitlines(True)[:-1]), encoding="utf-8")
+    shard.write_text("".join(lines_of(shard)[:-2]), encoding="utf-8")  # the digest and a row
     with pytest.raises(ValueError, match=f"{shard.name} has {PAIRS // 4 - 1} lines instead of {PAIRS // 4}"):
         distill(arguments(folder, tmp_path))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from modeling_jmnat.training import checkpoint_averaging
 from modeling_jmnat.training.checkpoint_averaging import average_checkpoints
 from modeling_jmnat.utils.locks import folder_lock
 from tests.helpers.translation_samples import load_script
@@ -92,6 +93,62 @@ def test_an_earlier_average_is_replaced_and_anything_else_is_not(checkpoints, tm
     with pytest.raises(ValueError, match="mine exists and does not hold an earlier average"):
         average_checkpoints(checkpoints, tmp_path / "mine")
     assert not list(tmp_path.glob(".*"))
+
+
+def files_of(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("name", ["results.json", "checkpoint-4/model.safetensors", "onnx/translator.onnx", "my.txt"])
+def test_an_average_with_anything_else_in_it_is_not_replaced(checkpoints, tmp_path, name):
+    """Such as a training that was begun in its folder."""
+    output = average_checkpoints(checkpoints, tmp_path / "average")
+    (output / name).parent.mkdir(exist_ok=True)
+    (output / name).write_text("made since")
+    before = files_of(output)
+    first = name.split("/")[0]
+    with pytest.raises(ValueError, match=rf"holds more than an earlier average \({first}\), which would be lost"):
+        average_checkpoints(checkpoints[:1], output)
+    assert files_of(output) == before
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_is_written_while_averaging_is_kept(checkpoints, tmp_path, exists, monkeypatch):
+    output = tmp_path / "average"
+    if exists:
+        average_checkpoints(checkpoints, output)
+    refused, mean = [], checkpoint_averaging._mean
+
+    def in_the_midst(*arguments):
+        with pytest.raises(ValueError, match="in use"), folder_lock(output, "output_dir"):  # as a training does
+            pass
+        refused.append(True)
+        output.mkdir(exist_ok=True)
+        (output / "results.json").write_text("of another program")
+        return mean(*arguments)
+
+    monkeypatch.setattr(checkpoint_averaging, "_mean", in_the_midst)
+    with pytest.raises(FileExistsError, match=f"^{output} has been written by another process"):
+        average_checkpoints(checkpoints[:1], output)
+    assert refused
+    assert (output / "results.json").read_text() == "of another program"
+    assert (output / "averaging.json").exists() == exists
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_in_which_a_training_runs_is_in_use(checkpoints, tmp_path):
+    output = average_checkpoints(checkpoints, tmp_path / "average")
+    with folder_lock(output, "output_dir"), pytest.raises(ValueError, match="in use by another process"):
+        average_checkpoints(checkpoints, output)
+
+
+def test_the_vocabulary_of_a_teacher_from_the_hub_is_copied(checkpoints, tmp_path):
+    """Whose tokenizer is two files of sentencepiece."""
+    for name in ("source.spm", "target.spm", "vocab.json"):
+        (checkpoints[0] / name).write_text(name)
+    output = average_checkpoints(checkpoints, tmp_path / "average")
+    assert [(output / name).read_text() for name in ("source.spm", "target.spm")] == ["source.spm", "target.spm"]
+    average_checkpoints(checkpoints, output)  # they belong to an average
 
 
 def other(name, value):

@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 import signal
 import stat
 import threading
@@ -115,6 +116,56 @@ def test_an_empty_folder_is_replaced_and_a_file_is_not(tmp_path):
         with pytest.raises(NotADirectoryError, match="a is a file: name a folder"), context(tmp_path / "empty" / "a"):
             pass
     assert contents(tmp_path) == {"empty/a": "a"}
+
+
+def write_meanwhile(path, change, **options):
+    """Write a folder whole and call `change` before it gets its name."""
+    with whole_folder(path, **options) as folder:
+        write(folder, ours="ours")
+        change()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_others_write_meanwhile_is_kept(tmp_path, exists):
+    """In a folder that is new, and in one that would have been replaced."""
+    path = tmp_path / "folder"
+    changes = [lambda: write(path, theirs="theirs"), lambda: write(path, sub__theirs="theirs")]
+    if exists:
+        changes += [lambda: write(path, a="AFTER!"), lambda: (path / "a").rename(path / "b")]  # of the same size
+
+    def before():
+        if exists:
+            write(path, a="before")
+            os.utime(path / "a", (0, 0))  # the clock of a file system has ticks of some milliseconds
+
+    for change in changes:
+        before()
+        change()
+        expected = contents(tmp_path)
+        shutil.rmtree(path)
+        before()
+        with pytest.raises(FileExistsError, match=f"^{path} has been written by another process since this command"):
+            write_meanwhile(path, change)
+        assert contents(tmp_path) == expected
+        shutil.rmtree(path)
+
+
+def test_a_folder_that_may_not_be_replaced(tmp_path):
+    path = tmp_path / "folder"
+    write(path, theirs="theirs")
+    with pytest.raises(FileExistsError, match="left as it is: name another folder"):
+        write_meanwhile(path, lambda: None, replace=False)
+    assert contents(tmp_path) == {"folder/theirs": "theirs"}
+    shutil.rmtree(path)
+    write_meanwhile(path, path.mkdir, replace=False)  # an empty one is in nobody's way
+    assert contents(tmp_path) == {"folder/ours": "ours"}
+
+
+def test_a_folder_that_was_removed_meanwhile_is_new(tmp_path):
+    path = tmp_path / "folder"
+    write(path, a="before")
+    write_meanwhile(path, lambda: shutil.rmtree(path))
+    assert contents(tmp_path) == {"folder/ours": "ours"}
 
 
 def test_a_failing_block_leaves_the_folder_unchanged(tmp_path):

@@ -282,9 +282,7 @@ def test_a_file_that_tokenizers_cannot_write_gets_one_sentence(tmp_path, capsys)
     "error",
     [
         RuntimeError("WandbCallback requires wandb to be installed. Run `pip install wandb`."),
-        KeyError(
-            "The `metric_for_best_model` training argument is set to 'eval_x', which is not found."
-        ),
+        KeyError("The `metric_for_best_model` training argument is set to 'eval_x', which is not found."),
     ],
 )
 def test_what_transformers_tells_a_user_is_no_bug(error, capsys):

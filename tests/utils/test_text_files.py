@@ -1,12 +1,15 @@
 """Line-aligned files: what a line is, and one clear sentence for each kind of file that cannot be used."""
 
+import bz2
 import gzip
+import lzma
 
 import pytest
 
 from modeling_jmnat.utils.text_files import iterate_lines, read_lines, read_parallel, write_lines
 
 TEXT = "eins\nzwei drei\r\n\n  vier\u2028fünf\x0b\x85 \n"
+ZSTD = bytes.fromhex("28b52ffd04582100006775740a6ac09cd9")  # "gut" by the program zstd
 LINES = ["eins", "zwei drei", "", "  vier\u2028fünf\x0b\x85 "]
 
 
@@ -64,11 +67,21 @@ def test_invalid_utf8_names_file_and_line(tmp_path, bad):
         ("grün\n".encode("utf-16"), "it looks like UTF-16"),
         (b"\xfe\xff" + "grün\n".encode("utf-16-be"), "it looks like UTF-16"),
         (gzip.compress(b"gut\n", mtime=0), "it is compressed; give it a name that ends in .gz"),
+        (bz2.compress(b"gut\n"), "it is compressed by bzip2; unpack it first, for example by `bzip2 -d`"),
+        (lzma.compress(b"gut\n"), "it is compressed by xz; unpack it first, for example by `xz -d`"),
+        (ZSTD, "it is compressed by zstd; unpack it first, for example by `zstd -d`"),
     ],
 )
 def test_other_encodings_come_with_advice(tmp_path, data, advice):
     (tmp_path / "a").write_bytes(data)
     with pytest.raises(ValueError, match=rf"line 1 is not valid UTF-8 .*: {advice}"):
+        read_lines(tmp_path / "a")
+
+
+def test_a_packed_file_whose_first_line_is_text_is_recognised(tmp_path):
+    """The checksum after the ten letters that begin every file of bzip2 may have a line feed."""
+    (tmp_path / "a").write_bytes(bz2.compress(b"gut\n")[:10] + b"\n\xff\xff\xff")
+    with pytest.raises(ValueError, match="line 2 is not valid UTF-8 .*: it is compressed by bzip2"):
         read_lines(tmp_path / "a")
 
 
