@@ -17,13 +17,18 @@ class StopCallback(TrainerCallback):
     """Ends training after the current step, with a checkpoint, on SIGTERM, SIGINT or SIGHUP, or when the time is up.
 
     Args:
-        time_budget: minutes from the creation of this object; None: unlimited.
+        time_budget: minutes of each training, from `restart`; None: unlimited.
         agree: with several processes, a function from this process's wish to stop to whether any of them wants to.
     """
 
     def __init__(self, time_budget: float | None, agree: Callable[[bool], bool] | None = None):
-        self.deadline = None if time_budget is None else time.monotonic() + 60.0 * time_budget
+        self.time_budget = time_budget
         self.agree = agree
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget how an earlier training of the same trainer ended; the next one has the whole time."""
+        self.deadline = None if self.time_budget is None else time.monotonic() + 60.0 * self.time_budget
         self.signal_received = False
         self.stopped = False
 

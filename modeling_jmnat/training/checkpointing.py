@@ -1,5 +1,6 @@
 """`CheckpointingTrainer`: runs that can be killed at any moment, resume exactly, and end with their best weights."""
 
+import json
 import logging
 import pickle
 import shutil
@@ -89,25 +90,26 @@ class CheckpointingTrainer(Seq2SeqTrainer):
     # Training --------------------------------------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint=None, **kwargs):
-        """Train as `Trainer.train` does; True resumes from the newest whole checkpoint, or starts if there is none.
+        """Train as `Trainer.train` does; True resumes from the newest whole checkpoint, or starts if there are none.
 
-        Afterwards `self.stopper.stopped` tells whether training stopped before its last step.
+        Checkpoints of later steps than the first that is saved, left by an earlier training, are then moved into
+        `_replaced`. Afterwards `self.stopper.stopped` tells whether training stopped before its last step.
 
         Raises:
-            ValueError: the checkpoint is refused, or the processes see different ones.
+            ValueError: a checkpoint is refused, none is whole, or the processes see different ones.
             FloatingPointError: a loss, gradient or weight is no longer finite.
             MemoryError: a batch does not fit; the message says which setting to lower.
         """
+        self.stopper.restart()
         if resume_from_checkpoint is False:
             resume_from_checkpoint = None
         if resume_from_checkpoint is True:
-            newest = checkpoints.newest_whole(self.args.output_dir, self._needed_files())
+            newest = checkpoints.checkpoint_to_resume(self.args.output_dir, self._needed_files())
             resume_from_checkpoint = None if newest is None else str(newest)
             self.accelerator.wait_for_everyone()
             self._check_all_see(newest)
             if self.args.should_save:
                 checkpoints.remove_leftovers(self.args.output_dir)
-                checkpoints.remove_after(self.args.output_dir, newest)
         if self.ema is not None and resume_from_checkpoint is None:
             self.ema = WeightEMA(self.model, self.args.ema_decay)  # the model may have moved to another device
         if resume_from_checkpoint is not None and self._is_last(resume_from_checkpoint):
@@ -249,6 +251,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                     self.state.save_to_json(str(staged / checkpoints.TRAINER_STATE))
             if self.args.should_save:
                 checkpoints.write_manifest(staged, step_fields(self.args))
+                checkpoints.set_newer_aside(run_dir, self.state.global_step)
                 publish_folder(staged, run_dir / staged.name)
                 kept = (*self.best_steps(), self.state.best_global_step)
                 checkpoints.thin_out(run_dir, self._checkpoints_kept, kept)
@@ -260,6 +263,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         finally:
             self._saving_folder = None
         self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(run_dir / staged.name))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._saving_folder is None:  # `Trainer` would upload the checkpoint before it is complete
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _determine_best_metric(self, metrics, trial) -> bool:
         """Save the checkpoint that `load_best_model_at_end` will load, even if none is due at this step."""
@@ -329,6 +338,18 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             steps.add(self.state.global_step)
         return checkpoints.best_steps(self.state.log_history, BLEU, self.args.keep_best, steps)
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as `Trainer.log` does, and note in the state by which settings BLEU was measured."""
+        super().log(logs, start_time)
+        if BLEU in logs:
+            self.state.log_history[-1][checkpoints.SCORE_SETTINGS] = self._score_settings()
+
+    def _score_settings(self) -> str:
+        """What BLEU depends on besides the weights: options that may change when a run resumes."""
+        decoding = list(self.args.evaluation_settings().values())[-1:]
+        others = {name: getattr(self.args, name) for name in ("eval_sentences", "bleu_tokenize")}
+        return json.dumps([*decoding, others])
+
     # Final weights ---------------------------------------------------------------------------------------------------
 
     def choose_final_weights(self) -> dict:
@@ -357,7 +378,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             return {"final_model": f"step {best or self.state.global_step}"}
         run_dir = Path(self.args.output_dir)
         folders = [run_dir / f"checkpoint-{step}" for step in steps]
-        scores = {entry["step"]: entry[BLEU] for entry in self.state.log_history if BLEU in entry}
+        scores = checkpoints.comparable_scores(self.state.log_history, BLEU)
         report = {"best_step": steps[0], "best_bleu": scores[steps[0]]}
         if len(scores) > 1 and len(set(scores.values())) == 1:
             logger.warning(
@@ -373,6 +394,10 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             if self.args.should_save:
                 average_checkpoints(folders, average)
             self.accelerator.wait_for_everyone()
+            scored_by = checkpoints.last_score_settings(self.state.log_history, BLEU)
+            if scored_by not in (None, self._score_settings()):  # the average is scored by those of now
+                self._load_weights(chosen)
+                report["best_bleu"] = self.final_bleu()
             self._load_weights(average)
             report["average_of_steps"] = sorted(steps)
             report["average_bleu"] = self.final_bleu()

@@ -5,7 +5,10 @@
     RUN/checkpoint-1200/{optimizer,scheduler,rng_state}.pt*, trainer_state.json
     RUN/checkpoint-1200/manifest.json                  sizes and checksums of these files, and the size of a step
 
-A checkpoint gets its name by a single rename when it is complete; folders under other names are left from a crash.
+A checkpoint gets its name by a single rename when it is complete; what a crash leaves is in `RUN/_unfinished`. The
+names of the other folders begin with _, which `push_to_hub` leaves out:
+
+    RUN/_replaced/checkpoint-1200                      of a training that the run has gone back behind
 """
 
 import logging
@@ -28,6 +31,9 @@ WEIGHTS = "model.safetensors"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"  # instead, if LoRA is trained
 TRAINING_WEIGHTS = "training_weights.safetensors"
 TRAINER_STATE = "trainer_state.json"
+STAGING = "_unfinished"
+REPLACED = "_replaced"
+SCORE_SETTINGS = "score_settings"  # in a trainer's log, beside a score: what it depends on besides the weights
 DEEPSPEED = "latest"  # DeepSpeed's file with the name of the folder of optimizer states, one file per process
 RESUMED_FROM = (
     "*.safetensors",
@@ -76,6 +82,9 @@ def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
 
     Args:
         needed: further files that must exist, such as `TRAINING_WEIGHTS` with a moving average.
+
+    Raises:
+        OSError: a file cannot be read, which may pass and says nothing about its content.
     """
     checkpoint = Path(checkpoint)
     weights = [weights_of(checkpoint), *checkpoint.glob(TRAINING_WEIGHTS)]
@@ -88,10 +97,14 @@ def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
         for path in weights:
             with safe_open(path, framework="pt"):  # refuses a file shorter than its header says
                 pass
-    except (OSError, ValueError, SafetensorError) as error:
+    except SafetensorError as error:
+        return f"{path.name} is damaged or cut short ({error})"
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         return str(error)
     if state["global_step"] != checkpoint_step(checkpoint):
         return f"{TRAINER_STATE} is of step {state['global_step']}"
+    if (damage := changed_file(checkpoint)) is not None:
+        return damage
     if not rng_states:
         return "rng_state.pth is missing"
     for path in archives:
@@ -99,8 +112,9 @@ def damage_of(checkpoint: str | Path, needed: Iterable[str] = ()) -> str | None:
             return f"{path.name} is missing or cut short"
     for name in needed:
         if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-    return changed_file(checkpoint)
+            where = ", as in checkpoints that were made without ema_decay" if name == TRAINING_WEIGHTS else ""
+            return f"{name} is missing{where}"
+    return None
 
 
 def is_whole(checkpoint: str | Path, needed: Iterable[str] = ()) -> bool:
@@ -113,33 +127,75 @@ def newest_whole(run_dir: str | Path, needed: Iterable[str] = ()) -> Path | None
 
     Args:
         needed: as in `damage_of`.
+
+    Raises:
+        OSError: a checkpoint cannot be read at the moment.
     """
     for checkpoint in reversed(list_checkpoints(run_dir)):
-        damage = damage_of(checkpoint, needed)
+        try:
+            damage = damage_of(checkpoint, needed)
+        except OSError as error:
+            raise OSError(
+                f"{checkpoint} cannot be read ({error}), which need not mean damage: repeat when it can be, or move "
+                "it away"
+            ) from error
         if damage is None:
             return checkpoint
-        if (checkpoint / "optimizer.pt").exists() or not weights_of(checkpoint).exists():
+        if not holds_only_weights(checkpoint):
             logger.warning("%s is damaged and is skipped: %s", checkpoint, damage)
     return None
 
 
+def checkpoint_to_resume(run_dir: str | Path, needed: Iterable[str] = ()) -> Path | None:
+    """`newest_whole`; None if the run has no checkpoint at all.
+
+    Raises:
+        ValueError: there are checkpoints, but none is whole.
+        OSError: as `newest_whole`.
+    """
+    newest, existing = newest_whole(run_dir, needed), list_checkpoints(run_dir)
+    if newest is not None or not existing:
+        return newest
+    named = [checkpoint for checkpoint in existing if not holds_only_weights(checkpoint)] or existing
+    raise ValueError(
+        f"output_dir {run_dir} holds checkpoints but none to resume from; of {named[-1].name}: "
+        f"{damage_of(named[-1], needed)}. Restore that file, set options as they were, or choose another output_dir; "
+        "to begin anew in this one, delete its checkpoints"
+    )
+
+
+def holds_only_weights(checkpoint: Path) -> bool:
+    """Whether a checkpoint has weights and no optimizer state, as `thin_out` leaves the best ones."""
+    states = (checkpoint / "optimizer.pt", checkpoint / DEEPSPEED)
+    return weights_of(checkpoint).exists() and not any(path.exists() for path in states)
+
+
 def staging_folder(run_dir: str | Path) -> Path:
     """The folder for unfinished files, on the same file system as the run, so that they can be renamed."""
-    folder = Path(run_dir) / UNFINISHED
+    folder = Path(run_dir) / STAGING
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def remove_leftovers(run_dir: str | Path) -> None:
     """Delete what a crash left unfinished."""
-    shutil.rmtree(Path(run_dir) / UNFINISHED, ignore_errors=True)
+    for name in (STAGING, UNFINISHED):  # the second is of `atomic_files`, and of runs of earlier versions
+        shutil.rmtree(Path(run_dir) / name, ignore_errors=True)
 
 
-def remove_after(run_dir: str | Path, checkpoint: Path | None) -> None:
-    """Delete the checkpoints that are newer than `checkpoint` (None: all), from which training resumes."""
-    for other in list_checkpoints(run_dir):
-        if checkpoint is None or checkpoint_step(other) > checkpoint_step(checkpoint):
-            remove_folder(other)
+def set_newer_aside(run_dir: str | Path, step: int) -> None:
+    """Move checkpoints of later steps than `step`, which is about to be saved, into `REPLACED`.
+
+    They are damaged, or of a training that the run has gone back behind. In place, they would count as the newest, be
+    resumed from, and displace the new ones.
+    """
+    for checkpoint in list_checkpoints(run_dir):
+        if checkpoint_step(checkpoint) > step:
+            aside = Path(run_dir) / REPLACED / checkpoint.name
+            aside.parent.mkdir(exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            logger.warning("training is at step %s again: %s is now in %s", step, checkpoint.name, aside.parent)
 
 
 def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int]) -> None:
@@ -164,7 +220,26 @@ def thin_out(run_dir: str | Path, newest: int | None, best_steps: Iterable[int])
             remove_folder(folder)
 
 
+def last_score_settings(log_history: list[dict], metric: str) -> str | None:
+    """The settings of the last score in a trainer's log; None if none is recorded."""
+    recorded = [entry[SCORE_SETTINGS] for entry in log_history if metric in entry and SCORE_SETTINGS in entry]
+    return recorded[-1] if recorded else None
+
+
+def comparable_scores(log_history: list[dict], metric: str) -> dict[int, float]:
+    """`metric` of each step in a trainer's log that was measured by the settings of the last one.
+
+    Scores of earlier versions, which did not record the settings, count as measured by them.
+    """
+    settings = last_score_settings(log_history, metric)
+    return {
+        entry["step"]: entry[metric]
+        for entry in log_history
+        if metric in entry and entry.get(SCORE_SETTINGS, settings) == settings
+    }
+
+
 def best_steps(log_history: list[dict], metric: str, count: int, steps: Container[int]) -> list[int]:
-    """The `count` of `steps` with the highest `metric` in a trainer's log, best first; in a tie, the earlier step."""
-    scores = {entry["step"]: entry[metric] for entry in log_history if metric in entry and entry["step"] in steps}
+    """The `count` of `steps` with the highest of `comparable_scores`, best first; in a tie, the earlier step."""
+    scores = {step: score for step, score in comparable_scores(log_history, metric).items() if step in steps}
     return sorted(scores, key=lambda step: (-scores[step], step))[:count]

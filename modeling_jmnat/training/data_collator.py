@@ -89,6 +89,7 @@ class DataCollatorForJMNat:
         self.mask_token_id = tokenizer.mask_token_id
         self.eos_token_id = getattr(tokenizer, "eos_token_id", None)
         special_ids = set(tokenizer.all_special_ids)
+        self.vocab_size = len(tokenizer)  # `JMNatTrainer` sets that of its model, which may be larger
         self.random_token_ids = torch.tensor([i for i in range(len(tokenizer)) if i not in special_ids])
         self.source_mask_ratio = source_mask_ratio
         self.target_mask = target_mask
@@ -186,7 +187,7 @@ class DataCollatorForJMNat:
               With glancing, these do not include fully masked targets.
 
         Raises:
-            ValueError: a feature lacks a column or has no token in it.
+            ValueError: a feature lacks a column, has no token in it, or has an id that is not in the vocabulary.
         """
         sources = self._token_rows(features, "input_ids")
         targets = self._token_rows(features, "labels")
@@ -230,7 +231,7 @@ class DataCollatorForJMNat:
         """The ids of each feature without padding, which would otherwise be masked and learned.
 
         Raises:
-            ValueError: a feature lacks the column or has no token in it.
+            ValueError: a feature lacks the column, has no token in it, or has an id that is not in the vocabulary.
         """
         rows = []
         for feature in features:
@@ -243,6 +244,7 @@ class DataCollatorForJMNat:
             if not row.size:
                 raise ValueError(f"a feature (id {feature.get('id')}) has empty {column!r}: at least </s> is needed")
             rows.append(row)
+        check_known_ids(features, column, rows, self.vocab_size)
         return rows
 
     def _mask_source(self, input_ids, lengths, ratio, uniforms) -> dict[str, torch.Tensor]:
@@ -317,6 +319,19 @@ def example_id(feature: dict[str, Any]) -> int:
     source, target = (np.asarray(feature[name], dtype=np.int64) for name in ("input_ids", "labels"))
     digest = hashlib.blake2b(source.tobytes() + b"|" + target.tobytes(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
+
+
+def check_known_ids(features: Sequence[dict], column: str, rows: Sequence, vocab_size: int) -> None:
+    """ValueError for an id in one of the `rows`, which stand in a column of the features, that no model has."""
+    ids = np.concatenate(rows)  # tested at once, because a test of each row would take longer
+    if ids.min() >= 0 and ids.max() < vocab_size:
+        return
+    for feature, row in zip(features, map(np.asarray, rows), strict=True):
+        for unknown in row[(row < 0) | (row >= vocab_size)]:
+            raise ValueError(
+                f"a feature (id {feature.get('id')}) has the token id {unknown} in {column!r}, and the vocabulary has "
+                f"{vocab_size} ids, from 0: encode the data with the model's tokenizer"
+            )
 
 
 def _pad(rows: list[np.ndarray], pad_token_id: int, multiple: int | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ from .own_predictions import CORRECTION_POSITIONS, awaits_predictions, with_fina
 from .schedules import at_this_step
 from .streamed_batches import StreamedTokenBatches
 from .token_batches import TokenBatchSampler
-from .validation import corpus_losses, translation_scores
+from .validation import check_evaluation, chosen_eval_dataset, corpus_losses, translation_scores
 
 
 def choose_cpu_attention(model: PreTrainedModel, device: str, bf16: bool) -> None:
@@ -106,10 +106,7 @@ class TranslationTrainer(CheckpointingTrainer):
             raise ValueError(
                 f"ema_decay={args.ema_decay} needs a model that exists already: pass model instead of model_init"
             )
-        if args.keep_best and isinstance(eval_dataset, dict):
-            raise ValueError(
-                f"keep_best={args.keep_best} needs a single eval_dataset to choose by, not a dictionary of them"
-            )
+        check_evaluation(args, eval_dataset)
 
     # Loss ------------------------------------------------------------------------------------------------------------
 
@@ -288,13 +285,13 @@ class TranslationTrainer(CheckpointingTrainer):
     ) -> dict[str, float]:
         """Exact losses over the data set and BLEU of its translations, for each setting in `args`.
 
+        The name of a data set stands for that one of the trainer's dictionary of them.
+
         `eval_bleu_k4` (for a teacher `eval_bleu_beam5`) is the BLEU of one setting, `eval_bleu` that of the last.
         Figures of `compute_metrics` are added, but do not replace these; with `predict_with_generate`, it gets
         translations made with the arguments of `generate` in `gen_kwargs`.
         """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise ValueError("eval_dataset is None: give a data set to evaluate on")
+        dataset = chosen_eval_dataset(eval_dataset, self.eval_dataset, bool(self.args.evaluation_settings()))
         if isinstance(dataset, dict):
             metrics = {}
             for name, one in dataset.items():
@@ -387,8 +384,9 @@ class JMNatTrainer(TranslationTrainer):
         if default_collator and processing_class is not None:
             data_collator = DataCollatorForJMNat(processing_class, seed=args.seed)
         super().__init__(model, args, data_collator, train_dataset, eval_dataset, processing_class, **kwargs)
-        if default_collator:
-            for collator in (self.data_collator, self.eval_data_collator):
+        for collator in (self.data_collator, self.eval_data_collator):
+            collator.vocab_size = self.model.config.vocab_size
+            if default_collator:
                 collator.ngram_size = self.model.config.ngram_size
         self._check_collator()
 

@@ -56,6 +56,9 @@ def test_collator_shifts_the_target(folder):
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
     assert batch["labels"].tolist() == [[9, 2, -100, -100], [6, 7, 8, 2]]
     assert batch["decoder_input_ids"].tolist() == [[2, 9, 1, 1], [2, 6, 7, 8]]
+    for column, other in (("input_ids", "labels"), ("labels", "input_ids")):
+        with pytest.raises(ValueError, match=rf"id 3\) has the token id {len(tokenizer)} in '{column}'"):
+            DataCollatorForTeacher(tokenizer)([{"id": 3, column: [5, len(tokenizer), 2], other: [5, 2]}])
 
 
 @pytest.mark.parametrize("normalize_before", [True, False])

@@ -414,14 +414,17 @@ def run_steps(tiny, output_dir, **options):
 
 
 @pytest.mark.parametrize("damage", ["optimizer.pt", "model.safetensors", "trainer_state.json", "scheduler.pt"])
-def test_damaged_checkpoint_is_skipped(tiny, tmp_path, damage, through):
+def test_a_run_without_a_whole_checkpoint_is_refused_and_kept(tiny, tmp_path, damage):
     run_steps(tiny, tmp_path)
     remove_folder(tmp_path / "checkpoint-7")
     content = (tmp_path / "checkpoint-6" / damage).read_bytes()
     (tmp_path / "checkpoint-6" / damage).write_bytes(content[: len(content) // 2])
     assert not checkpoints.is_whole(tmp_path / "checkpoint-6")
     assert checkpoints.newest_whole(tmp_path) is None  # two are kept, 6 and 7
-    assert_equal_weights(run_steps(tiny, tmp_path).model.state_dict(), through)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=rf"holds checkpoints but none to resume from; of checkpoint-6: .*{damage}"):
+        run_steps(tiny, tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
 
 
 def flip(path, position=0.5):
