@@ -1,7 +1,8 @@
-"""Markdown (CommonMark and tables): the text of headings, paragraphs, lists, quotes and tables is translated.
+"""Markdown: the text of headings, paragraphs, lists, quotes, tables, admonitions and notes is translated.
 
-Code, HTML, addresses, link definitions, front matter and the alternative text of images stay as they are. Emphasis and
-links are placed in the translation. A paragraph of several lines becomes one line.
+Code, formulas, HTML, addresses, link definitions, template tags, front matter and the alternative text of images stay
+as they are. Emphasis and links are placed in the translation. A paragraph of several lines becomes one line. What is
+read beyond CommonMark is in `markdown_extensions`.
 """
 
 import html
@@ -10,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .markdown_extensions import add_extensions
 from .marked_text import Mark, MarkedText
-from .pieces import Document, Piece, has_words
+from .pieces import LINE_END, Document, Piece, has_words, line_end, one_line
 
 # It may follow a byte order mark.
-FRONT_MATTER = re.compile(r"\A\ufeff?(?:(---|\+\+\+)[ \t]*\r?\n.*?\n\1[ \t]*(?:\r?\n|\Z))?", re.DOTALL)
+FRONT_MATTER = re.compile(r"\A\ufeff?(?:(---|\+\+\+)[ \t]*(?:\r\n?|\n).*?[\r\n]\1[ \t]*(?:\r\n?|\n|\Z))?", re.DOTALL)
 SPECIAL = re.compile(r"[\\`*_\[\]<|]")
 BLOCK_START = re.compile(r"^(\d+)(?=[.)]\s)|^(?=[#>+-])")
 ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
@@ -39,7 +41,9 @@ class Block:
         self.texts = self.document.texts
 
     def write(self, translations: Sequence[str]) -> str:
-        return self.raw if list(translations) == self.texts else self.document.write(translations)
+        if list(translations) == self.texts:
+            return self.raw
+        return self.document.write(translations).replace("\n", line_end(self.raw))
 
 
 class NotFound(Exception):
@@ -50,13 +54,13 @@ def read_markdown(text: str) -> Document:
     """A page as a document. What cannot be located in the text after parsing stays as it is."""
     from markdown_it import MarkdownIt
 
-    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable("text_join")
+    parser = add_extensions(MarkdownIt("commonmark").enable(["table", "strikethrough"]).disable("text_join"))
     front = FRONT_MATTER.match(text)
     assert front is not None
     position = front.end()
     starts = [position]
     body = text[position:]
-    starts += [position + found.end() for found in re.finditer("\n", body)]
+    starts += [position + found.end() for found in LINE_END.finditer(body)]
     parts: list[str | Piece] = [text[:position]]
     for token in parser.parse(body):
         if token.type != "inline" or not token.content.strip():
@@ -113,6 +117,7 @@ def _parts(content: str, children: list[Any]) -> Iterator[str | Mark]:
     """The children of an inline token as written; raises NotFound if they cannot be located."""
     position = 0
     is_autolink = False
+    labels: list[int] = []  # where the text of each link begins that has not ended
     for child in children:
         if is_autolink:
             is_autolink = child.type != "link_close"
@@ -122,8 +127,14 @@ def _parts(content: str, children: list[Any]) -> Iterator[str | Mark]:
             raise NotFound
         position += len(raw)
         is_autolink = child.markup == "autolink"
+        if child.type == "link_open":
+            labels.append(position)
         if child.type in ("text", "text_special", "softbreak"):
             yield raw
+        elif child.type == "link_close" and raw in ("]", "][]"):
+            # Its text is the name of its definition, which is not translated.
+            label = one_line(content[labels.pop() : position - len(raw)])
+            yield Mark(raw, "close", f"][{label}]")
         else:
             yield Mark(raw, "alone" if is_autolink else _kind(child, raw))
     if content[position:].strip():
@@ -153,7 +164,7 @@ def _written(child: Any, content: str, position: int) -> str:
         begin = content.find("]", position + 2 + len(child.content))
         found = TARGET.match(content, begin) if begin > 0 else None
         return content[position : found.end()] if found else NOWHERE
-    elif child.type == "html_inline":
+    elif child.type in ("html_inline", "kept"):
         return child.content
     else:
         return child.markup
@@ -171,7 +182,8 @@ def _decode(written: str) -> str:
 
 
 def _encode(text: str, source: str) -> str:
-    """Escape characters that would become markup but are not markup in the source."""
-    plain = ESCAPED.sub("", source)
+    """Escape characters that would become markup; those that are no markup in the source, unescaped, are none here."""
+    escaped = set(ESCAPED.findall(source))
+    plain = set(ESCAPED.sub("", source)) - escaped
     text = SPECIAL.sub(lambda sign: sign[0] if sign[0] in plain else f"\\{sign[0]}", text)
     return text if BLOCK_START.match(source) else BLOCK_START.sub(r"\1\\", text)

@@ -1,10 +1,13 @@
 """A document as text to translate and everything else, which stays the same to the byte."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 Translate = Callable[[list[str]], Iterable[str]]  # a translation for each text, which is one line
+LINE_END = re.compile(r"\r\n?|\n")
+LONGEST_QUOTE = 80  # characters of a document in an error message
 
 
 class Piece(Protocol):
@@ -40,6 +43,18 @@ class Document:
 
 def one_line(text: str) -> str:
     return " ".join(text.split())
+
+
+def line_end(text: str) -> str:
+    """The first line end of a text; a line feed if it has none."""
+    found = LINE_END.search(text)
+    return found[0] if found else "\n"
+
+
+def shortened(text: object) -> str:
+    """The beginning of a text in one line, for error messages."""
+    line = one_line(str(text))
+    return line if len(line) <= LONGEST_QUOTE else line[:LONGEST_QUOTE] + "…"
 
 
 def has_words(text: str) -> bool:

@@ -1,17 +1,23 @@
 """Message catalogues of gettext (.po): empty translations are filled in, everything else stays as it is.
 
 A message that has a translation, even a fuzzy one, keeps it, and so do obsolete messages. A message whose translation
-would equal it stays empty; gettext then shows the message.
+would equal it stays empty; gettext then shows the message. So does one whose translation would have other
+placeholders, which can crash a program. Tags such as <b> find their place; the texts between line ends, tabs and tags
+such as <br> are translated each by itself.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .pieces import Document, Piece, has_words, one_line
+from .marked_text import MarkedText, tags_apart
+from .pieces import Document, Piece, has_words, line_end, shortened
+from .placeholders import same_placeholders
 
-EMPTY = re.compile(r'(msgstr(?:\[(\d+)\])?)\s+""\s*')
+EMPTY = re.compile(r'(\s*msgstr(?:\[(\d+)\])?)\s+""\s*')
 CONTINUED = re.compile(r'\s*""\s*')
+TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+BETWEEN = re.compile(r"((?:[\t\n\v\f\r]|</?(?:br|p|div|li|ol|ul|h\d|hr|table|td|th|tr)\b[^<>]*>)+)", re.IGNORECASE)
 
 
 @dataclass
@@ -20,7 +26,7 @@ class Message:
 
     Args:
         raw: the lines as written.
-        keyword: `msgstr`, or for example `msgstr[0]`.
+        keyword: `msgstr`, or for example `msgstr[0]`, after its indent.
         source: the message.
     """
 
@@ -30,28 +36,21 @@ class Message:
     texts: Sequence[str] = field(init=False)
 
     def __post_init__(self):
-        self.texts = [one_line(line) for line in self.source.split("\n") if has_words(line)]
+        parts = BETWEEN.split(self.source)
+        self.document = Document([MarkedText(tags_apart(part, TAG)) if has_words(part) else part for part in parts])
+        self.texts = self.document.texts
 
     def write(self, translations: Sequence[str]) -> str:
         import polib
 
-        if list(translations) == list(self.texts):
+        written = self.document.write(translations)
+        if written == self.source or not same_placeholders(self.source, written):
             return self.raw
-        rest = iter(translations)
-        lines = [_replaced(line, next(rest)) if has_words(line) else line for line in self.source.split("\n")]
-        written = [f'"{polib.escape(line)}"' for line in "\n".join(lines).splitlines(keepends=True)]
+        lines = [f'"{polib.escape(line)}"' for line in re.findall(r"[^\n]*\n|[^\n]+", written)]
         end = self.raw[len(self.raw.rstrip("\r\n")) :]
-        newline = "\r\n" if "\r\n" in self.raw else "\n"
-        if len(written) > 1:
-            written.insert(0, '""')
-        return f"{self.keyword} {newline.join(written)}{end}"
-
-
-def _replaced(line: str, translation: str) -> str:
-    """A line with its text replaced, between the same white space."""
-    core = line.strip()
-    before, after = line.split(core, 1)
-    return before + translation.strip() + after
+        if len(lines) > 1:
+            lines.insert(0, '""')
+        return f"{self.keyword} {line_end(self.raw).join(lines)}{end}"
 
 
 def read_po(text: str) -> Document:
@@ -61,7 +60,7 @@ def read_po(text: str) -> Document:
     try:
         catalogue = polib.pofile(text.removeprefix("\ufeff"))
     except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"not a gettext message catalogue: {error}") from None
+        raise ValueError(f"not a gettext message catalogue: {shortened(error)}") from None
     lines = text.splitlines(keepends=True)
     parts: list[str | Piece] = []
     done = 0
@@ -70,7 +69,8 @@ def read_po(text: str) -> Document:
             continue
         number = max(0, entry.linenum - 1)
         for _ in range(max(1, len(entry.msgstr_plural))):
-            number = next((at for at in range(number, len(lines)) if lines[at].startswith("msgstr")), len(lines))
+            while number < len(lines) and not lines[number].lstrip().startswith("msgstr"):
+                number += 1
             found = EMPTY.fullmatch(lines[number]) if number < len(lines) else None
             if found is None:
                 raise ValueError(f"not a gettext message catalogue: {entry.msgid[:40]!r} has no msgstr")

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from .marked_text import Mark, MarkedText
-from .pieces import Document, Piece, has_words
+from .marked_text import MarkedText, tags_apart
+from .pieces import LINE_END, Document, Piece, has_words, shortened
 
 MOST_CUES = 4  # in one sentence
 LONGEST_PAUSE = 2.0  # seconds within a sentence
@@ -55,7 +55,7 @@ class Sentence:
 
     def __post_init__(self):
         written = [line for cue in self.lines for line in cue]
-        self.marked = MarkedText(_marks(" ".join(written)), self.decode, self.encode)
+        self.marked = MarkedText(tags_apart(" ".join(written), TAG), self.decode, self.encode)
         self.texts = self.marked.texts
 
     def write(self, translations: Sequence[str]) -> str:
@@ -97,26 +97,16 @@ def share_out(words: list[str], lengths: list[int]) -> list[list[str]]:
     return parts
 
 
-def _marks(text: str) -> list[str | Mark]:
-    parts: list[str | Mark] = []
-    position = 0
-    for found in TAG.finditer(text):
-        name = re.match(r"</?([^\s.<>/]+)", found[0])
-        is_pair = name is not None and not name[1][0].isdigit() and f"</{name[1]}" in text and f"<{name[1]}" in text
-        kind = "alone" if not is_pair else "close" if found[0].startswith("</") else "open"
-        parts += [text[position : found.start()], Mark(found[0], kind)]
-        position = found.end()
-    return [part for part in (*parts, text[position:]) if part]
-
-
 def read_srt(text: str) -> Document:
     """Read SubRip subtitles; raise ValueError if the file holds none."""
     import srt
 
     try:
-        found = list(srt.parse(text.removeprefix("\ufeff")))
-    except (srt.SRTParseError, srt.TimestampParseError) as error:
-        raise ValueError(f"not SubRip subtitles: {error}") from None
+        found = list(srt.parse(_plain(text)))
+    except srt.SRTParseError as error:
+        raise ValueError(f"not SubRip subtitles: no cue is in {shortened(error.unmatched_content)!r}") from None
+    except srt.TimestampParseError as error:
+        raise ValueError(f"not SubRip subtitles: {shortened(error)}") from None
     cues = [(cue.content.split("\n"), cue.start.total_seconds(), cue.end.total_seconds()) for cue in found]
     return _document(text, cues, str, lambda translation, source: translation)
 
@@ -127,11 +117,16 @@ def read_vtt(text: str) -> Document:
     from webvtt.errors import MalformedCaptionError, MalformedFileError
 
     try:
-        found = list(webvtt.from_string(text.removeprefix("\ufeff")))
+        found = list(webvtt.from_string(_plain(text)))
     except (MalformedCaptionError, MalformedFileError) as error:
-        raise ValueError(f"not WebVTT subtitles: {error}") from None
+        raise ValueError(f"not WebVTT subtitles: {shortened(error)}") from None
     cues = [(list(cue.lines), cue.start_in_seconds, cue.end_in_seconds) for cue in found]
     return _document(text, cues, html.unescape, lambda translation, source: html.escape(translation, quote=False))
+
+
+def _plain(text: str) -> str:
+    """The text for the parsers, which do not all know a byte order mark and every line end."""
+    return LINE_END.sub("\n", text.removeprefix("\ufeff"))
 
 
 def _document(text: str, cues: list[tuple[list[str], float, float]], decode, encode) -> Document:
@@ -152,7 +147,9 @@ def _located(text: str, cues: list[tuple[list[str], float, float]]) -> Iterator[
     for lines, start, end in cues:
         position = text.index("-->", position) + 3
         if any(lines):
-            position = text.index("\n", position)
+            line_end = LINE_END.search(text, position)
+            assert line_end is not None  # the text begins on the line after the times
+            position = line_end.end()
         spans = []
         for line in filter(None, lines):
             begin = text.index(line, position)

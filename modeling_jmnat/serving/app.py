@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ..documents.html import read_html
+from ..documents.placeholders import GuardedText
 from .batching import Batcher, BatchTranslator, Job, QueueFull
 from .libretranslate import (
     TranslationRequest,
@@ -106,13 +107,14 @@ class TranslationServer:
             self.metrics.seconds.observe(time.perf_counter() - start)
 
     async def _translations(self, request: TranslationRequest) -> list[list[str]]:
-        """For each text, its translations, best first; only one for HTML."""
+        """For each text, its translations, best first; only one for HTML, whose placeholders are guarded."""
         if not request.is_html:
             return await self._wait_for(Job(request.texts, 1 + request.num_alternatives))
         documents = [read_html(text) for text in request.texts]
-        found = await self._wait_for(Job([text for document in documents for text in document.texts]))
-        rest = iter(found)
-        return [[document.write(next(rest)[0] for _ in document.texts)] for document in documents]
+        guarded = [GuardedText(text) for document in documents for text in document.texts]
+        found = await self._wait_for(Job([each.read for each in guarded]))
+        rest = iter([each.write(of_text[0]) for each, of_text in zip(guarded, found, strict=True)])
+        return [[document.write(next(rest) for _ in document.texts)] for document in documents]
 
     async def _wait_for(self, job: Job) -> list[list[str]]:
         try:

@@ -59,6 +59,32 @@ def test_every_tag_comes_out_once(text):
             {"Ein Tag ist ein Tag.": "A day is a day.", "Tag": "day"},
             "A <i>day</i> is a day.",
         ),
+        (  # the text itself is in the translation
+            "Auf <b>OK</b> und dann auf <b>Abbrechen</b>.",
+            {"Auf OK und dann auf Abbrechen.": "OK and then Cancel.", "OK": "to be OK", "Abbrechen": "Cancel"},
+            "<b>OK</b> and then <b>Cancel</b>.",
+        ),
+        (  # the longest run of words that both have
+            "Hier ist <i>ein großer Hund</i>.",
+            {"Hier ist ein großer Hund.": "Here is the large dog.", "ein großer Hund": "a large dog"},
+            "Here is the <i>large dog</i>.",
+        ),
+        (  # a run of little of the text is none: the words at the same place
+            "Auf <b>Ende</b> zum Schließen",
+            {"Auf Ende zum Schließen": "Press End to quit", "Ende": "to finish"},
+            "Press <b>End</b> to quit",
+        ),
+        (  # counted in its own sentence
+            "Es ist <b>groß</b>. Und es ist, so viel ist klar, in Berlin.",
+            {"Es ist groß. Und es ist, so viel ist klar, in Berlin.": "It is big. It is in Berlin.", "groß": "tall"},
+            "It is <b>big</b>. It is in Berlin.",
+        ),
+        (  # the nearest of several
+            "Hier ist es, und <b>hier</b>.",
+            {"Hier ist es, und hier.": "Here it is, and here.", "hier": "here"},
+            "Here it is, and <b>here</b>.",
+        ),
+        ("<b>Achtung:</b> Hund", {"Achtung: Hund": "Beware: dog", "Achtung:": "Beware"}, "<b>Beware:</b> dog"),
         (
             "<a href='x'>Das <b>ist</b></a> gut",
             {"Das ist gut": "This is good", "Das": "This", "ist": "is"},
@@ -70,6 +96,16 @@ def test_every_tag_comes_out_once(text):
             "It works with <code>ls &lt; x</code><br>so.",
         ),
         ("Mit <code>ls</code> geht es", {"Mit XQ1 geht es": "XQ1 XQ1 works"}, "<code>ls</code>  works"),
+        (  # keys that are joined are one
+            "Mit <kbd>Strg</kbd>+<kbd>C</kbd> geht es",
+            {"Mit XQ1 geht es": "XQ1 works"},
+            "<kbd>Strg</kbd>+<kbd>C</kbd> works",
+        ),
+        (  # it touches words, its stand-in does not
+            "Ein Wort<var>x</var>und mehr",
+            {"Ein Wort XQ1 und mehr": "A word XQ1 and more"},
+            "A word<var>x</var>and more",
+        ),
         ("Mit <code>ls</code> geht es", {"Mit XQ1 geht es": "It works"}, "It works<code>ls</code>"),
         (
             "<p translate='no'>Haus</p><pre>Haus</pre>Hof",

@@ -72,9 +72,16 @@ BOTH = [(read_srt, SRT, SRT_TEXTS), (read_vtt, VTT, VTT_TEXTS)]
 
 
 @pytest.mark.parametrize(("read", "text", "texts"), BOTH, ids=["srt", "vtt"])
-@pytest.mark.parametrize("change", ["", "crlf", "bom", "end"])
+@pytest.mark.parametrize("change", ["", "crlf", "cr", "mixed", "bom", "end"])
 def test_their_own_text_gives_the_same_bytes(read, text, texts, change):
-    changed = {"": text, "crlf": text.replace("\n", "\r\n"), "bom": "\ufeff" + text, "end": text.rstrip("\n")}[change]
+    changed = {
+        "": text,
+        "crlf": text.replace("\n", "\r\n"),
+        "cr": text.replace("\n", "\r"),
+        "mixed": text.replace("\n\n", "\r\n\r").replace("0\n", "0\r"),
+        "bom": "\ufeff" + text,
+        "end": text.rstrip("\n"),
+    }[change]
     document = read(changed)
     assert document.texts == texts
     assert document.write(texts) == changed
@@ -140,6 +147,9 @@ def test_cues_without_text_and_translations_without_words():
 def test_other_files_get_one_sentence():
     with pytest.raises(ValueError, match="not SubRip subtitles: "):
         read_srt("no subtitles\n")
+    with pytest.raises(ValueError, match="not SubRip subtitles: no cue is in 'no subtitles") as refused:
+        read_srt("no subtitles " * 100)
+    assert len(str(refused.value)) < 150
     with pytest.raises(ValueError, match="not WebVTT subtitles: "):
         read_vtt("no subtitles\n")
     assert read_vtt("WEBVTT\n").texts == read_srt("").texts == []

@@ -23,7 +23,13 @@ DOCUMENTS = {
     ("text", "read"),
     [
         ("%s von %d", "XQ1 von XQ2"),
-        ("{name} hat %(n)d %% und {}", "XQ1 hat XQ2 %% und XQ3"),
+        ("{name} hat %(n)d %% und {}", "XQ1 hat XQ2 % und XQ3"),
+        ("%d von %d (%.1f%%)", "XQ1 von XQ2 (XQ3)"),
+        ("50%% von 100%", "50%% von 100%"),
+        ("%dx%d und %sMB", "XQ1xXQ2 und XQ3MB"),
+        ("%5.1f %count% %{n} #{n} {$n}", "XQ1 XQ2 XQ3 XQ4 XQ5"),
+        ("{n, plural, one {# Tag} other {# Tage}} lang", "XQ1 lang"),
+        ("{% if x %} Haus", "XQ1 Haus"),
         ("${HOME} %1$s %2 {{x}} $y XQ1", "XQ2 XQ3 XQ4 XQ5 XQ6 XQ1"),
         ("50% der 100%ige 5 %", "50% der 100%ige 5 %"),
     ],
@@ -44,6 +50,17 @@ def test_stand_ins_are_read_for_placeholders(text, read):
         ("{a} von", "of", None),
         ("{a} von", "XQ1 of XQ1", None),
         ("Haus", "XQ7", "XQ7"),
+        ("Die Datei %s", "The fileXQ XQ1", None),
+        ("%d von %d (%.1f%%)", "XQ1 of XQ2 (XQ3)", "%d of %d (%.1f%%)"),
+        ("50%% Rabatt", "50% off", "50%% off"),
+        ("50%% Rabatt", "half off", None),
+        ("%d Prozent", "XQ1%", None),
+        ("50%% von 100%", "50%% of 100%", "50%% of 100%"),
+        ("50%% von 100%", "50% of 100%", None),
+        ("100% sicher", "completely safe", "completely safe"),
+        ("Haus", "house %s", None),
+        ("Haus", "house {name}", None),
+        ("{name} / %s", "The XQ1 / XQ2", "{name} / %s"),  # nothing to translate
     ],
 )
 def test_a_translation_has_the_placeholders_of_its_text_or_is_not_taken(text, translation, expected):

@@ -12,6 +12,8 @@ import urllib.request
 
 import pytest
 
+from modeling_jmnat.documents.html import read_html
+from modeling_jmnat.documents.placeholders import same_placeholders, translate_guarded
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.pipeline import JMNatTranslationPipeline
 from tests.helpers.teacher_samples import random_lines
@@ -128,6 +130,18 @@ def test_html_keeps_its_markup(port, pipe):
     assert found["alternatives"] == []
     assert found["translatedText"].startswith(f"<p class='x'>{translation(pipe, TEXTS[0])}</p><script>if (a < b) x()")
     assert found["translatedText"].count("<code>a</code>") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["<p>Hallo {{ name }}, du hast %d Nachrichten.</p>", "<b>%s</b> von <i>%s</i> (%d%%)"]
+)
+def test_html_keeps_its_placeholders(port, pipe, text):
+    """As in a document: whatever the model makes of it, they come out as they went in."""
+    document = read_html(text)
+    translations, _ = translate_guarded(document.texts, lambda texts: [translation(pipe, each) for each in texts])
+    status, found = ask_json(port, q=text, format="html")
+    assert (status, found["translatedText"]) == (200, document.write(translations))
+    assert same_placeholders(text, found["translatedText"])
 
 
 @pytest.mark.parametrize(
