@@ -28,7 +28,8 @@ CUSTOM_PIPELINES = {
 # A line without such a sign before its end cannot hold several sentences.
 MAY_END = re.compile(r"""[.!?…؟۔।]["'”’“»«›‹)\]]*\s|[。！？]""")
 LAST_SIGNS = re.compile(r"(?<!\W)\W+$")  # matches only at the start of a run of signs, for speed
-WIDE_SPACES = re.compile(r"[^\S\x00-\x7f]")
+OTHER_SPACES = re.compile(r"[^\S \t\r\n]")  # among them line breaks of Unicode, which end no line
+LINE = re.compile(r"[^\r\n]*(?:\r\n|[\r\n])|[^\r\n]+")
 
 
 def words(text: str) -> frozenset[str]:
@@ -335,7 +336,7 @@ def sentences_of(text: str, language: str) -> list[str]:
     A piece of white space is added to the piece before. Lines that cannot hold several sentences need no library.
     """
     pieces: list[str] = []
-    for line in text.splitlines(keepends=True):
+    for line in LINE.findall(text):
         several = MAY_END.search(LAST_SIGNS.sub("", line).lstrip())
         for piece in split_line(line, language) if several else [line]:
             if pieces and not piece.strip():
@@ -357,7 +358,7 @@ def split_line(line: str, language: str) -> list[str]:
     # Version 1.0 counts bytes in some places, and fails at a wide space after a letter and a full stop (`z. B.`).
     sentences: list[str] = []
     position = 0
-    for sentence in sentencex.segment(language, WIDE_SPACES.sub(" ", line)):
+    for sentence in sentencex.segment(language, OTHER_SPACES.sub(" ", line)):
         piece = line[position : position + len(sentence)]
         if sentences and sentence_goes_on(sentences[-1], piece, language):
             sentences[-1] += piece

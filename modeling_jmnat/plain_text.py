@@ -9,79 +9,49 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
-from functools import lru_cache
+from itertools import count
 from typing import Any
 
-from tokenizers import Regex, normalizers
-
 from .spelling import (
+    BULLETS,
+    INVISIBLE,
+    LAST_SIGNS,
+    LIST_MARKS,
+    VARIANT,
     calmed,
     changed_outside,
+    clean_text,
+    cleaned_signs,
     in_capitals,
     in_small_letters,
-    readable,
+    is_invisible,
+    is_loud_word,
+    is_unknown_sign,
+    plainly_spelled,
+    respelled,
     truecased,
-    without_letter_entities,
 )
+from .spelling import text_normalizer as text_normalizer  # for tokenization_jmnat.py
 
 # Characters of the private use area that stand for text to be copied.
 MARKS = tuple(map(chr, range(0xE000, 0xE00A)))
 REPLACEMENT = "\ufffd"  # left by a failed decoding
 SURROGATES = re.compile("[\ud800-\udfff]")
-
-# Clean text ----------------------------------------------------------------------------------------------------------
-
-# Patterns of the normalizer, written as ranges so that all regular expression engines agree.
-SPACES = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u2800\u3000]+"
-# Control and format characters (except the visible ones of Arabic and Kaithi), fillers, replacement characters.
-INVISIBLE = (
-    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
-    "\u3164\ufeff\uffa0\ufff9-\ufffb\ufffd\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001]"
-)
-# Joiners are kept between letters of Arabic, Indic and Mongolian scripts and between emoji, even with combining marks
-# (\p{M}); tags are kept after a black flag. Removed characters do not count as neighbours, so cleaning is idempotent.
-JOINED = (
-    "\u0600-\u061b\u061d-\u08ff\u0900-\u109f\u1780-\u180d\u180f-\u18af\u2190-\u27ff\u2801-\u2bff\u3030-\u303d"
-    "\u3297-\u3299\ufe0f\U0001f000-\U0001faff"
-)
-# Patterns that begin with the characters they remove are found faster.
-AFTER_JOINED = "|".join(rf"[{JOINED}]" + r"\p{M}" * marks + "." for marks in range(4))
-JOINERS = rf"[\u180e\u200c\u200d](?:(?<!{AFTER_JOINED})|(?!(?!\u034f)[{JOINED}\p{{M}}]))"
-AFTER_FLAG = "|".join("\U0001f3f4" + "[\U000e0020-\U000e007e]" * tags + "." for tags in range(7))
-TAGS = f"[\U000e0020-\U000e007f](?<!{AFTER_FLAG})"
-
-
-def text_normalizer(unicode_form: str = "NFC", lowercase: bool = False) -> normalizers.Sequence:
-    """A normalizer to NFC or NFKC that also collapses white space, strips it, and removes invisible characters."""
-    if unicode_form not in ("NFC", "NFKC"):
-        raise ValueError(f"unicode_form={unicode_form!r} must be 'NFC' or 'NFKC'")
-    steps: list[Any] = [normalizers.NFKC()] if unicode_form == "NFKC" else []
-    steps += [normalizers.Lowercase()] if lowercase else []  # after NFKC, which spells out letters; before NFC
-    # Which characters are invisible depends on their neighbours in NFC; removing them may call for NFC again.
-    invisible = normalizers.Replace(Regex("|".join((INVISIBLE, JOINERS, TAGS))), "")
-    steps += [normalizers.NFC(), invisible, normalizers.NFC()]
-    return normalizers.Sequence([*steps, normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()])
-
-
-def clean_text(text: str) -> str:
-    """The text as normalised by newly trained tokenizers."""
-    return CLEAN.normalize_str(text)
-
-
-CLEAN = text_normalizer()
-
+Pairs = tuple[tuple[str, str], ...]
 
 # Text that a translation copies --------------------------------------------------------------------------------------
 
 BLANK = "\u2800"  # white space in Braille, which is a symbol to Python
 NAMES = re.compile(r"\b[A-Z]\w{2,}\b")
 UNSEEN = re.compile(rf"{INVISIBLE}|\s|[\u180e\u200c\u200d\ufe0f\U000e0020-\U000e007f]")  # including emoji joiners
-ANY_MARK = re.compile(f"[{''.join(MARKS)}]")
+ANY_MARK, ALL_MARKS = (re.compile(f"[{''.join(MARKS)}]{several}") for several in ("", "+"))
 NO_SPACE = re.compile(r"\S+")
-EDGE_SIGNS = re.compile(r"""^["'“”„«»(\[]+|["'“”«»)\],.;:!?…]+$""")  # around a word
+OPENING_SIGNS, CLOSING_SIGNS = "\"'“”„«»([", "\"'“”«»)],.;:!?…"  # around a word
 LONE_LETTER = re.compile(r"[\W\d_]*[A-HJ-Zb-zÄÖÜäöüß][\W\d_]*")  # of a list or a formula; "I" and "a" are words
-AMOUNT = re.compile(r"([+-]?\d[\d.,]*)\s?[^\s\d]{1,3}")  # a number and its unit
+LETTER = r"[^\W_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7ff]"  # or digit, where words have spaces between
 SHORT_NUMBER = re.compile(r"\d{1,2}")
+PLAIN_NUMBER = re.compile(r"[+−-]?\d+(?:[.,:/]\d+)?|[A-Z]{1,3}\d{1,3}")  # (or `A4`) is as easy to read as a name
+MOST_NAMES = 30  # in a sentence; mending many takes long
 MENDED_FROM = 0.5  # least similarity (0 to 1) of a garbled copy to the item that it should be
 ADDRESS_END = r"""[^\s<>"'“”«».,:;!?)\]}…]"""
 FILE_TYPES = (
@@ -89,15 +59,16 @@ FILE_TYPES = (
     "py|rpm|sh|so|svg|tar|toml|tsv|txt|xlsx?|xml|ya?ml|zip|com|de|io|net|org"
 )
 # Signs and units after an amount, and signs and codes before one.
-UNITS = r"(?:[€$£¥₹₽₺₿]|(?:EUR|USD|CHF|GBP|JPY|CNY|PLN|CZK|SEK|NOK|DKK)\b|°[CF]?|[cdkm]?m[²³])(?!\w)"
+UNITS = (
+    r"(?:[€$£¥₹₽₺₿%‰]|(?:EUR|USD|CHF|GBP|JPY|CNY|PLN|CZK|SEK|NOK|DKK)\b|°[CF]?|km/h|m/s|[cdkmµn]?m[²³]?|[kmµ]?g|"
+    r"[cm]?l|m?s|[kKMGT]i?B|[kMG]?Hz|[kM]?Wh?|k?V|m?A)(?!\w)"
+)
 CURRENCIES = r"(?:[€$£¥₹₽₺₿]|\b(?:EUR|USD|CHF|GBP|JPY|CNY|PLN|CZK|SEK|NOK|DKK)\b)"
 GAP = r"[ \xa0\u202f]?"
 NUMBER = r"\d+(?:[.,:/'’–-]\d+)*"
-BULLETS = "•‣⁃∙ℹ‼⁉§¶†‡"  # signs that Unicode does not class as symbols
-# Selectors of variants of a letter; those of pictograms and of Mongolian and Khmer letters belong to them.
-VARIANT = re.compile(
-    rf"(?<![#*\d©®{BULLETS}\u2122{JOINED}])[\u17b4\u17b5\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
-)
+NO_CENTS = r"(?:[.,][-–]{1,2})?"  # 19,-- EUR
+AMOUNT = re.compile(rf"({CURRENCIES}{GAP})?[+−-]?(\d+(?:[.,]\d+)*){NO_CENTS}({GAP}[^\s\d]{{1,4}})?")
+SOME_UNIT = rf"(?:[.,]?[-–]{{0,2}}{GAP}(?:{UNITS}|°?{GAP}[CF]\b)(?:[.,]\d+)?|[.,][-–]{{1,2}})?"
 # Text that a translation copies, the most specific patterns first. `find_copied` adds words with unknown characters.
 # Patterns for long runs match only at the start of a run, so that they are not tried at each of its characters.
 COPIED = re.compile(
@@ -115,9 +86,10 @@ COPIED = re.compile(
             r"%(?:\d+\$)?[-+0#]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[diouxXeEfgGcsp@](?!\w)",
             r"(?<![\w&@#/.])[@#](?=\d*[^\W\d])\w+|[0-9#*]\ufe0f?\u20e3",  # names, hashtags, keys
             # Paths, options, identifiers, calls, file names and host names.
-            r"(?<![\w/~.])(?:~|\.{1,2})?(?:/[\w.+@-]*\w)+/?|(?<![\w-])--[A-Za-z][\w-]*\w",
+            r"(?<![\w/~.-])(?:~|\.{1,2})?(?:/[\w.+@-]*\w)+/?|(?<![\w-])--[A-Za-z][\w-]*\w",
             r"\b[A-Za-z]:\\(?:[^\s\\\"<>|:]+(?: [^\s\\\"<>|:]+){0,3}\\)*[^\s\"<>|]*[\w\\]",
-            rf"\b(?<!\w-)(?<![\w-]\.)(?=\w)[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES})\b",
+            rf"\b(?<!\w-)(?<![\w-]\.)(?=\w)[\w-]+(?:\.[\w-]+)*\.(?:{FILE_TYPES}|{FILE_TYPES.upper()})\b",
+            r"(?<![^\s(\"'“„])\.[A-Za-z]\w{2,}(?:\.\w+)*(?![\w-])",  # .gitignore
             r"\b(?:[a-z]\w*?(?:_[a-z0-9]+)+|[A-Z]\w*?(?:_[A-Z0-9]+)+)\b|\b__\w+__\b",
             r"(?<![\w.:>])[A-Za-z_]\w*(?:(?:\.|::|->)\w+)*\(\)|(?<![\w:])[A-Za-z_]\w*(?:::\w+)+(?:<[\w:,* ]*>)?",
             r"\b[a-z]+[A-Z][a-z0-9]{2,}(?:[A-Z][a-z0-9]*)*\b|\b[A-Z]\w{0,9}&[A-Z]\w{0,9}\b",  # `camelCase` and `R&D`
@@ -128,9 +100,11 @@ COPIED = re.compile(
             # Amounts, account and telephone numbers, dates and times, numbers. A short ordinal ("3. Mai") is a word.
             r"\b[A-Z]{2}\d{2}(?: ?[A-Z\d]{4}){2,7}(?: ?[A-Z\d]{1,3})?\b",
             r"(?<![\w.,])(?:0\d+(?:[ \xa0]\d{2,})+|\d{4}(?:[ \xa0]\d{4}){2,})(?!\w)",
-            rf"(?<![\w.,]){CURRENCIES}{GAP}{NUMBER}(?:[.,][-–])?",
+            rf"(?<![\w.,]){CURRENCIES}{GAP}{NUMBER}{NO_CENTS}",
             rf"(?<![\w.,])[+-]?\d{{1,3}}(?:[ \xa0\u2009\u202f]\d{{3}})+(?!\d)(?:[.,]\d+)?(?:{GAP}{UNITS})?",
-            rf"(?<![\w.,])(?<!\d[:/'’–-])[+−-]?{NUMBER}(?:[.,][-–])?{GAP}{UNITS}",
+            rf"(?<![\w.,])(?<!\d[:/'’–-])[+−-]?{NUMBER}{NO_CENTS}{GAP}{UNITS}",
+            # Telephone numbers with the area code in brackets or before a stroke.
+            r"(?<![\w.,])(?:\(0\d{1,5}\)[ \xa0]?|0\d{2,5} ?[/–-] ?)\d{3,}(?:[ \xa0/-]\d{2,})*(?!\w)",
             r"(?<![\w.,])\+\d{1,3}(?:[ /-]?(?:\(\d+\)|\d+))+|§{1,2}[ \xa0]?\d+[a-z]?\b",
             r"\b\d{4}-\d\d-\d\dT[\d:.]*\d(?:Z|[+-]\d\d:?\d\d)?|(?<!\w)[A-Z]{1,5}-?\d[\w-]*(?:\.\d+)*",
             r"\b(?=[IVX]{2,}\b)X{0,3}(?:IX|IV|V?I{0,3})\b(?<=[IVX])|(?<!\w)\d+(?:[x×]\d+)+(?!\w)",  # VIII, 1920x1080
@@ -175,12 +149,6 @@ def _kind(tokenizer, character: str) -> str:
     if is_plain and not tokenizer.has_marks:
         return "w" if character.isalnum() else "-"
     return "u" if tokenizer.is_unknown(character) else "w" if character.isalnum() else "-"
-
-
-@lru_cache(maxsize=4096)
-def is_invisible(character: str) -> bool:
-    """Whether cleaning removes a character. Tested after a flag, where tags are kept."""
-    return clean_text(f"\U0001f3f4{character}") == "\U0001f3f4"
 
 
 def put_marks(text: str, spans: Sequence[tuple[int, int]], items: Sequence[str], first: int = 0) -> str:
@@ -254,19 +222,23 @@ def restore(text: str, items: Sequence[str]) -> str:
     return ANY_MARK.sub(item_of, text)
 
 
-def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
+def mend_copies(translation: str, source: str, items: Sequence[str], kept: Sequence[str] = ()) -> str:
     """A translation that contains each of the source's `items` unchanged.
 
     A missing item replaces the words most similar to it, if they are similar enough. Otherwise it is inserted at its
     relative position in the source, counted in words; except numbers of up to two digits, which may be spelled out.
+
+    Args:
+        kept: pieces of the translation that no item replaces.
     """
     for item in dict.fromkeys(items):
         cleaned = clean_text(item)
         if cleaned not in ("", item) and item not in translation:  # they differ in the kind of white space
             translation = translation.replace(cleaned, item)
-        if places(item, translation):
+        if places(item, translation) or (item in translation and not places(item, clean_text(source))):
             continue
-        taken = {place for other in items for span in places(other, translation) for place in range(*span)}
+        stay = (*items, *kept)
+        taken = {place for other in stay for span in places(other, translation) for place in range(*span)}
         words = [match.span() for match in NO_SPACE.finditer(translation)]
         spoilt = bare_number(item, translation, taken) or most_alike(item, translation, words, taken)
         if spoilt is not None:
@@ -274,7 +246,8 @@ def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
         elif not SHORT_NUMBER.fullmatch(item):
             before, _, after = source.partition(item)
             lost = {word for other in items if not places(other, translation) for word in other.split()}
-            left, right = (sum(word not in lost for word in side.split()) for side in (before, after))
+            sides = (before, after.lstrip(CLOSING_SIGNS))
+            left, right = (sum(word not in lost for word in side.split()) for side in sides)
             share = left / max(1, left + right)
             starts = [begin for begin, _ in words if not {begin - 1, begin} <= taken]  # not within another item
             place = round(share * len(starts))
@@ -287,22 +260,26 @@ def mend_copies(translation: str, source: str, items: Sequence[str]) -> str:
 
 
 def bare_number(item: str, text: str, taken: set[int]) -> tuple[int, int] | None:
-    """The span, outside `taken`, of an amount's number (`10` for `10 m²`), and of another sign after it."""
+    """The span, outside `taken`, of an amount's number (`10` for `10 m²`) with whatever sign and unit it has."""
     amount = AMOUNT.fullmatch(item)
-    for begin, end in places(amount[1], text) if amount else ():
-        if taken.isdisjoint(range(begin, end)):
-            return begin, end + (text[end : end + 1] in {"%", "°", "€", "$", "£"})
-    return None
+    if amount is None or not (amount[1] or amount[3]):  # a number alone
+        return None
+    number = rf"(?<!\w)(?<!\d[.,])(?:{CURRENCIES}{GAP})?[+−-]?{re.escape(amount[2])}(?![.,]?\d){SOME_UNIT}"
+    spans = (match.span() for match in re.finditer(number, text))
+    return next((span for span in spans if taken.isdisjoint(range(*span))), None)
 
 
 def most_alike(item: str, text: str, words: list[tuple[int, int]], taken: set[int]) -> tuple[int, int] | None:
     """The span of consecutive words, outside `taken`, most similar to an item; None if none is similar enough."""
     best, chosen = MENDED_FROM, None
-    matcher = SequenceMatcher(None, "", clean_text(item), autojunk=False)
+    cleaned = clean_text(item)
+    matcher = SequenceMatcher(None, "", cleaned, autojunk=False)
+    opening, closing = OPENING_SIGNS.replace(cleaned[:1], ""), CLOSING_SIGNS.replace(cleaned[-1:], "")
     for first in range(len(words)):
         for last in range(first, min(first + len(item.split()) + 2, len(words))):
-            found = EDGE_SIGNS.sub("", text[words[first][0] : words[last][1]])
-            begin = text.index(found, words[first][0])
+            found = text[words[first][0] : words[last][1]].lstrip(opening)
+            begin = words[last][1] - len(found)
+            found = found.rstrip(closing)
             matcher.set_seq1(clean_text(found))
             if matcher.real_quick_ratio() <= best or matcher.quick_ratio() <= best:  # bounds of the ratio
                 continue
@@ -312,8 +289,11 @@ def most_alike(item: str, text: str, words: list[tuple[int, int]], taken: set[in
 
 
 def places(item: str, text: str) -> list[tuple[int, int]]:
-    """Spans of an item in a text, except inside a longer number."""
-    before, after = (r"(?<!\d)" if item[0].isdecimal() else "", r"(?!\d)" if item[-1].isdecimal() else "")
+    """Spans of an item in a text, except inside a longer word or number; a number may have an ending (`1990s`)."""
+    first, last = item[0], item[-1]
+    before = f"(?<!{LETTER})" * first.isalnum() + r"(?<!\d[.,])" * first.isdecimal()
+    is_number = last.isdecimal() or (first.isdecimal() and not last.isalnum())
+    after = r"(?![.,]?\d)" if is_number else f"(?!{LETTER})" * last.isalnum()
     return [match.span() for match in re.finditer(before + re.escape(item) + after, text)]
 
 
@@ -329,10 +309,12 @@ class Sentence:
         source: the sentence as given, without the signs `around` it.
         items: pieces of the source that the translation copies.
         has_marks: whether the vocabulary has marks; they stand for the first ten items.
-        around: unknown signs before and after the sentence (a bullet, an emoji), with their spaces.
+        around: signs before and after the sentence (a bullet, an emoji, `1.`), with their spaces.
         capitals: whether the translation is to be in capitals.
         translation: set where no model is needed: "" for an empty sentence, the sentence itself if it has no words.
         spellings: words that `text` has in other letters, see `respelled`.
+        stand_ins: what `text` has in place of items if there are no marks, see `with_stand_ins`.
+        kept: words of the translation that stay as they are: the target terms of a glossary.
     """
 
     text: str
@@ -342,40 +324,47 @@ class Sentence:
     around: tuple[str, str] = ("", "")
     capitals: bool = False
     translation: str | None = None
-    spellings: tuple[tuple[str, str], ...] = ()
+    spellings: Pairs = ()
+    stand_ins: Pairs = ()
+    kept: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, sentence: str, tokenizer: Any) -> "Sentence":
-        """Prepare a sentence without outer white space. For tokenizers of other models it stays as it is."""
+    def read(cls, sentence: str, tokenizer: Any, glossary: Any = None) -> "Sentence":
+        """Prepare a sentence without outer white space. For tokenizers of other models it stays as it is.
+
+        Args:
+            glossary: see `inference.glossary`; its source terms are left to the model.
+        """
         if not hasattr(tokenizer, "is_unknown") or SURROGATES.search(sentence):  # the tokenizer refuses surrogates
             return cls(sentence, translation=None if sentence else "")
         if code := tokenizer.language_code(sentence):
-            read = cls.read(sentence.removeprefix(code).strip(), tokenizer)
+            read = cls.read(sentence.removeprefix(code).strip(), tokenizer, glossary)
             return replace(read, text=f"{code} {read.text}")
         sentence = sentence.replace(REPLACEMENT, "")
         if not tokenizer.normalize_text(VARIANT.sub("", sentence)):
             return cls("", translation="")
         # A letter followed by a combining accent is known if the composed character is.
         composed = unicodedata.normalize("NFC", sentence).replace(BLANK, " ")
-        signs = {sign for sign in composed if UNSEEN.match(sign) or is_unknown_sign(sign, tokenizer)}
-        given = composed.strip("".join(signs))
-        core, spellings = plainly_spelled(tokenizer, given)
+        before, given, after = without_edges(composed, tokenizer)
+        core, spellings = plainly_spelled(tokenizer, given, COPIED)
         if not core:
-            return cls(sentence, translation=_cleaned_signs(sentence))
-        spans = find_copied(tokenizer, core)
+            return cls(sentence, translation=cleaned_signs(sentence))
+        found = () if glossary is None else glossary.pattern.finditer(core)
+        terms = {place for match in found for place in range(*match.span())}
+        spans = [span for span in find_copied(tokenizer, core) if terms.isdisjoint(range(*span))]
         items = tuple(dict.fromkeys(core[begin:end] for begin, end in spans))
         marked = put_marks(core, spans, items)
-        if LONE_LETTER.fullmatch(core) or not any(map(str.isalpha, marked)):
-            return cls(sentence, translation=_cleaned_signs(sentence))
-        capitals = not tokenizer.lowercase and in_capitals(marked)
+        if not terms and (LONE_LETTER.fullmatch(core) or not any(map(str.isalpha, marked))):
+            return cls(sentence, translation=cleaned_signs(sentence))
+        capitals = not tokenizer.lowercase and (in_capitals(marked) or is_loud_word(tokenizer, marked))
         if capitals or (not tokenizer.lowercase and in_small_letters(marked)):
             marked = truecased(tokenizer, marked.lower())
         elif not tokenizer.lowercase:
             marked = calmed(tokenizer, marked)
-        text = marked if tokenizer.has_marks else without_marks(marked, items)
-        around = [_cleaned_signs(outer) for outer in composed.split(given, 1)]
-        before, after = (outer if outer.strip() else "" for outer in around)
-        return cls(text, core, items, tokenizer.has_marks, (before, after), capitals, spellings=spellings)
+        kept = () if glossary is None else tuple(glossary.found(marked))
+        has_marks = tokenizer.has_marks
+        text, stand_ins = (marked, ()) if has_marks else with_stand_ins(tokenizer, marked, items, kept)
+        return cls(text, core, items, has_marks, (before, after), capitals, None, spellings, stand_ins, kept)
 
     def write(self, translation: str, is_draft: bool = False) -> str:
         """Turn the translation of `text` into that of the sentence. Items that a draft lacks are not inserted."""
@@ -385,65 +374,77 @@ class Sentence:
         text = translation.replace(REPLACEMENT, "").strip()
         if self.has_marks:
             text = restore(text, self.items)
-        text = respelled(text if is_draft else mend_copies(text, self.source, self.items), self.spellings)
+        if not is_draft:
+            missing = [name.strip() for name, item in self.stand_ins if not places(item, text)]
+            text = mend_copies(text, self.text, missing, self.kept)
+        text = put_back(text, self.stand_ins)
+        if not is_draft:
+            present = [item for _, item in self.stand_ins]
+            items = [i for i in self.items if PLAIN_NUMBER.fullmatch(i) or not any(i in other for other in present)]
+            text = mend_copies(text, self.source, items, [*present, *self.kept])
+        text = respelled(text, self.spellings)
         if self.capitals:  # all but what is copied
-            text = changed_outside(text, str.upper, (span for item in self.items for span in places(item, text)))
+            stay = [match.span() for item in self.items for match in re.finditer(re.escape(item), text)]
+            stay += [span for term in self.kept for span in places(term, text)]
+            text = changed_outside(text, str.upper, stay)
         return before + text + after
 
 
-def plainly_spelled(tokenizer, text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """A text in letters and signs that the vocabulary knows, as far as it can be, and the spellings that this changed.
+def without_edges(text: str, tokenizer) -> tuple[str, str, str]:
+    """A text in three parts: the signs before its words, the words, and the signs after them, with their spaces.
+
+    These are signs that the vocabulary lacks, list marks, and rules such as `***`. A sign that begins something to be
+    copied is a part of that (`§ 5`).
+    """
+    signs = "".join({sign for sign in text if UNSEEN.match(sign) or is_unknown_sign(sign, tokenizer)})
+    rest = text.lstrip(signs)
+    rest = LIST_MARKS.sub("", rest).lstrip(signs)
+    begin = len(text) - len(rest)
+    end = begin + len(LAST_SIGNS.sub("", rest.rstrip(signs)).rstrip(signs))
+    for match in COPIED.finditer(text) if end - begin < len(text) else ():
+        begin = match.start() if match.start() < begin < match.end() else begin
+        end = match.end() if match.start() < end < match.end() else end
+    before, after = cleaned_signs(text[:begin]), cleaned_signs(text[end:])
+    return before if before.strip() else "", text[begin:end], after if after.strip() else ""
+
+
+def with_stand_ins(tokenizer, marked: str, items: Sequence[str], kept: Sequence[str]) -> tuple[str, Pairs]:
+    """A text for a model without marks, which would read many items byte by byte.
+
+    Each place of items has a name such as `F1`, which models copy as they copy numbers. Plain numbers stay as they
+    are. Signs before the end of the sentence are left out, for `mend_copies` to insert them again.
 
     Returns:
-        The text, and what `respelled` needs to spell copied words as before.
+        The text, and pairs of a name, with the spaces that separate it from other words, and its item.
     """
-    if text.isascii() and "&" not in text:
-        return text, ()
-    plain = without_letter_entities(VARIANT.sub("", text))
-    plain = readable(tokenizer, plain, (match.span() for match in COPIED.finditer(plain)))
-    words = [
-        (clean_text(read).casefold(), clean_text(word))
-        for read, word in zip(plain.split(), text.split(), strict=False)
-    ]
-    changed = {read for read, word in words if read != word.casefold()}
-    return plain, tuple(pair for pair in words if pair[0] in changed)
-
-
-def respelled(text: str, spellings: Sequence[tuple[str, str]]) -> str:
-    """A translation in which copied words are spelled as in the source.
-
-    Args:
-        spellings: cleaned words as the model read them, in small letters, and as they stand in the source, in order.
-    """
-    waiting: dict[str, list[str]] = {}
-    for read, original in spellings:
-        waiting.setdefault(read, []).append(original)
-
-    def spelling(word: re.Match) -> str:
-        left = waiting.get(clean_text(word[0]).casefold(), [word[0]])
-        return left.pop(0) if len(left) > 1 else left[0]
-
-    return re.sub(r"\S+", spelling, text) if spellings else text
-
-
-def without_marks(marked: str, items: Sequence[str]) -> str:
-    """A text for a model without marks: with its items, but without emoji and other signs between words.
-
-    Such a model would read them byte by byte; `mend_copies` inserts them again.
-    """
-    of_items = dict(zip(MARKS, items, strict=False))
+    of_items, marked = dict(zip(MARKS, items, strict=False)), clean_text(marked) if items else marked
+    letter = "f" if tokenizer.lowercase else "F"
+    taken = " ".join((marked, *items, *kept))
+    names = (name for number in count(1) if (name := f"{letter}{number}") not in taken)
+    are_known = not any(map(tokenizer.is_unknown, f"{letter}0123456789"))
     signs = [mark for mark, item in of_items.items() if not any(c.isascii() or c.isalnum() for c in item)]
-    if signs:
-        marked = re.sub(rf"\s[{''.join(signs)}](?=\s)", "", marked)
-    return ANY_MARK.sub(lambda mark: of_items.get(mark[0], ""), marked)
+    alone = [mark for mark in signs if sum(of_items[mark] in item for item in items) == 1 == marked.count(mark)]
+    if signs := "".join(alone):
+        left_out = r"[.!?]+$" if are_known else r"[.!?]+$|\s"
+        marked = re.sub(rf"(?<=\w)\s[{signs}](?={left_out})", "", marked)
+    stand_ins: list[tuple[str, str]] = []
+
+    def shown(marks: re.Match) -> str:
+        item = "".join(of_items.get(mark, "") for mark in marks[0])
+        if not item or not are_known or PLAIN_NUMBER.fullmatch(item) or len(stand_ins) == MOST_NAMES:
+            return item
+        before, after = (f" {marked} "[place].isalnum() for place in (marks.start(), marks.end() + 1))
+        name = " " * before + next(names) + " " * after
+        stand_ins.append((name, item))
+        return name
+
+    return ALL_MARKS.sub(shown, marked), tuple(stand_ins)
 
 
-def _cleaned_signs(text: str) -> str:
-    """Bullets and emoji without stray invisible characters; white space is kept."""
-    return re.sub(r"\S+", lambda signs: clean_text(signs[0]), text)
-
-
-def is_unknown_sign(character: str, tokenizer) -> bool:
-    """Whether a character is a bullet or (part of) a pictogram that would become bytes."""
-    of_signs = unicodedata.category(character) in ("So", "Sk", "Sm", "Co") or character in BULLETS
-    return of_signs and tokenizer.is_unknown(character)
+def put_back(text: str, stand_ins: Pairs) -> str:
+    """A translation with items in place of their names, without the spaces and letters that the names brought."""
+    for name, item in stand_ins:
+        before = " ?" if name[0] == " " else f"(?<!{LETTER})"
+        after = " ?" if name[-1] == " " else "[A-Za-z]*"
+        text = re.sub(rf"{before}{name.strip()}(?!\d){after}", item.replace("\\", r"\\"), text)
+    return text

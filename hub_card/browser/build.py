@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from modeling_jmnat import pipeline, plain_text, spelling
+from modeling_jmnat import pipeline, spelling
 from modeling_jmnat.utils.atomic_files import replace_files
 from modeling_jmnat.utils.command_line import command, parse_arguments
 from modeling_jmnat.utils.locks import folder_lock
@@ -96,7 +96,10 @@ def write_model(name: str, folder: Path) -> None:
         export_onnx(model, graphs, int8=True, tokenizer=tokenizer, for_browsers=True)
         for file in MODEL_FILES:
             pack(Path(graphs, file).read_bytes(), folder / file)
-    forms = {"plain": spelling.PLAIN_FORMS, "bullets": plain_text.BULLETS}
+    forms = {"plain": spelling.PLAIN_FORMS, "bullets": spelling.BULLETS}
+    # The same syntax in JavaScript, but for the ends of a text.
+    forms |= {"listMarks": spelling.LIST_MARKS.pattern.replace(r"\A", "^")}
+    forms |= {"lastSigns": spelling.LAST_SIGNS.pattern.replace(r"\Z", "$")}
     for rules, file in ((sentence_rules(language), "sentences.json"), (forms, "spelling.json")):
         pack(json.dumps(rules, ensure_ascii=False).encode(), folder / file)
 

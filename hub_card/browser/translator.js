@@ -56,18 +56,31 @@ export class Translator {
      * `Sentence` in plain_text.py for capitals, plain letters, and bullets and emoji at the ends.
      */
     read(sentence) {
-        const characters = Array.from(sentence);
-        const isOuter = one => /[\s\u200d\ufe0f]/.test(one) || (this.isSign(one) && !this.known.has(one));
-        const begin = characters.findIndex(one => !isOuter(one));
-        const end = characters.findLastIndex(one => !isOuter(one)) + 1;
-        if (begin < 0) return { text: "", write: () => sentence };
-        const outer = [characters.slice(0, begin), characters.slice(end)].map(signs => signs.join(""));
-        const [before, after] = outer.map(signs => (signs.trim() ? signs : ""));
-        let text = characters.slice(begin, end).map(one => this.plainForm(one)).join("");
-        const capitals = !this.lowercase && inCapitals(text);
+        const [before, core, after] = this.withoutEdges(sentence);
+        if (!core) return { text: "", write: () => sentence };
+        let text = Array.from(core, one => this.plainForm(one)).join("");
+        const capitals = !this.lowercase && (inCapitals(text) || this.isLoudWord(text));
         if (capitals || (!this.lowercase && inSmallLetters(text))) text = this.truecased(text.toLowerCase());
         const write = translation => before + (capitals ? translation.toUpperCase() : translation) + after;
         return { text, write };
+    }
+
+    /** A text in three parts: signs and list marks before its words, the words, and signs after them. */
+    withoutEdges(text) {
+        const isOuter = one => /[\s\u200d\ufe0f]/.test(one) || (this.isSign(one) && !this.known.has(one));
+        const inner = part => {
+            const characters = Array.from(part);
+            const begin = characters.findIndex(one => !isOuter(one));
+            const end = characters.findLastIndex(one => !isOuter(one)) + 1;
+            return begin < 0 ? [part, ""] : [characters.slice(0, begin).join(""), characters.slice(begin, end).join("")];
+        };
+        const [signs, rest] = inner(text);
+        const mark = rest.match(new RegExp(this.spelling.listMarks, "u"))?.[0] ?? "";
+        const [more, whole] = inner(rest.slice(mark.length));
+        const [, core] = inner(whole.replace(new RegExp(this.spelling.lastSigns, "u"), ""));
+        const before = signs + mark + more;
+        const after = text.slice(before.length + core.length);
+        return [before.trim() ? before : "", core, after.trim() ? after : ""];
     }
 
     isSign(character) {
@@ -89,18 +102,22 @@ export class Translator {
         return text.replace(/\p{L}/u, first => (this.known.has(first.toUpperCase()) ? first.toUpperCase() : first));
     }
 
-    /** A word in small letters or with a capital, whichever has fewer pieces, or earlier ones. */
+    /** A word in small letters, with a capital or in capitals, also with ß for ss: with the fewest, earliest pieces. */
     inUsualLetters(word) {
-        const [small, capital] = [word, capitalised(word)].map(form => ({
-            form,
-            ids: this.tokenizer.encode(form, { add_special_tokens: false }).ids,
-        }));
-        const place = small.ids.findIndex((id, index) => id !== capital.ids[index]);
-        const isCapital =
-            capital.ids.length === small.ids.length
-                ? place >= 0 && capital.ids[place] < small.ids[place]
-                : capital.ids.length < small.ids.length;
-        return (isCapital ? capital : small).form;
+        const forms = [word, word.replaceAll("ss", "ß")].flatMap(one => [one, capitalised(one), one.toUpperCase()]);
+        return forms.reduce((best, form) => (isEarlier(this.pieces(form), this.pieces(best)) ? form : best));
+    }
+
+    /** Whether a text is one word in capitals that is several pieces, but one in other letters. */
+    isLoudWord(text) {
+        const found = text.match(/\p{L}+/gu) ?? [];
+        if (found.length !== 1 || Array.from(found[0]).length < 2 || !isUpper(found[0])) return false;
+        const usual = this.inUsualLetters(found[0].toLowerCase());
+        return this.pieces(found[0]).length > 1 && this.pieces(usual).length === 1;
+    }
+
+    pieces(word) {
+        return this.tokenizer.encode(word, { add_special_tokens: false }).ids;
     }
 
     /** Ids of a sentence; an Error for one that is too long. */
@@ -188,11 +205,22 @@ function capitalised(word) {
     return first.toUpperCase() + others.join("");
 }
 
+/** Whether ids are fewer than others, or as many and earlier in the vocabulary at the first difference. */
+function isEarlier(ids, others) {
+    const place = ids.findIndex((id, index) => id !== others[index]);
+    return ids.length === others.length ? place >= 0 && ids[place] < others[place] : ids.length < others.length;
+}
+
+/** Whether letters are capitals; `ß` counts as one among others. */
+function isUpper(letters) {
+    const cased = letters.replaceAll("ß", "");
+    return cased === cased.toUpperCase() && cased !== cased.toLowerCase();
+}
+
 /** Whether a text is in capitals; a single word of up to four letters, perhaps an abbreviation, does not count. */
 function inCapitals(text) {
     const letters = text.match(/\p{L}/gu) ?? [];
-    const cased = letters.join("").replaceAll("ß", "");
-    if (cased !== cased.toUpperCase() || cased === cased.toLowerCase()) return false;
+    if (!isUpper(letters.join(""))) return false;
     return letters.length > 4 || (letters.length > 1 && /\S\s+\S/.test(text));
 }
 

@@ -1,4 +1,4 @@
-"""Capitals, and letters and signs in other forms, as a vocabulary knows them.
+"""Characters of a text: clean, and letters and signs in forms that a vocabulary knows.
 
 This file is saved along with a model.
 """
@@ -6,8 +6,12 @@ This file is saved along with a model.
 import operator
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from html import unescape
+from typing import Any
+
+from tokenizers import Regex, normalizers
 
 WORD = re.compile(r"[^\W\d_]+")
 COMPOUND = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)+")
@@ -21,6 +25,82 @@ PLAIN_FORMS = {
     "\u1e9e": "ß",
 }
 
+# Clean text ----------------------------------------------------------------------------------------------------------
+
+# Patterns of the normalizer, written as ranges so that all regular expression engines agree.
+SPACES = "[\t-\r\x1c-\x20\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u2800\u3000]+"
+# Control and format characters (except the visible ones of Arabic and Kaithi), fillers, replacement characters.
+INVISIBLE = (
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\ufffd\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0001]"
+)
+# Joiners are kept between letters of Arabic, Indic and Mongolian scripts and between emoji, even with combining marks
+# (\p{M}); tags are kept after a black flag. Removed characters do not count as neighbours, so cleaning is idempotent.
+JOINED = (
+    "\u0600-\u061b\u061d-\u08ff\u0900-\u109f\u1780-\u180d\u180f-\u18af\u2190-\u27ff\u2801-\u2bff\u3030-\u303d"
+    "\u3297-\u3299\ufe0f\U0001f000-\U0001faff"
+)
+# Patterns that begin with the characters they remove are found faster.
+AFTER_JOINED = "|".join(rf"[{JOINED}]" + r"\p{M}" * marks + "." for marks in range(4))
+JOINERS = rf"[\u180e\u200c\u200d](?:(?<!{AFTER_JOINED})|(?!(?!\u034f)[{JOINED}\p{{M}}]))"
+AFTER_FLAG = "|".join("\U0001f3f4" + "[\U000e0020-\U000e007e]" * tags + "." for tags in range(7))
+TAGS = f"[\U000e0020-\U000e007f](?<!{AFTER_FLAG})"
+
+
+def text_normalizer(unicode_form: str = "NFC", lowercase: bool = False) -> normalizers.Sequence:
+    """A normalizer to NFC or NFKC that also collapses white space, strips it, and removes invisible characters."""
+    if unicode_form not in ("NFC", "NFKC"):
+        raise ValueError(f"unicode_form={unicode_form!r} must be 'NFC' or 'NFKC'")
+    steps: list[Any] = [normalizers.NFKC()] if unicode_form == "NFKC" else []
+    steps += [normalizers.Lowercase()] if lowercase else []  # after NFKC, which spells out letters; before NFC
+    # Which characters are invisible depends on their neighbours in NFC; removing them may call for NFC again.
+    invisible = normalizers.Replace(Regex("|".join((INVISIBLE, JOINERS, TAGS))), "")
+    steps += [normalizers.NFC(), invisible, normalizers.NFC()]
+    return normalizers.Sequence([*steps, normalizers.Replace(Regex(SPACES), " "), normalizers.Strip()])
+
+
+def clean_text(text: str) -> str:
+    """The text as normalised by newly trained tokenizers."""
+    return CLEAN.normalize_str(text)
+
+
+CLEAN = text_normalizer()
+BULLETS = "•‣⁃∙ℹ‼⁉§¶†‡"  # signs that Unicode does not class as symbols
+# Selectors of variants of a letter; those of pictograms and of Mongolian and Khmer letters belong to them.
+VARIANT = re.compile(
+    rf"(?<![#*\d©®{BULLETS}\u2122{JOINED}])[\u17b4\u17b5\u180b-\u180d\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+
+MONTHS = (
+    "Jan(?:uary?)?|Feb(?:ruary?)?|Mär(?:z)?|Mrz|Mar(?:ch)?|Apr(?:il)?|Mai|May|Jun[ei]?|Jul[iy]?|Aug(?:ust)?|"
+    "Sept?(?:ember)?|O[ck]t(?:ober)?|Nov(?:ember)?|De[cz](?:ember)?"
+)
+RULE = r"[-–—*+·<>|#~=_/\\]+"
+# Dashes, boxes, numbers and letters in front of the points of a list; not days (`3. Mai`).
+LIST_MARKS = re.compile(
+    rf"\A(?:{RULE}\s+|\[(?:\d{{1,3}}|[ xX]?)\]\s+|\(?(?:\d{{1,3}}|[A-Za-z]|[IVXivx]{{2,4}})\)\s+|"
+    rf"(?:\d{{1,3}}|[IVX]{{2,4}}|[a-h])\.\s+(?=[A-ZÄÖÜ]\w)(?!(?:{MONTHS})\b))+"
+)
+LAST_SIGNS = re.compile(rf"(?<!\s)\s+{RULE}\Z")
+
+
+@lru_cache(maxsize=4096)
+def is_invisible(character: str) -> bool:
+    """Whether cleaning removes a character. Tested after a flag, where tags are kept."""
+    return clean_text(f"\U0001f3f4{character}") == "\U0001f3f4"
+
+
+def cleaned_signs(text: str) -> str:
+    """Bullets and emoji without stray invisible characters; white space is kept."""
+    return re.sub(r"\S+", lambda signs: clean_text(signs[0]), text)
+
+
+def is_unknown_sign(character: str, tokenizer) -> bool:
+    """Whether a character is a bullet or (part of) a pictogram that would become bytes."""
+    of_signs = unicodedata.category(character) in ("So", "Sk", "Sm", "Co") or character in BULLETS
+    return of_signs and tokenizer.is_unknown(character)
+
+
 # Capitals and small letters ------------------------------------------------------------------------------------------
 
 
@@ -28,6 +108,15 @@ def in_capitals(text: str) -> bool:
     """Whether a text is in capitals; a single word of up to four letters, perhaps an abbreviation, does not count."""
     letters = "".join(filter(str.isalpha, text))
     return is_upper(letters) and (len(letters) > 4 or len(text.split()) > 1 < len(letters))
+
+
+def is_loud_word(tokenizer, text: str) -> bool:
+    """Whether a text is one word in capitals (`JA!`) that is several pieces, but one in other letters."""
+    found = WORD.findall(text)
+    if len(found) != 1 or len(found[0]) < 2 or not is_upper(found[0]):
+        return False
+    is_several = len(tokenizer(found[0], add_special_tokens=False)["input_ids"]) > 1
+    return is_several and in_usual_letters(tokenizer, found[0].lower())[1] == 1
 
 
 def is_upper(letters: str) -> bool:
@@ -55,10 +144,13 @@ def truecased(tokenizer, text: str) -> str:
 
 
 def in_usual_letters(tokenizer, word: str) -> tuple[str, int]:
-    """A word in small letters or with a capital, whichever the vocabulary suggests, and its number of pieces."""
-    pieces = {
-        form: tokenizer(form, add_special_tokens=False)["input_ids"] for form in (word, word[0].upper() + word[1:])
-    }
+    """A lower-case word in the letters that the vocabulary suggests, and its number of pieces.
+
+    These are small letters, a capital, or capitals (`USA`), and `ß` for `ss`, which has no capital.
+    """
+    spelled = (word, word.replace("ss", "ß"))
+    forms = dict.fromkeys(form for one in spelled for form in (one, one[0].upper() + one[1:], one.upper()))
+    pieces = {form: tokenizer(form, add_special_tokens=False)["input_ids"] for form in forms}
     chosen = min(pieces, key=lambda form: (len(pieces[form]), pieces[form]))
     return chosen, len(pieces[chosen])
 
@@ -124,3 +216,41 @@ def plain_form(tokenizer, character: str) -> str:
 def without_letter_entities(text: str) -> str:
     """A text with `ü` for `&uuml;`; entities of other characters stay, because markup needs them."""
     return LETTER_ENTITY.sub(lambda entity: letter if (letter := unescape(entity[0])).isalpha() else entity[0], text)
+
+
+def plainly_spelled(tokenizer, text: str, copied: re.Pattern) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """A text in letters and signs that the vocabulary knows, as far as it can be, and the spellings that this changed.
+
+    Args:
+        copied: matches what keeps its letters.
+
+    Returns:
+        The text, and what `respelled` needs to spell copied words as before.
+    """
+    if text.isascii() and "&" not in text:
+        return text, ()
+    plain = without_letter_entities(VARIANT.sub("", text))
+    plain = readable(tokenizer, plain, (match.span() for match in copied.finditer(plain)))
+    words = [
+        (clean_text(read).casefold(), clean_text(word))
+        for read, word in zip(plain.split(), text.split(), strict=False)
+    ]
+    changed = {read for read, word in words if read != word.casefold()}
+    return plain, tuple(pair for pair in words if pair[0] in changed)
+
+
+def respelled(text: str, spellings: Sequence[tuple[str, str]]) -> str:
+    """A translation in which copied words are spelled as in the source.
+
+    Args:
+        spellings: cleaned words as the model read them, in small letters, and as they stand in the source, in order.
+    """
+    waiting: dict[str, list[str]] = {}
+    for read, original in spellings:
+        waiting.setdefault(read, []).append(original)
+
+    def spelling(word: re.Match) -> str:
+        left = waiting.get(clean_text(word[0]).casefold(), [word[0]])
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    return re.sub(r"\S+", spelling, text) if spellings else text

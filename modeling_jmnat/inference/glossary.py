@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..modeling_jmnat import JMNatForConditionalGeneration
+from ..plain_text import clean_text
 from ..utils.id_batches import pad_batch
 from ..utils.text_files import iterate_lines
 from .cuda_graphs import StaticShapeJMNat
@@ -44,12 +45,10 @@ class Glossary:
     """
 
     def __init__(self, terms: Mapping[str, str]):
-        self.terms = {
-            " ".join(source.split()).casefold(): " ".join(target.split()) for source, target in terms.items()
-        }
+        self.terms = {clean_text(source).casefold(): " ".join(target.split()) for source, target in terms.items()}
         if not self.terms or not all((*self.terms, *self.terms.values())):
             raise ValueError("a glossary needs at least one term, and none may be empty")
-        longest_first = sorted((" ".join(source.split()) for source in terms), key=len, reverse=True)
+        longest_first = sorted(map(clean_text, terms), key=len, reverse=True)
         self.pattern = re.compile("|".join(map(whole, longest_first)), re.IGNORECASE)
 
     @classmethod
@@ -72,10 +71,13 @@ class Glossary:
         return cls(terms)
 
     def found(self, sentence: str) -> dict[str, re.Match]:
-        """The target terms required in the translation of a sentence, with the match of their first source term."""
+        """The target terms required in the translation of a sentence, with the match of their first source term.
+
+        The sentence is cleaned before, so that terms with invisible characters are found; see `match.string`.
+        """
         found: dict[str, re.Match] = {}
-        for match in self.pattern.finditer(sentence):
-            target = self.terms.get(" ".join(match[0].split()).casefold())
+        for match in self.pattern.finditer(clean_text(sentence)):
+            target = self.terms.get(match[0].casefold())
             if target is not None:
                 found.setdefault(target, match)
         return found
@@ -203,7 +205,8 @@ def translate_with_terms(
     fixed = [bool(text) and any(re.search(whole(text), term) for term in present) for text in texts]
     shorten(words, fixed, config.max_target_length - 1)
     for term, match in missing.items():
-        without = tokenizer(sentence[: match.start()] + tokenizer.mask_token + sentence[match.end() :])["input_ids"]
+        read = match.string
+        without = tokenizer(read[: match.start()] + tokenizer.mask_token + read[match.end() :])["input_ids"]
         words, fixed = place_term(network, source, without, words, fixed, ids_of(tokenizer, term))
         shorten(words, fixed, config.max_target_length - 1)
     input_ids, attention_mask = pad_batch([source], config.pad_token_id, model.device)

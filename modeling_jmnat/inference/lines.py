@@ -85,7 +85,7 @@ class LineReader:
         split_sentences: whether to split lines into sentences, with the abbreviations of `source_language` in the
             model's configuration.
         long_lines: what to do with a sentence that is longer than the model can read, one of `LONG_LINES`.
-        glossary: sentences with one of its terms are read unchanged.
+        glossary: its terms are left to the model, even where they look like text to copy.
 
     Raises:
         ValueError: `long_lines` is not one of `LONG_LINES`.
@@ -134,9 +134,7 @@ class LineReader:
 
     def _read(self, text: str) -> Sentence:
         """A piece of a line as the model reads it; of a huge piece only the start, which is too long already."""
-        core = text.strip()[: self.most_characters]
-        as_it_is = self.glossary is not None and self.glossary.found(core)
-        return Sentence(core) if as_it_is else Sentence.read(core, self.tokenizer)
+        return Sentence.read(text.strip()[: self.most_characters], self.tokenizer, self.glossary)
 
     def _encode(self, sentences: list[Sentence]) -> list[list[int]]:
         if not sentences:

@@ -8,7 +8,8 @@ from modeling_jmnat.inference.cuda_graphs import StaticShapeJMNat
 from modeling_jmnat.inference.glossary import Glossary, words_of
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.inference.translation import translate_lines
-from tests.helpers.teacher_samples import random_lines, random_teacher
+from modeling_jmnat.plain_text import Sentence
+from tests.helpers.teacher_samples import WORDS, random_lines, random_teacher
 from tests.helpers.translation_samples import load_script
 
 SHIPPED = Path(__file__).resolve().parents[2] / "hub_card" / "de-en"
@@ -90,6 +91,41 @@ def test_the_shipped_model_replaces_the_word_by_the_term(shipped):
     assert found[0] == plain[0].replace("car", "motor vehicle") != plain[0]
     assert found[3] == plain[3]
     assert "dog" not in " ".join(found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Die Datei %s wurde am 24.12.2023 gelöscht.",
+        "Die Datei liegt unter https://example.org/a_b und kostet 1.234,50 €.",
+        "• Die Datei {name} ist groß 😀.",
+        "1. Die Datei مرحبا ist groß.",
+        "Die Da\u00adtei $FILE_NAME$ ist groß.",
+        "die datei %d ist groß.",
+    ],
+)
+def test_sentences_with_terms_keep_what_is_copied(shipped, text):
+    (found,) = texts(*shipped, [text], glossary=Glossary({"Datei": "document"}))
+    assert "document" in found.split()
+    sentence = Sentence.read(text, shipped[1])
+    assert all(item in found for item in sentence.items)
+    assert found.startswith(sentence.around[0])
+    assert "\ufffd" not in found
+
+
+def test_terms_in_capitals_are_spelled_as_in_the_glossary(shipped):
+    for text in ("DIE DATEI IST GROSS.", "ICH HABE DIE DATEI.", "DATEI"):
+        (found,) = texts(*shipped, [text], glossary=Glossary({"Datei": "doCument"}))
+        rest = found.split()
+        rest.remove(next(word for word in rest if word.strip(".") == "doCument"))
+        assert " ".join(rest) == " ".join(rest).upper()
+
+
+def test_terms_that_look_like_text_to_copy_are_translated(student, tokenizer):
+    glossary = Glossary({"R&D": WORDS[3], "datei.txt": WORDS[4], "Windows 11": WORDS[5], "x": WORDS[6]})
+    for text, term in (("Die R&D kam", 3), ("Die datei.txt und %s", 4), ("Das Windows 11", 5), ("x", 6)):
+        (found,) = texts(student, tokenizer, [text], glossary=glossary)
+        assert WORDS[term] in found
 
 
 def test_models_without_glossary_support_are_refused(student, tokenizer, monkeypatch):

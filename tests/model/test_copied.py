@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_jmnat.plain_text import MARKS, Sentence, protect, protect_pair, restore
+from modeling_jmnat.plain_text import MARKS, MOST_NAMES, Sentence, mend_copies, protect, protect_pair, restore
 from modeling_jmnat.tokenization_jmnat import train_joint_tokenizer
 
 CORPUS = Path(__file__).resolve().parents[2] / "run_scripts" / "demo_data" / "libreoffice-help"
@@ -293,6 +293,26 @@ def test_words_in_capitals_are_calmed(cased):
     assert Sentence.read("Die neue-DATEI ist im ORDNER.", cased).text == "Die neue-DATEI ist im Ordner."
 
 
+@pytest.mark.parametrize("end", ["", ".", "!", "?"])
+def test_lone_words_in_capitals_are_read_in_usual_letters(cased, end):
+    for word, read, translation in (("DATEI", "Datei", "file"), ("NICHT", "nicht", "not"), ("ODER", "oder", "or")):
+        sentence = Sentence.read(word + end, cased)
+        assert sentence.text.casefold() == (read + end).casefold()
+        assert sentence.text != word + end
+        assert sentence.write(translation + end) == translation.upper() + end
+
+
+def test_capitals_have_no_sharp_s_and_abbreviations_stay(cased):
+    for text in ("DIE GROSSE DATEI IST DA.", "DIE GRÖSSE DER DATEI", "DAS IST GROSS."):
+        assert "ß" in Sentence.read(text, cased).text
+    for text, read in (
+        ("DIE HTML DATEI UND DIE URL.", "Die HTML Datei und die URL."),
+        ("die html datei und die url.", "Die HTML Datei und die URL."),
+        ("WIR MÜSSEN, DASS.", "Wir müssen, dass."),
+    ):
+        assert Sentence.read(text, cased).text == read
+
+
 def test_most_words_of_real_text_get_their_capitals_back(cased):
     with gzip.open(CORPUS / "test.de.gz", "rt", encoding="utf-8", newline="\n") as file:
         lines = [line.rstrip("\n") for line in file]
@@ -364,7 +384,9 @@ def test_no_replacement_character_is_written(tokenizer):
             "foo.bar()",
             "std::vector",
         ),
-        *("toString", "AT&T", "getElementById"),
+        *("toString", "AT&T", "getElementById", "2,5%", "3,5 %", "2 ‰", "2,5 m", "120 km/h", "12 kB", "3,5 GHz"),
+        *("README.MD", "CONFIG.TXT", ".gitignore", ".bashrc", "0800/123 45 67", "(030) 123 456-78", "030-12345678"),
+        *("19,-- EUR", "19,– €", "&lt;", "&gt;", "500 g", "20 kWh", "230 V", "1,5 l", "9,58 s"),
     ],
 )
 def test_further_kinds_are_found_whole(tokenizer, item):
@@ -376,7 +398,18 @@ def test_further_kinds_are_found_whole(tokenizer, item):
 
 @pytest.mark.parametrize(
     "text",
-    ["Wie geht`s und was macht`s?", "Er sagte: Hallo :: Welt", "C# und F#", "a -> b", "IIII", "Leser:innen", ":D"],
+    [
+        "Ex-/Import",
+        "Das Haus .",
+        "Er kam...dann",
+        "Wie geht`s und was macht`s?",
+        "Er sagte: Hallo :: Welt",
+        "C# und F#",
+        "a -> b",
+        "IIII",
+        "Leser:innen",
+        ":D",
+    ],
 )
 def test_what_only_looks_like_them_is_left_alone(tokenizer, text):
     assert protect(tokenizer, text) == (text, [])
@@ -415,7 +448,7 @@ def test_nothing_invisible_is_left_at_the_edges(cased, before):
         ("𝐃𝐢𝐞 𝐃𝐚𝐭𝐞𝐢", "Die Datei"),
         ("Die E‑Mail‐Datei", "Die E-Mail-Datei"),
         ("Wie geht´s", "Wie geht's"),
-        ("F&uuml;r die Gr&ouml;&szlig;e &amp; mehr", "Für die Größe &amp; mehr"),
+        ("F&uuml;r die Gr&ouml;&szlig;e und mehr", "Für die Größe und mehr"),
         ("Die DATEI wird GESPEICHERT", "Die Datei wird gespeichert"),
         ("DIE STRAßE UND DIE GRÖẞE.", "Die Straße und die Größe."),
     ],
@@ -427,24 +460,202 @@ def test_letters_are_read_in_forms_that_the_vocabulary_knows(cased, text, read):
 def test_copied_words_keep_their_own_letters(cased):
     sentence = Sentence.read("Die ﬁne‐Datei und Ｄａｔｅｉ, nicht Datei", cased)
     assert sentence.write("The fine-Datei and not Datei but Datei,") == "The ﬁne‐Datei and not Datei but Ｄａｔｅｉ,"
-    assert Sentence.read("Siehe http://a.de/ﬁle", cased).text == "Siehe http://a.de/ﬁle"
+    assert Sentence.read("Siehe http://a.de/ﬁle", cased).items == ("http://a.de/ﬁle",)
 
 
-def test_signs_between_words_are_not_read_without_marks(cased):
-    sentence = Sentence.read("Die 👍🏽 Datei wird 👩\u200d👩\u200d👧 geöffnet", cased)
-    assert sentence.text == "Die Datei wird geöffnet"
-    assert sentence.write("The file is opened") == "The 👍🏽 file is 👩\u200d👩\u200d👧 opened"
+@pytest.mark.parametrize(
+    ("item", "raw", "mended"),
+    [
+        ("10 m²", "It is 10% big", "It is 10 m² big"),
+        ("5 ₹", "It costs 5 today", "It costs 5 ₹ today"),
+        ("€ 5", "It costs € 5.", "It costs € 5."),
+        ("€ 5", "It costs 5.", "It costs € 5."),
+        ("€ 5", "It costs 5 €.", "It costs € 5."),
+        ("€99,99", "It costs 99,99 a piece.", "It costs €99,99 a piece."),
+        ("-5 °C", "It is -5°C today.", "It is -5 °C today."),
+        ("-5 °C", "It is 5 C.", "It is -5 °C."),
+        ("2,5%", "It is at 2,5 %.", "It is at 2,5%."),
+        ("120 km/h", "He drove 120.", "He drove 120 km/h."),
+        ("19,-- EUR", "The price is 19, EUR.", "The price is 19,-- EUR."),
+        ("5€", "It costs 5€.00 a piece.", "It costs 5€ a piece."),
+        ("10 kB", "It has 10.5 and 10 kilobytes", "It has 10.5 and 10 kB kilobytes"),
+    ],
+)
+def test_an_amount_takes_the_place_of_its_number_with_any_sign_and_unit(item, raw, mended):
+    assert mend_copies(raw, f"Das ist {item} und mehr.", [item]) == mended
 
 
-def test_an_amount_takes_the_place_of_its_bare_number(cased):
-    assert Sentence.read("Die Fläche ist 10 m² groß", cased).write("It is 10% big") == "It is 10 m² big"
-    assert Sentence.read("Es kostet 5 ₹ heute", cased).write("It costs 5 today") == "It costs 5 ₹ today"
+@pytest.mark.parametrize(
+    ("item", "raw", "mended"),
+    [
+        ("https://a.de/Haus_(Film)", "See https://a.de/Haus (Film).", "See https://a.de/Haus_(Film)."),
+        ("https://a.de/Haus_(Film)", "See (https://a.de/Haus_(Film)).", "See (https://a.de/Haus_(Film))."),
+        ("&amp;", "Tom &; Maria", "Tom &amp; Maria"),
+        ("(030) 123456", "Call (030) 12345, Tom.", "Call (030) 123456, Tom."),
+        ("{name}", "Call {nam}}!", "Call {name}!"),
+        ("a_b", "See a_bb.", "See a_b."),
+        ("https://a.de/a_b", "See https://a.de/a_bb and so on", "See https://a.de/a_b and so on"),
+        ("1990", "In the 1990s", "In the 1990s"),
+        ("24.12.2023", "On 24.12.20233 it is", "On 24.12.2023 it is"),
+        ("😀", "That is good.", "That is good 😀."),
+    ],
+)
+def test_signs_that_belong_to_an_item_and_longer_words_are_told_apart(item, raw, mended):
+    assert mend_copies(raw, f"Das ist gut {item}.", [item]) == mended
+
+
+def test_nothing_replaces_what_is_to_be_kept():
+    assert mend_copies("The file_nam is here", "Die file_name ist da", ["file_name"]) == "The file_name is here"
+    found = mend_copies("The file_nam is here", "Die file_name ist da", ["file_name"], ["file_nam"])
+    assert "file_nam is here" in found
+    assert "file_name" in found
+
+
+# Names that stand for items where the vocabulary has no marks --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("Die Datei $FILE$ und %s", "Die Datei F1 und F2"),
+        ("Die 👍🏽 Datei wird 👩\u200d👩\u200d👧 geöffnet", "Die F1 Datei wird F2 geöffnet"),
+        ("Das ist 日本語, العربية und 日本語.", "Das ist F1, F2 und F3."),
+        ("Die <b>Datei</b> ist da", "Die F1 Datei F2 ist da"),
+        ("Im Ordner ${HOME}/bin", "Im Ordner F1"),
+        ("Taste F1 oder %d", "Taste F1 oder F2"),
+        ("Die\u200b<b>Datei</b> \u200b%d", "Die F1 Datei F2 F3"),
+        ("Von 1990, 2,5, 18:30, 1/3, -1 und A4", "Von 1990, 2,5, 18:30, 1/3, -1 und A4"),
+        ("Die Datei von 1990 hat 20 Seiten", "Die Datei von 1990 hat 20 Seiten"),
+        ("DIE DATEI %s IST DA.", "Die Datei F1 ist da."),
+    ],
+)
+def test_names_stand_for_items_without_marks(cased, text, read):
+    sentence = Sentence.read(text, cased)
+    assert sentence.text == read
+    for is_draft in (False, True):
+        assert sentence.write(sentence.text, is_draft).casefold() == text.replace("\u200b", "").casefold()
+
+
+def test_the_number_of_names_is_limited_and_no_item_is_lost(cased):
+    text = f"Hier {' und '.join('https://example.org/a_b' for _ in range(50))} sehen."
+    sentence = Sentence.read(text, cased)
+    assert len(sentence.stand_ins) == MOST_NAMES
+    assert sentence.write(sentence.text) == text
+
+
+@pytest.mark.parametrize("sign", ["😀", "❤\ufe0f", "👍🏽", "🇩🇪", "😀😀"])
+@pytest.mark.parametrize("end", [".", "!", "?!", "..."])
+def test_signs_before_the_end_of_a_sentence_are_not_read(cased, sign, end):
+    sentence = Sentence.read(f"Die Datei ist da {sign}{end}", cased)
+    assert sentence.text == f"Die Datei ist da{end}"
+    assert sentence.write("The file is here.") == f"The file is here {sign}."
+    twice = Sentence.read(f"Die {sign} Datei ist da {sign}{end}", cased)
+    assert twice.write(twice.text) == f"Die {sign} Datei ist da {sign}{end}"
+
+
+@pytest.mark.parametrize(
+    ("translation", "written"),
+    [
+        ("The file F1 of F2", "The file %s of {name}"),
+        ("The file F2 of F1", "The file {name} of %s"),
+        ("The file F1s of (XF2).", "The file %s of ({name})."),
+        ("The file F1.", "The file %s {name}."),
+        ("The file %s of F2", "The file %s of {name}"),
+        ("The file F1gg of F2B", "The file %s of {name}"),
+        ("F12 files", "%s files {name}"),
+    ],
+)
+def test_names_that_are_spoilt_or_lost_are_mended_like_items(cased, translation, written):
+    sentence = Sentence.read("Die Datei %s von {name}", cased)
+    assert sentence.text == "Die Datei F1 von F2"
+    assert sentence.write(translation) == written
+
+
+def test_vocabularies_without_the_letters_of_names_get_the_items():
+    small = train_joint_tokenizer(["abc deg hij 12"] * 3, 400)
+    sentence = Sentence.read("abc 😀 deg, %s hij 👍.", small)
+    assert sentence.text == "abc deg, %s hij."
+    assert sentence.write("abc deg, %s hij.") == "abc 😀 deg, %s hij 👍."
+    lower = train_joint_tokenizer(["abcdefghijklmnopqrstuvwxyz 0123456789 der hund"] * 3, 500, lowercase=True)
+    sentence = Sentence.read("Der Hund %s", lower)
+    assert sentence.text == "Der Hund f1"
+    assert sentence.write("the dog f1") == "the dog %s"
 
 
 def test_text_in_capitals_keeps_what_is_copied(cased):
     sentence = Sentence.read("DIE DATEI UNTER http://a.de/b ÖFFNEN", cased)
     assert sentence.capitals
-    assert sentence.write("Open the file at http://a.de/b now") == "OPEN THE FILE AT http://a.de/b NOW"
+    for translation in ("Open the file at http://a.de/b now", "Open the file at F1 now"):
+        assert sentence.write(translation) == "OPEN THE FILE AT http://a.de/b NOW"
+
+
+# Signs around a sentence ---------------------------------------------------------------------------------------------
+
+MARKS_OF_LISTS = [
+    "- ",
+    "– ",
+    "— ",
+    "* ",
+    "· ",
+    "+ ",
+    "> ",
+    ">> ",
+    "# ",
+    "### ",
+    "| ",
+    "~ ",
+    "-> ",
+    "1. ",
+    "10. ",
+    "IV. ",
+]
+MARKS_OF_LISTS += ["1) ", "12) ", "a) ", "B) ", "ii) ", "(1) ", "(a) ", "[1] ", "[ ] ", "[x] ", "[] ", "a. ", "- [ ] "]
+MARKS_OF_LISTS += ["*** ", "=== ", "• – ", "- 👍 ", "-\u00a0", "- - "]
+
+
+@pytest.mark.parametrize("mark", MARKS_OF_LISTS)
+def test_list_marks_stay_in_front(cased, tokenizer, mark):
+    for of_model in (cased, tokenizer):
+        for text in ("Die Datei", "Eine Datei ist da."):
+            sentence = Sentence.read(f"{mark}{text}", of_model)
+            assert sentence.text == text
+            assert sentence.write("The file.") == f"{mark}The file."
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("*** ", " ***"), ("+++ ", " +++"), ("=== ", " ==="), ("--- ", " ---"), ("", " –"), ("| ", " |")],
+)
+def test_rules_around_a_sentence_stay(cased, before, after):
+    sentence = Sentence.read(f"{before}Die Datei ist da{after}", cased)
+    assert sentence.text == "Die Datei ist da"
+    assert sentence.write("The file is here") == f"{before}The file is here{after}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "3. Oktober ist bald",
+        "1. Mai",
+        "24. Dez. und mehr",
+        "z. B. Anna",
+        "d. h. Die Datei",
+        "J. R. R. Anna",
+        "3. und 4. Datei",
+    ]
+    + ["(der) Hund", "ja) Hund", "-Hund", "Hund - Anna", "Hund.", "Dr. Anna", "-5 Grad", "a. D. Anna", "Nr. 5 Hund"],
+)
+def test_what_only_looks_like_a_list_mark_is_read(tokenizer, text):
+    sentence = Sentence.read(text, tokenizer)
+    assert sentence.around == ("", "")
+    assert sentence.write(sentence.text) == text
+
+
+@pytest.mark.parametrize("item", ["§ 1", "§§ 3", "(030) 123456", "-5 °C", "€ 5", "5 ₹", "→/a/b"[1:]])
+def test_a_sign_of_an_item_at_the_edge_belongs_to_it(cased, item):
+    for text in (f"{item} Die Datei", f"Die Datei {item}", f"• {item} Die Datei"):
+        assert Sentence.read(text, cased).items[0] == item
+        assert Sentence.read(text, cased).write(Sentence.read(text, cased).text) == text
 
 
 def test_bullets_of_word_processors_stay_in_front(cased):

@@ -32,6 +32,9 @@ ODD_TEXTS = (
 OTHERWISE_SPELLED = (
     *("ICH HABE KEINE ZEIT.", "STRAßE GESPERRT!", "UNO", "DIE UNO", "ich habe keine zeit.", "ein haus", "Ein Haus"),
     *("• Ein Hund schläft.", "👩‍👩‍👧 Hallo du", "Das ist gut. 😀", "→ weiter", "5 > 3 ist wahr", "– Ein Punkt"),
+    *("DIE USA UND DIE EU.", "DAS HAUS IST GROSS.", "WEISS", "JA!", "WAS?", "USA", "Hallo", "ich bin in den usa"),
+    *("- Ein Punkt", "1. Ein Punkt", "3. Mai", "a) Ein Punkt", "[ ] Ein Punkt", "(iv) Ein Punkt", "## Ein Titel"),
+    *("*** Wichtig ***", "• 2. Ein Punkt", "> – Ein Punkt", "– 😀 Ein Punkt", "3. Oktober", "1. FC Köln"),
     *("ﬁnden Sie das?", "Ｈａｌｌｏ Welt", "𝐇allo ‐ Welt", "Er sagte: ‟Komm her!”", "Das geht´s."),
 )
 TEXTS_OF_SENTENCES = (
