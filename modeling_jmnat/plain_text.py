@@ -31,7 +31,6 @@ from .spelling import (
     respelled,
     truecased,
 )
-from .spelling import text_normalizer as text_normalizer  # for tokenization_jmnat.py
 
 # Characters of the private use area that stand for text to be copied.
 MARKS = tuple(map(chr, range(0xE000, 0xE00A)))

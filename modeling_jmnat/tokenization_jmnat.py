@@ -20,8 +20,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import TokenizersBackend
 
 from .configuration_jmnat import elsewhere
-from .plain_text import MARKS, SURROGATES, text_normalizer
+from .plain_text import MARKS, SURROGATES
 from .segmenters import END_OF_WORD, SPACE, BytePairSegmenter, SentencePieceSegmenter, moses_tool
+from .spelling import text_normalizer
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))

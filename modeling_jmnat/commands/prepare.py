@@ -53,7 +53,8 @@ def main(argv=None):
         # Only what was typed: defaults, and the values of a recipe, are for new tokenizers.
         typed = vars(read_ahead(argv, "vocab_size", "unicode_form"))
         given = {name: getattr(arguments, name) for name, word in typed.items() if word is not None}
-        check_reused_tokenizer(arguments.tokenizer, **given)
+        if given:
+            check_reused_tokenizer(arguments.tokenizer, **given)
     result = prepare(arguments)
     if recipe is not None:
         print(recipe.describe().replace("DIR", arguments.output_dir), file=sys.stderr)

@@ -13,7 +13,7 @@ import datasets
 import pyarrow as pa
 from huggingface_hub.errors import HFValidationError
 
-from ..plain_text import clean_text
+from ..spelling import clean_text
 from ..tokenization_jmnat import one_line
 from ..utils.text_files import iterate_parallel
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..modeling_jmnat import JMNatForConditionalGeneration
-from ..plain_text import clean_text
+from ..spelling import clean_text
 from ..utils.id_batches import pad_batch
 from ..utils.text_files import iterate_lines
 from .cuda_graphs import StaticShapeJMNat

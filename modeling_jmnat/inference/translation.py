@@ -4,7 +4,6 @@ Works for JM-NAT and for autoregressive models of Transformers, so that teacher 
 """
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from ..generation_jmnat import substitute
 from ..plain_text import Sentence
 from ..tokenization_jmnat import one_line, show_canvas
 from ..utils.id_batches import length_sorted_batches, pad_batch
+from ..utils.json_files import parse_json
 from .beam_search import max_target_length
 from .glossary import Glossary, translate_with_terms
 from .lines import Line, LineReader
@@ -96,10 +96,7 @@ def parse_generation_options(text: str | None, argument: str = "generation_optio
     """
     if text is None:
         return {}
-    try:
-        options = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{argument}={text!r} is not JSON ({error})") from None
+    options = parse_json(argument, text)
     if not isinstance(options, dict):
         raise ValueError(f"""{argument}={text!r} must be a JSON object such as {{"early_stop": true}}""")
     known = dict.fromkeys((*OPTION_NAMES, *AUTOREGRESSIVE_OPTIONS))

@@ -1,6 +1,5 @@
 """Training arguments: those of Transformers with our options, for a student and for a teacher."""
 
-import json
 import math
 import os
 import tempfile
@@ -10,6 +9,7 @@ import torch
 from transformers import SchedulerType, Seq2SeqTrainingArguments, get_scheduler
 
 from ..utils.command_line import check_counts
+from ..utils.json_files import parse_json
 from ..utils.workers import has_room_for_sockets
 from .options import StudentOptions, TeacherOptions, TranslationOptions
 
@@ -36,14 +36,6 @@ def check_launcher() -> None:
         )
 
 
-def check_json(name: str, value: str) -> None:
-    """ValueError, which names the argument, for a value that is not JSON."""
-    try:
-        json.loads(value)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name}={value!r} is not JSON ({error})") from None
-
-
 def check_schedule(arguments: Seq2SeqTrainingArguments) -> None:
     """ValueError for `lr_scheduler_kwargs` that the schedule does not have; training would find them much later."""
     given, kind = arguments.lr_scheduler_kwargs, SchedulerType(arguments.lr_scheduler_type).value
@@ -64,7 +56,7 @@ class TranslationTrainingArguments(TranslationOptions, Seq2SeqTrainingArguments)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{item.name}={value} must be a finite number")
             if isinstance(value, str) and value.startswith("{"):
-                check_json(item.name, value)
+                parse_json(item.name, value)  # for the error that names the argument
         chosen = self.accelerator_config is not None
         check_launcher()
         if not (self.bf16 or self.fp16):  # `accelerate launch` may set the precision, which the run must record

@@ -1,9 +1,17 @@
-"""Reading JSON files that earlier commands wrote, with an error that names a damaged file."""
+"""Reading JSON, with an error that names the damaged file or the argument."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+
+def parse_json(argument: str, text: str) -> Any:
+    """The value that an argument gives as JSON; ValueError, which names the argument, if it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{argument}={text!r} is not JSON ({error})") from None
 
 
 def read_json(
