@@ -705,7 +705,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
                 result.encoder_logits = self.project(outputs.encoder_last_hidden_state)  # (B, S, V)
         if labels is not None:
             predicted = self.predicted_positions(labels, decoder_input_ids, masked_positions)
-            self.add_losses(result, outputs, labels, predicted, encoder_targets, loss_denominators)
+            self.add_losses(result, outputs, labels, predicted, encoder_targets, loss_denominators, decoder_input_ids)
         return JMNatSeq2SeqLMOutput(**result)  # in the order of the fields, for callers that unpack it
 
     def project(self, states: torch.Tensor) -> torch.Tensor:
@@ -738,7 +738,9 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         canvas = torch.full_like(labels, self.config.mask_token_id)
         return canvas.masked_fill(labels == -100, self.config.pad_token_id)
 
-    def add_losses(self, result, outputs, labels, masked_positions, encoder_targets, loss_denominators):
+    def add_losses(
+        self, result, outputs, labels, masked_positions, encoder_targets, loss_denominators, canvas=None
+    ) -> None:
         """Add the loss and its parts to `result` (Eq. 8 and section 4.4); only masked positions are projected."""
         config = self.config
         if loss_denominators is None:
@@ -765,7 +767,7 @@ class JMNatForConditionalGeneration(JMNatPreTrainedModel, JMNatGenerationMixin):
         if result.ngram_loss is not None:
             result.loss = result.loss + config.ngram_loss_weight * result.ngram_loss
         if self.crf is not None and config.crf_loss_weight:
-            crf_loss = self.crf.loss(outputs.last_hidden_state, logits, labels, masked_positions)
+            crf_loss = self.crf.loss(outputs.last_hidden_state, logits, labels, masked_positions, canvas)
             result.crf_loss = crf_loss / num_masked
             result.loss = result.loss + config.crf_loss_weight * result.crf_loss
         if encoder_targets is not None and config.encoder_loss_weight:

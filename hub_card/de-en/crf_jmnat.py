@@ -45,7 +45,7 @@ class DynamicCRF(nn.Module):
         """The transitions where the states are. Called as a module: offloading, sharding and adapters act then."""
         return self(states, tokens).to(states.device)
 
-    def loss(self, states, logits: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    def loss(self, states, logits: torch.Tensor, labels: torch.Tensor, predicted: torch.Tensor, canvas=None):
         """Sum over the batch of -log P of the predicted tokens on condition of the others.
 
         Args:
@@ -53,12 +53,14 @@ class DynamicCRF(nn.Module):
             logits: (N, V) at the predicted positions, row after row.
             labels: (B, T), -100 at padding.
             predicted: (B, T) bool, True at N positions.
+            canvas: (B, T) what the decoder has read: with second masks, other tokens than the labels. Default: those.
         """
         index, beam = predicted.flatten().nonzero().squeeze(1), min(TRAINING_BEAM, logits.shape[-1])
         gold = labels.clamp(min=0).flatten()
         ranked = logits.detach().scatter(1, gold[index, None], torch.finfo(logits.dtype).max)
         candidates = ranked.topk(beam, dim=-1).indices  # (N, k), the reference's first
-        tokens = gold[:, None].repeat(1, beam).index_copy(0, index, candidates).view(*labels.shape, beam)
+        given = gold if canvas is None else canvas.flatten()
+        tokens = given[:, None].repeat(1, beam).index_copy(0, index, candidates).view(*labels.shape, beam)
         emissions = only_the_first(*labels.shape, beam, states.device).flatten(0, 1)
         emissions = emissions.index_copy(0, index, logits.gather(1, candidates).float()).view_as(tokens)
         is_token, transitions = labels != -100, self.on_device(states, tokens)

@@ -58,9 +58,9 @@ def test_transitions_have_low_rank_and_change_with_the_position():
     assert torch.isclose(transitions[0, 1, 2, 4], expected)
 
 
-def conditional(crf, states, logits, predicted, row, length):
+def conditional(crf, states, logits, predicted, row, length, canvas=LABELS):
     """log P of every path of a row that has the given tokens, on condition of these."""
-    given, every = LABELS[row, :length].tolist(), torch.arange(5).expand(3, 4, 5)
+    given, every = canvas[row, :length].tolist(), torch.arange(5).expand(3, 4, 5)
     paths = [
         (path, score)
         for path, score in all_paths(logits, crf(states, every), row, length)
@@ -82,6 +82,28 @@ def test_loss_is_that_of_the_predicted_tokens_given_the_others(predicted, monkey
     assert torch.isclose(crf.loss(states, logits[predicted], LABELS, predicted), expected, atol=1e-4)
     monkeypatch.setattr("modeling_jmnat.crf_jmnat.TRAINING_BEAM", 2)
     assert crf.loss(states, logits[predicted], LABELS, predicted) < expected  # fewer paths compete with the reference
+
+
+def test_given_are_the_tokens_that_the_decoder_has_read():
+    crf, states, logits = crf_of(vocab_size=5)
+    predicted, canvas = PREDICTED[1], LABELS.clamp(min=0)
+    canvas = torch.where(predicted, 4, (canvas + 1) % 5)  # second masks: wrong predictions stand beside them
+    expected = 0.0
+    for row, length in enumerate(LENGTHS):
+        reference = tuple(torch.where(predicted, LABELS, canvas)[row, :length].tolist())
+        expected -= conditional(crf, states, logits, predicted, row, length, canvas)[reference]
+    assert torch.isclose(crf.loss(states, logits[predicted], LABELS, predicted, canvas), expected, atol=1e-4)
+    assert not torch.isclose(crf.loss(states, logits[predicted], LABELS, predicted), expected, atol=1e-2)
+
+
+def test_the_model_gives_its_canvas_to_the_crf():
+    model = model_with_crf()
+    labels = torch.tensor([[20, 21, 22, 2], [23, 24, 2, -100]])
+    canvas, masked = torch.tensor([[4, 20, 4, 2], [22, 4, 2, 1]]), torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0]]).bool()
+    outputs = model(SOURCE, decoder_input_ids=canvas, labels=labels, masked_positions=masked)
+    states = model.model(SOURCE, decoder_input_ids=canvas).last_hidden_state
+    expected = model.crf.loss(states, outputs.logits[masked], labels, masked, canvas) / 3
+    assert torch.isclose(outputs.crf_loss, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("predicted", PREDICTED)
