@@ -232,6 +232,7 @@ JM_CRF = Student(
 )
 ADAPTIVE_SOURCE = {"source_mask_ratio": 0.2, "source_mask_ratio_full": 0.0}
 SECOND_MASK = {"second_mask_ratio": 0.5}
+CRF = {"crf_rank": 32}
 # Compared with that JM-NAT itself, so that the switches that gain something can be added up.
 RECIPES = (
     recipe("full_mask_0.2", "20 % of the targets fully masked", {"full_mask_ratio": 0.2}),
@@ -252,6 +253,8 @@ RECIPES = (
     recipe("length_smoothing", "length classes smoothed with deviation 1", {"length_smoothing": 1.0}),
     recipe("length_noise", "30 % of the targets with a second </s>", {"length_noise": 0.3}),
     recipe("length_weight_1", "a3 = 1", {"length_loss_weight": 1.0}),
+    recipe("crf_joint", "and a CRF from the first update on", CRF),
+    recipe("crf_joint_full_mask", "the same, 20 % of the targets fully masked", CRF | {"full_mask_ratio": 0.2}),
     JM_CRF,
 )
 # Further decodings of those whose training has a setting: its name, those of the decoding, and its options.
