@@ -443,6 +443,7 @@ class MaskPredict:
         scores = candidate_scores(log_probs, lengths, options) if scores is None else scores
         if options.consensus_weight and options.num_length_candidates > 1:
             ends = first_end(tokens, lengths, self.model.config.eos_token_id)
-            counts = ends.amin(dim=1, keepdim=True) >= options.consensus_min_length  # (B, 1)
+            is_long = (ends >= options.consensus_min_length) | self.given_up
+            counts = is_long.all(dim=1, keepdim=True)  # (B, 1)
             scores = scores + options.consensus_weight * counts * consensus(tokens, ends, ~self.given_up)
         return scores.masked_fill(self.given_up, -math.inf)

@@ -62,6 +62,13 @@ OPTIONS = {
     "consensus_n_best": {"consensus_weight": 5.0, "num_return_sequences": 3, "length_normalization": 1.5},
     "consensus_pruned": {"consensus_weight": 5.0, "prune_candidates": 1, "prune_to": 3, "num_length_candidates": 6},
     "consensus_of_long_texts": {"consensus_weight": 5.0, "consensus_min_length": 5, "num_length_candidates": 3},
+    "consensus_of_long_texts_pruned": {
+        "consensus_weight": 5.0,
+        "consensus_min_length": 5,
+        "num_length_candidates": 5,
+        "prune_candidates": 1,
+        "prune_to": 2,
+    },
     "consensus_of_one": {"consensus_weight": 5.0, "num_length_candidates": 1},
     "one_candidate": {"num_length_candidates": 1},
     "remask_repeats": {"remask_repeats": True},
