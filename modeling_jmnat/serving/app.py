@@ -35,7 +35,7 @@ class Limits:
     """What a client may ask for.
 
     Args:
-        max_characters: characters in all texts of a request together.
+        max_characters: characters in all texts of a request together; an empty text counts as one.
         max_body_bytes: bytes in the body of a request.
         max_waiting: requests that may wait at the same time.
         wait_seconds: how long a batch waits for more requests.
@@ -122,10 +122,7 @@ class TranslationServer:
         except QueueFull:
             sentence = f"{self.limits.max_waiting} requests are waiting already: try again in {RETRY_SECONDS} s"
             raise HTTPException(503, sentence, {"Retry-After": str(RETRY_SECONDS)}) from None
-        try:
-            return await asyncio.wrap_future(future)
-        except ValueError as error:  # a text that is not Unicode
-            raise HTTPException(400, f"Invalid request: {error}") from None
+        return await asyncio.wrap_future(future)
 
     async def health(self, request: Request) -> Response:
         alive = self.batcher.thread.is_alive()

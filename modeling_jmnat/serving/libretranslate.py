@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from ..pipeline import check_text
+
 AUTO = "auto"
 FORMATS = ("text", "html")
 
@@ -72,7 +74,7 @@ async def read_fields(request: Request, max_body_bytes: int) -> dict[str, Any]:
         form = (await limited.form(max_files=0)).multi_items()
     else:
         form = _read_form(await limited.body())
-    values = MultiDict([*request.query_params.multi_items(), *form])
+    values = MultiDict([*_read_form(request.scope["query_string"]), *form])
     fields = dict(values)
     if len(texts := values.getlist("q")) > 1:
         fields["q"] = texts
@@ -88,7 +90,8 @@ def _read_form(body: bytes) -> list[tuple[str, str]]:
 
 
 def bad_request(sentence: str) -> HTTPException:
-    return HTTPException(400, f"Invalid request: {sentence}")
+    readable = sentence.encode("utf-8", "backslashreplace").decode()  # it may quote a lone surrogate
+    return HTTPException(400, f"Invalid request: {readable}")
 
 
 def check_fields(fields: dict[str, Any], languages: Sequence[str], max_characters: int) -> TranslationRequest:
@@ -96,7 +99,7 @@ def check_fields(fields: dict[str, Any], languages: Sequence[str], max_character
 
     Args:
         languages: source and target of the model.
-        max_characters: limit of characters in all texts together.
+        max_characters: limit of characters in all texts together; an empty text counts as one.
 
     Raises:
         HTTPException: status 400, with a sentence about the first invalid field.
@@ -108,8 +111,13 @@ def check_fields(fields: dict[str, Any], languages: Sequence[str], max_character
     texts = q if isinstance(q, list) else [q]
     if not all(isinstance(text, str) for text in texts):
         raise bad_request("q must be a text or a list of texts")
-    if (size := sum(map(len, texts))) > max_characters:
+    if (size := sum(max(1, len(text)) for text in texts)) > max_characters:
         raise bad_request(f"request ({size}) exceeds text limit ({max_characters})")
+    try:
+        for text in texts:
+            check_text(text)
+    except ValueError as error:
+        raise bad_request(str(error)) from None
     source, target = (_language(fields[name], name) for name in ("source", "target"))
     if source not in (languages[0], AUTO) or target != languages[1]:
         raise bad_request(f"{source} to {target} is not supported, only {languages[0]} to {languages[1]}")
@@ -122,10 +130,14 @@ def check_fields(fields: dict[str, Any], languages: Sequence[str], max_character
 
 
 def _language(value: Any, name: str) -> str:
-    """`en` of `EN`, of `en-GB` and of `en_GB`."""
     if not isinstance(value, str):
         raise bad_request(f"{name} must be a language code")
-    return value.strip().lower().replace("_", "-").partition("-")[0]
+    return plain_code(value)
+
+
+def plain_code(language: str) -> str:
+    """`en` of `EN`, of `en-GB` and of `en_GB`."""
+    return language.strip().lower().replace("_", "-").partition("-")[0]
 
 
 def _alternatives(value: Any) -> int:

@@ -15,6 +15,7 @@ from ..utils.command_line import say
 from ..utils.signals import handling
 from .app import Limits, TranslationServer
 from .batching import BatchTranslator
+from .libretranslate import plain_code
 
 CPU_BATCH_TOKENS = 512  # larger batches are slower there
 
@@ -69,6 +70,7 @@ def load_server(
     if len(languages) != 2 or None in languages:
         given = " ".join(map(str, languages))
         raise ValueError(f"languages={given!r} must be two codes, of source and target: give --languages de en")
+    languages = [plain_code(str(language)) for language in languages]  # as those of requests are read
     say(f"{model} by {backend}, {languages[0]} to {languages[1]}")
     pipeline = JMNatTranslationPipeline(translator, tokenizer, **options)
     batch_tokens = batch_tokens or choose_batch_tokens(translator.device, backend)

@@ -158,6 +158,12 @@ def test_html_keeps_its_placeholders(port, pipe, text):
         ({"q": "a", "alternatives": "many"}, "alternatives must be an integer"),
         ({"q": ["a" * 300, "b" * 201]}, "request (501) exceeds text limit (500)"),
         ({"q": "\ud800"}, "a text to translate has a lone surrogate at character 1"),
+        (
+            {"q": "<b title='\ud800'>a</b>", "format": "html"},
+            "a text to translate has a lone surrogate at character 11",
+        ),
+        ({"q": "a", "source": "\ud800"}, "\\ud800 to en is not supported, only de to en"),
+        ({"q": [""] * 501}, "request (501) exceeds text limit (500)"),
     ],
 )
 def test_bad_requests_get_one_sentence(port, fields, sentence):
@@ -173,6 +179,7 @@ def test_bad_bodies_and_addresses(port):
         assert (status, answer) == (400, {"error": "Invalid request: the body must be a JSON object"})
     status, answer, _ = ask(port, body=b"q=\xff", Content_Type="application/x-www-form-urlencoded")
     assert (status, answer) == (400, {"error": "Invalid request: the form is not UTF-8"})
+    assert ask(port, path="/translate?q=%FF&source=de&target=en")[:2] == (status, answer)
     assert ask(port, path="/nothing")[:2] == (404, {"error": "Not Found"})
     assert ask(port, "GET")[:2] == (405, {"error": "Method Not Allowed"})
 
@@ -268,6 +275,17 @@ def test_accepted_requests_are_answered_before_it_stops(model, pipe, number):
     assert answers == [{"translatedText": expected}] * 6
     with pytest.raises(OSError, match="refused"):
         post(http.client.HTTPConnection("127.0.0.1", port), {})
+
+
+def test_languages_may_be_codes_of_any_kind(model):
+    app = pytest.importorskip("modeling_jmnat.serving.app")
+    run = pytest.importorskip("modeling_jmnat.serving.run")
+    for languages in (["de_DE", "en_XX"], ["DE", "en-gb"]):
+        server = run.load_server(model, app.Limits(100, 1000, 1, 0.0), "torch", "cpu", languages)
+        server.batcher.close()
+        for source, target in (languages, ("de", "en")):
+            fields = {"q": "ein haus", "source": source, "target": target}
+            assert app.check_fields(fields, server.languages, 100).texts == ["ein haus"]
 
 
 @pytest.mark.parametrize(
