@@ -47,7 +47,8 @@ class PublishArguments:
         },
     )
     private: bool = field(
-        default=False, metadata={"help": "Make the repository of --push private when it is created."}
+        default=False,
+        metadata={"help": "Make the repository of --push private when it is created; refuse one that is public."},
     )
 
     def __post_init__(self):

@@ -195,8 +195,8 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
     """Push `published_files` in one commit to the repository `repo_id`, created if needed; returns its URL.
 
     Raises:
-        ValueError: the folder has a link, there is no token, or the Hub cannot be reached or refuses the token or the
-            name. The folder stays unchanged.
+        ValueError: the folder has a link, there is no token, the repository is public although `private` is set, or
+            the Hub cannot be reached or refuses the token or the name. The folder stays unchanged.
     """
     check_no_links(folder)
     token = get_token()
@@ -205,6 +205,11 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
     api = HfApi(token=token)
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(address.repo_id).private:
+            raise ValueError(
+                f"{repo_id} exists already and is public: make it private on the Hub, or leave --private out; "
+                f"{folder} is complete"
+            )
         files = published_files(folder).keys() - own_endpoint_files(api, address.repo_id)
         api.upload_folder(
             repo_id=address.repo_id,

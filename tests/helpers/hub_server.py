@@ -144,7 +144,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(200, tree)
         if parts[0] == "api":
             siblings = [{"rfilename": file} for file in files]
-            return self.answer(200, {"id": name, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+            private = self.hub.private.get(name, False)
+            return self.answer(200, {"id": name, "sha": commit, "siblings": siblings, "private": private, "tags": []})
         file = "/".join(parts[4:])  # owner/name/resolve/revision/file
         headers = {"X_Repo_Commit": commit}
         if file not in files:

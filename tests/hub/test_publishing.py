@@ -309,6 +309,15 @@ def test_pushing_again_replaces_what_was_there(published, trained, hub, tmp_path
     assert len(hub.commits) == 2
 
 
+def test_a_public_repository_is_not_taken_for_a_private_one(trained, hub, tmp_path, capsys):
+    hub.repositories["someone/tiny"], hub.private["someone/tiny"] = {}, False
+    with pytest.raises(SystemExit):
+        build(trained, tmp_path / "model", "--push", "someone/tiny", "--private")
+    sentence = "someone/tiny exists already and is public: make it private on the Hub, or leave --private out"
+    assert sentence in capsys.readouterr().err
+    assert hub.repositories["someone/tiny"] == {}
+
+
 def test_a_push_takes_what_belongs_to_the_model_alone(published, trained, hub, tmp_path):
     """From a training's folder, and leaves what others have put into the repository."""
     folder = tmp_path / "run"
