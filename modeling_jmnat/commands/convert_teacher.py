@@ -73,6 +73,8 @@ class ConvertTeacherArguments:
     def __post_init__(self):
         counts = ("encoder_layers", "decoder_layers", "num_beams", "max_steps", "max_tokens", "num_length_candidates")
         check_counts(self, (*counts, "jobs"))
+        if self.latency_sentences < 0:
+            raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
         if self.append_raw and self.train_target is None:
             raise ValueError("append_raw=True needs train_target, or there are no pairs to append")
         if self.time_budget is not None and not self.time_budget > 0:
@@ -83,10 +85,12 @@ def run_conversion(arguments: ConvertTeacherArguments) -> dict:
     """Build the stages, run them, compare."""
     from ..experiments.runner import StageRunner, exclusive
     from ..experiments.teacher_conversion import Conversion, comparison, comparison_table
+    from ..training.presets import load_preset
     from ..utils.hub_folders import check_folder
 
     def given(*names: str) -> dict[str, object]:
-        return {name: value for name in names if (value := getattr(arguments, name)) not in (None, False)}
+        values = {name: getattr(arguments, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
 
     conversion = Conversion(
         teacher=arguments.teacher,
@@ -102,6 +106,7 @@ def run_conversion(arguments: ConvertTeacherArguments) -> dict:
         latency_sentences=arguments.latency_sentences,
     )
     check_folder(arguments.teacher)
+    load_preset(arguments.preset)
     conversion.check()
     stages = conversion.stages()
     conversion.output.mkdir(parents=True, exist_ok=True)

@@ -214,14 +214,22 @@ def write_translation(file: TextIO, number: int, translation: "Translation", arg
 
 
 def checked_lines(arguments: TranslationArguments, reader: "LineReader") -> Iterable[str]:
-    """The lines to translate. A file is read once before, so that its errors are found before the work.
+    """The lines to translate, with their prefix. A file is read once before, so that its errors are found before work.
 
     Standard input and pipes are read while they are translated; with `long_lines=error`, they are read completely
     first.
     """
+    from ..inference.loading import prefixed
+
     path = arguments.input
-    lines = decode_lines(sys.stdin.buffer, "standard input") if path == "-" else iterate_lines(path)
-    if path == "-" or (Path(path).exists() and not Path(path).is_file()):
+    is_input = path == "-"
+
+    def read() -> Iterable[str]:
+        lines = decode_lines(sys.stdin.buffer, "standard input") if is_input else iterate_lines(path)
+        return prefixed(arguments.source_prefix, lines)
+
+    lines = read()
+    if is_input or (Path(path).exists() and not Path(path).is_file()):
         if arguments.long_lines == "error":
             lines = list(lines)
             reader.check(lines)
@@ -230,7 +238,7 @@ def checked_lines(arguments: TranslationArguments, reader: "LineReader") -> Iter
         reader.check(lines)
     else:
         collections.deque(lines, maxlen=0)
-    return iterate_lines(path)
+    return read()
 
 
 def document_format(arguments: TranslationArguments) -> str:
@@ -254,18 +262,32 @@ def translate_document(arguments: TranslationArguments, file: TextIO, translate:
     data = sys.stdin.buffer.read() if is_input else Path(arguments.input).read_bytes()
     document = read_document(data, form, "standard input" if is_input else arguments.input)
     texts = list(dict.fromkeys(document.texts))
+    found: list[Translation] = []
+
+    def translated(lines: list[str]) -> list[str]:
+        found.extend(translate(lines))
+        return [each.text for each in found]
+
     start = time.perf_counter()
-    translations, kept = translate_guarded(texts, lambda lines: [each.text for each in translate(lines)])
+    translations, kept = translate_guarded(texts, translated)
     known = dict(zip(texts, translations, strict=True))
     file.write(document.write(known[text] for text in document.texts))
-    seconds = time.perf_counter() - start
-    return {"format": form, "texts": len(texts), "untranslated": kept, "seconds": round(seconds, 3)}
+    seconds = round(time.perf_counter() - start, 3)
+    long_lines = sum(each.too_long for each in found)
+    return {"format": form, "texts": len(texts), "untranslated": kept, "long_lines": long_lines, "seconds": seconds}
+
+
+def warn_of_long_lines(count: int, model, arguments: TranslationArguments) -> None:
+    from ..inference.lines import describe_long_lines
+
+    if count:
+        print(describe_long_lines(count, model, arguments.long_lines), file=sys.stderr)
 
 
 def run_translation(arguments: TranslationArguments, file: TextIO, window_lines: int) -> dict:
     """Translate into `file` and return the figures."""
     from ..inference.glossary import Glossary
-    from ..inference.lines import LineReader, describe_long_lines
+    from ..inference.lines import LineReader
     from ..inference.loading import is_jmnat, load_translator, prefixed, tell_languages
     from ..inference.translation import check_options, translate_lines
 
@@ -293,9 +315,10 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
     if document_format(arguments) != "text":
         prefix = arguments.source_prefix
         of_document = translate_document(arguments, file, lambda texts: translate(prefixed(prefix, texts)))
+        warn_of_long_lines(of_document["long_lines"], model, arguments)
         return of_document | {"device": str(model.device)}
-    reader = LineReader(model, tokenizer, split, arguments.long_lines)
-    translations = translate(prefixed(arguments.source_prefix, checked_lines(arguments, reader)))
+    reader = LineReader(model, tokenizer, split, arguments.long_lines, glossary)
+    translations = translate(checked_lines(arguments, reader))
     sentences = tokens = passes = long_lines = 0
     start = time.perf_counter()
     for translation in translations:
@@ -309,8 +332,7 @@ def run_translation(arguments: TranslationArguments, file: TextIO, window_lines:
     seconds = time.perf_counter() - start
     if not sentences:
         raise ValueError(f"{arguments.input}: the input is empty: at least one line is needed")
-    if long_lines:
-        print(describe_long_lines(long_lines, model, arguments.long_lines), file=sys.stderr)
+    warn_of_long_lines(long_lines, model, arguments)
     return {
         "sentences": sentences,
         "long_lines": long_lines,
@@ -328,6 +350,8 @@ def main(argv=None):
     (arguments,) = parse_arguments(argv, TranslationArguments, __doc__)
     check_counts(arguments, ("n_best", "batch_tokens"))
     document_format(arguments)
+    if arguments.input == "-" and sys.stdin is None:  # closed by `<&-`
+        raise ValueError("standard input is closed: give --input FILE")
     arguments.model = arguments.model or shipped_model()
     from transformers.utils import logging
 

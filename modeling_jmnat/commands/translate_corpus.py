@@ -142,7 +142,7 @@ def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tup
 
 def settings_of(arguments: CorpusArguments, rows) -> dict:
     """All settings that determine the result; a run is resumed only with the same ones."""
-    from ..utils.fingerprints import model_digest
+    from ..utils.fingerprints import file_digest, model_digest
 
     settings = {name: value for name, value in dataclasses.asdict(arguments).items() if name not in FREE_OPTIONS}
     if arguments.glossary is not None:
@@ -150,8 +150,20 @@ def settings_of(arguments: CorpusArguments, rows) -> dict:
     for name in ("model", "reranker"):
         if settings[name] is not None:
             settings[name] = model_digest(settings[name])
+    settings["saved_options"] = [file_digest(file) for file in option_files(arguments.model, arguments.backend)]
     files = rows.parquet_files() if rows.files else ()
-    return settings | {"input": [[file.name, file.stat().st_size] for file in files]}
+    settings["input"] = [[file.name, file.stat().st_size] for file in files]
+    return settings | {"input_content": [file_digest(file) for file in files if file.is_file()]}  # not of a pipe
+
+
+def option_files(model: str, backend: str) -> list[Path]:
+    """The files of a model with its decoding options: the generation configuration and the graphs that are used."""
+    from ..inference.onnx_runtime import find_graphs
+
+    graphs = backend.startswith("onnx")
+    folder = find_graphs(model, backend == "onnx_int8") if graphs else Path(model)
+    files = sorted(folder.glob("*.onnx")) if graphs else []
+    return [*files, *folder.glob("generation_config.json")]
 
 
 def is_begun(settings: dict, output_dir: Path) -> bool:
@@ -161,7 +173,7 @@ def is_begun(settings: dict, output_dir: Path) -> bool:
     if (output_dir / SETTINGS).exists():
         earlier = read_json(output_dir / SETTINGS, ("lines",), "delete the folder and begin anew")
         for name, value in settings.items():
-            if earlier.get(name) != value:
+            if earlier.get(name, value) != value:  # earlier versions recorded fewer
                 raise ValueError(
                     f"output_dir={output_dir} holds a translation with another {name}: choose another folder, or "
                     "delete this one"
@@ -206,21 +218,34 @@ def check_result(output_dir: Path, translations: Path, lines: int) -> None:
         raise ValueError(f"output_dir={output_dir} is damaged ({error}): delete it and translate again") from None
 
 
+def check_text_files(arguments: CorpusArguments) -> None:
+    """ValueError for a file of text that is also the other one or an input; OSError if one cannot be written."""
+    from ..utils.atomic_files import check_writable, same_path
+
+    taken = list(arguments.input or [])
+    for name in TEXT_OPTIONS:
+        path = getattr(arguments, name)
+        if path is None:
+            continue
+        if any(same_path(path, other) for other in taken):
+            raise ValueError(f"{name}={path} is given twice: name another file")
+        check_writable(path)
+        taken.append(path)
+
+
 def translate_corpus(arguments: CorpusArguments) -> dict:
     """Translate the blocks that are missing; returns the figures."""
     import ray  # noqa: F401  first, so that the error names this package and not one that it installs
 
     from ..inference import corpus_translation as engine
     from ..inference.numbered_blocks import CorpusInput
-    from ..utils.atomic_files import check_writable, write_json
+    from ..utils.atomic_files import write_json
     from ..utils.json_files import read_json
     from ..utils.locks import folder_lock
 
     names = ("dataset_name", "dataset_config", "dataset_revision", "dataset_split", "text_column", "id_column")
     rows = CorpusInput(tuple(arguments.input or ()), **{name: getattr(arguments, name) for name in names})
-    for name in TEXT_OPTIONS:
-        if getattr(arguments, name) is not None:
-            check_writable(getattr(arguments, name))
+    check_text_files(arguments)
     output_dir = Path(arguments.output_dir).resolve()
     with folder_lock(output_dir, "output_dir"):
         settings = settings_of(arguments, rows)
@@ -237,16 +262,15 @@ def translate_corpus(arguments: CorpusArguments) -> dict:
             if not complete:
                 start = time.perf_counter()
                 load = functools.partial(load_translate, dataclasses.replace(arguments, **full_paths(arguments)))
-                engine.translate_blocks(output_dir / "input", translations, finished, load, pool)
+                translated = engine.translate_blocks(output_dir / "input", translations, finished, load, pool)
                 seconds = time.perf_counter() - start
-                check_result(output_dir, translations, lines)
-                figures |= {"seconds": round(seconds, 1), "lines_per_second": round(lines / seconds, 1)}
+                figures |= {"seconds": round(seconds, 1), "lines_per_second": round(translated / seconds, 1)}
+            check_result(output_dir, translations, lines)
+            if not complete:
                 write_json(output_dir / RESULT, figures)
             for folder in (output_dir / "input", finished):
                 shutil.rmtree(folder, ignore_errors=True)
             if arguments.source_text is not None:
-                if complete:
-                    check_result(output_dir, translations, lines)
                 figures["pairs"] = engine.write_texts(translations, arguments.source_text, arguments.target_text)
     return figures
 

@@ -20,6 +20,7 @@ from ..utils.text_files import iterate_parallel
 SPLITS = ("train", "validation", "test")
 SIDES = ("source", "target")
 TEXT_TYPES = ("string", "large_string", "null")  # a column of nothing but nulls has the last
+SCRIPTS_REFUSED = "Dataset scripts are no longer supported"  # the beginning of a message of `datasets`
 CHUNK = 10_000  # pairs in memory at a time
 
 
@@ -97,6 +98,13 @@ def read_hub_splits(
         raise ValueError(f"dataset_name={name!r} cannot be read ({error.__cause__ or error})") from None
     except HFValidationError:  # a path
         raise ValueError(f"dataset_name={name!r} is neither a folder nor a possible name on the Hub") from None
+    except RuntimeError as error:
+        if not str(error).startswith(SCRIPTS_REFUSED):
+            raise
+        raise ValueError(
+            f"dataset_name={name!r} is defined by a script, which is not run: try "
+            "--dataset_revision refs/convert/parquet, or download it and give the folder of its data files"
+        ) from None
     splits = {}
     for split, wanted in split_names.items():
         if wanted not in data:

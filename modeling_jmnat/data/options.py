@@ -1,6 +1,9 @@
 """The options of the command `prepare`. Importing this module loads neither datasets nor Transformers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+
+# Options that only a data set of the Hub has.
+OF_DATASETS = ("dataset_config", "dataset_revision", "train_split", "validation_split", "test_split")
 
 
 @dataclass
@@ -120,6 +123,17 @@ class PreparationArguments:
             raise ValueError(f"max_length_ratio={self.max_length_ratio} must be 0 (off) or at least 1")
         if self.moses or self.dataset_name is not None:
             self.languages()
+        self.check_dataset()
+
+    def check_dataset(self) -> None:
+        """ValueError for options of a data set of the Hub without its name, or for one language on both sides."""
+        if self.dataset_name is not None:
+            if self.source_lang == self.target_lang:
+                raise ValueError(f"source_lang and target_lang are both {self.source_lang!r}: give two languages")
+            return
+        for item in fields(self):
+            if item.name in OF_DATASETS and (value := getattr(self, item.name)) != item.default:
+                raise ValueError(f"{item.name}={value} needs dataset_name, the data set that has it")
 
     def languages(self) -> tuple[str, str]:
         """Source and target language; ValueError unless both are given."""

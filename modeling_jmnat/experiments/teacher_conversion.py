@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..spelling import clean_text
 from ..utils.atomic_files import write_json
 from ..utils.fingerprints import file_digest, model_digest
 from ..utils.json_files import read_json
@@ -19,6 +20,8 @@ from .runner import Stage
 
 LARGEST_HELD_OUT = 1000  # sentences
 HELD_OUT_SHARE = 20  # at most one in this many training sentences is held out
+LONGEST_HELD_OUT = 500  # bytes: no tokenizer makes more tokens of it than a model can read
+LONGEST_SENTENCE = 512  # tokens, as many as a model can read
 SIDES = ("src", "tgt")
 PASSES = (1, 4, 10)
 
@@ -103,17 +106,28 @@ class Conversion:
         write_json(begun, now)
 
     def hold_out(self) -> None:
-        """Write text/train.* and text/validation.*; the sentences held out are spread evenly over the text."""
+        """Write text/train.* and text/validation.*; the sentences held out are spread evenly over the text.
+
+        Lines that validation text cannot have, because a side is empty or very long, are not held out. Training text
+        has no copies of a sentence that is.
+        """
         sides = read_parallel(*self.train) if self.train[1] else (read_lines(self.train[0]),)
-        count = min(LARGEST_HELD_OUT, len(sides[0]) // HELD_OUT_SHARE)
+        rows = [
+            row
+            for row, lines in enumerate(zip(*sides, strict=True))
+            if all(0 < len(clean_text(line).encode()) <= LONGEST_HELD_OUT for line in lines)
+        ]
+        count = min(LARGEST_HELD_OUT, len(rows) // HELD_OUT_SHARE)
         if not count:
             raise ValueError(
-                f"{self.train[0]} has {len(sides[0])} lines: give at least {HELD_OUT_SHARE}, or --validation_source"
+                f"{self.train[0]} has {len(rows)} lines of text, not counting very long ones: give at least "
+                f"{HELD_OUT_SHARE}, or --validation_source"
             )
-        held_out = {place * len(sides[0]) // count for place in range(count)}
+        held_out = {rows[place * len(rows) // count] for place in range(count)}
+        sources = {sides[0][row] for row in held_out}
         (self.output / "text").mkdir(parents=True, exist_ok=True)
         for side, lines in zip(SIDES, sides, strict=False):
-            kept = (line for row, line in enumerate(lines) if row not in held_out)
+            kept = (line for source, line in zip(sides[0], lines, strict=True) if source not in sources)
             write_lines(self.output / "text" / f"train.{side}", kept)
             write_lines(self.output / "text" / f"validation.{side}", (lines[row] for row in sorted(held_out)))
 
@@ -163,6 +177,8 @@ class Conversion:
             "validation_target": validation[1],
             "overwrite": True,
         }
+        if train[0] == train[1]:  # in the target language's tokens, the source may be much longer or shorter
+            options |= {"max_length_ratio": 0, "max_tokens_per_sentence": LONGEST_SENTENCE}
         return Stage(name, "prepare", options, ("start", *needs))
 
     def distilled(self, name: str, data: str, options: Mapping[str, object]) -> Stage:

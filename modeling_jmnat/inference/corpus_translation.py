@@ -91,8 +91,8 @@ class BlockTranslator:
         return pa.table({"id": block["id"], "source": block["source"], **columns})
 
 
-def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, pool: Pool) -> None:
-    """Translate the blocks that are not finished. Call it within `connected(pool)`.
+def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, pool: Pool) -> int:
+    """Translate the blocks that are not finished; returns their number of lines. Call it within `connected(pool)`.
 
     Args:
         blocks: folder of `write_blocks`. All nodes of a cluster must see it, and the other folders, under this path.
@@ -105,7 +105,8 @@ def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, p
     """
     files = unfinished(blocks, finished)
     if not files:
-        return
+        return 0
+    lines = sum(pq.read_metadata(file).num_rows for file in files)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = sys.stderr.isatty()
     context.raise_original_map_exception = True
@@ -130,6 +131,7 @@ def translate_blocks(blocks: Path, output: Path, finished: Path, load: Loader, p
         raise _cause(error) from None
     finally:
         context.checkpoint_config = None
+    return lines
 
 
 def unfinished(blocks: Path, finished: Path) -> list[Path]:

@@ -58,7 +58,7 @@ class Line:
         if len(results) == 1:
             return results[0]
         candidates, candidate_ids = [], []
-        for rank in range(len(results[0]["candidates"])):
+        for rank in range(min(len(result["candidates"]) for result in results)):  # a glossary may leave one
             texts, scores = zip(*(result["candidates"][rank] for result in results), strict=True)
             known = [score for score, ids in zip(scores, self.ids, strict=True) if ids and score is not None]
             score = sum(known) / len(known) if known else None

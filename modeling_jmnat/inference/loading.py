@@ -8,6 +8,7 @@ import json
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -26,9 +27,11 @@ from transformers.utils import is_sentencepiece_available
 from ..configuration_jmnat import JMNatConfig
 from ..losses_jmnat import VOCABULARY_PADDING
 from ..tokenization_jmnat import JMNatTokenizer, set_repeatable_tokens
+from ..utils.fingerprints import TOKENIZER_FILES
 from ..utils.finite import check_finite
 from ..utils.hub_folders import check_folder
 from .cuda_graphs import StaticShapeJMNat
+from .exported_files import SETTINGS, with_settings
 from .onnx_runtime import ORTJMNatForConditionalGeneration, find_graphs
 
 # Never run code from a model folder. Without this, Transformers would ask on standard input, which may be the text.
@@ -40,6 +43,7 @@ UNREADABLE = (
     *(OSError, ValueError, KeyError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError),
     StrictDataclassError,  # a field of config.json has another type
 )
+NO_TOKENIZER_FILE = "Couldn't instantiate the backend tokenizer"  # the beginning of a message of Transformers
 LOAD_ITS_OWN = "load the tokenizer that was saved with this model"
 
 Translator = PreTrainedModel | StaticShapeJMNat | ORTJMNatForConditionalGeneration
@@ -102,7 +106,7 @@ def load_translator(
     try:
         config = AutoConfig.from_pretrained(directory, **NO_FOREIGN_CODE)
         model = _with_all_layers(directory, config=config, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
+        tokenizer = _tokenizer_of(directory)
     except UNREADABLE as error:
         raise ValueError(f"model {directory} cannot be loaded: {_reason(directory, error)}") from None
     check_finite(model, directory)
@@ -111,6 +115,22 @@ def load_translator(
         set_repeatable_tokens(model, tokenizer)
     model = model.to(torch_device).eval()
     return (StaticShapeJMNat(model) if backend == "cuda_graphs" else model), tokenizer
+
+
+def _tokenizer_of(directory: str | Path, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or a repository; ValueError for missing and damaged files."""
+    try:
+        return kind.from_pretrained(directory, **NO_FOREIGN_CODE)
+    except Exception as error:
+        if isinstance(error, TypeError) or str(error).startswith(NO_TOKENIZER_FILE):  # TypeError: it opens None
+            raise ValueError(
+                "a file of its tokenizer is missing: get the folder again, or copy all files of the tokenizer into it"
+            ) from None
+        if type(error) is not Exception:  # the library tokenizers has no narrower one
+            raise
+        raise ValueError(
+            f"its tokenizer.json is damaged, or was written by a newer version of the package tokenizers ({error})"
+        ) from None
 
 
 def _with_all_layers(directory: str | Path, **options) -> PreTrainedModel:
@@ -127,6 +147,11 @@ def _with_all_layers(directory: str | Path, **options) -> PreTrainedModel:
                 f"config.json and the weights do not belong together: {name} is {where} the weights; get the folder "
                 "again, or save the model again"
             )
+    if not hasattr(model.config, "vocab_size"):
+        raise ValueError(
+            f"{directory} is a {type(model).__name__}, whose configuration has no vocab_size: give a model with one "
+            "vocabulary, such as Marian, M2M100, mBART or T5"
+        )
     return model
 
 
@@ -136,9 +161,15 @@ def _load_exported(
     for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
         if value not in ("auto", only):
             raise ValueError(f"{name}={value!r} is not possible with exported graphs: choose auto or {only}")
-    folder = find_graphs(directory, int8)
-    model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **NO_FOREIGN_CODE)
+    folder = with_settings(find_graphs(directory, int8), (*SETTINGS, *TOKENIZER_FILES))
+    try:
+        model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
+    except (StrictDataclassError, OSError) as error:
+        raise ValueError(f"{folder} cannot be loaded: {_first_line(error)}") from None
+    try:
+        tokenizer = _tokenizer_of(folder)
+    except UNREADABLE as error:
+        raise ValueError(f"the tokenizer of {folder} cannot be loaded: {_first_line(error)}") from None
     check_vocabulary(model, tokenizer)
     set_repeatable_tokens(model, tokenizer)
     return model, tokenizer
@@ -169,6 +200,8 @@ def _first_line(error: Exception) -> str:
         return "pytorch_model.bin holds more than tensors and plain values, which is refused"
     if isinstance(error, StrictDataclassError):  # its second line has the reason
         return f"config.json: {' '.join(str(error).split())}"
+    if "ignore_mismatched_sizes" in str(error):  # Transformers' report of them stands above
+        return "config.json and the weights do not belong together, because their shapes differ"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -234,22 +267,25 @@ def load_teacher_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
         ValueError: the folder does not exist or has no tokenizer, or the tokenizer needs a package that is missing.
     """
     check_folder(directory)
+    kind: Any = AutoTokenizer
     config_path = Path(directory) / "tokenizer_config.json"
     if config_path.is_file():
         name = json.loads(config_path.read_text(encoding="utf-8")).get("tokenizer_class")
         if name == JMNatTokenizer.__name__:
-            return JMNatTokenizer.from_pretrained(directory)
+            kind = JMNatTokenizer
     try:
-        return AutoTokenizer.from_pretrained(directory, **NO_FOREIGN_CODE)
+        return _tokenizer_of(directory, kind)
     except (OSError, RuntimeError, KeyError) as error:  # SentencePiece raises RuntimeError for a damaged file
         raise ValueError(f"the tokenizer of {directory} cannot be loaded: {_reason(directory, error)}") from None
     except (ImportError, ValueError) as error:
         _check_model_folder(directory)
-        if is_sentencepiece_available():
+        if not is_sentencepiece_available():
+            raise ValueError(
+                f"the tokenizer of {directory} cannot be loaded; it may need sentencepiece: pip install sentencepiece"
+            ) from error
+        if isinstance(error, ImportError):
             raise
-        raise ValueError(
-            f"the tokenizer of {directory} cannot be loaded; it may need sentencepiece: pip install sentencepiece"
-        ) from error
+        raise ValueError(f"the tokenizer of {directory} cannot be loaded: {_reason(directory, error)}") from None
 
 
 def refuse_student(directory: str | Path, config: PreTrainedConfig) -> None:
@@ -264,6 +300,11 @@ def refuse_student(directory: str | Path, config: PreTrainedConfig) -> None:
 def is_multilingual(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a tokenizer needs the languages to be set, like those of NLLB, M2M100 and mBART."""
     return hasattr(tokenizer, "set_src_lang_special_tokens")
+
+
+def language_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids of languages, which M2M100's tokenizers do not always count among special tokens."""
+    return {*getattr(tokenizer, "lang_token_to_id", {}).values()}
 
 
 def check_languages(

@@ -114,8 +114,11 @@ class CorpusInput:
             raise ValueError(f"id_column={self.id_column!r} has an id more than once: choose another, or none")
 
     def parquet_files(self) -> list[Path]:
-        folders = [Path(file) for file in self.files]
-        return [file for path in folders for file in (sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path])]
+        found = {Path(file): sorted(Path(file).glob(f"*{SUFFIX}")) for file in self.files if Path(file).is_dir()}
+        for folder, files in found.items():
+            if not files:
+                raise ValueError(f"input={folder} is a folder without {SUFFIX} files: name the files to translate")
+        return [file for path in map(Path, self.files) for file in found.get(path, [path])]
 
 
 def _line(text: str | None) -> str:

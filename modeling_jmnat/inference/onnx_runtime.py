@@ -16,10 +16,10 @@ from ..configuration_jmnat import REPEAT_RULES, JMNatConfig, JMNatGenerationConf
 from ..generation_jmnat import JMNatGenerateOutput, JMNatGenerationMixin, check_target_lengths
 from ..modeling_jmnat import decoder_attend_mask, token_mask
 from ..utils.hub_folders import fetch_folder
+from .exported_files import GRAPHS_FOLDER, check_weights, with_settings
 
 LOWEST = torch.finfo(torch.float32).min
 GRAPHS = ("encoder", "decoder")
-GRAPHS_FOLDER = "onnx"  # inside a model's folder
 TRANSLATOR = "translator"  # the whole translation in one graph, see `onnx_export/whole_translation.py`
 PASS = "pass"  # prefix of the names of its nodes inside the passes
 SLOWER_FUSION = "SkipLayerNormFusion"  # Add and LayerNormalization are slower when fused, and lose their names
@@ -313,11 +313,10 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
         Raises:
             ValueError: the graphs are missing, damaged or of two models, or ONNX Runtime is not installed.
         """
-        folder = find_graphs(directory, int8, **hub_options)
+        folder = with_settings(find_graphs(directory, int8, **hub_options))
         config, generation_config = JMNatConfig.from_pretrained(folder), JMNatGenerationConfig.from_pretrained(folder)
-        graphs = ExportedGraphs(folder, int8, num_threads)
-        model = cls(config, cast(JMNatGenerationConfig, generation_config), graphs)
-        model.translator  # noqa: B018 load it now, so that errors are raised here
+        model = cls(config, cast(JMNatGenerationConfig, generation_config), ExportedGraphs(folder, int8, num_threads))
+        check_weights(folder / graph_file(TRANSLATOR, int8), session_digest(model.translator), config)
         return model
 
     @functools.cached_property
@@ -376,13 +375,14 @@ class ORTJMNatForConditionalGeneration(JMNatGenerationMixin):
 
         None if the graph, from an earlier export, does not support one of the options that are on.
         """
-        if self.last_feeds[0] != options:
-            feeds = translator_inputs(self, options)
+        last_options, feeds = self.last_feeds  # at once, because another thread may replace them
+        if last_options != options:
+            inputs = translator_inputs(self, options)
             known = {value.name for value in self.translator.get_overridable_initializers()}
-            all_known = not any(feeds[name].any() for name in ADDED_LATER if name not in known)
-            feeds = {name: feeds[name] for name in feeds if name in known}
-            self.last_feeds = JMNatOptions(**asdict(options)), feeds if all_known else None  # a copy, also of lists
-        return self.last_feeds[1]
+            all_known = not any(inputs[name].any() for name in ADDED_LATER if name not in known)
+            feeds = {name: inputs[name] for name in inputs if name in known} if all_known else None
+            self.last_feeds = JMNatOptions(**asdict(options)), feeds  # a copy, also of lists
+        return feeds
 
     def generate_at_once(
         self, options: JMNatOptions, input_ids, target_lengths, attention_mask, inputs_embeds, encoder_outputs

@@ -14,7 +14,7 @@ from transformers.convert_slow_tokenizer import import_protobuf
 
 from ..segmenters import SPACE
 from ..tokenization_jmnat import JMNatTokenizer, wrap_tokenizer
-from .loading import language_tokens, load_teacher_tokenizer
+from .loading import is_multilingual, language_tokens, load_teacher_tokenizer
 
 MARIAN_FILES = ("source.spm", "target.spm", "vocab.json")
 NAMED_TOKENS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
@@ -39,27 +39,17 @@ def tokenizer_of_teacher(
             every source. Without it, texts must begin with a code themselves.
 
     Raises:
-        ValueError: files are missing, damaged or do not fit each other, or the tokenizer is of another kind.
+        ValueError: files are missing, damaged or do not fit each other, the tokenizer is of another kind, or languages
+            are missing or do not apply to it.
     """
     if (folder / "source.spm").exists() or (folder / "target.spm").exists():
         for name in MARIAN_FILES:
             if not (folder / name).is_file():
                 raise ValueError(f"{folder} has no complete Marian tokenizer ({name} is missing): download it again")
     theirs = load_teacher_tokenizer(folder)
+    options = _first_tokens(theirs, folder, languages, language_code)
     if isinstance(theirs, JMNatTokenizer):
         return theirs, len(theirs)
-    options: dict[str, str | None] = {}
-    if languages is not None:
-        first = language_tokens(theirs, languages, "teacher_languages")
-        options = dict(zip(("source_start", "target_start"), first, strict=True))
-    if language_code is not None:
-        if theirs.convert_tokens_to_ids(language_code) in (None, theirs.unk_token_id):
-            known = [token for token in theirs.get_vocab() if token.startswith(">>")]
-            raise ValueError(
-                f"language_code={language_code!r} is not in the teacher's vocabulary"
-                + (f", which has {', '.join(known[:5])}" if known else ": it has one target language")
-            )
-        options["source_start"] = language_code
     kind = type(theirs).__name__
     if kind == "MarianTokenizer":
         if theirs.separate_vocabs:
@@ -75,18 +65,65 @@ def tokenizer_of_teacher(
             f"{folder} has a {kind}, which is written in Python: only tokenizers of Marian, of M2M100 and those with "
             "a tokenizer.json can be converted"
         )
-    return _of_backend(theirs, options), len(theirs)
+    return _of_backend(theirs, folder, options), len(theirs)
 
 
-def _of_backend(theirs: PreTrainedTokenizerBase, options: Mapping[str, str | None]) -> JMNatTokenizer:
-    """Convert a tokenizer that is defined by its tokenizer.json."""
+def _first_tokens(
+    theirs: PreTrainedTokenizerBase, folder: Path, languages: Sequence[str] | None, language_code: str | None
+) -> dict[str, str | None]:
+    """The first tokens of sources and targets, as options of `JMNatTokenizer`.
+
+    Lets a multilingual tokenizer expect these languages.
+    """
+    if isinstance(theirs, JMNatTokenizer):  # which has its own first tokens
+        for name, value in (("teacher_languages", languages), ("language_code", language_code)):
+            if value is not None:
+                raise ValueError(f"{name}={value!r} does not apply to the tokenizer of {folder}: leave {name} out")
+        return {}
+    options: dict[str, str | None] = {}
+    if languages is not None:
+        first = language_tokens(theirs, languages, "teacher_languages")
+        options = dict(zip(("source_start", "target_start"), first, strict=True))
+        theirs.src_lang, theirs.tgt_lang = (code.strip("_") for code in languages)
+    elif is_multilingual(theirs):
+        raise ValueError(
+            f"{folder} is multilingual: give its source and target language with --teacher_languages, because every "
+            "text begins with a language"
+        )
+    if language_code is not None:
+        is_code = language_code.startswith(">>") and language_code.endswith("<<")
+        if not is_code or theirs.convert_tokens_to_ids(language_code) in (None, theirs.unk_token_id):
+            known = [token for token in theirs.get_vocab() if token.startswith(">>")]
+            raise ValueError(
+                f"language_code={language_code!r} is not in the teacher's vocabulary"
+                + (f", which has {', '.join(known[:5])}" if known else ": it has one target language")
+            )
+        options["source_start"] = language_code
+    return options
+
+
+def _of_backend(theirs: PreTrainedTokenizerBase, folder: Path, options: Mapping[str, str | None]) -> JMNatTokenizer:
+    """Convert a tokenizer that is defined by its tokenizer.json.
+
+    Sources begin with `<s>` where the teacher's do; targets do not, because `<s>` is never predicted.
+    """
     backend = copy.deepcopy(theirs.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
     names = _names(theirs)
     backend.add_special_tokens([AddedToken(names[name], special=True) for name in APPENDED])
     languages = [token for token in theirs.all_special_tokens if token not in names.values()]
-    return _wrapped(backend, theirs, languages, options)
+    around = theirs("")["input_ids"]
+    if theirs.bos_token is not None and around[:1] == [theirs.bos_token_id]:
+        options = {"source_start": theirs.bos_token, **options}
+    ours = _wrapped(backend, theirs, languages, options)
+    if ours("")["input_ids"] != around:
+        tokens = " ".join(theirs.convert_ids_to_tokens(around))
+        raise ValueError(
+            f"{folder} puts {tokens} around a source, but a JM-NAT has at most one token before it and "
+            f"{theirs.eos_token} behind it: distil it with `jmnat distill`, and train without its weights"
+        )
+    return ours
 
 
 def _with_segmenters(

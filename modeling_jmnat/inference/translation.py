@@ -23,7 +23,7 @@ from ..utils.json_files import parse_json
 from .beam_search import max_target_length
 from .glossary import Glossary, translate_with_terms
 from .lines import Line, LineReader
-from .loading import Translator, is_jmnat
+from .loading import Translator, is_jmnat, language_ids
 
 # Options of beam search that are integers, with their least value.
 COUNTS = {
@@ -305,7 +305,7 @@ def _autoregressive_options(model: Translator, source_length: int, generation: d
 def _read_output(tokenizer: PreTrainedTokenizerBase, output: Any, num_sentences: int) -> list[dict]:
     """The fields of `Translation` from the output of `generate`, a dict per sentence."""
     returned = len(output.sequences) // num_sentences
-    special = set(tokenizer.all_special_ids)
+    special = {*tokenizer.all_special_ids, *language_ids(tokenizer)}
     ids = [[token for token in row if token != tokenizer.pad_token_id] for row in output.sequences.tolist()]
     sequences = [[token for token in row if token not in special] for row in ids]
     texts = tokenizer.batch_decode(sequences)
@@ -331,5 +331,6 @@ def _read_output(tokenizer: PreTrainedTokenizerBase, output: Any, num_sentences:
     if output.get("history") is not None:
         for index, result in enumerate(results):
             best = int(output.best_candidates[index, 0])
-            result["canvases"] = [show_canvas(tokenizer, turn.canvas[index, best].tolist()) for turn in output.history]
+            passes = output.history[: int(output.num_passes[index])]  # later ones are of other sentences
+            result["canvases"] = [show_canvas(tokenizer, turn.canvas[index, best].tolist()) for turn in passes]
     return results

@@ -218,7 +218,7 @@ def decode_shards(store: ShardStore, dataset, decoder, tokenizer, state: Partial
 
 def _shard_rows(part: dict, texts: Sequence[str | None], tokenizer) -> Iterator[tuple]:
     one_line = [None if text is None else text.replace("\n", " ").replace("\r", " ").strip() for text in texts]
-    counts = [len(ids) for ids in tokenizer([text or "" for text in one_line])["input_ids"]]
+    counts = [len(ids) for ids in tokenizer([text or "" for text in one_line], verbose=False)["input_ids"]]
     for source, ids, text, count in zip(part["source"], part["input_ids"], one_line, counts, strict=True):
         yield source, text, len(ids), count
 
@@ -350,7 +350,7 @@ def languages_of(arguments: DistillationArguments) -> tuple[str, str]:
     """Endings of the two files: as given, otherwise the languages of the preparation, otherwise src and tgt.
 
     Raises:
-        ValueError: both are the same.
+        ValueError: both are the same, or one is no ending of a file name.
     """
     path = Path(arguments.data) / "preparation.json"
     written = read_json(path, what_to_do="prepare the data again") if path.is_file() else {}
@@ -358,4 +358,7 @@ def languages_of(arguments: DistillationArguments) -> tuple[str, str]:
     target = arguments.target_lang or written.get("target_lang") or written.get("moses_target_lang") or "tgt"
     if source == target:
         raise ValueError(f"source_lang and target_lang are both {source!r}: the two files need different names")
+    for name, ending in (("source_lang", source), ("target_lang", target)):
+        if Path(ending).name != ending:
+            raise ValueError(f"{name}={ending!r} cannot be the ending of a file name here: give --{name} another one")
     return source, target

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..inference.loading import load_teacher
+from ..inference.beam_search import max_source_length
+from ..inference.loading import is_multilingual, load_teacher
 from ..losses_jmnat import ModelReranker
 from ..utils.fingerprints import tokenizer_fingerprint
 from ..utils.id_batches import pad_batch
@@ -17,6 +18,8 @@ from ..utils.id_batches import pad_batch
 
 class TextReranker:
     """Scores the student's candidates by a sequence-to-sequence model with another tokenizer.
+
+    Of texts that are too long for the model, it reads the beginning.
 
     Args:
         model: any autoregressive Transformers seq2seq model.
@@ -42,8 +45,9 @@ class TextReranker:
         sources = self.student_tokenizer.batch_decode(input_ids.tolist(), skip_special_tokens=True)
         candidates = self.student_tokenizer.batch_decode(candidate_ids.tolist(), skip_special_tokens=True)
         pad, device = self.tokenizer.pad_token_id, self.model.device
-        source_ids, source_mask = pad_batch(self.tokenizer(sources)["input_ids"], pad, device)
-        target_ids, _ = pad_batch(self.tokenizer(text_target=candidates)["input_ids"], pad, device)
+        cut = {"truncation": True, "max_length": max_source_length(self.model.config)}
+        source_ids, source_mask = pad_batch(self.tokenizer(sources, **cut)["input_ids"], pad, device)
+        target_ids, _ = pad_batch(self.tokenizer(text_target=candidates, **cut)["input_ids"], pad, device)
         return self.scorer.score(source_ids, source_mask, target_ids).to(candidate_ids.device)
 
 
@@ -57,9 +61,15 @@ def load_reranker(
         student_tokenizer: compared by content, not by name.
 
     Raises:
-        ValueError: `load_teacher` refuses the model, for instance because it is a JM-NAT model.
+        ValueError: `load_teacher` refuses the model, for instance because it is a JM-NAT model; or it is multilingual
+            and its tokenizer was saved without languages.
     """
     model, tokenizer = load_teacher(directory, device)
+    if is_multilingual(tokenizer) and tokenizer.tgt_lang is None:
+        raise ValueError(
+            f"reranker {directory} is multilingual and would score text as English: set src_lang and tgt_lang of its "
+            "tokenizer, save it in a copy of the folder, and give that"
+        )
     if tokenizer_fingerprint(tokenizer) == tokenizer_fingerprint(student_tokenizer):
         return model
     return TextReranker(model, tokenizer, student_tokenizer)

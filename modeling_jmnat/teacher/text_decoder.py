@@ -6,6 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..inference.beam_search import max_source_length
 from ..inference.engines import Engine, decode
+from ..inference.loading import language_ids
 from ..plain_text import Sentence
 
 
@@ -30,6 +31,7 @@ class TextDecoder:
     ):
         self.engine, self.tokenizer, self.shares_vocabulary = engine, tokenizer, shares_vocabulary
         self.num_beams, self.batch_tokens, self.prefix = num_beams, batch_tokens, prefix
+        self.languages = language_ids(tokenizer)
 
     def decode(
         self,
@@ -47,7 +49,7 @@ class TextDecoder:
             read = [Sentence.read(source, self.tokenizer) for source in sources]
             input_ids = self.tokenizer([sentence.text for sentence in read])["input_ids"]
         elif not self.shares_vocabulary:
-            input_ids = self.tokenizer([self.prefix + source for source in sources])["input_ids"]
+            input_ids = self.tokenizer([self.prefix + source for source in sources], verbose=False)["input_ids"]
         limit = max_source_length(self.engine.config)
         fitting = [index for index, ids in enumerate(input_ids) if len(ids) <= limit]
         outputs = decode(
@@ -55,5 +57,6 @@ class TextDecoder:
         )
         texts: list[str | None] = [None] * len(input_ids)
         for index, ids in zip(fitting, outputs, strict=True):
+            ids = [token for token in ids if token not in self.languages]
             texts[index] = read[index].write(str(self.tokenizer.decode(ids, skip_special_tokens=True)))
         return texts

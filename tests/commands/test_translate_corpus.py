@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from modeling_jmnat.commands import translate_corpus as command
 from modeling_jmnat.commands.translate_corpus import CorpusArguments, load_translate, main
 from modeling_jmnat.inference.engines import CTranslate2Engine, TransformersEngine
 from modeling_jmnat.inference.loading import load_teacher
-from modeling_jmnat.inference.numbered_blocks import write_blocks
+from modeling_jmnat.inference.numbered_blocks import CorpusInput, write_blocks
 from modeling_jmnat.teacher.text_decoder import TextDecoder
 from tests.helpers.teacher_samples import random_lines
 from tests.helpers.translation_samples import command_line, save_translators
@@ -100,6 +101,7 @@ if __name__ == "__main__":
     rows = rows_of(output / "translations")
     assert rows == in_one_process(CorpusArguments(**{**options, "output_dir": "x"}), lines)
     assert figures["lines"] == len(rows) == len(lines)
+    assert figures["lines_per_second"] * figures["seconds"] < len(lines) - BLOCK_LINES  # of this run alone
     kept = [path for path in earlier if path.name.removesuffix("-0.parquet") + ".parquet" in finished]
     assert len(kept) >= 2
     assert all(path.stat().st_mtime_ns == earlier[path] for path in kept)  # not translated again
@@ -116,6 +118,10 @@ if __name__ == "__main__":
     monkeypatch.setattr(ray, "init", None)  # what is complete needs nothing
     main(command_line(options))
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"lines": len(lines)}
+    next((output / "translations").iterdir()).unlink()
+    with pytest.raises(SystemExit):
+        main(command_line(options))
+    assert f"error: output_dir={output} is damaged" in capsys.readouterr().err
 
 
 def slowly(load, seconds, *arguments):
@@ -135,6 +141,46 @@ def wait_until(condition, process=None, seconds=300):
         assert process is None or process.poll() is None
         assert time.time() < deadline
         time.sleep(0.1)
+
+
+def test_a_run_is_resumed_with_the_same_text_and_options_alone(models, tmp_path):
+    """Whatever has been written meanwhile under the same names, such as by `jmnat tune`."""
+    student = shutil.copytree(models / "student", tmp_path / "student")
+    text, saved = tmp_path / "text", student / "generation_config.json"
+    text.write_text("ban kos\n")
+    arguments = CorpusArguments(model=str(student), input=[str(text)], output_dir=str(tmp_path / "out"))
+    output = tmp_path / "out"
+    output.mkdir()
+
+    def begun():
+        return command.is_begun(command.settings_of(arguments, CorpusInput((str(text),))), output)
+
+    assert not begun()
+    settings = command.settings_of(arguments, CorpusInput((str(text),)))
+    (output / command.SETTINGS).write_text(json.dumps(settings | {"lines": 1}))
+    assert begun()
+    for path, name in ((text, "input_content"), (saved, "saved_options")):
+        before = path.read_text()
+        path.write_text(before.replace("k", "b").replace("4", "3"))
+        with pytest.raises(ValueError, match=f"holds a translation with another {name}"):
+            begun()
+        path.write_text(before)
+    assert begun()
+    pipe = command.settings_of(arguments, CorpusInput(("/dev/null",)))
+    assert pipe["input_content"] == []  # a pipe can be read only once
+    del settings["input_content"], settings["saved_options"]  # as of earlier versions
+    (output / command.SETTINGS).write_text(json.dumps(settings | {"lines": 1}))
+    assert begun()
+
+
+def test_graphs_belong_to_the_options_of_a_run(models, tmp_path):
+    student = shutil.copytree(models / "student", tmp_path / "student")
+    (student / "onnx").mkdir()
+    for name in ("translator.onnx", "decoder.onnx", "generation_config.json", "config.json"):
+        (student / "onnx" / name).touch()
+    assert command.option_files(str(student), "torch") == [student / "generation_config.json"]
+    graphs = ["decoder.onnx", "translator.onnx", "generation_config.json"]
+    assert command.option_files(str(student), "onnx") == [student / "onnx" / name for name in graphs]
 
 
 @pytest.mark.parametrize("backend", ["torch", "ctranslate2"])
@@ -166,6 +212,8 @@ def test_bad_options_are_one_sentence(models, tmp_path, capsys):
     cases = [
         ({"output_dir": ""}, "output_dir is missing"),
         ({"source_text": "x"}, "source_text and target_text belong together: give both, or neither"),
+        ({"source_text": tmp_path / "x", "target_text": tmp_path / "x"}, "x is given twice: name another file"),
+        ({"source_text": tmp_path / "text", "target_text": "x"}, "text is given twice: name another file"),
         ({"block_lines": 0}, "block_lines=0 must be at least 1"),
         ({"long_lines": "error"}, "long_lines=error does not apply to a corpus: choose split, truncate or skip"),
         ({"input": tmp_path / "none"}, "No such file"),

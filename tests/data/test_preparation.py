@@ -632,6 +632,31 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path, name):
         prepare(PreparationArguments(output_dir=str(tmp_path / "a"), **named))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset_config": "de-en"}, "dataset_config=de-en needs dataset_name"),
+        ({"dataset_revision": "main"}, "dataset_revision=main needs dataset_name"),
+        ({"validation_split": "dev"}, "validation_split=dev needs dataset_name"),
+        (
+            {"dataset_name": "a/b", "source_lang": "de", "target_lang": "de"},
+            "source_lang and target_lang are both 'de': give two languages",
+        ),
+    ],
+)
+def test_options_of_a_data_set_that_would_do_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        PreparationArguments(output_dir="a", **options)
+
+
+def test_a_data_set_that_a_script_defines_is_refused(tmp_path):
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "hub.py").write_text("raise SystemExit")
+    named = {"dataset_name": str(tmp_path / "hub"), "source_lang": "de", "target_lang": "en"}
+    with pytest.raises(ValueError, match="is defined by a script, which is not run: try --dataset_revision refs/conv"):
+        prepare(PreparationArguments(output_dir=str(tmp_path / "a"), **named))
+
+
 def write_rows(folder, rows, validation=None):
     folder.mkdir()
     for split, of_split in (("train", rows), ("validation", validation or rows)):

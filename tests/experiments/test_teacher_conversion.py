@@ -1,6 +1,7 @@
 """From a teacher to a scored student by one command: which stages, on which text, and all of it on a small one."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ from datasets import Dataset
 
 from modeling_jmnat import JMNatForConditionalGeneration
 from modeling_jmnat.commands import convert_teacher
+from modeling_jmnat.data.options import PreparationArguments
+from modeling_jmnat.data.preparation import prepare
 from modeling_jmnat.experiments.runner import StageRunner
 from modeling_jmnat.experiments.teacher_conversion import Conversion, comparison, comparison_table
+from modeling_jmnat.inference.teacher_tokenizer import tokenizer_of_teacher
 from tests.helpers.marian_teacher import opus_model, train, train_segmenter, write_tokenizer
 from tests.helpers.teacher_samples import random_teacher
 from tests.helpers.translation_samples import random_lines, tiny_tokenizer
@@ -100,6 +104,8 @@ def test_held_out_sentences_are_spread_and_not_trained_on(tmp_path, teacher, tex
         ({"teacher": "no/such/folder"}, "the folder no/such/folder does not exist"),
         ({"append_raw": "true"}, "append_raw=True needs train_target"),
         ({"time_budget": "0"}, "time_budget=0.0 must be above 0 minutes"),
+        ({"latency_sentences": "-1"}, "latency_sentences=-1 must be at least 0"),
+        ({"preset": "from_techer"}, "from_techer"),
     ],
 )
 def test_what_would_fail_later_is_refused_at_once(options, message, tmp_path, teacher, text, capsys):
@@ -108,6 +114,70 @@ def test_what_would_fail_later_is_refused_at_once(options, message, tmp_path, te
         convert_teacher.main([word for name, value in words.items() for word in (f"--{name}", value)])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_lines_that_validation_text_cannot_have_are_not_held_out(tmp_path):
+    lines = random_lines(60, seed=4)
+    lines[::20] = ("", "\u200b ", "long " * 120)  # the rows that would be chosen among all
+    lines[5] = lines[21]
+    (tmp_path / "a").write_text("".join(f"{line}\n" for line in lines))
+    conversion = Conversion("teacher", tmp_path / "run", (str(tmp_path / "a"), None))
+    conversion.hold_out()
+    train, validation = ((tmp_path / "run" / "text" / f"{name}.src").read_text() for name in ("train", "validation"))
+    train, validation = train.splitlines(), validation.splitlines()
+    assert len(validation) == 2
+    assert all(0 < len(line) <= 500 for line in validation)
+    assert not set(train) & set(validation)
+    (tmp_path / "a").write_text("\n" * 60 + "one line\n")
+    with pytest.raises(ValueError, match="has 1 lines of text, not counting very long ones: give at least 20"):
+        conversion.hold_out()
+
+
+def test_pairs_with_an_empty_side_are_not_held_out(tmp_path):
+    lines = random_lines(60, seed=4)
+    targets = [line[::-1] for line in lines]
+    targets[0] = ""
+    for name, side in (("a", lines), ("b", targets)):
+        (tmp_path / name).write_text("".join(f"{line}\n" for line in side))
+    conversion = Conversion("teacher", tmp_path / "run", (str(tmp_path / "a"), str(tmp_path / "b")))
+    conversion.hold_out()
+    written = [
+        [(tmp_path / "run" / "text" / f"{part}.{side}").read_text().splitlines() for side in ("src", "tgt")]
+        for part in ("train", "validation")
+    ]
+    assert all(len(sources) == len(targets) for sources, targets in written)
+    assert all(target == source[::-1] for source, target in zip(*written[1], strict=True))
+
+
+def test_sources_without_spaces_are_not_lost_for_the_length_of_a_stand_in(tmp_path):
+    """Chinese in the pieces of an English vocabulary is one unknown piece."""
+    draw = random.Random(1)
+    chinese = ["".join(chr(0x4E00 + draw.randrange(40)) for _ in range(30)) for _ in range(120)]
+    segmenters = [train_segmenter(lines, 60) for lines in (chinese, random_lines(120, seed=3))]
+    write_tokenizer(tmp_path / "teacher", *segmenters)
+    tokenizer_of_teacher(tmp_path / "teacher")[0].save_pretrained(tmp_path / "run" / "start")
+    (tmp_path / "a.zh").write_text("".join(f"{line}\n" for line in chinese))
+    conversion = Conversion("teacher", tmp_path / "run", (str(tmp_path / "a.zh"), None))
+    conversion.hold_out()
+    stages = {stage.name: stage for stage in conversion.stages()}
+    counts = prepare(PreparationArguments(**stages["held_out_data"].options))["pairs"]["train"]
+    assert (counts["read"], counts["kept"]) == (6, 6)
+    assert stages["sources"].options["max_length_ratio"] == 0
+    assert "max_length_ratio" not in stages["data"].options
+
+
+def test_a_seed_of_0_is_passed_on(tmp_path, teacher, text, monkeypatch):
+    begun = []
+
+    def run(runner, stages):
+        begun.extend(stages)
+        return {stage.name: "stopped" for stage in stages}
+
+    monkeypatch.setattr(StageRunner, "run", run)
+    words = ["--teacher", teacher, "--train_source", text[0], "--output", str(tmp_path / "run"), "--seed", "0"]
+    convert_teacher.main(words)
+    options = {stage.name: stage.options for stage in begun}
+    assert (options["start"]["seed"], options["model"]["seed"]) == (0, 0)
 
 
 def test_a_start_whose_mark_was_lost_is_done_again(tmp_path):

@@ -128,6 +128,17 @@ def test_terms_that_look_like_text_to_copy_are_translated(student, tokenizer):
         assert WORDS[term] in found
 
 
+def test_a_sentence_with_terms_leaves_a_line_one_candidate(student, tokenizer):
+    """As the sentence itself has, whose other sentences have several."""
+    line = f"{WORDS[0]}. {WORDS[1]}."
+    options = {"num_return_sequences": 2, "num_length_candidates": 3, "split_sentences": True}
+    for source in (0, 1):
+        glossary = Glossary({WORDS[source]: f"{WORDS[5]} {WORDS[6]}"})
+        (found,) = translate_lines(student, tokenizer, [line], glossary=glossary, **options)
+        assert len(found.candidates) == len(found.candidate_ids) == 1
+        assert f"{WORDS[5]} {WORDS[6]}" in found.text
+
+
 def test_models_without_glossary_support_are_refused(student, tokenizer, monkeypatch):
     for model in (random_teacher(tokenizer), object()):
         with pytest.raises(ValueError, match="a glossary needs a JM-NAT model and the backend torch or cuda_graphs"):

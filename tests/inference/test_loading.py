@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, GenerationConfig
 
 from modeling_jmnat import JMNatTranslationPipeline
 from modeling_jmnat.configuration_jmnat import JMNatConfig
@@ -125,6 +125,16 @@ def test_teacher_with_the_tokenizer_of_another_model_is_refused(tokenizer, tmp_p
         load_teacher(tmp_path)
 
 
+@pytest.mark.parametrize("load", [load_teacher, load_translator])
+def test_a_model_of_two_vocabularies_is_refused(load, tokenizer, tmp_path):
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    halves = [BertConfig(vocab_size=len(tokenizer), **sizes) for _ in range(2)]
+    EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(*halves)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a EncoderDecoderModel, whose configuration has no vocab_size: give a"):
+        load(tmp_path)
+
+
 def test_student_is_refused_as_teacher(tokenizer, tmp_path):
     JMNatForConditionalGeneration(JMNatConfig(vocab_size=len(tokenizer), **TINY)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -178,6 +188,36 @@ def test_weights_of_another_number_of_layers_are_refused(load, name, layers, whe
     (copied / "config.json").write_text(json.dumps(config | {"encoder_layers": layers}))
     with pytest.raises(ValueError, match=rf"config.json and the weights do not belong together: .* is {where} the"):
         load(copied)
+
+
+@pytest.mark.parametrize(("load", "name"), [(load_translator, "student"), (load_teacher, "teacher")])
+def test_weights_of_another_width_are_refused_in_one_sentence(load, name, folder, tmp_path):
+    copied = shutil.copytree(folder / name, tmp_path / "copy")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"d_model": 2 * config["d_model"]}))
+    with pytest.raises(ValueError, match="config.json and the weights do not belong together, because their shapes"):
+        load(copied)
+
+
+def test_a_tokenizer_that_lacks_a_file_or_is_damaged_is_said_so(folder, tmp_path):
+    """Transformers raises a TypeError for what is missing, and the library tokenizers a plain Exception."""
+    missing = "copy cannot be loaded: a file of its tokenizer is missing: get the folder again, or copy all files"
+    damaged = "copy cannot be loaded: its tokenizer.json is damaged, or was written by a newer version of the package"
+    for load, name, change, sentence in (
+        (load_translator, "student", {"tokenizer.json": None}, missing),
+        (load_translator, "teacher", {"tokenizer_config.json": None}, missing),
+        (load_translator, "student", {"tokenizer.json": '{"model": {}, "added_tokens": []}'}, damaged),
+        (load_teacher, "teacher", {"tokenizer.json": None}, missing),
+        (load_teacher, "teacher", {"tokenizer_config.json": None}, missing),
+        (load_teacher, "teacher", {"tokenizer.json": None, "tokenizer_config.json": None}, missing),
+        (load_teacher, "teacher", {"tokenizer.json": '{"model": {}, "added_tokens": []}'}, damaged),
+    ):
+        copied = shutil.copytree(folder / name, tmp_path / "copy")
+        for file, content in change.items():
+            (copied / file).unlink() if content is None else (copied / file).write_text(content)
+        with pytest.raises(ValueError, match=sentence):
+            load(copied)
+        shutil.rmtree(copied)
 
 
 def test_weights_without_the_crf_of_the_configuration_are_refused(folder, tmp_path):

@@ -58,6 +58,7 @@ def test_bad_input_is_named(tmp_path):
     twice = write_parquet(tmp_path / "twice.parquet", text=["a", "b", "c"], key=[1, 2, 1])
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "twice.parquet").read_bytes()[:-9])
     (tmp_path / "empty").touch()
+    (tmp_path / "folder").mkdir()
     cases = [
         (lambda: CorpusInput(), "give either input files or dataset_name"),
         (lambda: CorpusInput((twice, "text.de")), "input has both text and Parquet files"),
@@ -69,6 +70,7 @@ def test_bad_input_is_named(tmp_path):
         (lambda: list(CorpusInput((str(tmp_path / "cut.parquet"),)).rows()), "cut.parquet is not a complete Parquet"),
         (lambda: write_blocks(CorpusInput((str(tmp_path / "empty"),)).rows(), tmp_path, 2), "the input is empty"),
         (lambda: write_blocks(iter([(0, "a"), (1, "\ud800")]), tmp_path, 2), "row 2"),
+        (lambda: list(CorpusInput((twice, str(tmp_path / "folder"))).rows()), "folder is a folder without .parquet"),
         (lambda: list(CorpusInput(dataset_name=str(tmp_path / "none")).rows()), "Couldn't find any data"),
     ]
     for call, sentence in cases:

@@ -12,7 +12,15 @@ import pytest
 import sentencepiece
 from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, M2M100Tokenizer, MarianTokenizer, MBart50Tokenizer, NllbTokenizer
+from transformers import (
+    AutoTokenizer,
+    BartTokenizer,
+    M2M100Tokenizer,
+    MarianTokenizer,
+    MBart50Tokenizer,
+    MBartTokenizer,
+    NllbTokenizer,
+)
 
 from modeling_jmnat import JMNatTokenizer
 from modeling_jmnat.inference.teacher_tokenizer import segmenter_of, tokenizer_of_teacher
@@ -204,6 +212,52 @@ def test_languages_of_a_tokenizer_json_become_first_tokens(kind, tmp_path):
     assert ours.batch_decode(ids, skip_special_tokens=True) == theirs.batch_decode(ids, skip_special_tokens=True)
     with pytest.raises(ValueError, match="teacher_languages='xx yy' are not languages of the model's"):
         tokenizer_of_teacher(tmp_path / "teacher", ("xx", "yy"))
+
+
+def test_what_a_language_code_is(teacher):
+    with pytest.raises(ValueError, match="language_code='▁die' is not in the teacher's vocabulary, which has >>eng"):
+        tokenizer_of_teacher(teacher, language_code="▁die")  # a piece of its vocabulary
+
+
+def mbart_tokenizer(kind, folder, **options):
+    model = train_backend("unigram")
+    kind(vocab=[tuple(piece) for piece in model["vocab"]], **options).save_pretrained(folder)
+    return folder
+
+
+def test_a_multilingual_tokenizer_needs_its_languages(tmp_path):
+    with pytest.raises(ValueError, match="is multilingual: give its source and target language with --teacher_lang"):
+        tokenizer_of_teacher(mbart_tokenizer(MBart50Tokenizer, tmp_path))
+
+
+def test_languages_behind_the_text_are_refused(tmp_path):
+    """As in mBART of 2020: without them, a student would not read what its teacher reads."""
+    folder = mbart_tokenizer(MBartTokenizer, tmp_path)
+    with pytest.raises(ValueError, match="puts </s> de_DE around a source, but a JM-NAT has at most one token before"):
+        tokenizer_of_teacher(folder, ("de_DE", "en_XX"))
+
+
+def test_our_own_tokenizer_takes_no_languages(student, tmp_path):
+    student.save_pretrained(tmp_path)
+    for name, value in (("languages", ("de", "en")), ("language_code", ">>eng<<")):
+        with pytest.raises(ValueError, match=f"{name}=.* does not apply to the tokenizer of"):
+            tokenizer_of_teacher(tmp_path, **{name: value})
+
+
+def test_sources_begin_as_those_of_bart(tmp_path):
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(lines_of("de", 500), trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    BartTokenizer(model["vocab"], [tuple(merge) for merge in model["merges"]]).save_pretrained(tmp_path / "teacher")
+    theirs, (ours, _) = AutoTokenizer.from_pretrained(tmp_path / "teacher"), tokenizer_of_teacher(tmp_path / "teacher")
+    ours.save_pretrained(tmp_path / "student")
+    ours = JMNatTokenizer.from_pretrained(tmp_path / "student")
+    lines = lines_of("de", 100)
+    assert ours(lines)["input_ids"] == theirs(lines)["input_ids"]
+    assert ours(text_target=lines)["input_ids"] == [ids[1:] for ids in theirs(lines)["input_ids"]]
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])

@@ -6,11 +6,19 @@ import json
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers.utils import ModelOutput
 
-from modeling_jmnat.inference.translation import LONGER_TARGETS, parse_generation_options, translate_lines
+from modeling_jmnat.inference.translation import (
+    LONGER_TARGETS,
+    _read_output,
+    parse_generation_options,
+    translate_lines,
+)
+from modeling_jmnat.pipeline import JMNatTranslationPipeline
 from modeling_jmnat.tokenization_jmnat import one_line
 from tests.helpers.teacher_samples import WORDS, random_lines, random_teacher
 from tests.helpers.translation_samples import SCRIPTS, load_script, tiny_student
@@ -150,6 +158,31 @@ def test_canvases_show_the_masks_of_each_pass(student, tokenizer, lines):
         assert length in result.candidate_lengths
         masks = [canvas.count("__") for canvas in result.canvases]
         assert masks[1:] == [max(1, length * (4 - i) // 4) for i in (1, 2, 3)]
+
+
+def test_canvases_end_where_a_sentence_stops(student, tokenizer, lines):
+    """Whatever the other sentences of a batch need; as in the pipeline."""
+    options = {**PASSES, "num_iterations": 6, "early_stop": True}
+    texts = [line for line in lines if line.strip()]
+    results = list(translate_lines(student, tokenizer, texts, output_history=True, **options))
+    assert len({result.num_passes for result in results}) > 1
+    pipe = JMNatTranslationPipeline(student, tokenizer, device="cpu", split_sentences=False)
+    for result, record in zip(results, pipe(texts, return_history=True, **options), strict=True):
+        assert len(result.canvases) == result.num_passes
+        assert result.canvases == record["history"][:-1]
+
+
+def test_languages_are_no_text():
+    """A new M2M100Tokenizer does not know its languages as special tokens."""
+    words = {5: "__en__", 6: "a", 7: "dog"}
+    tokenizer = SimpleNamespace(
+        all_special_ids=[0, 1, 2],
+        pad_token_id=1,
+        lang_token_to_id={"__en__": 5},
+        batch_decode=lambda rows: [" ".join(words[token] for token in row) for row in rows],
+    )
+    (found,) = _read_output(tokenizer, ModelOutput(sequences=torch.tensor([[2, 5, 6, 7, 2, 1]])), 1)
+    assert found["candidates"] == [("a dog", None)]
 
 
 def test_a_generated_line_break_does_not_split_the_line(student, tokenizer):

@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 
 from modeling_jmnat import JMNatForConditionalGeneration, ORTJMNatForConditionalGeneration
+from modeling_jmnat.configuration_jmnat import JMNatOptions
 from modeling_jmnat.inference.loading import load_translator
 from modeling_jmnat.inference.translation import translate_lines
 from modeling_jmnat.utils.atomic_files import UNFINISHED
 from modeling_jmnat.utils.locks import folder_lock
 from modeling_jmnat.utils.text_files import read_parallel
 from tests.helpers.random_models import ARCHITECTURES, pad, random_model, random_sources
-from tests.helpers.translation_samples import load_script, save_translators
+from tests.helpers.translation_samples import load_script, save_translators, tiny_student, tiny_tokenizer
 
 onnx = pytest.importorskip("onnx", reason="the extra `bench` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `bench` is not installed")
@@ -645,6 +646,62 @@ def test_files_of_two_models_are_refused(name, tmp_path):
     shutil.copy(tmp_path / "b" / name, tmp_path / "a" / name)
     with pytest.raises(ValueError, match="do not belong to the same model"):
         use_all_files(tmp_path / "a")
+
+
+@pytest.mark.parametrize("fields", [{}, {"crf_rank": 4}])
+def test_graphs_of_older_weights_are_refused(fields, tmp_path):
+    """A model that has learned on since its export would otherwise go on translating as before."""
+    model = random_model(46, **fields)
+    model.save_pretrained(tmp_path)
+    graphs = tmp_path / "onnx"
+    export_onnx(model, graphs)
+    shutil.copytree(graphs, tmp_path / "elsewhere")
+    ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    (tmp_path / "model.safetensors").unlink()
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    ORTJMNatForConditionalGeneration.from_pretrained(tmp_path)
+    with torch.no_grad():
+        model.model.shared.weight[7] += 0.5
+    model.save_pretrained(tmp_path)
+    for folder in (tmp_path, graphs):
+        with pytest.raises(
+            ValueError, match=r"translator\.onnx and model\.safetensors do not belong to the same model"
+        ):
+            ORTJMNatForConditionalGeneration.from_pretrained(folder)
+    ORTJMNatForConditionalGeneration.from_pretrained(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_what_an_export_lacks_is_named(name, tmp_path):
+    tokenizer = tiny_tokenizer()
+    export_onnx(tiny_student(tokenizer), tmp_path, tokenizer=tokenizer)
+    (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match=f"holds no {name}: export the model again with `jmnat export-onnx`"):
+        load_translator(tmp_path, backend="onnx")
+
+
+def test_options_of_another_thread_are_not_taken(tmp_path):
+    """It calls `generate` just when this one has its options ready."""
+
+    class Interrupted(ORTJMNatForConditionalGeneration):
+        kept, others = (None, {}), []
+
+        @property
+        def last_feeds(self):
+            return self.kept
+
+        @last_feeds.setter
+        def last_feeds(self, feeds):
+            self.kept = feeds
+            if self.others:
+                self.option_feeds(self.others.pop())
+
+    export_onnx(random_model(46), tmp_path)
+    model = Interrupted.from_pretrained(tmp_path)
+    model.others.append(JMNatOptions(num_iterations=7))
+    assert model.option_feeds(JMNatOptions(num_iterations=2))["num_iterations"] == 2
+    assert model.option_feeds(JMNatOptions(num_iterations=7))["num_iterations"] == 7
 
 
 @pytest.mark.parametrize("name", ["translator.onnx", "encoder.onnx", "decoder.onnx", POSITIONS_FILE])

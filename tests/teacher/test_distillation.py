@@ -514,6 +514,12 @@ def test_equal_language_endings_are_refused(folder, tmp_path):
         distill(arguments(folder, tmp_path, source_lang="en", target_lang="en"))
 
 
+def test_endings_that_files_cannot_have_are_refused_before_decoding(folder, tmp_path):
+    with pytest.raises(ValueError, match="target_lang='zh/hans' cannot be the ending of a file name here"):
+        distill(arguments(folder, tmp_path / "out", target_lang="zh/hans"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_script_prints_json_last(folder, tmp_path, capsys):
     load_script("distill").main(
         ["--teacher", str(folder / "teacher"), "--data", str(folder / "data"), "--output_dir", str(tmp_path)]

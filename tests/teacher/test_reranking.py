@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import MarianConfig, MarianMTModel, PreTrainedTokenizerFast
+from transformers import MarianConfig, MarianMTModel, NllbTokenizer, PreTrainedTokenizerFast
 
 from modeling_jmnat import losses_jmnat
 from modeling_jmnat.losses_jmnat import ModelReranker
@@ -94,6 +94,35 @@ def test_text_reranker_scores_text_in_its_own_tokens(tokenizer, other_tokenizer)
         assert found[row].item() == pytest.approx(
             slow_score(model, source, other_tokenizer(candidate)["input_ids"]), abs=1e-4
         )
+
+
+def test_text_reranker_reads_the_beginning_of_texts_that_are_too_long(tokenizer, other_tokenizer):
+    """Marian's positions end somewhere."""
+    sizes = {name: value for name, value in TINY.items() if name != "max_target_length"}
+    config = MarianConfig(
+        vocab_size=len(other_tokenizer), pad_token_id=1, eos_token_id=2, decoder_start_token_id=1, **sizes
+    )
+    reranker = TextReranker(MarianMTModel(config).eval(), other_tokenizer, tokenizer)
+    source, candidates = "ban der " * 60, ["gis " * 100, "gis " * 99 + "lux", "lux " * 100]
+    encoded = [pad_batch(tokenizer(texts)["input_ids"], PAD) for texts in ([source], candidates)]
+    scores = reranker.score(*encoded[0], encoded[1][0]).tolist()
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    assert abs(scores[0] - scores[2]) > 1e-3
+
+
+def test_a_multilingual_reranker_needs_its_languages(tokenizer, tmp_path):
+    """NLLB's tokenizer would take English for the target, M2M100's would fail."""
+    letters = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *"abcdefghijklmnopqrstuvwxyz"]
+    own = NllbTokenizer(vocab={token: index for index, token in enumerate(letters)}, merges=[])
+    random_teacher(own).save_pretrained(tmp_path)
+    own.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is multilingual and would score text as English: set src_lang and tgt_lang"):
+        load_reranker(tmp_path, tokenizer)
+    own = NllbTokenizer.from_pretrained(tmp_path, src_lang="deu_Latn", tgt_lang="fra_Latn")
+    own.save_pretrained(tmp_path)
+    reranker = load_reranker(tmp_path, tokenizer)
+    ids = reranker.tokenizer(text_target="a")["input_ids"]
+    assert ids[0] == own.convert_tokens_to_ids("fra_Latn")
 
 
 def test_text_reranker_with_the_students_tokenizer_changes_nothing(tokenizer):
