@@ -160,7 +160,9 @@ def run_benchmark(arguments: BenchmarkArguments) -> dict:
             print(f"{package} is not installed: its systems are left out")
         measured = {name: value for name, value in asdict(arguments).items() if name != "output"}
         measured["inputs"] = input_hashes(Path(folder), arguments.source, arguments.reference)
-        benchmark = Benchmark(systems, sources, plan, output / "measurements.json", measured, score, progress=True)
+        machine = {name: surroundings[name] for name in ("processor", "versions")}
+        path = output / "measurements.json"
+        benchmark = Benchmark(systems, sources, plan, path, measured, score, progress=True, machine=machine)
         for stage in benchmark.run():
             if stage != "loading":
                 write_figures(benchmark, surroundings, output)

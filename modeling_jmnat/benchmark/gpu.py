@@ -33,6 +33,7 @@ def gpu_systems(
     device: str = "cuda",
 ) -> list[System]:
     """The teacher's two engines, then ours for each format, number of passes and of candidates."""
+    passes, num_candidates, dtypes = (list(dict.fromkeys(values)) for values in (passes, num_candidates, dtypes))
     fixed = {} if length is None else {"length": length}
     systems = []
     for num_beams, search in ((5, "beam 5"), (1, "greedy")):

@@ -47,6 +47,12 @@ class Plan:
     batch_sizes: tuple[int, ...] = ()
 
 
+def described(machine: dict) -> str:
+    """A machine in words."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return f"{machine['processor']} with {versions}"
+
+
 class Benchmark:
     """Measurements of several systems on the same sources.
 
@@ -56,9 +62,11 @@ class Benchmark:
         settings: everything (as JSON) that the measurements depend on; a file with other settings is not resumed.
         score: computes figures from the translations of all sources (lists of ids, which may go beyond `</s>`), or
             None. Its `texts`, if any, are written to `translations/` beside the file.
+        machine: processor and versions; a file of another machine is not resumed, because its times would be mixed
+            with those of this one.
 
     Raises:
-        ValueError: the file belongs to other settings.
+        ValueError: the file belongs to other settings or to another machine.
     """
 
     def __init__(
@@ -70,19 +78,25 @@ class Benchmark:
         settings: dict | None = None,
         score: Callable[[list[list[int]]], dict] | None = None,
         progress: bool = False,
+        machine: dict | None = None,
     ):
         self.systems, self.sources, self.plan, self.path = systems, sources, plan, Path(path)
         self.score, self.progress = score, progress
         self.engines: dict = {}
         settings = json.loads(json.dumps({"systems": [system.title for system in systems], **(settings or {})}))
         self.found: dict = {"settings": settings, "loading": {}, "scores": {}, "batch_sizes": {}}
-        self.found |= {"latency": {}, "throughput": {}}
+        self.found |= {"latency": {}, "throughput": {}, "machine": machine}
         if self.path.is_file():
             self.found = read_json(self.path, ("settings",), "delete it, and everything is measured anew")
             self.found["settings"].pop("size", None)  # of earlier versions: it chose a table
             if self.found["settings"] != settings:
                 raise ValueError(
                     f"{self.path} holds measurements with other settings: remove it or name another folder"
+                )
+            if machine is not None and self.found.get("machine") not in (None, machine):
+                raise ValueError(
+                    f"{self.path} was measured on {described(self.found['machine'])}, and this is "
+                    f"{described(machine)}: remove it or name another folder"
                 )
 
     def run(self) -> Iterator[str]:

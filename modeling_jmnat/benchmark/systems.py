@@ -174,7 +174,7 @@ def student_systems(
     """
     systems = []
     for engine, int8, backend in (("torch", False, "PyTorch"), ("onnx", False, "ONNX"), ("onnx", True, "ONNX int8")):
-        for candidates in num_candidates:
+        for candidates in dict.fromkeys(num_candidates):  # one given twice would be measured, and counted, twice
             for label, options in settings.items():
                 if candidates == 1 and label.endswith("pruned"):
                     continue

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from ..configuration_jmnat import JMNatConfig
+from ..inference.lines import LineReader
 from ..inference.loading import load_translator
 from ..utils.text_files import read_parallel
 from ..utils.translation_scores import RESAMPLES, score_translations
@@ -20,9 +21,13 @@ def scored_text(
 
     It returns `bleu`, the number of `sentences`, the 95% interval over them as `bleu_interval`, the `signature` of the
     score, and the `texts`.
+
+    Raises:
+        ValueError: a line is too long for the student.
     """
-    _, tokenizer = load_translator(student, device="cpu")
+    model, tokenizer = load_translator(student, device="cpu")
     lines, references = (side[:limit] for side in read_parallel(source, reference))
+    LineReader(model, tokenizer).check(lines)  # otherwise it would stop the benchmark at its last stage
 
     def before_end(ids: list[int]) -> list[int]:
         return ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids

@@ -41,6 +41,7 @@ from modeling_jmnat.benchmark.systems import (  # noqa: E402
     student_systems,
     teacher_systems,
 )
+from modeling_jmnat.benchmark.text import scored_text  # noqa: E402
 from modeling_jmnat.benchmark.timing import (  # noqa: E402
     TooNoisy,
     add_ratios,
@@ -295,6 +296,25 @@ def test_measurements_of_an_earlier_version_are_resumed(tmp_path):
     assert found == {"settings": {"systems": [], "k": 1}, "loading": {"a": {}}, "latency": {}}
 
 
+def test_measurements_of_another_machine_are_not_resumed(tmp_path):
+    """Their times would be mixed with those of this one, and described as times of this one."""
+    path, machine = tmp_path / "measurements.json", {"processor": "AMD EPYC", "versions": {"torch": "2.13"}}
+    Benchmark([], [], Plan(), path, {"k": 1}, machine=machine).save()
+    assert Benchmark([], [], Plan(), path, {"k": 1}, machine=machine).found["machine"] == machine
+    for other, words in (
+        (machine | {"processor": "Xeon"}, "this is Xeon with torch 2.13: remove it or name another folder"),
+        (machine | {"versions": {"torch": "2.14"}}, "this is AMD EPYC with torch 2.14"),
+    ):
+        with pytest.raises(ValueError, match=f"was measured on AMD EPYC with torch 2.13, and {words}"):
+            Benchmark([], [], Plan(), path, {"k": 1}, machine=other)
+    path.write_text('{"settings": {"systems": [], "k": 1}}')  # an earlier version did not note it
+    Benchmark([], [], Plan(), path, {"k": 1}, machine=machine)
+
+
+def test_a_number_of_candidates_given_twice_is_measured_once():
+    assert len(student_systems("x", {"k = 1": {"num_iterations": 1}}, [4, 1, 4])) == 3 * 2
+
+
 def test_systems_without_their_package_are_left_out(monkeypatch):
     systems = teacher_systems("teacher") + student_systems("student", {"k = 1": {"num_iterations": 1}}, [1])
     find_spec = importlib.util.find_spec
@@ -544,6 +564,14 @@ def test_models_must_belong_together(script, folder, tmp_path, capsys):
             )
         assert message in capsys.readouterr().err
     assert not (tmp_path / "figures").exists()
+
+
+def test_lines_that_are_too_long_are_named_before_anything_is_timed(folder, tmp_path):
+    (tmp_path / "text").write_text("ban dex\n" + "ban dex gir kot lun max " * 30 + "\n")
+    with pytest.raises(ValueError, match="line 2 has "):
+        scored_text(folder / "student", str(tmp_path / "text"), str(tmp_path / "text"))
+    sources, _ = scored_text(folder / "student", str(tmp_path / "text"), str(tmp_path / "text"), 1)
+    assert len(sources) == 1
 
 
 def test_checkpoints_are_left_out(tmp_path):

@@ -32,6 +32,8 @@ from modeling_jmnat.inference.translation import translate_lines  # noqa: E402
 
 def test_systems_are_all_there_is_to_compare():
     systems = gpu_systems("teacher", "student", [1, 4], [1, 4], ["float32", "float16"], length=25)
+    twice = gpu_systems("teacher", "student", [1, 4, 1], [1, 4, 4], ["float32", "float16", "float32"], length=25)
+    assert twice == systems
     titles = [system.title for system in systems]
     assert len(set(titles)) == len(titles) == 2 * 3 + 2 * 2 * 4
     assert set(REFERENCES) < set(titles)
