@@ -75,7 +75,7 @@ class ReproduceArguments:
     )
     latency_sentences: int = field(
         default=100,
-        metadata={"help": "Test sentences to time one by one in table2, with nothing else running; 0: none."},
+        metadata={"help": "Validation sentences to time one by one in table2, with nothing else running; 0: none."},
     )
     bleu_tokenize: str | None = field(
         default=None,
@@ -108,6 +108,17 @@ def training_options(gpu: bool, bf16: bool) -> dict:
     if gpu:  # TF32 by default: small models wait for kernel launches, to which the casts of bf16 would add
         return {"bf16" if bf16 else "tf32": True, "dataloader_num_workers": 1}
     return {"bf16": True, "use_cpu": True} if bf16 else {}
+
+
+def check_scoring(arguments: ReproduceArguments, references: list[str], language: str) -> None:
+    """Refuse, before any training, text that could not be scored, such as of an unknown language."""
+    from ..utils.bleu import SAMPLE
+    from ..utils.translation_scores import Scorer
+
+    try:
+        Scorer(references[:SAMPLE], language, False, arguments.bleu_tokenize, ("sacrebleu", "tokenized_bleu"))
+    except ValueError as error:
+        raise ValueError(f"translations of data={arguments.data} could not be scored: {error}") from None
 
 
 def run_reproduction(arguments: ReproduceArguments) -> dict:
@@ -146,6 +157,7 @@ def run_reproduction(arguments: ReproduceArguments) -> dict:
     stages = builder.build(arguments.suite)
     if arguments.only is not None:
         stages = chosen_stages(stages, arguments.only)
+    check_scoring(arguments, text["validation.tgt"], builder.target_language)
     settings.output.mkdir(parents=True, exist_ok=True)
     with exclusive(settings.output) as lock:
         check_inputs(settings, inputs)

@@ -8,6 +8,8 @@ from .plots import Panel, plot_lines, read_json
 
 MIN_SENTENCES = 20  # BLEU of fewer sentences is meaningless and is not drawn
 SCORE = "sacreBLEU (0 to 100)"
+SCORING = ("reference", "lowercase", "bleu_tokenize")  # settings without which scores cannot be compared
+COLUMNS = {"noise_level": "with --noise", "sacrebleu": "with sacrebleu among its --metrics"}  # what makes them
 # For each kind of noise, the axis label and the factor of its levels.
 NOISE_AXES = {
     "drop": ("source words dropped (%)", 100),
@@ -18,22 +20,42 @@ NOISE_AXES = {
 }
 
 
-def read_evaluations(paths: Sequence[str | Path], column: str) -> dict[Path, dict]:
-    """Reports of `evaluate.py` that have the column `column`, by file.
+def read_evaluations(paths: Sequence[str | Path], *columns: str) -> dict[Path, dict]:
+    """Reports of `evaluate.py` that have these columns, by file.
 
     Raises:
-        ValueError: a file is no such report, or lacks the column; the message says how to get it.
+        ValueError: a file is no such report, or lacks a column; the message says how to get it.
     """
     reports = {}
     for path in map(Path, paths):
         report = read_json(path)
         if not isinstance(report, dict) or not {"settings", "results"} <= report.keys() or not report["results"]:
             raise ValueError(f"{path} was not written by `jmnat evaluate --output`: it has no settings and results")
-        if any(column not in row for row in report["results"]):
-            how = "with --noise" if column == "noise_level" else "again"
-            raise ValueError(f"{path} has no {column}: run `jmnat evaluate` {how}")
+        for column in columns:
+            if any(column not in row for row in report["results"]):
+                raise ValueError(f"{path} has no {column}: run `jmnat evaluate` {COLUMNS.get(column, 'again')}")
         reports[path] = report
     return reports
+
+
+def by_panel(reports: Mapping[Path, dict], *names: str) -> dict[tuple, dict[Path, dict]]:
+    """The reports by the values of these settings, a panel for each.
+
+    Raises:
+        ValueError: two reports of a panel were scored in different ways.
+    """
+    panels: dict[tuple, dict[Path, dict]] = {}
+    for path, report in reports.items():
+        of_panel = panels.setdefault(tuple(report["settings"][name] for name in names), {})
+        of_panel[path] = report
+        other, first = next(iter(of_panel.items()))
+        for name in SCORING:
+            one, two = (str(each["settings"].get(name) or None).removesuffix(".gz") for each in (first, report))
+            if one != two:
+                raise ValueError(
+                    f"{other} and {path} cannot be compared, their {name} is {one} and {two}: evaluate them alike"
+                )
+    return panels
 
 
 def name_of(report: dict, row: dict) -> str:
@@ -88,31 +110,34 @@ def plot_bleu_by_length(paths: Sequence[str | Path], output: str | Path) -> dict
         The numbers of panels and lines.
 
     Raises:
-        ValueError: the files are not reports of `evaluate.py`, or no group has `MIN_SENTENCES`.
+        ValueError: the files are not reports of `evaluate.py`, or not comparable, or no group has `MIN_SENTENCES`.
     """
-    panels = {}
-    for path, report in read_evaluations(paths, "by_source_words").items():
-        panels.setdefault((report["settings"]["source"], report["settings"]["sentences"]), {})[path] = report
-    drawn = [length_panel(source, list(named_rows(reports))) for (source, _), reports in panels.items()]
+    drawn = []
+    for (source, _), reports in by_panel(read_evaluations(paths, "by_source_words"), "source", "sentences").items():
+        rows = [
+            (f"{name}, noise {row['noise_level']:g}" if row.get("noise_level") else name, row)
+            for name, row in named_rows(reports)
+        ]
+        drawn.append(length_panel(source, rows))
     plot_lines(drawn, output)
     return {"panels": len(drawn), "lines": sum(len(panel.lines) for panel in drawn)}
 
 
 def plot_bleu_under_noise(paths: Sequence[str | Path], output: str | Path) -> dict:
-    """BLEU against the level of noise, a panel per kind of noise; a PNG at `output`.
+    """BLEU against the level of noise, a panel per kind of noise and test set; a PNG at `output`.
 
     Returns:
         The numbers of panels and lines.
 
     Raises:
-        ValueError: the files are not reports of `evaluate.py --noise`.
+        ValueError: the files are not reports of `evaluate.py --noise`, or not comparable.
     """
-    kinds: dict[str, dict[Path, dict]] = {}
-    for path, report in read_evaluations(paths, "noise_level").items():
-        kinds.setdefault(report["settings"]["noise"], {})[path] = report
     panels = []
-    for kind, reports in kinds.items():
+    of_panels = by_panel(read_evaluations(paths, "noise_level", "sacrebleu"), "noise", "source", "sentences")
+    one_text = len({(source, count) for _, source, count in of_panels}) == 1
+    for (kind, source, _), reports in of_panels.items():
         xlabel, factor = NOISE_AXES[kind]
+        xlabel += "" if one_text else f", {source}"
         systems: dict[str, list[tuple[float, float]]] = {}
         for name, row in named_rows(reports):
             systems.setdefault(name, []).append((factor * row["noise_level"], row["sacrebleu"]))

@@ -13,13 +13,14 @@ import torch
 from transformers import PreTrainedModel
 
 from .options import STATE_NOISES, WORD_NOISES
+from .source_words import word_finder
 
 
 def noisy_lines(lines: Sequence[str], kind: str, share: float, seed: int = 0) -> list[str]:
     """Lines in which a share of the words is dropped, or replaced by words drawn from all lines.
 
     The choice depends only on (seed, line number), so that every system is given the same text. At least one word of a
-    line is kept.
+    line is kept. In languages without spaces between words, every character counts as a word (see `word_finder`).
 
     Raises:
         ValueError: the kind is unknown, or the share is outside [0, 1].
@@ -28,8 +29,8 @@ def noisy_lines(lines: Sequence[str], kind: str, share: float, seed: int = 0) ->
         raise ValueError(f"kind={kind!r} is not one of {', '.join(WORD_NOISES)}")
     if not 0 <= share <= 1:
         raise ValueError(f"share={share} must lie in [0, 1]")
-    split_lines = [line.split() for line in lines]
-    vocabulary = [word for words in split_lines for word in words]  # frequent words are drawn more often
+    split_lines = list(map(word_finder(lines), lines))
+    vocabulary = [word for words in split_lines for word, _ in words]  # frequent words are drawn more often
     noisy = []
     for number, (line, words) in enumerate(zip(lines, split_lines, strict=True)):
         draw = random.Random(f"{seed} {number}")
@@ -37,10 +38,13 @@ def noisy_lines(lines: Sequence[str], kind: str, share: float, seed: int = 0) ->
         count = min(int(share * len(words) + draw.random()), max(len(words) - 1, 0))
         chosen = set(draw.sample(range(len(words)), count))
         if kind == "drop":
-            words = [word for position, word in enumerate(words) if position not in chosen]
+            words = [pair for position, pair in enumerate(words) if position not in chosen]
         else:
-            words = [draw.choice(vocabulary) if position in chosen else word for position, word in enumerate(words)]
-        noisy.append(" ".join(words) if chosen else line)
+            words = [
+                (draw.choice(vocabulary) if position in chosen else word, space)
+                for position, (word, space) in enumerate(words)
+            ]
+        noisy.append("".join(map("".join, words)).rstrip() if chosen else line)
     return noisy
 
 

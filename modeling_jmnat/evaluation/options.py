@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..utils.bleu import check_bleu_tokenizer
 from ..utils.command_line import check_counts
-from ..utils.translation_scores import METRICS, RESAMPLES, SEED, check_metrics, check_resampling
+from ..utils.translation_scores import FEWEST_RESAMPLES, METRICS, RESAMPLES, SEED, check_metrics, check_resampling
 
 WORD_NOISES = ("drop", "replace")
 STATE_NOISES = ("encoder_input", "encoder_output", "decoder_input")
@@ -60,7 +60,9 @@ class EvaluationArguments:
     )
     num_beams: list[int] | None = field(
         default=None,
-        metadata={"help": "Beam sizes of an autoregressive model to evaluate; 1 is greedy. Default: 1 5."},
+        metadata={
+            "help": "Beam sizes of an autoregressive model to evaluate; 1 is greedy. Default: of --tuning, or 1 5."
+        },
     )
     num_length_candidates: int | None = field(
         default=None,
@@ -102,7 +104,7 @@ class EvaluationArguments:
     target_language: str | None = field(
         default=None,
         metadata={
-            "help": "Two-letter language of the references, for Moses tokenisation. Default: that of --data, or en."
+            "help": "Language of the references, such as de, for Moses tokenisation. Default: that of --data, or en."
         },
     )
     bleu_tokenize: str | None = field(
@@ -161,7 +163,11 @@ class EvaluationArguments:
         check_counts(self, ["batch_tokens"])
         check_bleu_tokenizer(self.bleu_tokenize)
         check_metrics(self.metrics)
-        if self.resamples or self.baseline:
+        if self.baseline and not self.resamples:
+            raise ValueError(
+                f"resamples={self.resamples} must be at least {FEWEST_RESAMPLES} to compare with a baseline"
+            )
+        if self.resamples:
             check_resampling(self.resamples, self.seed)
         if self.noise is not None and self.noise not in NOISES:
             raise ValueError(f"noise={self.noise!r} is not one of {', '.join(NOISES)}")

@@ -22,7 +22,7 @@ from .comet import comet_scores
 from .noise import disturbed
 from .options import STATE_NOISES, EvaluationArguments
 from .scores import describe_environment, evaluate_model
-from .stored import read_baselines, row_name, store_texts, stored_folder
+from .stored import REFERENCE, read_baselines, row_name, store_texts, stored_folder
 
 logger = logging.getLogger(__name__)
 DEFAULT_ITERATIONS = [1, 4, 10]
@@ -51,11 +51,12 @@ def decoding_settings(arguments: EvaluationArguments, model) -> tuple[list[dict]
     defaults = DEFAULT_ITERATIONS if jmnat else DEFAULT_BEAMS
     if jmnat and model.config.decoder_input == "source_copy":
         defaults = [1]  # the basic NAT has no masks to refine
-    values = getattr(arguments, varied) or defaults
     tuned, given = tuned_options(arguments.tuning), parse_generation_options(arguments.generation_options)
     if varied in given:
         raise ValueError(f"{varied} cannot be given in --generation_options: use --{varied}")
-    tuned.pop(varied, None)
+    if (chosen := tuned.pop(varied, None)) is not None:
+        defaults = [chosen]
+    values = getattr(arguments, varied) or defaults
     shared = tuned | given
     if arguments.num_length_candidates is not None:
         if not jmnat:
@@ -132,18 +133,18 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
     The file is written even if an interruption or an error ends the run early, with the rows that were done.
     """
     sources, references, language = texts_of(arguments)
-    baselines = read_baselines(arguments.baseline or [], len(references))
+    baselines = read_baselines(arguments.baseline or [], references)
     scorer = scorer_of(arguments, sources, references, language)
     if arguments.backend != "torch" and arguments.noise in STATE_NOISES:
         raise ValueError(f"noise={arguments.noise} needs backend=torch: other backends do not give access to states")
     model, tokenizer = load_translator(arguments.model, arguments.device, arguments.dtype, arguments.backend)
     tell_languages(arguments.model, model, tokenizer, arguments.languages, arguments.source_prefix)
-    sources = list(prefixed(arguments.source_prefix, sources))
     varied, shared = decoding_settings(arguments, model)
     for setting in varied:
         check_options(model, shared | setting)
     if arguments.long_lines == "error":
-        LineReader(model, tokenizer, arguments.split_sentences, arguments.long_lines).check(sources)
+        reader = LineReader(model, tokenizer, arguments.split_sentences, arguments.long_lines)
+        reader.check(list(prefixed(arguments.source_prefix, sources)))
     report = {
         "settings": described_settings(arguments, model, shared, len(sources), language),
         **describe_environment(model),
@@ -161,7 +162,7 @@ def run_evaluation(arguments: EvaluationArguments) -> dict:
             name = row_name(figures)
             if stored is not None:
                 if not report["results"]:
-                    store_texts(stored, "reference", references, scorer.words)
+                    store_texts(stored, REFERENCE, references, scorer.words)
                 figures["translations"] = store_texts(stored, name, texts, scorer.words)
             report["results"].append(figures)
             print(*describe_row(figures), sep="\n", flush=True)
@@ -189,9 +190,10 @@ def evaluated(
             rows = evaluate_model(
                 model,
                 tokenizer,
-                lines,
+                list(prefixed(arguments.source_prefix, lines)),
                 references,
                 varied,
+                original=sources,
                 generation=shared,
                 scorer=scorer,
                 resamples=arguments.resamples,

@@ -15,6 +15,7 @@ from ..inference.loading import is_jmnat
 from ..inference.translation import Translation, translate_lines
 from ..utils.bleu import DEFAULT_TOKENIZER, bleu_metric
 from ..utils.translation_scores import Scorer, scored
+from .source_words import word_finder
 
 LATENCY_ROUNDS = 3
 WARM_UP_SENTENCES = 8
@@ -33,10 +34,10 @@ def score_by_source_words(
 ) -> dict[str, dict]:
     """sacreBLEU by sentence length: `{"1-5": {"sentences": 120, "sacrebleu": 31.2}, ...}`.
 
-    Lengths are counted in source words between spaces, so they do not depend on a system's vocabulary. Empty groups
-    are left out.
+    Lengths are counted in source words, so they do not depend on a system's vocabulary; in languages without spaces
+    between words, in characters (see `word_finder`). Empty groups are left out.
     """
-    groups, lengths = {}, [len(source.split()) for source in sources]
+    groups, lengths = {}, list(map(len, map(word_finder(sources), sources)))
     for low, high in zip((0, *SOURCE_WORDS), (*SOURCE_WORDS, float("inf")), strict=True):
         inside = [row for row, length in enumerate(lengths) if low < length <= high]
         if inside:
@@ -54,6 +55,7 @@ def evaluate_model(
     references: Sequence[str],
     settings: Sequence[dict],
     *,
+    original: Sequence[str] | None = None,
     generation: dict | None = None,
     scorer: Scorer | None = None,
     batch_tokens: int | None = None,
@@ -67,6 +69,7 @@ def evaluate_model(
 
     Args:
         settings: the options that differ, such as `[{"num_iterations": 1}, {"num_iterations": 4}]`.
+        original: the sources without noise and prefix, whose words the groups of lengths count. Default: `sources`.
         generation: the options that all settings share, such as `{"num_length_candidates": 4}`.
         scorer: scorer with the references; by default one for English.
         scoring: `resamples`, `seed` and `baselines` as in `score_translations`.
@@ -87,7 +90,7 @@ def evaluate_model(
             **setting,
             **scored(scorer, texts, **scoring),
             "by_source_words": score_by_source_words(
-                sources, texts, references, scorer.lowercase, scorer.bleu_tokenizer
+                original or sources, texts, references, scorer.lowercase, scorer.bleu_tokenizer
             ),
             **(decoding_figures(tokenizer, translations, references) if is_jmnat(model) else {}),
             "long_lines": sum(translation.too_long for translation in translations),

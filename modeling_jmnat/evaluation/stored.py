@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..utils.text_files import read_lines, write_lines
 
+REFERENCE = "reference"  # the name of the stored references
 SETTINGS = ("noise_level", "num_iterations", "num_beams")  # these distinguish the rows of an evaluation
 
 
@@ -40,21 +41,26 @@ def store_texts(folder: Path, name: str, texts: Sequence[str], words: Callable[[
     return f"{folder.name}/{name}.txt.gz"
 
 
-def read_baselines(paths: Sequence[str], num_sentences: int) -> dict[str, list[str]]:
+def read_baselines(paths: Sequence[str], references: Sequence[str]) -> dict[str, list[str]]:
     """Translations of other systems by name, from text files and from all rows of JSON files of evaluate.py.
 
     Raises:
-        ValueError: a JSON file names no translations, the number of lines differs from that of the references, or two
-            baselines have the same name.
+        ValueError: a JSON file names no translations, or translations of another text; the number of lines differs
+            from that of the references; or two baselines have the same name.
     """
     found: dict[str, list[str]] = {}
     for path in map(Path, paths):
         for name, file in _files_of(path).items():
             lines = read_lines(file)
-            if len(lines) != num_sentences:
+            if len(lines) != len(references):
                 raise ValueError(
-                    f"baseline={file} has {len(lines)} lines, but there are {num_sentences} references: give "
+                    f"baseline={file} has {len(lines)} lines, but there are {len(references)} references: give "
                     "translations of the same text"
+                )
+            stored = file.with_name(f"{REFERENCE}.txt.gz")
+            if path.suffix == ".json" and stored.is_file() and read_lines(stored) != references:
+                raise ValueError(
+                    f"baseline={path} was evaluated with other references ({stored}): evaluate it on the same text"
                 )
             if name in found:
                 raise ValueError(f"baseline={path}: two baselines are called {name!r}, rename one of the files")

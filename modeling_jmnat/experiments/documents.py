@@ -14,9 +14,9 @@
 
 `rows` are the rows that the table is made of, in this folder's results.jsonl or in the files named by `from`. A cell
 is the mean of the rows that have the values of its line and its column, with the lowest and the highest seed of
-several. `lines: {each: title}` makes a line for each value. In place of lines and columns, `kind` names a table of
-`reproduce` or of a benchmark. Rows of the variant "tried" are what a choice of a decoding compared. A comment
-`<!-- picture` gives the `file`, a `kind` and `rows`.
+several; they may differ in nothing but their seeds. `lines: {each: title}` makes a line for each value. In place of
+lines and columns, `kind` names a table of `reproduce` or of a benchmark. Rows of the variant "tried" are what a choice
+of a decoding compared. A comment `<!-- picture` gives the `file`, a `kind` and `rows`.
 """
 
 import re
@@ -29,7 +29,7 @@ from ..evaluation.plots import STEPS, Panel, plot_bleu_against_latency, plot_lin
 from ..utils.atomic_files import atomic_text_file
 from ..utils.markdown import markdown
 from .pictures import BLEU, PICTURES, curve, drawn
-from .rows import TRIED, select, tried_rows
+from .rows import KEYS, TRIED, select, tried_rows
 from .stored_results import RESULTS, read_rows
 from .tables import TABLES, cell
 
@@ -112,7 +112,7 @@ def pivot(path: Path, rows: Sequence[dict], lines: Mapping[str, Any], columns: M
     """A table with a line for each label or value and a column for each title; a cell without a row is a dash.
 
     Raises:
-        ValueError: a line has no rows, or a column shows nothing.
+        ValueError: a line has no rows, a column shows nothing, or a cell is of rows that are not seeds of one system.
     """
     for title, column in columns.items():
         if "show" not in column:
@@ -125,7 +125,10 @@ def pivot(path: Path, rows: Sequence[dict], lines: Mapping[str, Any], columns: M
         of = select(rows, **conditions)
         if not of:
             raise ValueError(f"{path}: there is no row for the line {label!r}, {conditions}")
-        shown.append([label, *(column_cell(of, **column) for column in columns.values())])
+        try:
+            shown.append([label, *(column_cell(of, **column) for column in columns.values())])
+        except ValueError as error:
+            raise ValueError(f"{path}: the line {label!r} {error}") from None
     return markdown(["", *columns], shown)
 
 
@@ -135,7 +138,15 @@ def column_cell(
     """The figure `show` of rows with these values; of a list, the first figure that exists; `a > b` is part b of a."""
     of = select(rows, **conditions)
     for name in [show] if isinstance(show, str) else show:
-        values = [value for row in of if (value := part_of(row, name.split(" > "))) is not None]
+        shown = [(row, value) for row in of if (value := part_of(row, name.split(" > "))) is not None]
+        values = [value for _, value in shown]
+        apart = [key for key in KEYS if len({str(row.get(key)) for row, _ in shown}) > 1]
+        same_seed = len(shown) > len({row.get("seed") for row, _ in shown})
+        if same_seed or set(apart) - {"seed"} or (apart and isinstance(values[0], list)):
+            raise ValueError(
+                f"has {len(shown)} rows of {name}, which differ in {', '.join(apart) or 'other options'}: say in the "
+                "line or the column which one"
+            )
         if values and isinstance(values[0], list):  # an interval, the lowest and the highest round, or points of a log
             first, last = (value[1] if isinstance(value, list) else value for value in (values[0][0], values[0][-1]))
             return f"{first:.{digits}f} to {last:.{digits}f}"

@@ -84,7 +84,7 @@ def named(stem: str) -> dict:
 
 
 def evaluation_rows(path: Path, run: str, what_to_do: str = NAME_RESULTS) -> Iterator[dict]:
-    """Rows of one file; its folder names the split, which is "test" for files elsewhere.
+    """Rows of one file. The split is that of prepared data, or the name of the file's folder, or else "test".
 
     `translations` is the path of the file with this row's translations, None if there is none.
     """
@@ -92,7 +92,8 @@ def evaluation_rows(path: Path, run: str, what_to_do: str = NAME_RESULTS) -> Ite
         yield from comparison_rows(read_json(path, ("comparisons",), what_to_do), run)
         return
     report = read_json(path, ("results",), what_to_do)
-    split = path.parent.name if path.parent.name in SPLITS else "test"
+    places = prepared_split(report.get("settings", {})), path.parent.name
+    split = next((name for name in places if name in SPLITS), "test")
     shared = {"run": run, **named(path.stem), "split": split}
     if "best" in report:
         yield from tuning_rows(report, shared)
@@ -104,6 +105,12 @@ def evaluation_rows(path: Path, run: str, what_to_do: str = NAME_RESULTS) -> Ite
         if "sacrebleu_signature" in figures:
             figures["signature"] = figures.pop("sacrebleu_signature")
         yield {**shared, **figures, "translations": None if stored is None else str(path.parent / stored)}
+
+
+def prepared_split(settings: Mapping[str, Any]) -> str | None:
+    """The split in the settings of an evaluation of prepared data, where source and reference are "DATA, SPLIT"."""
+    source = settings.get("source") or ""
+    return source.rpartition(", ")[2] if source == settings.get("reference") else None
 
 
 def tuning_rows(report: dict, shared: dict) -> Iterator[dict]:

@@ -23,7 +23,7 @@ class SuiteSettings:
         from_teacher: students start with the weights of a teacher of their own size.
         seeds: number of trainings of each student and autoregressive baseline; only their seeds differ.
         num_length_candidates: C.
-        latency_sentences: number of test sentences that are timed one by one.
+        latency_sentences: number of validation sentences that are timed one by one.
         batch_tokens: batch size of evaluations; None takes the default of the commands.
         bleu_tokenize: sacreBLEU's tokenizer; None chooses it by the target language.
     """

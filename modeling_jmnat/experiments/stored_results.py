@@ -66,7 +66,7 @@ def add_results(
     for key in texts:
         rows[key] = rows[key] | {"translations": None}
     if with_translations and texts:
-        store_translations(folder, rows, texts)
+        store_translations(folder, rows, texts, old)
     write_rows(path, rows.values())
     return len(new.keys() - old.keys()), len(new.keys() & old.keys())
 
@@ -79,8 +79,13 @@ def name_of(row: dict) -> str:
     return row.get("title") or f"{row.get('system') or row.get('size')}{seed}{variant}{against}"
 
 
-def store_translations(folder: Path, rows: dict[tuple, dict], texts: dict[tuple, Path]) -> None:
-    """Copy the files `texts` into columns, and note the column in their rows; `rows` are all of the folder, by key."""
+def store_translations(
+    folder: Path, rows: dict[tuple, dict], texts: dict[tuple, Path], old: dict[tuple, dict]
+) -> None:
+    """Copy the files `texts` into columns, and note the column in their rows; `rows` are all of the folder, by key.
+
+    The columns of `old`, the rows up to now, keep their places, so that they are right if the rows cannot be written.
+    """
     by_file: dict[str, dict[tuple, list[str]]] = {}
     for key, source in texts.items():
         row = rows[key]
@@ -88,8 +93,17 @@ def store_translations(folder: Path, rows: dict[tuple, dict], texts: dict[tuple,
         name = f"translations/{'-'.join(parts)}.tsv.gz"
         by_file.setdefault(name, {})[key] = read_lines(source)
     for name, columns in by_file.items():
-        kept = {key: translations_of(folder, row) for key, row in rows.items() if row.get("translations") == name}
+        before = [key for key, row in old.items() if row.get("translations") == name]
+        before.sort(key=lambda key: old[key]["column"])
+        kept = {key: columns.get(key) or translations_of(folder, old[key]) for key in before}
         columns = kept | columns
+        counts = {len(texts): key for key, texts in columns.items()}
+        if len(counts) > 1:
+            (few, one), (many, other) = sorted(counts.items(), key=lambda count: count[0])[:2]
+            raise ValueError(
+                f"{name_of(rows[one])} has {few} translations and {name_of(rows[other])} has {many}, but those of one "
+                "run are of the same text: give another --run, or --with_translations False"
+            )
         if any("\t" in text for texts in columns.values() for text in texts):
             raise ValueError(f"{name} cannot hold translations with tabs: give --with_translations False")
         (folder / name).parent.mkdir(exist_ok=True)

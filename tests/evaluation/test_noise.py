@@ -6,7 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
+from modeling_jmnat.evaluation import run
 from modeling_jmnat.evaluation.noise import STATE_NOISES, disturbed, noisy_lines, noisy_states
+from modeling_jmnat.evaluation.source_words import word_finder
 from modeling_jmnat.utils.id_batches import pad_batch
 from tests.helpers.translation_samples import load_script, save_translators, tiny_student, tiny_tokenizer
 
@@ -47,6 +49,28 @@ def test_short_lines_keep_a_word():
     # A tenth of lines of one word cannot be dropped, a tenth of those of two words loses one: by chance.
     counts = Counter(noisy_lines(["a b"] * 1000, "drop", 0.1))
     assert counts["a b"] == pytest.approx(800, abs=60)
+
+
+@pytest.mark.parametrize(
+    ("lines", "units"),
+    [
+        (["我昨天在电脑上读了一本很有意思的书。"] * 200, 18),
+        (["日本語のテキストには、空白がありません。"] * 200, 20),
+        (["แมวนอนหลับอยู่บนเก้าอี้ตัวเก่าที่บ้าน"] * 200, 26),  # vowel signs belong to their letters
+        (["나는 어제 흥미로운 책을 한 권 읽었다"] * 200, 7),
+    ],
+)
+def test_languages_without_spaces_have_noise_on_their_characters(lines, units):
+    find = word_finder(lines)
+    assert len(find(lines[0])) == units
+    assert "".join(map("".join, find(lines[0]))) == lines[0]
+    dropped = noisy_lines(lines, "drop", 0.2)
+    assert sum(len(find(line)) for line in dropped) / (len(lines) * units) == pytest.approx(0.8, abs=0.02)
+    replaced = noisy_lines(lines, "replace", 0.2)
+    assert [line.count(" ") for line in replaced] == [line.count(" ") for line in lines]
+    changed = sum(a != b for line in replaced for a, b in zip(find(line), find(lines[0]), strict=True))
+    assert changed / (len(lines) * units) == pytest.approx(0.2, abs=0.05)
+    assert word_finder(["我在 Linux 上写字"])("在 Linux 上") == [("在", " "), ("Linux", " "), ("上", "")]
 
 
 def test_bad_noise_has_a_sentence():
@@ -136,3 +160,23 @@ def test_evaluate_gives_a_row_for_each_level(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*common, "--model", str(models / "student"), "--noise", "rain"])
     assert "noise='rain' is not one of drop, replace, encoder_input" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["drop", "replace"])
+def test_a_prefix_is_no_part_of_the_text_that_is_disturbed_and_measured(kind, tmp_path, monkeypatch, capsys):
+    """Every system reads the same words, whatever its model expects before them."""
+    models, lines = save_translators(tmp_path), [" ".join(line.split()[:10]) for line in LINES[:20]]
+    text = tmp_path / "text"
+    text.write_text("".join(f"{line}\n" for line in lines))
+    translated = []
+
+    def translate(model, tokenizer, sources, *arguments, original, **options):
+        translated.extend(sources)
+        yield {"num_beams": 1, "long_lines": 0, "sentences_per_second": 1.0, "words": len(original[0].split())}, lines
+
+    monkeypatch.setattr(run, "evaluate_model", translate)
+    options = ["--num_beams", "1", "--source_prefix", ">>eng<< ", "--noise", kind, "--noise_levels", "0.5"]
+    files = ["--source", str(text), "--reference", str(text), "--device", "cpu"]
+    load_script("evaluate").main(["--model", str(models / "teacher"), *files, *options])
+    assert translated == [f">>eng<< {line}" for line in noisy_lines(lines, kind, 0.5)]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"][0]["words"] == 10

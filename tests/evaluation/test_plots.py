@@ -228,6 +228,43 @@ def test_bleu_under_noise_has_a_panel_for_each_kind(tmp_path, drawn):
     assert (tmp_path / "noise.png").read_bytes().startswith(PNG)
 
 
+def test_bleu_under_noise_has_a_panel_for_each_text(tmp_path, drawn):
+    rows = [{"num_iterations": 4, "noise_level": 0.1, "sacrebleu": 30.0}]
+    texts = {"a": {}, "b": {"source": "other.de"}}
+    paths = [write_report(tmp_path / f"{name}.json", rows, noise="drop", **text) for name, text in texts.items()]
+    assert plot_bleu_under_noise(paths, tmp_path / "noise.png") == {"panels": 2, "lines": 2}
+    labels = [axis.get_xlabel() for axis in drawn[0].axes]
+    assert labels == ["source words dropped (%), test.de", "source words dropped (%), other.de"]
+
+
+def test_rows_under_noise_stay_apart_by_length(tmp_path, drawn):
+    rows = [
+        {"num_iterations": 4, "noise_level": level, "by_source_words": groups(30.0 - level, 20.0, 9.0)}
+        for level in (0.0, 0.1)
+    ]
+    plot_bleu_by_length([write_report(tmp_path / "a.json", rows, noise="drop")], tmp_path / "lengths.png")
+    lines = {line.get_label(): list(line.get_ydata()) for line in drawn[0].axes[0].get_lines()}
+    assert lines == {"jm, k = 4": [30.0, 20.0], "jm, k = 4, noise 0.1": [29.9, 20.0]}
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("lowercase", True), ("reference", "corrected.en"), ("bleu_tokenize", "intl")]
+)
+def test_scores_of_different_kinds_share_no_panel(setting, value, tmp_path):
+    rows = [{"num_iterations": 4, "noise_level": 0.1, "sacrebleu": 30.0, "by_source_words": groups(30.0, 20.0, 9.0)}]
+    shared = {"noise": "drop", "reference": "test.en", "lowercase": False, "bleu_tokenize": None}
+    first = write_report(tmp_path / "first.json", rows, **shared)
+    packed = write_report(tmp_path / "packed.json", rows, **shared | {"reference": "test.en.gz"})
+    second = write_report(tmp_path / "second.json", rows, **shared | {setting: value})
+    for plot in (plot_bleu_by_length, plot_bleu_under_noise):
+        plot([first, packed], tmp_path / "a.png")
+        with pytest.raises(
+            ValueError, match=f"first.json and .*second.json cannot be compared, their {setting} is .*{value}"
+        ):
+            plot([first, second], tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_newest_checkpoint_of_a_run_is_read(history, tmp_path):
     for number, rows in ((1, history[:3]), (2, history)):
         folder = tmp_path / f"checkpoint-{number}"
@@ -257,8 +294,10 @@ def test_command_draws_and_says_what_is_wrong(history, tmp_path, capsys):
     lengths = write_report(tmp_path / "new.json", [{"num_iterations": 1, "by_source_words": groups(1, 2, 3)}])
     main(["--lengths", str(lengths), "--output", picture])
     assert json.loads(capsys.readouterr().out) == {"output": picture, "panels": 1, "lines": 1}
+    chrf = write_report(tmp_path / "chrf.json", [{"num_iterations": 1, "noise_level": 0.1, "chrf": 3.0}], noise="drop")
     before = (tmp_path / "picture.png").read_bytes()
     for arguments, sentence in (
+        (["--noise", str(chrf)], "has no sacrebleu: run `jmnat evaluate` with sacrebleu among its --metrics"),
         ([], "give exactly one of --run, --latency, --lengths and --noise"),
         (["--run", str(tmp_path / "run"), "--latency", str(rows)], "give exactly one of --run, --latency"),
         (["--lengths", str(rows)], "was not written by `jmnat evaluate"),

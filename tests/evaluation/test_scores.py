@@ -93,6 +93,21 @@ def test_short_and_long_sentences_are_scored_apart():
     assert score_by_source_words(sources, references, references).keys() == groups.keys()
 
 
+def test_sources_without_spaces_are_grouped_by_their_characters():
+    sources = ["我没有时间。", "猫", "我昨天在图书馆里读了一本很有意思的书。"]
+    groups = score_by_source_words(sources, ["a b c d e"] * 3, ["a b c d e"] * 3)
+    assert {name: group["sentences"] for name, group in groups.items()} == {"1-5": 1, "6-10": 1, "16-20": 1}
+
+
+def test_lengths_are_those_of_the_original_text(folder):
+    model, tokenizer = load_translator(folder / "student")
+    sources = [" ".join(WORDS[:3]), " ".join(WORDS[:7])]
+    prefixed = [" ".join([*WORDS[:5], source]) for source in sources]
+    settings = [{"num_iterations": 1}]
+    ((figures, _),) = evaluate_model(model, tokenizer, prefixed, sources, settings, original=sources)
+    assert figures["by_source_words"].keys() == {"1-5", "6-10"}
+
+
 def test_case_matters_unless_told_otherwise():
     mixed = score_translations(["THE CAT SAT ON THE MAT"], ["the cat sat on the mat"])
     lower = score_translations(["THE CAT SAT ON THE MAT"], ["the cat sat on the mat"], lowercase=True)

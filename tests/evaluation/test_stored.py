@@ -137,6 +137,18 @@ def test_baselines_are_files_and_other_evaluations(folder, tmp_path, capsys):
     assert len(shown) == 5
 
 
+def test_baselines_of_another_text_are_refused(folder, tmp_path, capsys):
+    """With as many lines, they would be compared with the wrong references."""
+    evaluated(folder, tmp_path / "other.json", "--num_iterations", "1", "--metrics", "chrf", "--resamples", "0")
+    write_lines(tmp_path / "reference", read_lines(folder / "test.tgt")[::-1])
+    text = ["--source", folder / "test.src", "--reference", tmp_path / "reference"]
+    options = ["--baseline", tmp_path / "other.json", "--output", tmp_path / "report.json"]
+    stored = tmp_path / "other.translations" / "reference.txt.gz"
+    sentence = f"error: baseline={tmp_path}/other.json was evaluated with other references ({stored})"
+    assert refused(capsys, "--model", folder / "student", *text, *options).startswith(sentence)
+    evaluated(folder, tmp_path / "report.json", "--num_iterations", "1", *map(str, options[:2]), "--metrics", "chrf")
+
+
 def test_scores_that_are_not_asked_for_are_left_out(folder, tmp_path):
     report = evaluated(folder, tmp_path / "a", "--num_iterations", "1", "--metrics", "ter", "--resamples", "0")
     (row,) = report["results"]
@@ -164,7 +176,7 @@ def test_rows_under_noise_have_names_of_their_own(folder, tmp_path):
     assert [row["translations"] for row in report["results"]] == [f"a.translations/{name}.txt.gz" for name in names]
     texts = [read_lines(tmp_path / row["translations"]) for row in report["results"]]
     assert texts[0] != texts[1]
-    assert list(read_baselines([str(tmp_path / "a.json")], 30)) == [
+    assert list(read_baselines([str(tmp_path / "a.json")], read_lines(folder / "test.tgt"))) == [
         "a.json noise_level 0.0, num_iterations 1",
         "a.json noise_level 0.5, num_iterations 1",
     ]
@@ -269,7 +281,7 @@ def test_what_cannot_be_evaluated_gets_a_sentence_before_the_work(folder, tmp_pa
         ([*text, "--metrics", "bleu"], "error: metrics=['bleu'] must be at least one of sacrebleu, chrf, chrfpp, ter"),
         ([*text, "--resamples", "7"], "error: resamples=7 must be at least 40, or 0 for no intervals"),
         ([*text, "--seed", "0"], "error: seed=0 must be at least 1"),
-        ([*text, "--baseline", short, "--resamples", "0"], "error: resamples=0 must be at least 40"),
+        ([*text, "--baseline", short, "--resamples", "0"], "error: resamples=0 must be at least 40 to compare with a"),
         ([*text, "--baseline", short], f"error: baseline={short} has 1 lines, but there are 30 references"),
         ([*text, "--baseline", old], f"error: baseline={old} has no translations: give a file of translations"),
         ([*text, "--baseline", none], f"error: baseline={none} has no translations"),

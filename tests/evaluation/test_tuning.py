@@ -223,6 +223,13 @@ def test_the_command_tunes_a_teacher(folder, tmp_path, tune):
     assert [(row["num_beams"], row["length_penalty"]) for row in report["results"]] == [(2, 0.5), (2, 2.0)]
     best = max(report["results"], key=lambda row: row["sacrebleu"])
     assert report["best"]["length_penalty"] == best["length_penalty"]
+    output = tmp_path / "evaluated.json"  # with the beams that were chosen, unless others are named
+    command = ["--model", str(folder / "teacher"), *common, "--tuning", str(tmp_path / "report.json")]
+    for options, beams in (([], [2]), (["--num_beams", "1", "3"], [1, 3])):
+        load_script("evaluate").main([*command, *options, "--output", str(output)])
+        evaluated = json.loads(output.read_text())
+        assert [row["num_beams"] for row in evaluated["results"]] == beams
+        assert evaluated["settings"]["generation"] == {"length_penalty": best["length_penalty"]}
 
 
 def test_prefixes_and_languages_are_those_of_translate(folder, tmp_path, tune, capsys):

@@ -339,3 +339,15 @@ def test_data_without_a_test_split_is_refused(preset, tmp_path, capsys):
         reproduce(capsys, "--preset", preset, "--data", data, "--output", tmp_path / "run")
     assert "has no test split: prepare it again with --test_source and --test_target" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_language_that_cannot_be_scored_is_refused_before_any_training(data, preset, tmp_path, capsys):
+    other = tmp_path / "data"
+    shutil.copytree(data, other)
+    preparation = json.loads((other / "preparation.json").read_text())
+    (other / "preparation.json").write_text(json.dumps(preparation | {"target_lang": "english"}))
+    with pytest.raises(SystemExit):
+        reproduce(capsys, "--preset", preset, "--data", other, "--output", tmp_path / "run")
+    sentence = f"error: translations of data={other} could not be scored: Moses language 'english' must be a code"
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ import pytest
 
 from modeling_jmnat.commands.tables import main
 from modeling_jmnat.evaluation.stored import store_texts
+from modeling_jmnat.experiments import stored_results
 from modeling_jmnat.experiments.documents import write_document
 from modeling_jmnat.experiments.rows import collect, key_of, named, select
 from modeling_jmnat.experiments.stored_results import RESULTS, read_rows, translations_of
@@ -116,6 +117,15 @@ def test_results_beside_each_other_are_of_the_test_text(tmp_path):
     assert same == row
 
 
+def test_evaluations_of_prepared_data_are_of_its_split(tmp_path):
+    for split in ("validation", "test"):
+        settings = {"source": f"data, {split}", "reference": f"data, {split}"}
+        evaluation(tmp_path / f"{split}-1.json", TEXTS["jm-1"], **settings)
+        assert [row["split"] for row in collect(tmp_path / f"{split}-1.json")] == [split]
+    evaluation(tmp_path / "jm-1.json", TEXTS["jm-1"], source="a, validation", reference="b")
+    assert [row["split"] for row in collect(tmp_path / "jm-1.json")] == ["test"]
+
+
 def add(folder, *words):
     main(["--results", str(folder), *map(str, words)])
 
@@ -200,6 +210,35 @@ def test_new_results_take_the_place_of_old_ones(run, tmp_path, capsys):
     assert stored == {("jm", "test"): TEXTS["jm-2"]} | {
         ("cm", split): TEXTS["cm-1"] for split in ("validation", "test")
     }
+
+
+def test_columns_stay_where_the_rows_say_until_these_are_written(run, tmp_path, monkeypatch):
+    folder = tmp_path / "question"
+    add(folder, "--add", run, "--run", "tiny")
+    before = {key_of(row): translations_of(folder, row) for row in read_rows(folder / RESULTS) if "column" in row}
+    assert len(before) == 6
+    evaluation(run / "results" / "test" / "jm-1.json", TEXTS["cm-1"])
+    monkeypatch.setattr(stored_results, "write_rows", lambda *_: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        stored_results.add_results(folder, [run / "results" / "test" / "jm-1.json"], "tiny")
+    for row in read_rows(folder / RESULTS):
+        if "column" in row:
+            replaced = (row["system"], row["seed"], row["split"]) == ("jm", 1, "test")
+            assert translations_of(folder, row) == (TEXTS["cm-1"] if replaced else before[key_of(row)])
+
+
+def test_translations_of_another_text_get_a_sentence(run, tmp_path, capsys):
+    folder = tmp_path / "question"
+    add(folder, "--add", run, "--run", "tiny", "--only", "jm-1")
+    evaluation(run / "results" / "test" / "cm-1.json", TEXTS["cm-1"])
+    stored = run / "results" / "test" / "cm-1.translations" / "num_iterations-4.txt.gz"
+    write_lines(stored, TEXTS["cm-1"][:2])
+    before = (folder / RESULTS).read_bytes()
+    with pytest.raises(SystemExit):
+        add(folder, "--add", run / "results" / "test" / "cm-1.json", "--run", "tiny")
+    sentence = "error: cm-1 has 2 translations and jm-1 has 3, but those of one run are of the same text"
+    assert sentence in capsys.readouterr().err
+    assert (folder / RESULTS).read_bytes() == before
 
 
 def test_translations_that_may_not_be_copied(run, tmp_path):
@@ -287,6 +326,11 @@ def test_tables_are_made_from_the_rows(run, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
+        (
+            "num_iterations: 4, split: test",
+            "num_iterations: 4",
+            "the line 'JM-NAT' has 4 rows of sacrebleu, which differ in seed, split: say in the line or the column",
+        ),
         ("system: cm", "system: nat", "there is no row for the line 'CM-NAT'"),
         ("run: tiny, variant", "run: large, variant", "has no row with {'run': 'large'"),
         ("kind: table2", "kind: table9", "kind='table9' is not one of main, table1"),
@@ -307,3 +351,18 @@ def test_mistakes_in_a_declaration_have_a_sentence(run, tmp_path, old, new, sent
         write_document(path)
     assert sentence in str(error.value)
     assert path.read_text() == DOCUMENT.replace(old, new)
+
+
+def test_a_cell_is_of_one_choice_of_options(run, tmp_path):
+    folder = tmp_path / "question"
+    add(folder, "--add", run, "--run", "tiny")
+    path = folder / "README.md"
+    declared = (
+        "<!-- table\nrows: {variant: tried}\nlines:\n  tried: {num_iterations: 4}\ncolumns:\n  BLEU: {show: sacrebleu"
+    )
+    path.write_text(f"{declared}}}\n-->\n<!-- end -->\n")
+    with pytest.raises(ValueError, match="'tried' has 2 rows of sacrebleu, which differ in other options: say in"):
+        write_document(path)
+    path.write_text(f"{declared}, length_normalization: 2.0}}\n-->\n<!-- end -->\n")
+    assert write_document(path)
+    assert "| tried | 42.0 |\n" in path.read_text()

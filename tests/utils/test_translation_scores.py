@@ -175,6 +175,17 @@ def test_words_are_those_of_the_language(text, language, tokenizer, ter):
         assert score_translations(["我我喜欢"], [text], language)["repeated_tokens_per_sentence"] == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "language"), [("pt-BR", "pt"), ("deu_Latn", "de"), ("fra", "fr"), ("ces_Latn", "cs"), ("DE", "de")]
+)
+def test_codes_of_regions_scripts_and_three_letters_have_the_rules_of_their_language(code, language):
+    texts = ["L'homme d'aujourd'hui, bzw. z.B. Nr. 5 a Dr. Silva, tzv. svět atd."]
+    found, expected = (Scorer(texts, name).words(texts[0]) for name in (code, language))
+    assert found == expected
+    if language in ("fr", "de"):
+        assert found != Scorer(texts, "en").words(texts[0])
+
+
 def test_ratios_by_hand():
     scores = score_translations(["a a b", "", "c c c."], ["a b", "b", "c c"], metrics=RATIOS)
     assert scores == {"repeated_tokens_per_sentence": 1.0, "length_ratio": 7 / 5}

@@ -24,6 +24,14 @@ FEWEST_RESAMPLES = 40  # fewer have none beyond 2.5%
 # Languages whose words sacreBLEU's TER can split: those with spaces (None, Korean), and two by characters.
 TER_LANGUAGES = (None, "zh", "ja", "ko")
 
+# The codes of three letters of languages for which Moses has rules of its own.
+LONG_CODES = {
+    "cat": "ca", "ces": "cs", "cze": "cs", "deu": "de", "ger": "de", "ell": "el", "gre": "el", "eng": "en",
+    "spa": "es", "fin": "fi", "fra": "fr", "fre": "fr", "gle": "ga", "hun": "hu", "isl": "is", "ice": "is",
+    "ita": "it", "lit": "lt", "lav": "lv", "lvs": "lv", "nld": "nl", "dut": "nl", "pol": "pl", "por": "pt",
+    "ron": "ro", "rum": "ro", "rus": "ru", "slk": "sk", "slo": "sk", "slv": "sl", "swe": "sv", "tam": "ta",
+}  # fmt: skip
+
 References = Sequence[str] | Sequence[Sequence[str]]
 
 
@@ -328,14 +336,20 @@ def count_repeated_tokens(tokens: Sequence) -> int:
 
 
 def moses_splitter(language: str) -> Callable[[str], str]:
-    """A function that puts spaces between the words of a text, by the rules of Moses; `&` stays `&`."""
-    if not re.fullmatch("[a-z]{2,3}", language):
+    """A function that puts spaces between the words of a text, by the rules of Moses; `&` stays `&`.
+
+    Args:
+        language: a code such as `de`, `pt-BR` or `deu_Latn`.
+    """
+    found = re.fullmatch(r"([A-Za-z]{2,3})([-_]([A-Z][a-z]{3}|[A-Za-z]{2}|\d{3}))*", language)  # scripts and regions
+    if not found:
         raise ValueError(f"Moses language {language!r} must be a code such as 'de' or 'en'")
     try:
         from sacremoses import MosesTokenizer
     except ImportError:
         raise ImportError("tokenised BLEU and repeated words need sacremoses: pip install sacremoses") from None
-    return functools.partial(MosesTokenizer(lang=language).tokenize, return_str=True, escape=False)
+    code = found[1].lower()
+    return functools.partial(MosesTokenizer(lang=LONG_CODES.get(code, code)).tokenize, return_str=True, escape=False)
 
 
 def check_hypotheses(hypotheses: Sequence[str], num_references: int, name: str = "hypotheses") -> None:
