@@ -23,20 +23,26 @@ SIZES = {f"{half}_{size}": 2 for half in ("encoder", "decoder") for size in ("la
 SIZES |= {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "d_model": 16, "max_position_embeddings": 40}
 
 
-@pytest.fixture
-def text(tmp_path):
+def write_pairs(folder):
     """120 pairs as files."""
     lines = random_lines(120, seed=3)
-    files = tmp_path / "a.src", tmp_path / "a.tgt"
+    files = folder / "a.src", folder / "a.tgt"
     for file, side in zip(files, (lines, [line[::-1] for line in lines]), strict=True):
         file.write_text("".join(f"{line}\n" for line in side))
     return tuple(map(str, files))
 
 
 @pytest.fixture
-def teacher(tmp_path, text):
+def text(tmp_path):
+    return write_pairs(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    text = write_pairs(folder)
     segmenters = [train_segmenter(Path(file).read_text().splitlines(), 60) for file in text]
-    tokenizer = write_tokenizer(tmp_path / "teacher", *segmenters, prefixes=(">>eng<<",))
+    tokenizer = write_tokenizer(folder, *segmenters, prefixes=(">>eng<<",))
     torch.manual_seed(1)
     pairs = dict(zip(("source", "target"), (Path(file).read_text().splitlines() for file in text), strict=True))
     # Until its translations are about as long as the text.
@@ -44,13 +50,13 @@ def teacher(tmp_path, text):
         opus_model(tokenizer, **SIZES),
         tokenizer,
         Dataset.from_dict(pairs),
-        tmp_path / "teacher",
+        folder,
         per_device_train_batch_size=40,
         max_steps=150,
         learning_rate=0.01,
         disable_tqdm=True,
     )
-    return str(tmp_path / "teacher")
+    return str(folder)
 
 
 def stages_of(**fields):
