@@ -22,6 +22,8 @@ IMPOSSIBLE = -1e4  # the score of a candidate that no path takes
 class DynamicCRF(nn.Module):
     """The transitions with their loss and their best path; `rank` is r, the width of both tables."""
 
+    network_share = 0.5  # of the network in the probability of a token, beside its marginal
+
     def __init__(self, vocab_size: int, d_model: int, rank: int):
         super().__init__()
         self.rank = rank
@@ -70,8 +72,8 @@ class DynamicCRF(nn.Module):
     def best_path(self, states, logits, canvas, positions, predicted, is_token, beam: int):
         """The most probable path, at `positions`: its tokens (B, M), and the logarithms of their probabilities (B, M).
 
-        The probability of a token is the geometric mean of its marginal, which is too sure of what fits its
-        neighbours, and of the network's.
+        The probability of a token is the geometric mean, weighted by `network_share`, of the network's and of its
+        marginal, which is too sure of what fits its neighbours.
 
         Args:
             states: (B, T, D).
@@ -89,7 +91,7 @@ class DynamicCRF(nn.Module):
         emissions = torch.where(predicted[..., None], scattered, emissions)
         transitions = self.on_device(states, tokens)
         path = viterbi(emissions, transitions, is_token).gather(1, positions)[..., None]  # (B, M, 1)
-        log_probs = (marginals(emissions, transitions, is_token) + emissions) / 2
+        log_probs = marginals(emissions, transitions, is_token).lerp(emissions, self.network_share)
         found = (values.gather(1, index).gather(2, path)[..., 0] for values in (tokens, log_probs))
         return tuple(found)
 

@@ -1,5 +1,6 @@
 """NAT-DCRF: a linear-chain CRF on the basic NAT (Sun et al., NeurIPS 2019, "Fast Structured Decoding for Sequence
-Models"). The CRF is that of `crf_jmnat.py`, which JM-NAT may have as well; here nothing of the target is given."""
+Models"). The CRF is that of `crf_jmnat.py`, which JM-NAT may have as well; here nothing of the target is given, and
+the CRF's marginals alone are the probabilities by which a length is chosen."""
 
 from huggingface_hub.dataclasses import strict
 
@@ -15,3 +16,7 @@ class NatDcrfConfig(NatConfig):
 
 class NatDcrfForConditionalGeneration(NatForConditionalGeneration):
     config: NatDcrfConfig
+
+    def __init__(self, config: NatDcrfConfig):
+        super().__init__(config)
+        self.crf.network_share = 0.0

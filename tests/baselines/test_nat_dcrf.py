@@ -28,9 +28,16 @@ def test_decoding_takes_the_best_path_of_each_candidate():
     target_mask = torch.arange(6) < lengths[:, None]
     read, states = states_of(model, source, target_mask)
     positions = torch.arange(6).expand(2, 6)
-    tokens, _ = model.crf.best_path(states, model.project(states), read, positions, target_mask, target_mask, 8)
+    chosen = (states, model.project(states), read, positions, target_mask, target_mask, 8)
+    tokens, log_probs = model.crf.best_path(*chosen)
     assert torch.equal(found.history[0].tokens[:, 0][target_mask], tokens[target_mask])
     assert not torch.equal(tokens, model.project(states).argmax(dim=-1))
+    # Marginals alone: those of JM-NAT are means of them and the network's.
+    model.crf.network_share = 0.5
+    network = model.project(states).log_softmax(dim=-1).gather(2, tokens[..., None])[..., 0]
+    means = model.crf.best_path(*chosen)[1]
+    assert torch.allclose((log_probs + network)[target_mask] / 2, means[target_mask], atol=1e-5)
+    assert torch.equal(found.history[0].log_probs[:, 0][target_mask], log_probs[target_mask])
 
 
 def test_the_loss_weighs_the_crf_twice_as_much_as_the_tokens():
