@@ -26,7 +26,7 @@ class FclNatConfig(NatConfig):
     curriculum_begin: float | int = option(
         0.0, "Share of the updates before which training is autoregressive.", most=1
     )
-    curriculum_end: float | int = option(0.6, "Share of the updates after which it is that of a basic NAT.", most=1)
+    curriculum_end: float | int = option(0.3, "Share of the updates after which it is that of a basic NAT.", most=1)
 
 
 def substitution_rate(progress: float, begin: float, end: float) -> float:
