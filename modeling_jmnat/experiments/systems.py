@@ -254,7 +254,7 @@ RECIPES = (
     recipe("length_noise", "30 % of the targets with a second </s>", {"length_noise": 0.3}),
     recipe("length_weight_1", "a3 = 1", {"length_loss_weight": 1.0}),
     recipe("crf_joint", "and a CRF from the first update on", CRF),
-    recipe("crf_joint_full_mask", "the same, 20 % of the targets fully masked", CRF | {"full_mask_ratio": 0.2}),
+    recipe("crf_joint_full_mask", "the same, half of the targets fully masked", CRF | {"full_mask_ratio": 0.5}),
     JM_CRF,
 )
 # Further decodings of those whose training has a setting: its name, those of the decoding, and its options.
