@@ -73,8 +73,7 @@ class ConvertTeacherArguments:
     def __post_init__(self):
         counts = ("encoder_layers", "decoder_layers", "num_beams", "max_steps", "max_tokens", "num_length_candidates")
         check_counts(self, (*counts, "jobs"))
-        if self.latency_sentences < 0:
-            raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
+        check_counts(self, ["latency_sentences"], least=0)
         if self.append_raw and self.train_target is None:
             raise ValueError("append_raw=True needs train_target, or there are no pairs to append")
         if self.time_budget is not None and not self.time_budget > 0:

@@ -97,8 +97,7 @@ class ReproduceArguments:
                 f"teacher_preset={self.teacher_preset} is for training a teacher, but teacher={self.teacher} is "
                 "trained already: give only one of them"
             )
-        if self.latency_sentences < 0:
-            raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
+        check_counts(self, ["latency_sentences"], least=0)
         if self.time_budget is not None and not self.time_budget > 0:
             raise ValueError(f"time_budget={self.time_budget} must be above 0 minutes")
 

@@ -96,8 +96,7 @@ class CorpusArguments(DecodingArguments):
             raise ValueError("long_lines=error does not apply to a corpus: choose split, truncate or skip")
         if (self.source_text is None) != (self.target_text is None):
             raise ValueError("source_text and target_text belong together: give both, or neither")
-        if self.gpus_per_actor < 0:
-            raise ValueError(f"gpus_per_actor={self.gpus_per_actor} must be at least 0")
+        check_counts(self, ["gpus_per_actor"], least=0)
 
 
 def load_translate(arguments: CorpusArguments) -> Callable[[list[str]], list[tuple[str, float | None]]]:

@@ -177,8 +177,7 @@ class EvaluationArguments:
                 f"noise_levels={self.noise_levels} must be at least one number: shares of words from 0 to 1, or "
                 "standard deviations of at least 0"
             )
-        if self.latency_sentences < 0:
-            raise ValueError(f"latency_sentences={self.latency_sentences} must be at least 0")
+        check_counts(self, ["latency_sentences"], least=0)
 
 
 @dataclass

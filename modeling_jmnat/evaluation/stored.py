@@ -50,21 +50,22 @@ def read_baselines(paths: Sequence[str], references: Sequence[str]) -> dict[str,
     """
     found: dict[str, list[str]] = {}
     for path in map(Path, paths):
-        for name, file in _files_of(path).items():
+        files = _files_of(path)
+        for name, file in files.items():
             lines = read_lines(file)
             if len(lines) != len(references):
                 raise ValueError(
                     f"baseline={file} has {len(lines)} lines, but there are {len(references)} references: give "
                     "translations of the same text"
                 )
-            stored = file.with_name(f"{REFERENCE}.txt.gz")
+            if name in found:
+                raise ValueError(f"baseline={path}: two baselines are called {name!r}, rename one of the files")
+            found[name] = lines
+        for stored in {file.with_name(f"{REFERENCE}.txt.gz") for file in files.values()}:
             if path.suffix == ".json" and stored.is_file() and read_lines(stored) != references:
                 raise ValueError(
                     f"baseline={path} was evaluated with other references ({stored}): evaluate it on the same text"
                 )
-            if name in found:
-                raise ValueError(f"baseline={path}: two baselines are called {name!r}, rename one of the files")
-            found[name] = lines
     return found
 
 

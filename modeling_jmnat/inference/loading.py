@@ -31,7 +31,7 @@ from ..utils.fingerprints import TOKENIZER_FILES
 from ..utils.finite import check_finite
 from ..utils.hub_folders import check_folder
 from .cuda_graphs import StaticShapeJMNat
-from .exported_files import SETTINGS, with_settings
+from .exported_files import with_settings
 from .onnx_runtime import ORTJMNatForConditionalGeneration, find_graphs
 
 # Never run code from a model folder. Without this, Transformers would ask on standard input, which may be the text.
@@ -161,7 +161,7 @@ def _load_exported(
     for name, value, only in (("device", device, "cpu"), ("dtype", dtype, "float32")):
         if value not in ("auto", only):
             raise ValueError(f"{name}={value!r} is not possible with exported graphs: choose auto or {only}")
-    folder = with_settings(find_graphs(directory, int8), (*SETTINGS, *TOKENIZER_FILES))
+    folder = with_settings(find_graphs(directory, int8), TOKENIZER_FILES)
     try:
         model = ORTJMNatForConditionalGeneration.from_pretrained(folder, int8=int8)
     except (StrictDataclassError, OSError) as error:

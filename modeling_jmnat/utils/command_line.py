@@ -287,13 +287,13 @@ def read_ahead(argv: Sequence[str] | None, *names: str) -> argparse.Namespace:
     return parser.parse_known_args(argv)[0]
 
 
-def check_counts(arguments, names: Sequence[str]) -> None:
-    """ValueError for an argument, a number or a list of numbers, that is given and below 1."""
+def check_counts(arguments, names: Sequence[str], least: int = 1) -> None:
+    """ValueError for an argument, a number or a list of numbers, that is given and below `least`."""
     for name in names:
         given = getattr(arguments, name)
         for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
+            if value is not None and value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
 
 
 def limit_gpu_memory() -> None:
