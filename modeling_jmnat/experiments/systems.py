@@ -213,9 +213,8 @@ ABLATIONS = (
 )
 
 
-def recipe(name: str, label: str, settings: dict) -> Student:
-    """The best JM-NAT of table 2 with a switch beyond the paper."""
-    student = JM_BOTH_FULL_WEIGHT
+def recipe(name: str, label: str, settings: dict, student: Student = JM_BOTH_FULL_WEIGHT) -> Student:
+    """The best JM-NAT of table 2, or `student`, with a switch beyond the paper."""
     return Student(
         f"jm_recipe_{name}", f"{student.label}, {label}", {**student.settings, **settings}, data=student.data
     )
@@ -233,6 +232,7 @@ JM_CRF = Student(
 ADAPTIVE_SOURCE = {"source_mask_ratio": 0.2, "source_mask_ratio_full": 0.0}
 SECOND_MASK = {"second_mask_ratio": 0.5}
 CRF = {"crf_rank": 32}
+CRF_FULL_MASK = CRF | {"full_mask_ratio": 0.5}
 # Compared with that JM-NAT itself, so that the switches that gain something can be added up.
 RECIPES = (
     recipe("full_mask_0.2", "20 % of the targets fully masked", {"full_mask_ratio": 0.2}),
@@ -254,7 +254,13 @@ RECIPES = (
     recipe("length_noise", "30 % of the targets with a second </s>", {"length_noise": 0.3}),
     recipe("length_weight_1", "a3 = 1", {"length_loss_weight": 1.0}),
     recipe("crf_joint", "and a CRF from the first update on", CRF),
-    recipe("crf_joint_full_mask", "the same, half of the targets fully masked", CRF | {"full_mask_ratio": 0.5}),
+    recipe("crf_joint_full_mask", "the same, half of the targets fully masked", CRF_FULL_MASK),
+    recipe(
+        "crf_joint_full_mask_distilled",
+        "a1 = 1, a CRF from the first update on, half of the targets fully masked",
+        CRF_FULL_MASK | FULL_WEIGHT,
+        JM,
+    ),
     JM_CRF,
 )
 # Further decodings of those whose training has a setting: its name, those of the decoding, and its options.

@@ -323,7 +323,7 @@ def test_a_push_takes_what_belongs_to_the_model_alone(published, trained, hub, t
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     training = ("training_args.bin", "run_settings.json", ".hidden.png", "checkpoint-1/optimizer.pt")
-    belonging = ("README.md", "bleu [1].png", "onnx/config.json")
+    belonging = ("README.md", "bleu [1].png", "onnx/README.md")
     more = ("checkpoint-1/model.safetensors", "checkpoint-1/modeling_jmnat.py", "checkpoint-1/curve.png")
     for name in (*training, *belonging, *more):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -439,8 +439,8 @@ def test_graphs_are_published_and_fetched_from_the_hub(trained, hub, tmp_path):
         assert names == {name for name in kinds if name.endswith("_int8.onnx") == int8}
         assert not list(cache.rglob("model.safetensors"))
     build(trained, folder, "--push", "someone/graphs")
-    assert not list((folder / "onnx").glob("*.onnx")), "graphs of an earlier build may be another model's"
-    assert not [name for name in hub.repositories["someone/graphs"] if name.endswith(".onnx")]
+    assert not list((folder / "onnx").glob("*")), "graphs and settings of an earlier build may be another model's"
+    assert not [name for name in hub.repositories["someone/graphs"] if name.startswith("onnx/")]
 
 
 def one_sentence(capsys, trained, output, *options):
