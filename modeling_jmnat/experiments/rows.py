@@ -27,7 +27,7 @@ KEYS = ("run", "system", "seed", "variant", "split", "noise_level", "num_iterati
 KEYS += ("size", "dtype", *(f"baseline_{name}" for name in ("system", "variant", "num_iterations", "num_beams")))
 # Figures of one machine in one hour, and what repeats another figure.
 DROPPED = {"seconds", "sentences_per_second", "tokens_per_second", "long_lines"}
-DROPPED |= {f"{name}_signature" for name in ("chrf", "chrfpp", "ter", "tokenized_bleu")}
+DROPPED |= {f"{name}_signature" for name in ("chrfpp", "ter", "tokenized_bleu")}
 NAME = re.compile(r"(?P<system>.+?)-(?P<seed>\d+)(?:\.(?P<variant>.+))?")  # such as jm_dropout_0.2-1.independent
 
 

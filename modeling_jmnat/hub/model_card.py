@@ -28,8 +28,9 @@ class TestSet:
 
     Args:
         name: name for people, such as "Tatoeba German-English (2,000 held-out pairs)".
-        dataset: identifier in the metadata.
-        results: JSON file of `evaluate.py` for the published model.
+        dataset: identifier in the metadata, of this test set alone.
+        results: JSON file of `jmnat evaluate` for the published model, or results.jsonl of `jmnat tables`.
+        run: which run of results.jsonl.
         latency: another such file with `latency_ms`, if `results` has none.
         teacher: such a file of an autoregressive model, for comparison.
     """
@@ -39,6 +40,7 @@ class TestSet:
     name: str
     dataset: str
     results: str
+    run: str | None = None
     latency: str | None = None
     teacher: str | None = None
 
@@ -57,7 +59,7 @@ class CardFacts:
         training: how the model was trained, one or more paragraphs.
         tests: see `TestSet`.
         examples: sentences for the snippets; the shortest snippet has the first.
-        limits: sentences about what it does badly, besides those made from the figures.
+        limits: sentences about what it does badly, with examples, for the second paragraph.
     """
 
     name: str
@@ -91,6 +93,8 @@ def read_facts(path: str | Path) -> CardFacts:
     if len(facts.languages) != 2 or len(facts.language_names) != 2 or len(facts.examples) < 2 or not facts.tests:
         raise ValueError(f"{path} needs two languages, two language_names, two or more examples, and tests")
     tests = [_checked(TestSet, test, f"{path}, tests {number}") for number, test in enumerate(facts.tests, start=1)]
+    if len({test.dataset for test in tests}) < len(tests):
+        raise ValueError(f"{path}: two tests have the same dataset, under which the Hub would merge their scores")
     return CardFacts(**{**vars(facts), "tests": tests})
 
 
@@ -110,8 +114,9 @@ class Scores:
     """The rows of a test set by number of passes, and those of the teacher by number of beams."""
 
     test: TestSet
-    settings: dict
-    device: dict
+    sentences: int
+    generation: dict
+    machine: str
     by_passes: dict[int, dict]
     teacher: dict[int, dict]
 
@@ -122,56 +127,95 @@ class Scores:
 
 def read_scores(test: TestSet, folder: Path) -> Scores:
     """All figures of a test set; raises ValueError for a file that `evaluate.py` has not written."""
-    report, rows = _read_report(folder / test.results, "num_iterations")
+    rows = _read_report(folder / test.results, "num_iterations", test.run)
     if test.latency:
-        _, timed = _read_report(folder / test.latency, "num_iterations")
+        timed = _read_report(folder / test.latency, "num_iterations", test.run)
         for passes in rows:
             if "latency_ms" in timed.get(passes, {}):
                 rows[passes]["latency_ms"] = timed[passes]["latency_ms"]
-    teacher = _read_report(folder / test.teacher, "num_beams")[1] if test.teacher else {}
-    return Scores(test, report["settings"], report["device"], rows, teacher)
+    teacher = _read_report(folder / test.teacher, "num_beams", test.run) if test.teacher else {}
+    first = next(iter(rows.values()))
+    return Scores(test, first["sentences"], first["generation"], first["machine"], rows, teacher)
 
 
-def _read_report(path: Path, key: str) -> tuple[dict, dict[int, dict]]:
+def _read_report(path: Path, key: str, run: str | None) -> dict[int, dict]:
+    """The rows of a file by their number of passes or beams (`key`), with their settings."""
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        rows = {row[key]: row for row in report["results"]}
-        for row in rows.values():
-            row["sacrebleu"], row["sacrebleu_signature"], row["chrf"], row["chrf_signature"]
-        report["settings"]["sentences"], report["settings"]["generation"], report["device"]["name"]
+        if path.suffix == ".jsonl":
+            rows = _stored_rows(path, key, run)
+        else:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            settings, device = report["settings"], report["device"]
+            threads = f"{device['threads']} thread{'' if device['threads'] == 1 else 's'}"
+            shared = {"sentences": settings["sentences"], "generation": settings["generation"]}
+            shared |= {"machine": f"{device['name']}, {threads}, {device['dtype']}"}
+            rows = [row | shared for row in report["results"]]
+        for row in rows:
+            row[key], row["sacrebleu"], row["sacrebleu_signature"], row["chrf"], row["chrf_signature"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path} is not a result file of `jmnat evaluate` with {key}, sacreBLEU and chrF in each row"
         ) from None
     if not rows:
-        raise ValueError(f"{path} has no results: run `jmnat evaluate` again")
-    return report, rows
+        raise ValueError(f"{path} has no results{'' if run is None else f' of {run}'}: run `jmnat evaluate` again")
+    return {row[key]: row for row in rows}
 
 
-def score_table(scores: Scores) -> str:
-    """A Markdown table: a column per number of passes and per beam of the teacher, a row per figure."""
-    columns = [(f"k = {passes}", row) for passes, row in sorted(scores.by_passes.items())]
-    columns += [
-        (f"teacher, {'greedy' if beams == 1 else f'beam {beams}'}", row)
-        for beams, row in sorted(scores.teacher.items())
-    ]
+def _stored_rows(path: Path, key: str, run: str | None) -> list[dict]:
+    """Of a results.jsonl of `jmnat tables`, the rows of a run with `key` that were decoded as the model is."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    chosen = [row for row in rows if row["run"] == run and row["variant"] == "" and key in row]
+    return [{"generation": {}} | row | {"sacrebleu_signature": row["signature"]} for row in chosen]
+
+
+def score_tables(all_scores: Sequence[Scores]) -> list[str]:
+    """Markdown tables, one per figure: a row per test set, a column per number of passes and of beams."""
+    rows = [{**by_column(scores.by_passes, "passes"), **by_column(scores.teacher, "beams")} for scores in all_scores]
+    columns = sorted({column for row in rows for column in row}, key=lambda column: (column[0] == "beams", column[1]))
     figures = (
         ("sacreBLEU", lambda row: with_interval(row, "sacrebleu")),
         ("chrF", lambda row: with_interval(row, "chrf")),
         ("repeated words per sentence", lambda row: f"{row['repeated_tokens_per_sentence']:.2f}"),
         ("milliseconds per sentence, one at a time", lambda row: f"{row['latency_ms']['mean']:.0f}"),
     )
-    lines = []
+    tables = []
     for name, show in figures:
-        cells = []
-        for _, row in columns:
-            try:
-                cells.append(show(row))
-            except KeyError:  # not measured
-                cells.append("")
-        if any(cells):
-            lines.append([name, *cells])
-    return markdown([scores.test.name, *(title for title, _ in columns)], lines).rstrip("\n")
+        lines = []
+        for scores, row in zip(all_scores, rows, strict=True):
+            cells = []
+            for column in columns:
+                try:
+                    cells.append(show(row[column]))
+                except KeyError:  # not measured
+                    cells.append("")
+            if any(cells):
+                lines.append([scores.test.name, *cells])
+        if lines:
+            tables.append(markdown([name, *map(title, columns)], lines).rstrip("\n"))
+    return tables
+
+
+def by_column(rows: Mapping[int, dict], kind: str) -> dict[tuple[str, int], dict]:
+    return {(kind, number): row for number, row in rows.items()}
+
+
+def title(column: tuple[str, int]) -> str:
+    """The title of a column: of a number of passes, or of a beam of the autoregressive model."""
+    kind, number = column
+    if kind == "passes":
+        return f"k = {number}"
+    return f"autoregressive, {'greedy' if number == 1 else f'beam {number}'}"
+
+
+def conditions(all_scores: Sequence[Scores]) -> list[str]:
+    """Machine and signatures of all test sets, each once."""
+    found = []
+    for scores in all_scores:
+        found.append(
+            f"{scores.machine}; sacreBLEU `{scores.best['sacrebleu_signature']}`, "
+            f"chrF `{scores.best['chrf_signature']}`."
+        )
+    return list(dict.fromkeys(found))
 
 
 def with_interval(row: dict, metric: str) -> str:
@@ -263,7 +307,8 @@ def write_card(
         model_id=model_id,
         picture=PICTURE if rows else None,
         scores=all_scores,
-        tables=[score_table(scores) for scores in all_scores],
+        tables=score_tables(all_scores),
+        conditions=conditions(all_scores),
         intervals=any("intervals" in row for scores in all_scores for row in scores.by_passes.values()),
         first=quoted(first),
         first_answer=translate(first),

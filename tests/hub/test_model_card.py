@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 import modeling_jmnat
 from modeling_jmnat import JMNatTranslationPipeline
+from modeling_jmnat.experiments.rows import collect
 from modeling_jmnat.hub.model_card import PICTURE, read_facts, write_card
 from tests.helpers.teacher_samples import random_lines
 from tests.helpers.translation_samples import tiny_student, tiny_tokenizer
@@ -53,7 +54,7 @@ def row(setting, value, bleu, **more):
 def report(*rows):
     return {
         "settings": {"sentences": 1500, "generation": {"num_length_candidates": 4}},
-        "device": {"name": "a processor", "threads": 2, "dtype": "float32"},
+        "device": {"type": "cpu", "name": "a processor", "threads": 2, "dtype": "float32"},
         "results": list(rows),
     }
 
@@ -101,14 +102,16 @@ def test_metadata_is_what_the_hub_reads(write):
 def test_text_tells_scores_sources_and_limits(write):
     text = (write() / "README.md").read_text(encoding="utf-8")
     assert (
-        "\n| Numbers | k = 1 | k = 4 |\n|---|---|---|\n| sacreBLEU | 10.1 | 20.1 |\n| chrF | 30.1 | 40.2 |\n" in text
+        "\n| sacreBLEU | k = 1 | k = 4 |\n|---|---|---|\n| Numbers | 10.1 | 20.1 |\n\n"
+        "| chrF | k = 1 | k = 4 |\n|---|---|---|\n| Numbers | 30.1 | 40.2 |\n" in text
     )
-    assert "\n| repeated words per sentence | 0.13 | 0.13 |\n" in text
+    assert "\n| repeated words per sentence | k = 1 | k = 4 |\n|---|---|---|\n| Numbers | 0.13 | 0.13 |\n" in text
     assert "milliseconds" not in text
     assert "\n| [counting](https://example.org/counting) | 12,345 | CC0 | nobody |\n" in text
-    assert "1,500 pairs. `num_length_candidates=4`. a processor, 2\n  threads, float32" in text
-    assert "- It cannot subtract.\n" in text
-    assert "Numbers: 0.13 per sentence at k = 1, 0.13 per sentence at k = 4.\n" in text
+    assert "- Numbers: 1,500 pairs. `num_length_candidates=4`.\n- a processor, 2 threads, float32; sacreBLEU" in text
+    second_paragraph = " ".join(text.split("---\n")[2].split("\n\n")[2].split())
+    assert second_paragraph.startswith("It was trained on numbers: on other subjects it translates badly")
+    assert "without a warning. It cannot subtract. It translates single sentences" in second_paragraph
     assert "Guo, Junliang and Xu, Linli and Chen, Enhong" in text
     assert "{{" not in text
     assert "{%" not in text
@@ -117,7 +120,8 @@ def test_text_tells_scores_sources_and_limits(write):
 def test_scores_have_the_intervals_of_the_result_file(write):
     scored = row("num_iterations", 4, 20.123, intervals={"sacrebleu": [18.96, 21.44], "ter": [1, 2]})
     text = (write(results=report(row("num_iterations", 1, 10.06), scored)) / "README.md").read_text(encoding="utf-8")
-    assert "\n| sacreBLEU | 10.1 | 20.1 (19.0 to 21.4) |\n| chrF | 30.1 | 40.2 |\n" in text
+    assert "\n| Numbers | 10.1 | 20.1 (19.0 to 21.4) |\n" in text
+    assert "\n| Numbers | 30.1 | 40.2 |\n" in text
     assert "95% interval" in text
     assert "95% interval" not in (write() / "README.md").read_text(encoding="utf-8")
 
@@ -146,16 +150,45 @@ def test_latencies_get_a_row_and_a_picture(write):
     test = {**FACTS["tests"][0], "latency": "timed.json", "teacher": "teacher.json"}
     folder = write({"tests": [test]}, timed=timed, teacher=teacher)
     text = (folder / "README.md").read_text(encoding="utf-8")
-    assert "| Numbers | k = 1 | k = 4 | teacher, greedy | teacher, beam 5 |\n" in text
-    assert "| sacreBLEU | 10.1 | 20.1 | 30.0 | 31.0 |\n" in text
-    assert "| milliseconds per sentence, one at a time | 12 | 50 | 100 |  |\n" in text
+    titles = "| k = 1 | k = 4 | autoregressive, greedy | autoregressive, beam 5 |\n|---|---|---|---|---|\n"
+    assert f"| sacreBLEU {titles}| Numbers | 10.1 | 20.1 | 30.0 | 31.0 |\n" in text
+    assert f"| milliseconds per sentence, one at a time {titles}| Numbers | 12 | 50 | 100 |  |\n" in text
     assert f"]({PICTURE})" in text
     assert (folder / PICTURE).read_bytes().startswith(b"\x89PNG")
+
+
+def test_test_sets_share_a_table(write):
+    """Also if one was scored with other numbers of passes; what is not measured stays empty."""
+    second = {"name": "Dates", "dataset": "days", "results": "dates.json"}
+    dates = report(row("num_iterations", 4, 12.0), row("num_iterations", 10, 13.0))
+    folder = write({"tests": [*FACTS["tests"], second]}, dates=dates)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    rows = "| Numbers | 10.1 | 20.1 |  |\n| Dates |  | 12.0 | 13.0 |\n"
+    assert f"| sacreBLEU | k = 1 | k = 4 | k = 10 |\n|---|---|---|---|\n{rows}" in text
+    assert text.count("a processor, 2 threads, float32; sacreBLEU") == 1
+
+
+def test_rows_of_stored_results(write):
+    """The card has the figures of a results.jsonl that it has of the files of `evaluate` it was made from."""
+    teacher = report(row("num_beams", 5, 31.0))
+    reports = {"results": report(row("num_iterations", 1, 10.06)), "teacher": teacher}
+    test = {**FACTS["tests"][0], "teacher": "teacher.json"}
+    folder = write({"tests": [test]}, **reports)
+    expected = (folder / "README.md").read_text(encoding="utf-8")
+    rows = [one for name in reports for one in collect(folder.parent / f"{name}.json", "numbers")]
+    rows += [row | {"variant": "other", "sacrebleu": 1.0} for row in rows] + [row | {"run": "dates"} for row in rows]
+    stored = folder.parent / "results.jsonl"
+    stored.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    test |= {"results": "results.jsonl", "teacher": "results.jsonl", "run": "numbers"}
+    assert (write({"tests": [test]}) / "README.md").read_text(encoding="utf-8") == expected
+    with pytest.raises(ValueError, match=r"results.jsonl has no results of times: run `jmnat evaluate` again"):
+        write({"tests": [test | {"run": "times"}]})
 
 
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
+        ({"tests": FACTS["tests"] * 2}, "two tests have the same dataset"),
         ({"licence": "mit"}, "facts.yaml does not know licence"),
         ({"tests": [{"name": "Numbers", "results": "results.json"}]}, "tests 1 lacks dataset"),
         ({"tests": []}, "two or more examples, and tests"),
@@ -190,12 +223,13 @@ def test_shipped_card_holds_the_measured_figures():
     card = ModelCard.load(HUB_CARD / "de-en" / "README.md")
     values = {(result.dataset_type, result.metric_type): result for result in card.data.eval_results}
     for test in facts.tests:
-        rows = json.loads((HUB_CARD / test.results).read_text())["results"]
+        stored = map(json.loads, (HUB_CARD / test.results).read_text().splitlines())
+        rows = [row for row in stored if (row["run"], row["variant"]) == (test.run, "") and "num_iterations" in row]
         best = max(rows, key=lambda row: row["num_iterations"])
         for metric in ("sacrebleu", "chrf"):
             result = values[test.dataset, metric]
             assert result.metric_value == round(best[metric], 2)
-            assert result.metric_config == best[f"{metric}_signature"]
+            assert result.metric_config == best["signature" if metric == "sacrebleu" else "chrf_signature"]
             cells = []
             for row in sorted(rows, key=lambda row: row["num_iterations"]):
                 low, high = row["intervals"][metric]

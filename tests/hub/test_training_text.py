@@ -2,8 +2,11 @@
 
 import gzip
 import importlib.util
+import itertools
+import json
 import random
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,3 +148,54 @@ def test_the_whole_text(mix, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         mix.main(["--corpora", str(tmp_path), "--output_dir", str(tmp_path / "third")])
     assert "europarl has 2 German and 3 English lines: they must be aligned" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def tatoeba_parts(mix):
+    spec = importlib.util.spec_from_file_location("tatoeba_parts", FOLDER / "tatoeba_parts.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "mix", mix)  # as beside it on the path of a script
+        spec.loader.exec_module(module)
+    return module
+
+
+def word_distance(one: list[str], two: list[str]) -> int:
+    """The fewest words to add, leave out or replace."""
+    if not one or not two:
+        return len(one) + len(two)
+    rest = word_distance(one[1:], two[1:]) + (one[0] != two[0])
+    return min(rest, word_distance(one[1:], two) + 1, word_distance(one, two[1:]) + 1)
+
+
+def test_neighbours_are_one_word_away(tatoeba_parts):
+    """As by the definition of the edit distance, in all texts of up to four of three words."""
+    trained_on = ["Ja, nein!", "so ja nein so", "nein"]
+    neighbours = tatoeba_parts.Neighbours(trained_on)
+    texts = [words for length in range(1, 5) for words in itertools.product(["ja", "nein", "so"], repeat=length)]
+    expected = [
+        min(word_distance(list(words), tatoeba_parts.blind(t).split()) for t in trained_on) <= 1 for words in texts
+    ]
+    assert [f"{' '.join(words).upper()} 7." in neighbours for words in texts] == expected
+    assert 10 < sum(expected) < 100
+
+
+def test_parts_of_the_held_out_text(tatoeba_parts, mix, tmp_path, capsys):
+    texts = {"train.de": "Das ist groß.\n", "train.en": "x\n"}
+    texts |= {"valid.de": "Das ist süß.\nWas nun?\n", "valid.en": "That is sweet.\nWhat now?\n"}
+    for name in mix.CORPORA:
+        (tmp_path / name).mkdir()
+        for file, text in texts.items():
+            with gzip.open(tmp_path / name / f"{file}.gz", "wt", encoding="utf-8") as opened:
+                opened.write(text)
+    tatoeba_parts.main(["--corpora", str(tmp_path), "--output_dir", str(tmp_path / "parts")])
+    assert json.loads(capsys.readouterr().out) == {"near": 1, "far": 1, "capitals": 2}
+    found = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "parts").iterdir()}
+    assert found == {
+        "near.de": "Das ist süß.\n",
+        "near.en": "That is sweet.\n",
+        "far.de": "Was nun?\n",
+        "far.en": "What now?\n",
+        "capitals.de": "DAS IST SÜSS.\nWAS NUN?\n",
+        "capitals.en": "THAT IS SWEET.\nWHAT NOW?\n",
+    }
