@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modeling_jmnat.experiments.documents import TABLE, declared, write_document
-from modeling_jmnat.experiments.rows import key_of
+from modeling_jmnat.experiments.rows import key_of, select
 from modeling_jmnat.experiments.stored_results import read_rows, translations_of
 from modeling_jmnat.hub.model_card import read_facts
 from tests.helpers.prose import MADE
@@ -146,11 +146,7 @@ def measured(folder: Path) -> frozenset[Decimal]:
     for card in (ROOT / "hub_card").glob("*.yaml"):
         for test in read_facts(card).tests:
             if (card.parent / test.results).parent == folder:
-                rows = (
-                    row
-                    for row in read_rows(folder / "results.jsonl")
-                    if (row["run"], row["variant"]) == (test.run, "")
-                )
+                rows = select(read_rows(folder / "results.jsonl"), run=test.run, variant="")
                 numbers += [f"{number:f}" for row in rows for number in numbers_of(row)]
     return frozenset(map(Decimal, numbers))
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mix import CORPORA, blind
+from mix import CORPORA, blind, corpus
 
 from modeling_jmnat.utils.command_line import command, parse_arguments
-from modeling_jmnat.utils.text_files import read_lines, write_lines
+from modeling_jmnat.utils.text_files import write_lines
 
 ANY = "*"  # stands for a word, in a text without punctuation
 
@@ -79,13 +79,12 @@ class PartsArguments:
 def main(argv=None):
     (arguments,) = parse_arguments(argv, PartsArguments, __doc__)
     corpora, output = Path(arguments.corpora), Path(arguments.output_dir)
-    sides = [read_lines(corpora / "tatoeba" / f"valid.{language}.gz") for language in ("de", "en")]
-    trained_on = (line for name in CORPORA for line in read_lines(corpora / name / "train.de.gz"))
-    found = parts(list(zip(*sides, strict=True)), trained_on)
+    trained_on = (german for name in CORPORA for german, _ in corpus(corpora / name, "train"))
+    found = parts(corpus(corpora / "tatoeba", "valid"), trained_on)
     output.mkdir(parents=True, exist_ok=True)
     for name, pairs in found.items():
-        for language, lines in zip(("de", "en"), zip(*pairs, strict=True), strict=True):
-            write_lines(output / f"{name}.{language}", lines)
+        for side, language in enumerate(("de", "en")):
+            write_lines(output / f"{name}.{language}", (pair[side] for pair in pairs))
     print(json.dumps({name: len(pairs) for name, pairs in found.items()}))
 
 

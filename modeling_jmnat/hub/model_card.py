@@ -114,9 +114,6 @@ class Scores:
     """The rows of a test set by number of passes, and those of the teacher by number of beams."""
 
     test: TestSet
-    sentences: int
-    generation: dict
-    machine: str
     by_passes: dict[int, dict]
     teacher: dict[int, dict]
 
@@ -134,8 +131,7 @@ def read_scores(test: TestSet, folder: Path) -> Scores:
             if "latency_ms" in timed.get(passes, {}):
                 rows[passes]["latency_ms"] = timed[passes]["latency_ms"]
     teacher = _read_report(folder / test.teacher, "num_beams", test.run) if test.teacher else {}
-    first = next(iter(rows.values()))
-    return Scores(test, first["sentences"], first["generation"], first["machine"], rows, teacher)
+    return Scores(test, rows, teacher)
 
 
 def _read_report(path: Path, key: str, run: str | None) -> dict[int, dict]:
@@ -152,6 +148,7 @@ def _read_report(path: Path, key: str, run: str | None) -> dict[int, dict]:
             rows = [row | shared for row in report["results"]]
         for row in rows:
             row[key], row["sacrebleu"], row["sacrebleu_signature"], row["chrf"], row["chrf_signature"]
+            row["sentences"], row["machine"]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path} is not a result file of `jmnat evaluate` with {key}, sacreBLEU and chrF in each row"
@@ -209,12 +206,10 @@ def title(column: tuple[str, int]) -> str:
 
 def conditions(all_scores: Sequence[Scores]) -> list[str]:
     """Machine and signatures of all test sets, each once."""
-    found = []
-    for scores in all_scores:
-        found.append(
-            f"{scores.machine}; sacreBLEU `{scores.best['sacrebleu_signature']}`, "
-            f"chrF `{scores.best['chrf_signature']}`."
-        )
+    rows = (scores.best for scores in all_scores)
+    found = (
+        f"{row['machine']}; sacreBLEU `{row['sacrebleu_signature']}`, chrF `{row['chrf_signature']}`." for row in rows
+    )
     return list(dict.fromkeys(found))
 
 

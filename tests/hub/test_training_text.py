@@ -14,12 +14,17 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[2] / "hub_card" / "training_text"
 
 
-@pytest.fixture(scope="module")
-def mix():
-    spec = importlib.util.spec_from_file_location("mix", FOLDER / "mix.py")
+def script(name):
+    """The module of a script of the folder."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def mix():
+    return script("mix")
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +157,9 @@ def test_the_whole_text(mix, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope="module")
 def tatoeba_parts(mix):
-    spec = importlib.util.spec_from_file_location("tatoeba_parts", FOLDER / "tatoeba_parts.py")
-    module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "mix", mix)  # as beside it on the path of a script
-        spec.loader.exec_module(module)
-    return module
+        return script("tatoeba_parts")
 
 
 def word_distance(one: list[str], two: list[str]) -> int:
