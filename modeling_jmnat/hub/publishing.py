@@ -24,6 +24,7 @@ from ..configuration_jmnat import JMNatConfig
 from ..inference.exported_files import GRAPHS_FOLDER, SETTINGS
 from ..inference.loading import is_jmnat_itself, load_translator
 from ..inference.onnx_runtime import POSITIONS_FILE
+from ..inference.translator_options import OPTIONS_FILE
 from ..modeling_jmnat import JMNatForConditionalGeneration
 from ..onnx_export import exporter
 from ..pipeline import CUSTOM_PIPELINES
@@ -39,7 +40,7 @@ AUTO_CLASSES = {
 AUTO_MAP = {"AutoModel": "modeling_jmnat.JMNatModel"}  # a save enters its own class alone
 # Files of an earlier build or push, which must not stay beside new ones.
 WEIGHT_FILES = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-GRAPH_PATTERNS = ("*.onnx", "output_weight*.safetensors", POSITIONS_FILE, *SETTINGS, "tokenizer*.json")
+GRAPH_PATTERNS = ("*.onnx", "output_weight*.safetensors", POSITIONS_FILE, OPTIONS_FILE, *SETTINGS, "tokenizer*.json")
 GRAPH_FILES = tuple(f"{GRAPHS_FOLDER}/{name}" for name in GRAPH_PATTERNS)
 CODE_MODULES = (plain_text, segmenters, spelling, pipeline_module)
 CODE_FILES = ("*_jmnat.py", *(Path(module.__file__).name for module in CODE_MODULES))
