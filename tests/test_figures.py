@@ -13,8 +13,9 @@ import pytest
 
 from modeling_jmnat.experiments.documents import TABLE, declared, write_document
 from modeling_jmnat.experiments.rows import key_of, select
-from modeling_jmnat.experiments.stored_results import read_rows, translations_of
+from modeling_jmnat.experiments.stored_results import translations_of
 from modeling_jmnat.hub.model_card import read_facts
+from modeling_jmnat.utils.json_files import read_json_lines
 from tests.helpers.prose import MADE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,12 +50,12 @@ def test_few_result_files():
 def test_rows_and_translations_of_a_folder_agree(folder):
     """A row for each system and setting; figures typed in by hand apart, with a note; translations of every line."""
     assert (folder / "README.md").is_file()
-    rows = read_rows(folder / "results.jsonl")
+    rows = read_json_lines(folder / "results.jsonl")
     assert len({key_of(row) for row in rows}) == len(rows)
     assert not any("note" in row for row in rows)
     typed_in = folder / "typed_in.jsonl"
     if typed_in.is_file():
-        assert all(row["note"] and row["translations"] is None for row in read_rows(typed_in))
+        assert all(row["note"] and row["translations"] is None for row in read_json_lines(typed_in))
     for row in rows:
         assert row["run"]
         if row.get("translations"):
@@ -146,7 +147,7 @@ def measured(folder: Path) -> frozenset[Decimal]:
     for card in (ROOT / "hub_card").glob("*.yaml"):
         for test in read_facts(card).tests:
             if (card.parent / test.results).parent == folder:
-                rows = select(read_rows(folder / "results.jsonl"), run=test.run, variant="")
+                rows = select(read_json_lines(folder / "results.jsonl"), run=test.run, variant="")
                 numbers += [f"{number:f}" for row in rows for number in numbers_of(row)]
     return frozenset(map(Decimal, numbers))
 

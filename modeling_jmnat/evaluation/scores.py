@@ -5,8 +5,9 @@ To compare with other work, use sacreBLEU with its signature; the paper reports 
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -176,6 +177,12 @@ def describe_environment(model) -> dict:
             "dtype": str(model.dtype).removeprefix("torch."),
         },
     }
+
+
+def machine_in_words(device: Mapping[str, Any]) -> str:
+    """Device, threads of a processor, and dtype, of the `device` of `describe_environment`."""
+    threads = f", {device['threads']} thread{'s' * (device['threads'] != 1)}" if device["type"] == "cpu" else ""
+    return f"{device['name']}{threads}, {device['dtype']}"
 
 
 def processor_name() -> str:

@@ -27,10 +27,11 @@ from typing import Any
 from ..evaluation.evaluation_plots import length_panel
 from ..evaluation.plots import STEPS, Panel, plot_bleu_against_latency, plot_lines
 from ..utils.atomic_files import atomic_text_file
+from ..utils.json_files import read_json_lines
 from ..utils.markdown import markdown
 from .pictures import BLEU, PICTURES, curve, drawn
 from .rows import KEYS, TRIED, select, tried_rows
-from .stored_results import RESULTS, read_rows
+from .stored_results import RESULTS
 from .tables import TABLES, cell
 
 TABLE = re.compile(r"(<!-- table\n(.*?)-->\n).*?(<!-- end -->)", re.DOTALL)
@@ -79,7 +80,9 @@ def rows_of(path: Path, asked: Mapping[str, Any]) -> list[dict]:
         ValueError: there are none.
     """
     files = asked.get("from", RESULTS)
-    rows = [row for file in ([files] if isinstance(files, str) else files) for row in read_rows(path.parent / file)]
+    rows = [
+        row for file in ([files] if isinstance(files, str) else files) for row in read_json_lines(path.parent / file)
+    ]
     if asked.get("rows", {}).get("variant") == TRIED:
         rows = [tried for row in rows for tried in tried_rows(row)]
     rows = select(rows, **asked.get("rows", {}))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.plots import read_log_history, series
+from ..evaluation.scores import machine_in_words
 from ..utils.json_files import read_json
 from .comparisons import SPLITS
 from .speed_rows import rounded, speed_rows
@@ -159,8 +160,7 @@ def settings_of(report: dict) -> dict:
     if settings.get("generation"):
         found["generation"] = settings["generation"]
     if device:
-        threads = f", {device['threads']} thread{'s' * (device['threads'] != 1)}" if device["type"] == "cpu" else ""
-        found["machine"] = f"{device['name']}{threads}, {device['dtype']}"
+        found["machine"] = machine_in_words(device)
     if versions:
         found["software"] = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "python")
     return found

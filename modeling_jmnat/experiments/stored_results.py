@@ -10,29 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..utils.atomic_files import atomic_text_file
+from ..utils.json_files import read_json_lines
 from ..utils.text_files import read_lines, write_lines
 from .rows import collect, key_of
 
 RESULTS = "results.jsonl"
-
-
-def read_rows(path: Path) -> list[dict]:
-    """Rows of a file with one JSON object in each line.
-
-    Raises:
-        ValueError: a line is something else; the message names it.
-        OSError: the file cannot be read.
-    """
-    rows = []
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}: line {number} is not JSON ({error}): restore the file") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}: line {number} must be a JSON object, not {type(row).__name__}")
-        rows.append(row)
-    return rows
 
 
 def write_rows(path: Path, rows: Iterable[dict]) -> None:
@@ -60,7 +42,7 @@ def add_results(
         raise ValueError(f"only={only!r} matches none of {', '.join(sorted({name_of(row) for row in found}))}")
     path = folder / RESULTS
     folder.mkdir(parents=True, exist_ok=True)
-    old = {key_of(row): row for row in read_rows(path)} if path.is_file() else {}
+    old = {key_of(row): row for row in read_json_lines(path)} if path.is_file() else {}
     rows = old | new
     texts = {key: Path(row["translations"]) for key, row in new.items() if row.get("translations")}
     for key in texts:

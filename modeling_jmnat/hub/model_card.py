@@ -12,8 +12,10 @@ from pathlib import Path
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..evaluation.scores import machine_in_words
 from ..inference.onnx_runtime import GRAPHS_FOLDER
 from ..pipeline import JMNatTranslationPipeline
+from ..utils.json_files import read_json, read_json_lines
 from ..utils.markdown import markdown
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -140,16 +142,15 @@ def _read_report(path: Path, key: str, run: str | None) -> dict[int, dict]:
         if path.suffix == ".jsonl":
             rows = _stored_rows(path, key, run)
         else:
-            report = json.loads(path.read_text(encoding="utf-8"))
+            report = read_json(path)
             settings, device = report["settings"], report["device"]
-            threads = f"{device['threads']} thread{'' if device['threads'] == 1 else 's'}"
             shared = {"sentences": settings["sentences"], "generation": settings["generation"]}
-            shared |= {"machine": f"{device['name']}, {threads}, {device['dtype']}"}
+            shared |= {"machine": machine_in_words(device)}
             rows = [row | shared for row in report["results"]]
         for row in rows:
             row[key], row["sacrebleu"], row["sacrebleu_signature"], row["chrf"], row["chrf_signature"]
             row["sentences"], row["machine"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError):
         raise ValueError(
             f"{path} is not a result file of `jmnat evaluate` with {key}, sacreBLEU and chrF in each row"
         ) from None
@@ -160,7 +161,7 @@ def _read_report(path: Path, key: str, run: str | None) -> dict[int, dict]:
 
 def _stored_rows(path: Path, key: str, run: str | None) -> list[dict]:
     """Of a results.jsonl of `jmnat tables`, the rows of a run with `key` that were decoded as the model is."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_json_lines(path)
     chosen = [row for row in rows if row["run"] == run and row["variant"] == "" and key in row]
     return [{"generation": {}} | row | {"sacrebleu_signature": row["signature"]} for row in chosen]
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .text_files import read_lines
+
 
 def parse_json(argument: str, text: str) -> Any:
     """The value that an argument gives as JSON; ValueError, which names the argument, if it is none."""
@@ -37,3 +39,22 @@ def read_json(
     if lacking:
         raise ValueError(f"{path} lacks {', '.join(lacking)}: {what_to_do}")
     return content
+
+
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file with one in each line.
+
+    Raises:
+        ValueError: a line is something else; the message names it.
+        OSError: the file cannot be read.
+    """
+    rows = []
+    for number, line in enumerate(read_lines(Path(path)), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number} is not JSON ({error}): restore the file") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: line {number} must be a JSON object, not {type(row).__name__}")
+        rows.append(row)
+    return rows

@@ -11,7 +11,8 @@ from modeling_jmnat.evaluation.stored import store_texts
 from modeling_jmnat.experiments import stored_results
 from modeling_jmnat.experiments.documents import write_document
 from modeling_jmnat.experiments.rows import collect, key_of, named, select
-from modeling_jmnat.experiments.stored_results import RESULTS, read_rows, translations_of
+from modeling_jmnat.experiments.stored_results import RESULTS, translations_of
+from modeling_jmnat.utils.json_files import read_json_lines
 from modeling_jmnat.utils.text_files import write_lines
 from modeling_jmnat.utils.translation_scores import score_translations
 
@@ -136,7 +137,7 @@ def test_stored_translations_give_the_scores_again(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["new"] == 10
     reference = tmp_path / "reference.txt"
     write_lines(reference, REFERENCES)
-    rows = [row for row in read_rows(folder / RESULTS) if row.get("translations")]
+    rows = [row for row in read_json_lines(folder / RESULTS) if row.get("translations")]
     assert {row["translations"] for row in rows} == {
         f"translations/tiny-updates_10-{split}.tsv.gz" for split in ("validation", "test")
     }
@@ -173,7 +174,7 @@ def benchmark(tmp_path):
 def test_rows_of_a_benchmark(benchmark, tmp_path):
     folder = tmp_path / "speed"
     add(folder, "--add", benchmark, "--run", "tiny_on_epyc", "--only", "k = ")
-    four, nine = read_rows(folder / RESULTS)
+    four, nine = read_json_lines(folder / RESULTS)
     assert (four["machine"], four["software"]) == ("AMD EPYC, 2 threads", "torch 2.13")
     assert four["profile"] == {"products": 53.0, "GMAC": 0.66}
     assert (nine["translations"], nine["column"]) == ("translations/tiny_on_epyc.tsv.gz", 2)
@@ -205,7 +206,7 @@ def test_new_results_take_the_place_of_old_ones(run, tmp_path, capsys):
     add(folder, "--add", run / "results" / "test" / "jm-1.json", "--run", "tiny")
     counts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["new"], line["replaced"]) for line in counts] == [(1, 0), (2, 0), (0, 1)]
-    rows = read_rows(folder / RESULTS)
+    rows = read_json_lines(folder / RESULTS)
     stored = {(row["system"], row["split"]): translations_of(folder, row) for row in rows}
     assert stored == {("jm", "test"): TEXTS["jm-2"]} | {
         ("cm", split): TEXTS["cm-1"] for split in ("validation", "test")
@@ -215,13 +216,15 @@ def test_new_results_take_the_place_of_old_ones(run, tmp_path, capsys):
 def test_columns_stay_where_the_rows_say_until_these_are_written(run, tmp_path, monkeypatch):
     folder = tmp_path / "question"
     add(folder, "--add", run, "--run", "tiny")
-    before = {key_of(row): translations_of(folder, row) for row in read_rows(folder / RESULTS) if "column" in row}
+    before = {
+        key_of(row): translations_of(folder, row) for row in read_json_lines(folder / RESULTS) if "column" in row
+    }
     assert len(before) == 6
     evaluation(run / "results" / "test" / "jm-1.json", TEXTS["cm-1"])
     monkeypatch.setattr(stored_results, "write_rows", lambda *_: pytest.fail("killed"))
     with pytest.raises(pytest.fail.Exception):
         stored_results.add_results(folder, [run / "results" / "test" / "jm-1.json"], "tiny")
-    for row in read_rows(folder / RESULTS):
+    for row in read_json_lines(folder / RESULTS):
         if "column" in row:
             replaced = (row["system"], row["seed"], row["split"]) == ("jm", 1, "test")
             assert translations_of(folder, row) == (TEXTS["cm-1"] if replaced else before[key_of(row)])
@@ -244,7 +247,7 @@ def test_translations_of_another_text_get_a_sentence(run, tmp_path, capsys):
 def test_translations_that_may_not_be_copied(run, tmp_path):
     folder = tmp_path / "question"
     add(folder, "--add", run, "--run", "tiny", "--with_translations", "False")
-    rows = read_rows(folder / RESULTS)
+    rows = read_json_lines(folder / RESULTS)
     assert not any(row.get("translations") for row in rows)
     assert [path.name for path in folder.iterdir()] == [RESULTS]
     with pytest.raises(ValueError, match="there are no stored translations of jm-1 in tiny"):
@@ -274,7 +277,7 @@ def test_mistakes_have_a_sentence(run, tmp_path, words, sentence, capsys):
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / RESULTS).write_text('{"run": "a"}\n{"run":\n')
     with pytest.raises(ValueError, match="line 2 is not JSON"):
-        read_rows(tmp_path / RESULTS)
+        read_json_lines(tmp_path / RESULTS)
 
 
 # Documents -----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from huggingface_hub import ModelCard
 import modeling_jmnat
 from modeling_jmnat import JMNatTranslationPipeline
 from modeling_jmnat.experiments.rows import collect, select
-from modeling_jmnat.experiments.stored_results import read_rows
 from modeling_jmnat.hub.model_card import PICTURE, read_facts, write_card
+from modeling_jmnat.utils.json_files import read_json_lines
 from tests.helpers.teacher_samples import random_lines
 from tests.helpers.translation_samples import tiny_student, tiny_tokenizer
 
@@ -224,7 +224,7 @@ def test_shipped_card_holds_the_measured_figures():
     card = ModelCard.load(HUB_CARD / "de-en" / "README.md")
     values = {(result.dataset_type, result.metric_type): result for result in card.data.eval_results}
     for test in facts.tests:
-        stored = select(read_rows(HUB_CARD / test.results), run=test.run, variant="")
+        stored = select(read_json_lines(HUB_CARD / test.results), run=test.run, variant="")
         rows = [row for row in stored if "num_iterations" in row]
         best = max(rows, key=lambda row: row["num_iterations"])
         for metric in ("sacrebleu", "chrf"):
