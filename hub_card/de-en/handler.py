@@ -10,6 +10,7 @@ import torch
 from transformers import pipeline
 
 INT8_GRAPHS = ("translator_int8.onnx", "onnx/translator_int8.onnx")  # as export_onnx.py and publish.py --onnx write
+LARGEST = {"num_iterations": 100, "crf_beam": 64}  # what one request may ask for: time grows with them
 
 
 class EndpointHandler:
@@ -55,6 +56,9 @@ class EndpointHandler:
             raise ValueError('the request must be {"inputs": text or list of texts, "parameters": {option: value}}')
         options = {**parameters, **further}
         options.pop("generate_parameters", None)
+        for name, largest in LARGEST.items():
+            if isinstance(options.get(name), int) and options[name] > largest:
+                raise ValueError(f"{name}={options[name]} must be at most {largest} in a request")
         try:
             return self.pipeline(data["inputs"], **options)
         except (TypeError, ValueError) as error:

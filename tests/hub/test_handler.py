@@ -45,6 +45,12 @@ BAD = (
     ({"inputs": None}, "a text to translate must be a string, not NoneType"),
     ({"inputs": ["a", 5]}, "a text to translate must be a string, not int: 5"),
     ({"inputs": "a", "parameters": {"num_iterations": 0}}, "num_iterations=0"),
+    ({"inputs": "a", "parameters": {"num_iterations": 101}}, "num_iterations=101 must be at most 100 in a request"),
+    (
+        {"inputs": "a", "parameters": {"generate_parameters": {"num_iterations": 10**9}}},
+        "num_iterations=1000000000 must be at most 100 in a request",
+    ),
+    ({"inputs": "a", "parameters": {"crf_beam": 10**6}}, "crf_beam=1000000 must be at most 64 in a request"),
     ({"inputs": "a", "parameters": {"num_iteration": 2}}, "num_iteration"),
     ({"inputs": "a", "parameters": {"generate_parameters": {"do_sample": True}}}, "do_sample"),
     ({"inputs": "a", "parameters": {"long_lines": "cut"}}, "long_lines='cut' is not one of"),
