@@ -201,3 +201,21 @@ def test_parts_of_the_held_out_text(tatoeba_parts, mix, tmp_path, capsys):
         "capitals.de": "DAS IST SÜSS.\nWAS NUN?\n",
         "capitals.en": "THAT IS SWEET.\nWHAT NOW?\n",
     }
+
+
+def test_what_a_teacher_translates_anew(tmp_path, capsys):
+    """By hand: a pair that occurs three times stays, all its lines; of the others each source stands once."""
+    pairs = [("Hund", "dog"), ("Ja.", "Yes."), ("Hund", "dog"), ("Ja.", "Yeah."), ("Nein.", "No."), ("Hund", "dog")]
+    pairs += [("Hund", "hound"), ("Nein.", "No.")]
+    for side, language in enumerate(("de", "en")):
+        lines = "".join(f"{pair[side]}\n" for pair in pairs)
+        (tmp_path / f"train.{language}").write_text(lines, encoding="utf-8")
+    script("for_distillation").main(["--text", str(tmp_path), "--output_dir", str(tmp_path / "parts")])
+    assert json.loads(capsys.readouterr().out) == {"once": 2, "kept": 3}
+    found = {path.name: path.read_text(encoding="utf-8").splitlines() for path in (tmp_path / "parts").iterdir()}
+    assert found == {
+        "once.de": ["Ja.", "Nein."],
+        "once.en": ["Yes.", "No."],
+        "kept.de": ["Hund"] * 3,
+        "kept.en": ["dog"] * 3,
+    }
