@@ -41,6 +41,12 @@ def search_options(generation_config: GenerationConfig) -> dict[str, float | int
     }
 
 
+def suppressed_sequences(generation_config: GenerationConfig) -> list[list[int]]:
+    """The token ids that a search must not write, each a sequence, mostly of one."""
+    single = [[token] for token in generation_config.suppress_tokens or ()]
+    return single + list(generation_config.bad_words_ids or ())
+
+
 def beam_search_batch_tokens(device: torch.device | str) -> int:
     """Default size of a batch of beam search: padded source tokens times beams."""
     return 131_072 if torch.device(device).type == "cuda" else 16_384

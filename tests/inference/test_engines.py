@@ -96,8 +96,17 @@ def test_ctranslate2_gives_the_same_translations(data, tokenizer, normalize_befo
     assert sum(x == y for x, y in zip(expected, found, strict=True)) >= 0.85 * len(expected)  # near ties may differ
 
 
-@pytest.mark.parametrize("options", [{"no_repeat_ngram_size": 2}, {"repetition_penalty": 1.5}])
-def test_ctranslate2_obeys_rules_against_repetition(options, data, tokenizer):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"no_repeat_ngram_size": 2},
+        {"repetition_penalty": 1.5},
+        {"min_length": 12},
+        {"suppress_tokens": [17, 40]},
+        {"bad_words_ids": [[1], [17], [50, 50]]},
+    ],
+)
+def test_ctranslate2_obeys_a_generation_configuration(options, data, tokenizer):
     pytest.importorskip("ctranslate2")
     model = random_teacher(tokenizer, seed=3)
     sources = load_prepared(data)[0]["train"][:40]["input_ids"]
