@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mix import Pair, write_pairs
+
 from modeling_jmnat.utils.command_line import command, parse_arguments
-from modeling_jmnat.utils.text_files import iterate_parallel, write_lines
+from modeling_jmnat.utils.text_files import iterate_parallel
 
 OFTEN = 3  # occurrences of a pair
-Pair = tuple[str, str]
 
 
 def divide(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
@@ -45,10 +46,8 @@ def main(argv=None):
     (arguments,) = parse_arguments(argv, DivisionArguments, __doc__)
     text, output = Path(arguments.text), Path(arguments.output_dir)
     once, kept = divide(list(iterate_parallel(text / "train.de", text / "train.en")))
-    output.mkdir(parents=True, exist_ok=True)
-    for name, pairs in (("once", once), ("kept", kept)):
-        for side, language in enumerate(("de", "en")):
-            write_lines(output / f"{name}.{language}", (pair[side] for pair in pairs))
+    write_pairs(output, "once", once)
+    write_pairs(output, "kept", kept)
     print(json.dumps({"once": len(once), "kept": len(kept)}))
 
 

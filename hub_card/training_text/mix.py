@@ -205,6 +205,13 @@ def corpus(folder: Path, split: str = "train") -> list[Pair]:
     return list(zip(*sides, strict=True))
 
 
+def write_pairs(folder: Path, name: str, pairs: Sequence[Pair]) -> None:
+    """Write aligned lines, NAME.de and NAME.en, into a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for side, language in enumerate(("de", "en")):
+        write_lines(folder / f"{name}.{language}", (pair[side] for pair in pairs))
+
+
 def own_text(draw: random.Random, held_out: Iterable[str]) -> dict[str, list[Pair]]:
     """What was written for this text, without sentences of three words and more that are tests."""
     names, fillers = by_kind("names.tsv"), by_kind("fillers.tsv")
@@ -258,9 +265,7 @@ def main(argv=None):
         print(f"{name}: {len(pairs)} lines, {sum(len(english.split()) for _, english in pairs)} English words")
     lines = [varied(pair, draw) for pairs in parts.values() for pair in pairs]
     draw.shuffle(lines)
-    Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)
-    for side, language in enumerate(("de", "en")):
-        write_lines(Path(arguments.output_dir) / f"train.{language}", (line[side] for line in lines))
+    write_pairs(Path(arguments.output_dir), "train", lines)
     print(f"{len(lines)} lines in {arguments.output_dir}")
 
 

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mix import CORPORA, blind, corpus
+from mix import CORPORA, blind, corpus, write_pairs
 
 from modeling_jmnat.utils.command_line import command, parse_arguments
-from modeling_jmnat.utils.text_files import write_lines
 
 ANY = "*"  # stands for a word, in a text without punctuation
 
@@ -81,10 +80,8 @@ def main(argv=None):
     corpora, output = Path(arguments.corpora), Path(arguments.output_dir)
     trained_on = (german for name in CORPORA for german, _ in corpus(corpora / name, "train"))
     found = parts(corpus(corpora / "tatoeba", "valid"), trained_on)
-    output.mkdir(parents=True, exist_ok=True)
     for name, pairs in found.items():
-        for side, language in enumerate(("de", "en")):
-            write_lines(output / f"{name}.{language}", (pair[side] for pair in pairs))
+        write_pairs(output, name, pairs)
     print(json.dumps({name: len(pairs) for name, pairs in found.items()}))
 
 

@@ -80,9 +80,8 @@ def rows_of(path: Path, asked: Mapping[str, Any]) -> list[dict]:
         ValueError: there are none.
     """
     files = asked.get("from", RESULTS)
-    rows = [
-        row for file in ([files] if isinstance(files, str) else files) for row in read_json_lines(path.parent / file)
-    ]
+    files = [files] if isinstance(files, str) else files
+    rows = [row for file in files for row in read_json_lines(path.parent / file)]
     if asked.get("rows", {}).get("variant") == TRIED:
         rows = [tried for row in rows for tried in tried_rows(row)]
     rows = select(rows, **asked.get("rows", {}))

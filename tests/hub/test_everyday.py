@@ -1,9 +1,9 @@
 """The sentences of a German course, and how the shipped model translates them."""
 
-import json
-
 import pytest
 
+from modeling_jmnat.experiments.rows import select
+from modeling_jmnat.utils.json_files import read_json_lines
 from tests.everyday import FOLDER, LISTS, SHORT, counts, sentences, words, wrong_translations
 
 MODEL = FOLDER.parents[1] / "de-en"
@@ -29,8 +29,7 @@ def test_a_translation_is_right_whatever_its_case_and_punctuation():
 @pytest.mark.parametrize("name", LISTS)
 def test_the_shipped_model_translates_as_many_as_is_written_down(name):
     """At most one less, because other processors round differently."""
-    rows = (json.loads(line) for line in (FOLDER / "results.jsonl").read_text().splitlines())
-    wanted = (f"de-en/{name}", "", 4)
-    (stored,) = [row for row in rows if (row["run"], row["variant"], row.get("num_iterations")) == wanted]
+    rows = read_json_lines(FOLDER / "results.jsonl")
+    (stored,) = select(rows, run=f"de-en/{name}", variant="", num_iterations=4)
     found = counts(wrong_translations(str(MODEL), name, num_iterations=4, num_length_candidates=4), name)
     assert abs(found["right"] - stored["right"]) <= 1

@@ -155,11 +155,15 @@ def test_the_whole_text(mix, tmp_path, monkeypatch, capsys):
     assert "europarl has 2 German and 3 English lines: they must be aligned" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def tatoeba_parts(mix):
+def script_beside(mix, name):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "mix", mix)  # as beside it on the path of a script
-        return script("tatoeba_parts")
+        return script(name)
+
+
+@pytest.fixture(scope="module")
+def tatoeba_parts(mix):
+    return script_beside(mix, "tatoeba_parts")
 
 
 def word_distance(one: list[str], two: list[str]) -> int:
@@ -203,14 +207,15 @@ def test_parts_of_the_held_out_text(tatoeba_parts, mix, tmp_path, capsys):
     }
 
 
-def test_what_a_teacher_translates_anew(tmp_path, capsys):
+def test_what_a_teacher_translates_anew(mix, tmp_path, capsys):
     """By hand: a pair that occurs three times stays, all its lines; of the others each source stands once."""
     pairs = [("Hund", "dog"), ("Ja.", "Yes."), ("Hund", "dog"), ("Ja.", "Yeah."), ("Nein.", "No."), ("Hund", "dog")]
     pairs += [("Hund", "hound"), ("Nein.", "No.")]
     for side, language in enumerate(("de", "en")):
         lines = "".join(f"{pair[side]}\n" for pair in pairs)
         (tmp_path / f"train.{language}").write_text(lines, encoding="utf-8")
-    script("for_distillation").main(["--text", str(tmp_path), "--output_dir", str(tmp_path / "parts")])
+    main = script_beside(mix, "for_distillation").main
+    main(["--text", str(tmp_path), "--output_dir", str(tmp_path / "parts")])
     assert json.loads(capsys.readouterr().out) == {"once": 2, "kept": 3}
     found = {path.name: path.read_text(encoding="utf-8").splitlines() for path in (tmp_path / "parts").iterdir()}
     assert found == {
