@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedConfig
+from transformers import GenerationConfig, LogitsProcessor, PreTrainedConfig, PreTrainedTokenizerBase
 
 # A translation may have MAX_LENGTH_FACTOR * S + MAX_LENGTH_MARGIN tokens before `</s>`, S being its source's tokens.
 MAX_LENGTH_FACTOR = 1.5
@@ -32,19 +33,17 @@ def length_penalty(generation_config: GenerationConfig) -> float:
     return 1.0 if value is None else float(value)
 
 
-def search_options(generation_config: GenerationConfig) -> dict[str, float | int]:
+def search_options(generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """A generation configuration as options of CTranslate2, which does not read the file itself."""
+    never = [[token] for token in generation_config.suppress_tokens or ()] + (generation_config.bad_words_ids or [])
+    never = [ids for ids in never if ids != [tokenizer.pad_token_id]]
     return {
         "length_penalty": length_penalty(generation_config),
         "repetition_penalty": generation_config.repetition_penalty or 1.0,
         "no_repeat_ngram_size": generation_config.no_repeat_ngram_size or 0,
+        # without `<pad>`, which is never written, and which some converted models lack
+        "suppress_sequences": [tokenizer.convert_ids_to_tokens(ids) for ids in never] or None,
     }
-
-
-def suppressed_sequences(generation_config: GenerationConfig) -> list[list[int]]:
-    """The token ids that a search must not write, each a sequence, mostly of one."""
-    single = [[token] for token in generation_config.suppress_tokens or ()]
-    return single + list(generation_config.bad_words_ids or ())
 
 
 def beam_search_batch_tokens(device: torch.device | str) -> int:

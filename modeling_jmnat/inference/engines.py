@@ -33,7 +33,6 @@ from .beam_search import (
     max_source_length,
     max_target_length,
     search_options,
-    suppressed_sequences,
     target_limit,
 )
 from .ctranslate2_models import ctranslate2_converter, number_type
@@ -217,13 +216,10 @@ class CTranslate2Engine(Engine):
     def _translate_batch(self, sources: list, num_beams: int, lengths: tuple[int, int], **how) -> list:
         """`lengths` are the least and the greatest number of tokens in a translation."""
         least = (self.generation_config.min_length or 0) - 1  # Transformers counts the start token
-        pad = [special_id(self, "pad_token_id")]  # never written, and some converted models lack it
-        never = [ids for ids in suppressed_sequences(self.generation_config) if ids != pad]
         return self.translator.translate_batch(
             sources,
             beam_size=num_beams,
-            **search_options(self.generation_config),
-            suppress_sequences=list(map(self.tokenizer.convert_ids_to_tokens, never)) or None,
+            **search_options(self.generation_config, self.tokenizer),
             max_input_length=0,
             min_decoding_length=min(max(lengths[0], least), lengths[1]),
             max_decoding_length=lengths[1],
@@ -271,7 +267,7 @@ class JMNatEngine(Engine):
         return output.sequences.tolist()
 
 
-def special_id(model: Any, name: str) -> Any:
+def special_id(model: PreTrainedModel, name: str) -> Any:
     """An id, or a list of ids, from the generation configuration, or from the model's if that has none."""
     value = getattr(model.generation_config, name)
     return getattr(model.config, name, None) if value is None else value
